@@ -1,0 +1,40 @@
+# The verbs of this repository; each does the set-up that it needs.
+#   DEVICE=cpu|gpu   instead of what the machine has       VLLM=0.26|0.33   which release on a GPU
+#   MODEL=...        another model for `make bench`        PYTHON=...       the interpreter for .venv
+
+PYTHON ?= python3
+VENV ?= .venv
+VLLM ?= 0.26
+export PYTHON VENV DEVICE VLLM
+
+.PHONY: setup test bench report lint lock schema patch clean
+
+setup:
+	@scripts/setup.sh
+
+test: setup
+	$(VENV)/bin/python -m pytest -q
+
+bench: setup
+	@$(VENV)/bin/fp8-sinks bench serving baseline fp8 $(if $(MODEL),--model $(MODEL))
+
+report: setup
+	$(VENV)/bin/fp8-sinks bench report results --out .
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# Rewrite locks/*.txt from locks/*.in.
+lock:
+	scripts/lock.sh
+
+# Rewrite docs/result.schema.json from bench/result.py.
+schema: setup
+	$(VENV)/bin/python -m bench.schema
+
+patch:
+	@echo "make patch: the FlashInfer patch series is not in this release; results record 'patch: none'" >&2; exit 2
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""Measure: serving, accuracy, and the report made from result files alone."""

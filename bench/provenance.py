@@ -1,0 +1,63 @@
+"""Where a result comes from: machine, versions, commit and command, with nothing that names this machine."""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.result import Provenance
+from vllm_launch import software
+from vllm_launch.machine import Machine
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def collect(machine: Machine, command: list[str]) -> Provenance:
+    """Provenance of a run that starts now on `machine` by `command`."""
+    commit = _git("rev-parse", "HEAD")
+    return Provenance(
+        created=datetime.now(UTC).replace(microsecond=0),
+        machine=machine,
+        versions={"python": platform.python_version()} | software.versions(),
+        patch="none",
+        git_commit=commit,
+        git_dirty=bool(commit and _git("status", "--porcelain")),
+        command=[redact(word) for word in command],
+    )
+
+
+def redact(text: str) -> str:
+    """Checkout, environment, temporary and home folders replaced by $REPO, $ENV, $TMP and ~."""
+    places = {
+        str(REPO): "$REPO",
+        sys.prefix: "$ENV",
+        str(Path(tempfile.gettempdir()).resolve()): "$TMP",
+        str(Path.home()): "~",
+    }
+    # The longest first: an environment inside the checkout is still $ENV.
+    for place in sorted(places, key=len, reverse=True):
+        if place != os.sep:
+            text = text.replace(place, places[place])
+    return text
+
+
+def redact_all(value):
+    """redact() on every string in nested lists and maps."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [redact_all(item) for item in value]
+    if isinstance(value, dict):
+        return {key: redact_all(item) for key, item in value.items()}
+    return value
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

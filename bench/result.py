@@ -1,0 +1,153 @@
+"""A Result: what one run measured, on what, with what command. The only thing that reports are made from."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from vllm_launch.resolved import Resolved
+
+from vllm_launch.errors import Problem
+from vllm_launch.machine import Machine
+from vllm_launch.model import Model
+from vllm_launch.profile import Argument
+
+SCHEMA_VERSION = 1
+
+
+class Strict(BaseModel):
+    """Plain data: unknown keys are errors, and nothing changes after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Provenance(Strict):
+    """Where and how a result was made; paths are replaced by $REPO, $ENV, ~ and $TMP, and no host is named."""
+
+    created: datetime
+    machine: Machine
+    versions: dict[str, str]
+    patch: Annotated[str, Field(description="'none', or the id of the applied FlashInfer patch set")]
+    git_commit: str | None
+    git_dirty: bool
+    command: list[str]
+
+
+class Requested(Strict):
+    """What was asked of vLLM: the server's command line and the environment added to the caller's."""
+
+    kv_cache_dtype: str
+    attention_backends: list[str]
+    arguments: dict[str, Argument]
+    command: list[str]
+    environment: dict[str, str]
+
+
+class Start(Strict):
+    """One start of the server. cold: this run's caches were empty. Seconds."""
+
+    cache: Literal["cold", "warm"]
+    start_s: float
+    first_token_s: float
+
+
+class Rate(Strict):
+    """llama-benchy's samples at one point of the grid; token counts, one sample per repeat.
+
+    decode_tok_s and prefill_tok_s sum over the requests at once; first_token_ms is the time to the first token.
+    """
+
+    depth: int
+    prompt: int
+    output: int
+    concurrency: int
+    decode_tok_s: list[float]
+    prefill_tok_s: list[float]
+    first_token_ms: list[float]
+
+    @property
+    def context(self) -> int:
+        """Tokens in the KV cache halfway through the output."""
+        return self.depth + self.prompt + self.output // 2
+
+
+class GreedyMatch(Strict):
+    """One prompt's greedy answer against the reference profile's, position by position.
+
+    margin: smallest gap, over the reference's positions, between its best and second-best log-probability.
+    """
+
+    prompt: str
+    reference: str
+    text: str
+    reference_text: str
+    matched: int
+    tokens: int
+    distinct: int
+    margin: float
+    passed: bool
+
+
+class Wiped(Strict):
+    """What emptying this run's JIT caches removed before the profile's cold start."""
+
+    files: int
+    bytes: int
+
+
+class Failure(Strict):
+    step: str
+    message: str
+
+
+class ServingRow(Strict):
+    """All that was measured with one profile; what failed or was not reached is absent, and in `failures`."""
+
+    profile: str
+    description: str
+    requested: Requested
+    resolved: Resolved | None
+    wiped: Wiped | None
+    starts: list[Start]
+    completion: str | None
+    rates: list[Rate]
+    greedy: list[GreedyMatch]
+    failures: list[Failure]
+
+
+class ServingResult(Strict):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["serving"] = "serving"
+    id: str
+    provenance: Provenance
+    model: Model
+    rows: list[ServingRow]
+
+
+def read(path: Path) -> ServingResult:
+    """Read a result file; raises Problem("file") for one that is missing, half-written or of another schema."""
+    try:
+        return ServingResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Problem("file", f"cannot read {path}: {error.strerror}", "name an existing result file") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise Problem(
+            "file",
+            f"{path} is not a result of schema {SCHEMA_VERSION}: {where}: {first['msg']}",
+            "it may be half-written or from another version; run the bench again, with --resume to keep its steps",
+        ) from error
+
+
+def write(model: BaseModel, path: Path) -> None:
+    """Write any of our records as JSON, whole or not at all."""
+    write_text(model.model_dump_json(indent=1) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file under a temporary name, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,17 @@
+"""`python -m bench.schema`: write docs/result.schema.json from bench/result.py."""
+
+import json
+
+from bench.provenance import REPO
+from bench.result import ServingResult, write_text
+
+PATH = REPO / "docs" / "result.schema.json"
+
+
+def text() -> str:
+    """The JSON schema of a result file."""
+    return json.dumps(ServingResult.model_json_schema(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    write_text(text(), PATH)

@@ -1,0 +1,20 @@
+"""`fp8-sinks`: the command."""
+
+import click
+
+from bench.cli import bench
+from vllm_launch.cli import serve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fp8-sinks")
+def main() -> None:
+    """Serve gpt-oss with attention sinks and an FP8 KV cache, and prove that the answers hold.
+
+    Exit codes: 0 done; 1 unexpected; 2 usage; 10 profile; 11 model; 12 address; 13 memory; 14 disk; 15 software;
+    20 server; 21 resolved; 30 requests; 31 gate; 32 file.
+    """
+
+
+main.add_command(serve)
+main.add_command(bench)

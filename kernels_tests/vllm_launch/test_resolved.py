@@ -1,0 +1,316 @@
+"""Reading vLLM's log: recorded CPU logs, and GPU logs composed from the format strings of vLLM's sources."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from vllm_launch.resolved import canonical_kv_dtype, failure_hint, mismatches, read
+
+LOGS = Path(__file__).parent / "logs"
+
+
+def log(name: str) -> str:
+    return (LOGS / f"{name}.log").read_text(encoding="utf-8")
+
+
+def without(text: str, *needles: str) -> str:
+    """The text less every line that has one of `needles`; each must be there."""
+    assert all(needle in text for needle in needles)
+    return "\n".join(line for line in text.splitlines() if not any(needle in line for needle in needles))
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new)
+
+
+def test_cpu_auto():
+    got = read(log("cpu-0.32.0-auto"), "0.32.0")
+    assert got.model_dump() == {
+        "vllm_version": "0.32.0",
+        "device": "cpu",
+        "model_dtype": "bfloat16",
+        "max_model_len": 4096,
+        "attention_backends": ["CPU_ATTN"],
+        "flash_attention_version": None,
+        "flashinfer": [],
+        "kv_cache_dtype": "auto",
+        "kv_skip_layers": [],
+        "kv_capacity_tokens": 671088,
+        "max_concurrency": 163.84,
+        "kv_block_sizes": [128, 128],
+        "kv_cache_gib": 1.0,
+        "weights_gib": None,
+        "moe_backend": "CPU",
+        "cuda_graphs": "none",
+        "cpu_cache_writer": False,
+    }
+
+
+def test_cpu_fp8():
+    got = read(log("cpu-0.32.0-fp8"), "0.32.0")
+    assert (got.kv_cache_dtype, got.kv_capacity_tokens, got.cpu_cache_writer) == ("fp8", 1342177, True)
+    assert mismatches(got, ["CPU_ATTN"], "fp8_e4m3", []) == []
+    assert not read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0").cpu_cache_writer
+
+
+def test_cpu_ignores_the_backend_asked_for():
+    got = read(log("cpu-0.32.0-fp8-skip"), "0.32.0")
+    assert got.kv_skip_layers == ["sliding_window"]
+    assert got.kv_block_sizes == [128, 256]
+    assert got.kv_capacity_tokens == 986895
+    assert got.cuda_graphs == "none"
+    assert mismatches(got, ["FLASHINFER"], "fp8", ["sliding_window"]) == [
+        "attention backend: expected FLASHINFER, got CPU_ATTN"
+    ]
+
+
+def test_gpu_026_fp8():
+    got = read(log("gpu-0.26.0-sm90-fp8"), "0.26.0")
+    assert got.model_dump() == {
+        "vllm_version": "0.26.0",
+        "device": "cuda",
+        "model_dtype": "bfloat16",
+        "max_model_len": 131072,
+        "attention_backends": ["FLASH_ATTN"],
+        "flash_attention_version": 3,
+        "flashinfer": [],
+        "kv_cache_dtype": "fp8",
+        "kv_skip_layers": [],
+        "kv_capacity_tokens": 3404810,
+        "max_concurrency": 25.98,
+        "kv_block_sizes": None,
+        "kv_cache_gib": 78.55,
+        "weights_gib": 13.72,
+        "moe_backend": "MARLIN",
+        "cuda_graphs": "FULL_AND_PIECEWISE",
+        "cpu_cache_writer": False,
+    }
+    assert mismatches(got, ["FLASH_ATTN"], "fp8", []) == []
+
+
+def test_gpu_026_named_backend_and_eager():
+    got = read(log("gpu-0.26.0-sm121-eager"), "0.26.0")
+    assert (got.attention_backends, got.cuda_graphs, got.weights_gib) == (["TRITON_ATTN"], "none", 13.72)
+
+
+def test_gpu_033_flashinfer_with_skipped_layers():
+    got = read(log("gpu-0.33.0-sm121-fp8-skip"), "0.33.0")
+    assert got.attention_backends == ["FLASHINFER"]
+    assert got.kv_skip_layers == ["sliding_window"]
+    assert got.kv_block_sizes == [16, 32]
+    assert (got.kv_capacity_tokens, got.max_concurrency) == (2441216, 18.63)
+    assert (got.weights_gib, got.kv_cache_gib) == (13.9, 61.3)
+    assert got.flashinfer[1] == (
+        "prefill=bfloat16, decode=bfloat16, decode_backend=xqa, kv_cache_dtype=float8_e4m3fn, arch=sm121"
+    )
+    assert got.cuda_graphs == "FULL_AND_PIECEWISE"
+
+
+def test_gpu_033_custom_backend_with_reduced_graphs():
+    got = read(log("gpu-0.33.0-sm90-custom"), "0.33.0+cu130")
+    assert got.attention_backends == ["CUSTOM"]
+    assert got.cuda_graphs == "PIECEWISE"
+    assert got.vllm_version == "0.33.0"
+
+
+def test_gpu_033_graphs_without_piecewise_capture():
+    where = "(EngineCore pid=202) WARNING 11-21 12:00:09 [compilation.py:1473]"
+    why = "the loaded model provides neither a compiled submodule nor breakable CUDA graphs."
+    change = f"{where} Cudagraph mode X requires piecewise capture, but {why} Overriding to FULL_DECODE_ONLY."
+    got = read(f"{log('gpu-0.33.0-sm121-fp8-skip')}{change}\n", "0.33.0")
+    assert got.cuda_graphs == "FULL_DECODE_ONLY"
+
+
+def test_skipped_capture_is_no_graphs():
+    text = log("gpu-0.26.0-sm90-fp8")
+    text = replaced(text, "Graph capturing finished in", "Skipping CUDA graph capture. To turn on")
+    assert read(text, "0.26.0").cuda_graphs == "none"
+
+
+def test_fallback_is_a_mismatch():
+    old = "Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN', 'TRITON_ATTN']."
+    new = "Using TRITON_ATTN attention backend out of potential backends: ['TRITON_ATTN']."
+    text = without(replaced(log("gpu-0.26.0-sm90-fp8"), old, new), "Using FlashAttention version")
+    wrong = mismatches(read(text, "0.26.0"), ["FLASH_ATTN"], "fp8", [])
+    assert wrong == ["attention backend: expected FLASH_ATTN, got TRITON_ATTN"]
+
+
+def test_one_layer_kind_falling_back_is_a_mismatch():
+    old, new = "Using AttentionBackendEnum.CUSTOM backend.", "Using AttentionBackendEnum.TRITON_ATTN backend."
+    text = log("gpu-0.33.0-sm90-custom")
+    last = text.rindex(old)
+    got = read(text[:last] + replaced(text[last:], old, new), "0.33.0")
+    wrong = mismatches(got, ["CUSTOM"], "fp8", got.kv_skip_layers)
+    assert wrong == ["attention backend: expected CUSTOM, got CUSTOM, TRITON_ATTN"]
+
+
+TRUNCATES = "CPU cache writer: expected the rounding one of fp8-sinks, got vLLM's, which truncates"
+AS_BF16 = "got bfloat16 (auto)"
+AS_FP8 = "got fp8_e4m3 (fp8)"
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "expected"),
+    [
+        ("cpu-0.32.0-auto", "auto", []),
+        ("cpu-0.32.0-auto", "bfloat16", []),
+        ("cpu-0.32.0-auto", "fp8", [f"KV cache dtype: expected fp8_e4m3 (fp8), {AS_BF16}"]),
+        ("cpu-0.32.0-fp8", "fp8", []),
+        ("cpu-0.32.0-fp8", "auto", [f"KV cache dtype: expected bfloat16 (auto), {AS_FP8}"]),
+        ("cpu-0.32.0-fp8", "fp8_e5m2", [f"KV cache dtype: expected fp8_e5m2 (fp8_e5m2), {AS_FP8}"]),
+    ],
+)
+def test_kv_dtypes(name, asked, expected):
+    assert mismatches(read(log(name), "0.32.0"), ["CPU_ATTN"], asked, []) == expected
+
+
+def test_skipped_layers_are_checked():
+    got = read(log("cpu-0.32.0-fp8-skip"), "0.32.0")
+    assert mismatches(got, ["CPU_ATTN"], "fp8", ["sliding_window"]) == []
+    (wrong,) = mismatches(got, ["CPU_ATTN"], "fp8", [])
+    assert wrong == "layers with an unquantised KV cache: expected none, got ['sliding_window']"
+    plain = read(log("cpu-0.32.0-fp8"), "0.32.0")
+    assert len(mismatches(plain, ["CPU_ATTN"], "fp8", ["sliding_window"])) == 1
+
+
+def test_a_truncating_cache_writer_is_a_mismatch():
+    got = read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0")
+    assert mismatches(got, ["CPU_ATTN"], "fp8", []) == [TRUNCATES]
+
+
+def test_canonical_kv_dtype():
+    assert canonical_kv_dtype("auto", "float16") == "float16"
+    assert canonical_kv_dtype("fp8", "bfloat16") == "fp8_e4m3"
+    assert canonical_kv_dtype("fp8_e5m2", "bfloat16") == "fp8_e5m2"
+
+
+def test_expected_backends_must_not_be_empty():
+    with pytest.raises(ValueError, match="expected_backends is empty"):
+        mismatches(read(log("cpu-0.32.0-auto"), "0.32.0"), [], "auto", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "left_out", "named"),
+    [
+        ("cpu-0.32.0-auto", "0.32.0", "KV cache size", "KV cache capacity.*; the maximum concurrency"),
+        ("cpu-0.32.0-auto", "0.32.0", "Initializing a V1", "one engine config line"),
+        ("cpu-0.32.0-auto", "0.32.0", "non-default args", "server's arguments"),
+        ("gpu-0.26.0-sm90-fp8", "0.26.0", "KV cache size", "KV cache capacity"),
+        ("gpu-0.26.0-sm90-fp8", "0.26.0", "Maximum concurrency", "maximum concurrency"),
+        ("gpu-0.26.0-sm90-fp8", "0.26.0", "potential backends", "the attention backend"),
+        ("gpu-0.26.0-sm90-fp8", "0.26.0", "FlashAttention version", "FlashAttention version"),
+        ("gpu-0.26.0-sm90-fp8", "0.26.0", "Graph capturing finished", r"CUDA graph capture \(mode FULL_AND_"),
+        ("gpu-0.33.0-sm121-fp8-skip", "0.33.0", "resolved query dtypes", "FlashInfer's query dtypes"),
+        ("gpu-0.33.0-sm90-custom", "0.33.0", "CUSTOM backend.", "the attention backend"),
+    ],
+)
+def test_what_is_missing_is_named(name, version, left_out, named):
+    with pytest.raises(ValueError, match=named):
+        read(without(log(name), left_out), version)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("dtype=torch.bfloat16, max", "max"), ("'cudagraph_mode'", "'x'"), ("device_config", "x")],
+)
+def test_a_strange_config_line_is_refused(old, new):
+    with pytest.raises(ValueError, match="engine config line lacks"):
+        read(replaced(log("cpu-0.32.0-auto"), old, new), "0.32.0")
+
+
+def test_versions():
+    text = log("cpu-0.32.0-auto")
+    with pytest.raises(ValueError, match=r"expected the log of vLLM 0.33.0, got one of vLLM 0.32.0"):
+        read(text, "0.33.0")
+    with pytest.raises(ValueError, match=r"no rules for the log of vLLM 0.34.0"):
+        read(text, "0.34.0")
+
+
+def test_two_starts_in_one_log_are_refused():
+    with pytest.raises(ValueError, match="got 2"):
+        read(log("cpu-0.32.0-auto") + log("cpu-0.32.0-fp8"), "0.32.0")
+
+
+def test_contradicting_capacities_are_refused():
+    text = log("gpu-0.26.0-sm90-fp8")
+    line = next(line for line in text.splitlines() if "KV cache size" in line)
+    with pytest.raises(ValueError, match=r"KV cache capacity: 3,404,810 and 1,000"):
+        read(f"{text}\n{replaced(line, '3,404,810', '1,000')}", "0.26.0")
+
+
+def test_only_the_right_source_file_is_believed():
+    prompt = "(APIServer pid=101) INFO 11-21 12:59:00 [logger.py:1] prompt: Using CPU_MLA backend."
+    assert read(f"{log('cpu-0.32.0-auto')}{prompt}\n", "0.32.0").attention_backends == ["CPU_ATTN"]
+
+
+def test_colours_and_debug_paths():
+    text = replaced(log("gpu-0.26.0-sm90-fp8"), "[cuda.py:482]", "[platforms/cuda.py:482]")
+    text = replaced(text, "INFO 11-21", "\x1b[32mINFO\x1b[0m \x1b[90m11-21")
+    assert read(text, "0.26.0") == read(log("gpu-0.26.0-sm90-fp8"), "0.26.0")
+
+
+def test_resolved_is_plain_and_frozen():
+    got = read(log("cpu-0.32.0-auto"), "0.32.0")
+    assert type(got).model_validate_json(got.model_dump_json()) == got
+    with pytest.raises(ValidationError):
+        got.kv_cache_dtype = "fp8"
+    with pytest.raises(ValidationError):
+        type(got)(**got.model_dump(), more=1)
+
+
+@pytest.mark.parametrize("path", sorted(LOGS.glob("*.log")), ids=lambda path: path.stem)
+def test_hints_only_for_servers_that_died(path):
+    hint = failure_hint(path.read_text(encoding="utf-8"))
+    assert (hint is not None) == ("failed" in path.stem)
+
+
+def test_hint_of_a_whole_log_is_the_root_cause():
+    hint = failure_hint(log("cpu-0.32.0-failed-kv")) or ""
+    assert hint.startswith("lower --max-model-len (the log says: To serve at least one request")
+    assert "\n" not in hint
+    with pytest.raises(ValueError, match="KV cache capacity"):
+        read(log("cpu-0.32.0-failed-kv"), "0.32.0")
+
+
+# (log line, words of the remedy). Recorded from 0.32.0 on a CPU, and shortened:
+RECORDED = [
+    ("Model architectures ['TinyGptOssForCausalLM'] are not supported for now. Supported", "our plugin"),
+    ("Model architectures ['X'] are not supported for now. Supported: ['TinyGptOssForCausalLM']", "knows"),
+    ("ValueError: Unknown attention backend: 'NOSUCH'. Valid options are: FLASH_ATTN", "names listed"),
+    ("(1.0/2.0 GiB) on kv cache allocation is less than requested memory for kv (5.0 GiB).", "KVCACHE_SPACE"),
+    ("User-specified max_model_len (999999) is greater than the derived max_model_len", "--max-model-len"),
+    ("ModuleNotFoundError: No module named 'fastsafetensors'", "--load-format"),
+    ("HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': 'x'", "--model"),
+    ("LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder for the", "download"),
+    ("OSError: [Errno 98] Address already in use", "port"),
+    ("api_server.py: error: unrecognized arguments: --no-such-flag", "no such argument"),
+    ("api_server.py: error: argument --kv-cache-dtype: invalid choice: 'nosuch' (choose from", "that value"),
+    ("RuntimeError: Engine core initialization failed. See root cause above. Failed core", "first ERROR"),
+]
+# Composed from the sources: platforms/cuda.py, v1/worker/utils.py, v1/worker/gpu_worker.py,
+# v1/worker/gpu_model_runner.py, v1/core/kv_cache_utils.py, and platforms/cpu.py of 0.33.0
+COMPOSED = [
+    (
+        "Selected backend AttentionBackendEnum.FLASHINFER is not valid for this configuration.",
+        "--attention-b",
+    ),
+    ("No valid attention backend found for cuda with AttentionSelectorConfig(", "--kv-cache-dtype"),
+    ("Free memory on device cuda:0 (3.1/139.8 GiB) on startup is less than desired GPU memory", "free GPU"),
+    ("Error in memory profiling. Initial free memory 3.0 GiB, current free memory 9.0 GiB.", "start again"),
+    ("Failed to load model - not enough GPU memory. (original error: CUDA out of memory.)", "do not fit"),
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "--max-num-batched-tokens"),
+    ("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "room is left"),
+    ("--kv-cache-dtype int8 is not supported by the CPU attention backend on this host.", "fp8_e4m3"),
+]
+
+
+@pytest.mark.parametrize(("line", "remedy"), RECORDED + COMPOSED)
+def test_known_failures(line, remedy):
+    hint = failure_hint(f"(EngineCore pid=102) ERROR 11-21 12:31:18 [core.py:1510] {line}\nmore\n")
+    assert remedy in hint.split(" (the log says: ")[0]
+
+
+def test_no_hint_for_what_is_not_known():
+    assert failure_hint("RuntimeError: something new") is None

@@ -1,0 +1,119 @@
+"""`fp8-sinks serve`: one server in the foreground."""
+
+import json
+import signal
+import sys
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from vllm_launch import plan as plans
+from vllm_launch import preflight, profile, server
+
+DEFAULT_PORT = 8000
+talk = Console(stderr=True)
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.argument("profile_name", metavar="PROFILE")
+@click.argument("vllm_arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--model", help="Model folder, or owner/name in the local Hugging Face cache.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=DEFAULT_PORT, show_default=True)
+@click.option("--expose", is_flag=True, help="Allow a --host other than loopback; needs VLLM_API_KEY.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Logs; default runs/serve-<time>.")
+@click.option("--dry-run", is_flag=True, help="Print the exact command and environment, start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what vLLM resolved as JSON on stdout.")
+def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_run, as_json):
+    """Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.
+
+    Anything after `--` goes to vLLM and wins over the profile: fp8-sinks serve fp8 -- --max-model-len 8192
+    """
+    run_dir = run_dir or Path("runs") / f"serve-{datetime.now():%Y%m%d-%H%M%S}"
+    plan = plans.make(
+        profile.load(profile_name),
+        port=port,
+        host=host,
+        model_path=model,
+        cache_root=Path.home() / ".cache" / "fp8-sinks",
+        overrides=list(vllm_arguments),
+    )
+    if dry_run:
+        click.echo(plan.model_dump_json(indent=2) if as_json else plans.as_shell(plan))
+        return
+    check(plan, run_dir, expose=expose)
+    with (
+        signals_as_exit(),
+        talk.status(f"starting {profile_name}") as status,
+        server.running(plan, run_dir, say=status.update) as running,
+    ):
+        status.stop()
+        talk.print(resolved_table(running))
+        if as_json:
+            click.echo(json.dumps(summary(running)))
+            sys.stdout.flush()
+        running.wait()
+
+
+def check(plan: plans.Plan, run_dir: Path, *, expose: bool = False) -> None:
+    """Print every problem that preflight finds and exit with the first one's code."""
+    found = preflight.problems(plan, run_dir, expose=expose)
+    for problem in found[:-1]:
+        problem.show()
+    if found:
+        last = found[-1]
+        last.exit_code = found[0].exit_code
+        raise last
+
+
+@contextmanager
+def signals_as_exit():
+    """SIGTERM and SIGHUP leave through the same door as Ctrl-C, so that servers are ended."""
+
+    def leave(number, _frame):
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def summary(running: server.Server) -> dict:
+    """What a script needs to know of a ready server."""
+    plan = running.plan
+    return {
+        "url": plan.url,
+        "model": plan.model.name,
+        "profile": plan.profile,
+        "requested": {"kv_cache_dtype": plan.kv_cache_dtype, "attention_backends": plan.expected_backends},
+        "resolved": running.resolved.model_dump(),
+        "start_s": round(running.start_s, 2),
+        "log": str(running.log),
+        "supervisor_pid": running.supervisor.pid,
+    }
+
+
+def resolved_table(running: server.Server) -> Table:
+    """What was asked and what vLLM made of it."""
+    plan, got = running.plan, running.resolved
+    table = Table(title=f"{plan.model.name} on {plan.url}", title_justify="left", show_header=False, box=None)
+    capacity = f"{got.kv_capacity_tokens:,} tokens"
+    rows = {
+        "profile": plan.profile,
+        "vLLM": f"{plan.vllm_version} on {plan.machine.name} ({plan.machine.family})",
+        "attention backend": ", ".join(got.attention_backends),
+        "KV cache": f"{got.kv_cache_dtype} (asked: {plan.kv_cache_dtype}), {capacity}",
+        "CUDA graphs": got.cuda_graphs,
+        "ready after": f"{running.start_s:.1f} s",
+        "log": str(running.log),
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", value)
+    return table

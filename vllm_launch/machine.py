@@ -1,0 +1,122 @@
+"""What this machine is: its device family, memory, and who uses it. Imports neither torch nor vLLM."""
+
+import platform
+from pathlib import Path
+
+import psutil
+import pynvml
+from pydantic import BaseModel, ConfigDict
+
+
+class GpuProcess(BaseModel):
+    """A process that holds GPU memory (bytes; 0 where the driver does not say)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    pid: int
+    used_bytes: int
+
+
+class Machine(BaseModel):
+    """The device that a server would run on.
+
+    family is `cpu`, or the GPU's compute capability as profiles name it (`sm90`, `sm100`, `sm12x`, ...).
+    Memory is the GPU's, or the system's for a CPU and for a GPU that shares the system's memory (`unified`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    family: str
+    name: str
+    gpus: int
+    driver: str | None
+    cores: int
+    total_bytes: int
+    free_bytes: int
+    unified: bool
+    gpu_processes: list[GpuProcess]
+
+
+def family_of(major: int, minor: int) -> str:
+    """The family name of a compute capability: 9.0 -> sm90, 10.x -> sm100, 12.x -> sm12x, 8.9 -> sm89."""
+    if major == 12:
+        return "sm12x"
+    if major == 10:
+        return "sm100"
+    return f"sm{major}{minor}"
+
+
+def detect(device: str) -> Machine:
+    """The machine as `device` ("cpu" or "gpu") sees it; raises LookupError where there is no such GPU."""
+    return _gpu() if device == "gpu" else _cpu()
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver answers and shows at least one GPU."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    try:
+        return pynvml.nvmlDeviceGetCount() > 0
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cpu() -> Machine:
+    memory = psutil.virtual_memory()
+    return Machine(
+        family="cpu",
+        name=_cpu_name(),
+        gpus=0,
+        driver=None,
+        cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        total_bytes=memory.total,
+        free_bytes=memory.available,
+        unified=False,
+        gpu_processes=[],
+    )
+
+
+def _gpu() -> Machine:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise LookupError(f"no NVIDIA driver answers ({error})") from error
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        if count == 0:
+            raise LookupError("the NVIDIA driver shows no GPU")
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        total, free, unified = _gpu_memory(gpu)
+        return Machine(
+            family=family_of(*pynvml.nvmlDeviceGetCudaComputeCapability(gpu)),
+            name=pynvml.nvmlDeviceGetName(gpu),
+            gpus=count,
+            driver=pynvml.nvmlSystemGetDriverVersion(),
+            cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+            total_bytes=total,
+            free_bytes=free,
+            unified=unified,
+            gpu_processes=[
+                GpuProcess(pid=p.pid, used_bytes=p.usedGpuMemory or 0)
+                for p in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+            ],
+        )
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu_memory(gpu) -> tuple[int, int, bool]:
+    # A GPU that shares the system's memory (DGX Spark) has none of its own to report.
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+        return memory.total, memory.free, False
+    except pynvml.NVMLError_NotSupported:
+        system = psutil.virtual_memory()
+        return system.total, system.available, True
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

@@ -1,0 +1,54 @@
+"""The CPU cache writer: correctly rounded FP8 where vLLM's own CPU kernel truncates.
+
+vLLM's CPU kernel drops the low mantissa bits when it stores K and V in FP8 (1.117 becomes 1.0), about twice the
+error of rounding to nearest. Here K and V are first rounded onto the FP8 grid, in their own dtype; the kernel's
+truncation of a value on the grid is exact. The native attention kernel reads the cache as before.
+"""
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
+
+logger = init_logger("vllm.fp8_sinks")
+
+FP8_DTYPES = {
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+
+def round_to_grid(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """x rounded to the nearest multiple of `scale` that the FP8 `dtype` has; beyond its range, its largest value.
+
+    x: any shape, BF16 or FP16; same shape and dtype back. At scale 1 every result is exact in BF16.
+    """
+    limit = torch.finfo(dtype).max
+    if scale == 1.0:
+        return x.clamp(-limit, limit).to(dtype).to(x.dtype)
+    return ((x.float() / scale).clamp_(-limit, limit).to(dtype).float() * scale).to(x.dtype)
+
+
+class RoundingCpuImpl(CPUAttentionBackendImpl):
+    """vLLM's CPU attention with a rounding cache write."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fp8_dtype = FP8_DTYPES.get(self.kv_cache_dtype)
+        if self.fp8_dtype is not None:
+            logger.info_once("fp8-sinks: CPU KV cache writer rounds to %s", self.kv_cache_dtype)
+
+    def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
+        """key, value: [tokens, kv_heads, head_dim]; kv_cache: [blocks, kv_heads, block, 2 * head_dim]."""
+        if self.fp8_dtype is not None:
+            key = round_to_grid(key, layer._k_scale_float, self.fp8_dtype)
+            value = round_to_grid(value, layer._v_scale_float, self.fp8_dtype)
+        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+
+
+class RoundingCpuBackend(CPUAttentionBackend):
+    """CPU_ATTN under its own name, with the implementation above."""
+
+    @staticmethod
+    def get_impl_cls() -> type[CPUAttentionBackendImpl]:
+        return RoundingCpuImpl

@@ -1,0 +1,134 @@
+"""Can this machine do it? Every problem with its remedy, before anything is loaded."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from vllm_launch.errors import Problem
+from vllm_launch.plan import LOOPBACK, Plan
+
+GIB = 1 << 30
+# vLLM's CPU processes beside weights and KV cache, as measured (facts: 2.4 GB with 1 GiB of KV).
+CPU_OVERHEAD_BYTES = int(1.6 * GIB)
+RUN_FOLDER_BYTES = GIB // 2
+# Any other name also starts on the CPU build, answers like BF16, and writes past its buffer.
+CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
+
+
+def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Problem]:
+    """Every reason why `plan` cannot run here, most basic first; an empty list means go."""
+    checks: list[Callable[[], None]] = [
+        lambda: _sinks(plan),
+        lambda: _kv_dtype(plan),
+        lambda: _address(plan, expose),
+        lambda: _folder(run_folder),
+        lambda: _folder(Path(plan.cache_root)),
+        lambda: _memory(plan),
+    ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except Problem as problem:
+            found.append(problem)
+    return found
+
+
+def _sinks(plan: Plan) -> None:
+    if not plan.model.has_sinks:
+        raise Problem(
+            "model",
+            f"{plan.model.name} ({plan.model.architecture}) has no attention sinks (no tensor named *.sinks)",
+            "give --model a gpt-oss model; for others use vLLM directly",
+        )
+
+
+def _kv_dtype(plan: Plan) -> None:
+    if plan.device == "cpu" and plan.kv_cache_dtype not in CPU_KV_DTYPES:
+        raise Problem(
+            "profile",
+            f"--kv-cache-dtype {plan.kv_cache_dtype}: vLLM's CPU kernel writes past the buffer with it",
+            f"use one of {', '.join(CPU_KV_DTYPES)}",
+        )
+
+
+def _address(plan: Plan, expose: bool) -> None:
+    if plan.host not in LOOPBACK:
+        if not expose:
+            raise Problem("address", f"--host {plan.host} opens the server to others", "use 127.0.0.1, or add --expose")
+        if not os.environ.get("VLLM_API_KEY"):
+            raise Problem(
+                "address",
+                "--expose without a key: anybody could use the server",
+                "set VLLM_API_KEY in the environment",
+            )
+    family = socket.AF_INET6 if ":" in plan.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((plan.host, plan.port))
+        except OSError as error:
+            raise Problem(
+                "address",
+                f"cannot listen on {plan.host}:{plan.port}: {error.strerror}",
+                "end what listens there, or choose another --port",
+            ) from error
+
+
+def _folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Problem(
+            "disk", f"cannot write into {folder}: {error.strerror}", "choose another folder, or mend its rights"
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < RUN_FOLDER_BYTES:
+        raise Problem(
+            "disk",
+            f"{folder} has {free / GIB:.2f} GiB free, needs {RUN_FOLDER_BYTES / GIB:.1f}",
+            "free some space, or choose another folder",
+        )
+
+
+def _memory(plan: Plan) -> None:
+    machine, weights = plan.machine, plan.model.weight_bytes
+    if plan.device == "cpu":
+        kv_bytes = int(float(plan.environment["VLLM_CPU_KVCACHE_SPACE"]) * GIB)
+        needed = weights + kv_bytes + CPU_OVERHEAD_BYTES
+        detail = f"weights {weights / GIB:.1f} + KV cache {kv_bytes / GIB:.1f} + vLLM {CPU_OVERHEAD_BYTES / GIB:.1f}"
+    else:
+        share = float(plan.arguments.get("gpu-memory-utilization", 0.9))
+        needed = int(share * machine.total_bytes)
+        detail = f"{share:.0%} of {machine.total_bytes / GIB:.0f}"
+        if weights > needed:
+            raise Problem(
+                "memory",
+                f"{plan.model.name}: weights of {weights / GIB:.1f} GiB do not fit into {detail} GiB",
+                "raise --gpu-memory-utilization, or give --model a smaller one such as openai/gpt-oss-20b",
+            )
+    if machine.free_bytes < needed:
+        users = ", ".join(_user(p.pid, p.used_bytes) for p in machine.gpu_processes) or "none that the driver names"
+        raise Problem(
+            "memory",
+            f"{machine.name}: {machine.free_bytes / GIB:.1f} GiB free, needs {needed / GIB:.1f} ({detail} GiB)"
+            + (f"; in use by {users}" if plan.device == "gpu" else ""),
+            "end other programs, or give --model a smaller one"
+            if plan.device == "cpu"
+            else "end those processes, or lower --gpu-memory-utilization",
+        )
+
+
+def _user(pid: int, used_bytes: int) -> str:
+    try:
+        name = psutil.Process(pid).name()
+    except psutil.Error:
+        name = "?"
+    return f"{name} (pid {pid}, {used_bytes / GIB:.1f} GiB)"

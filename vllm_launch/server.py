@@ -1,0 +1,179 @@
+"""One vLLM server's life: start it under a supervisor, wait until it is ours, end all of it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from vllm_launch import resolved
+from vllm_launch.errors import Problem
+from vllm_launch.plan import Plan, child_environment
+
+GRACE_S = 15.0
+POLL_S = 0.1
+LOG_TAIL_LINES = 12
+
+
+@dataclass(frozen=True)
+class Server:
+    """A ready server. start_s: seconds from launch to ready; log_offset: where its lines begin in the log."""
+
+    plan: Plan
+    log: Path
+    log_offset: int
+    start_s: float
+    resolved: resolved.Resolved
+    supervisor: subprocess.Popen
+
+    def wait(self) -> None:
+        """Block until the server ends; raises Problem("server") since it was not asked to."""
+        self.supervisor.wait()
+        raise _died(self.log, self.log_offset, self.supervisor.returncode)
+
+
+@contextmanager
+def running(plan: Plan, folder: Path, say: Callable[[str], None]) -> Iterator[Server]:
+    """Start `plan` with `folder` as working directory and log folder; on leaving, no process of it is left.
+
+    say: called with a short line on what is going on. Raises Problem("server") if it does not get ready or
+    does not end, Problem("resolved") if vLLM runs something else than the plan expects.
+    """
+    log = folder / f"{plan.profile}.log"
+    started = time.monotonic()
+    offset = log.stat().st_size if log.exists() else 0
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "vllm_launch.supervisor", str(log.resolve()), str(GRACE_S), "--", *plan.command],
+        stdin=subprocess.PIPE,
+        cwd=folder,
+        env=child_environment(plan),
+        start_new_session=True,
+    )
+    try:
+        _wait_until_ready(plan, supervisor, log, offset, started, say)
+        start_s = time.monotonic() - started
+        yield Server(plan, log, offset, start_s, _read_back(plan, log, offset), supervisor)
+    finally:
+        say("ending the server")
+        _end(plan, supervisor)
+
+
+def _wait_until_ready(plan, supervisor, log: Path, offset: int, started: float, say) -> None:
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy must not stand between us and loopback
+        while True:
+            if supervisor.poll() is not None:
+                raise _died(log, offset, supervisor.returncode)
+            elapsed = time.monotonic() - started
+            if elapsed > plan.start_timeout_s:
+                raise Problem(
+                    "server",
+                    f"not ready after {elapsed:.0f} s\n{_tail(log, offset)}",
+                    f"see {log}; a larger start_timeout_s in the profile if it was still loading",
+                )
+            if _answers(plan, session):
+                return
+            say(f"{elapsed:3.0f} s  {_last_line(log, offset)}")
+            time.sleep(POLL_S)
+
+
+def _answers(plan: Plan, session: requests.Session) -> bool:
+    """Healthy, and it knows our nonce; somebody else's server on the port raises Problem("address")."""
+    try:
+        if session.get(f"{plan.url}/health", timeout=5).status_code != 200:
+            return False
+        answer = session.get(f"{plan.url}/v1/models", timeout=5, headers=authorization(plan))
+        names = [entry["id"] for entry in answer.json()["data"]]
+    except (requests.RequestException, ValueError, KeyError):
+        return False
+    if plan.nonce not in names:
+        raise Problem(
+            "address",
+            f"another server answers on {plan.url}; it serves {', '.join(names) or 'nothing'}",
+            "end it, or choose another --port",
+        )
+    return True
+
+
+def authorization(plan: Plan) -> dict[str, str]:
+    """The headers of a request to the plan's server; empty on loopback, where it has no key."""
+    key = child_environment(plan).get("VLLM_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
+    text = _log_text(log, offset)
+    try:
+        found = resolved.read(text, plan.vllm_version)
+    except ValueError as error:
+        raise Problem("resolved", str(error), f"see {log}; is this vLLM release supported?") from error
+    wrong = resolved.mismatches(found, plan.expected_backends, plan.kv_cache_dtype, plan.kv_skip_layers)
+    if wrong:
+        raise Problem(
+            "resolved",
+            f"profile {plan.profile} did not get what it asked for: " + "; ".join(wrong),
+            "change what the profile expects under `backends`, or the arguments; a silent fallback is not served",
+        )
+    return found
+
+
+def _end(plan: Plan, supervisor: subprocess.Popen) -> None:
+    supervisor.stdin.close()
+    try:
+        supervisor.wait(timeout=GRACE_S + 30)
+    except subprocess.TimeoutExpired:
+        supervisor.kill()
+    left = _processes_of(plan.nonce)
+    for process in left:
+        # The supervisor was killed or gave up: whoever carries our nonce is ours.
+        process.kill()
+    _, alive = psutil.wait_procs(left, timeout=10)
+    if alive:
+        raise Problem(
+            "server",
+            f"could not end processes {', '.join(str(p.pid) for p in alive)}",
+            "they hang in the kernel; look at them with ps, and restart the machine if they hold the GPU",
+        )
+
+
+def _processes_of(nonce: str) -> list[psutil.Process]:
+    """Every process whose environment carries the nonce: all that descend from the server's launch."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FP8_SINKS_RUN") == nonce and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue  # gone, or another user's
+    return found
+
+
+def _died(log: Path, offset: int, returncode: int) -> Problem:
+    return Problem(
+        "server",
+        f"the server ended with exit code {returncode}; the end of its log:\n{_tail(log, offset)}",
+        resolved.failure_hint(_log_text(log, offset)) or f"read the whole log: {log}",
+    )
+
+
+def _log_text(log: Path, offset: int) -> str:
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(offset)
+        return file.read().decode("utf-8", errors="replace")
+
+
+def _tail(log: Path, offset: int) -> str:
+    lines = [line for line in _log_text(log, offset).splitlines() if line.strip()]
+    return "\n".join(f"  | {line[:200]}" for line in lines[-LOG_TAIL_LINES:])
+
+
+def _last_line(log: Path, offset: int) -> str:
+    lines = [line for line in _log_text(log, offset).splitlines() if line.strip()]
+    return lines[-1].split("] ", 1)[-1].strip()[:80] if lines else "starting"
