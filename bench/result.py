@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from vllm_launch.resolved import Resolved
 
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument
+from vllm_launch.resolved import Resolved
 
 SCHEMA_VERSION = 1
 

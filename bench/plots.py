@@ -1,0 +1,282 @@
+"""Plots as PNG files, and the one-line messages that are their titles; same data, same bytes.
+
+Profiles come in their order, which gives them colour and marker; one with nothing to show keeps its place.
+`base` is the profile that the others are held against; where it has nothing to show, nothing is compared.
+"""
+
+import io
+import math
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, stdev
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
+
+from bench.result import Rate, Start
+
+WIDTH_INCHES, DPI = 9.0, 200  # shown at 900 px, drawn at twice that
+TITLE_CHARACTERS, LEGEND_CHARACTERS = 84, 90  # that fit into a line
+NOISE_ERRORS = 4  # a difference of fewer standard errors is called noise
+# Okabe and Ito's palette without its yellow: told apart by every kind of colour vision.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+CACHES = (("cold", -0.19, "#0072B2"), ("warm", 0.19, "#E69F00"))  # name, place beside the tick, colour
+NUMBER = StrMethodFormatter("{x:,.10g}")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#E0E0E0",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+}
+
+
+def point(rate: Rate) -> tuple[int, int, int, int]:
+    """Where on the grid a rate was measured: context, output, concurrency; depth tells contexts apart."""
+    return rate.context, rate.output, rate.concurrency, rate.depth
+
+
+def ratios(rates: list[Rate], base: list[Rate]) -> dict[tuple, tuple[float, float]]:
+    """Median decode rate over base's at each common point, and its noise: NOISE_ERRORS standard errors.
+
+    A few samples can lie close together by chance, so none count as closer than all points' samples do on
+    average (root mean square). Noise alone goes beyond this somewhere in fewer than 1 of 100 comparisons, for
+    6 points of 3 samples as for 20 of 10 (simulated, normal noise). Single samples have infinite noise.
+    """
+    of_base = {point(rate): rate for rate in base}
+    pairs = {point(rate): (rate, of_base[point(rate)]) for rate in rates if point(rate) in of_base}
+    spreads = [_spread(rate) for pair in pairs.values() for rate in pair]
+    typical = math.hypot(*spreads) / math.sqrt(len(spreads) or 1)
+    found = {}
+    for place, pair in pairs.items():
+        value = median(pair[0].decode_tok_s) / median(pair[1].decode_tok_s)
+        errors = [max(_spread(rate), typical) / math.sqrt(len(rate.decode_tok_s)) for rate in pair]
+        found[place] = value, NOISE_ERRORS * value * math.hypot(*errors)
+    return found
+
+
+def _spread(rate: Rate) -> float:
+    """Standard deviation of the decode rate over its median; infinite for a single sample."""
+    samples = rate.decode_tok_s
+    return stdev(samples) / median(samples) if len(samples) > 1 else math.inf
+
+
+def decode_message(rates: dict[str, list[Rate]], base: str) -> str:
+    """What the decode rates say of each profile against `base`, and where that is no more than noise."""
+    compared = {name: ratios(of_one, rates[base]) for name, of_one in rates.items() if name != base}
+    parts = [f"{name} {_compared(list(found.values()), base)}" for name, found in compared.items() if found]
+    if parts:
+        return "Decode rate: " + "; ".join(parts)
+    spans = [
+        f"{profile} {_span([median(rate.decode_tok_s) for rate in of_one], number)}"
+        for profile, of_one in rates.items()
+        if of_one
+    ]
+    return "Decode rate (tokens/s): " + ", ".join(spans)
+
+
+def _compared(found: list[tuple[float, float]], base: str) -> str:
+    count = len(found)
+    if any(math.isinf(noise) for _, noise in found):
+        return f"{_span([value for value, _ in found], times)} {base}'s (single samples: noise not known)"
+    beyond = [value for value, noise in found if abs(value - 1) > noise]
+    if not beyond:
+        return f"shows no difference from {base} beyond the noise ({_points(count)})"
+    sides = [[value for value in beyond if value > 1], [value for value in beyond if value < 1]]
+    texts = [f"{_span(side, times)} {base}'s at {len(side)} of {_points(count)}" for side in sides if side]
+    rest = f" (noise at {count - len(beyond)})" if len(beyond) < count else ""
+    return " and ".join(texts) + rest
+
+
+def capacity_message(capacities: dict[str, int | None], base: str) -> str:
+    """How many tokens fit, as a ratio to `base`."""
+    known = {profile: tokens for profile, tokens in capacities.items() if tokens}
+    if base in known and len(known) > 1:
+        others = [name for name in known if name != base]
+        first, *more = [f"{known[name] / known[base]:.2f}x" for name in others]
+        rest = "".join(f", {name} {ratio}" for name, ratio in zip(others[1:], more, strict=True))
+        return f"KV cache: {others[0]} holds {first} the tokens of {base}{rest}"
+    return "KV cache: " + ", ".join(f"{profile} {tokens:,} tokens" for profile, tokens in known.items())
+
+
+def start_message(starts: dict[str, list[Start]]) -> str:
+    """How long the server takes to get ready, cold and warm, over all profiles."""
+    everything = [start for of_one in starts.values() for start in of_one]
+    parts = [
+        f"{cache} {_span([start.start_s for start in everything if start.cache == cache], number)} s"
+        for cache in ("cold", "warm")
+        if any(start.cache == cache for start in everything)
+    ]
+    return "Server start: " + ", ".join(parts)
+
+
+def number(value: float) -> str:
+    """Three digits or all before the point: 1,234, 123, 12.3, 1.23."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def times(value: float) -> str:
+    """A ratio: 1.12x, and 1.004x where two digits would hide the difference."""
+    return f"{value:.3f}x" if abs(value - 1) < 0.0095 else f"{value:.2f}x"
+
+
+def decode_rate_plot(rates: dict[str, list[Rate]], base: str, accuracy: dict[str, str], path: Path) -> None:
+    """Median decode rate (tokens/s) over context (tokens), a line per profile; bars show all samples' range.
+
+    One panel for each pair of concurrency and output length; lines stand a little aside, so that none hides
+    another. accuracy: each profile's record, to stand beside its name. At least one profile has rates.
+    """
+    everything = [rate for of_one in rates.values() for rate in of_one]
+    panels = sorted({(rate.concurrency, rate.output) for rate in everything})
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    longest = max(rate.context for rate in everything)
+    with style.context(["default", STYLE]):
+        figure, cells = _figure(decode_message(rates, base), 1.2 + 2.7 * rows, rows, columns)
+        for cell, (concurrency, output) in zip(cells, panels, strict=False):
+            for place, (profile, of_one) in enumerate(rates.items()):
+                shown = [rate for rate in of_one if (rate.concurrency, rate.output) == (concurrency, output)]
+                aside = (place - (len(rates) - 1) / 2) * 4
+                _decode_line(cell, f"{profile} ({accuracy[profile]})", place, aside, shown)
+            highest = max(max(one.decode_tok_s) for one in everything if one.concurrency == concurrency)
+            cell.set_title(f"{requests(concurrency)}, {output} tokens out", loc="left")
+            cell.set_ylim(0, 1.08 * highest)
+            cell.set_xlim(-0.04 * longest, 1.05 * longest)
+            cell.set_xlabel("context (tokens)")
+            cell.xaxis.set_major_formatter(NUMBER)
+            cell.yaxis.set_major_formatter(NUMBER)
+            cell.locator_params(axis="x", nbins=5)
+        for cell in cells[::columns]:
+            cell.set_ylabel("decode rate (tokens/s)")
+        for cell in cells[len(panels) :]:
+            cell.set_visible(False)
+        _legend(figure, cells[0])
+        _save(figure, path)
+
+
+def capacity_plot(capacities: dict[str, int | None], base: str, path: Path) -> None:
+    """KV cache capacity (tokens) of each profile, with its ratio to `base`; at least one is known."""
+    with style.context(["default", STYLE]):
+        figure, (cell,) = _figure(capacity_message(capacities, base), 1.5 + 0.55 * len(capacities), 1, 1)
+        values = [tokens or 0 for tokens in capacities.values()]
+        bars = cell.barh(list(capacities), values, height=0.6, color=[_colour(i) for i in range(len(values))])
+        cell.bar_label(bars, [_tokens(capacities, profile, base) for profile in capacities], padding=5)
+        _bar_axes(cell, len(values), "KV cache capacity (tokens)", 1.28 * max(values))
+        _save(figure, path)
+
+
+def start_plot(starts: dict[str, list[Start]], path: Path) -> None:
+    """Seconds to a ready server, and from there to the first token: cold and warm of each profile.
+
+    Where a profile started several times, the median. At least one profile has started.
+    """
+    with style.context(["default", STYLE]):
+        figure, cells = _figure(start_message(starts), 1.7 + 0.75 * len(starts), 1, 2)
+        measures = {"start_s": "launch to ready server (s)", "first_token_s": "request to first token (s)"}
+        for cell, (field, label) in zip(cells, measures.items(), strict=True):
+            for cache, offset, colour in CACHES:
+                seconds = {
+                    place + offset: median(getattr(start, field) for start in of_one if start.cache == cache)
+                    for place, of_one in enumerate(starts.values())
+                    if any(start.cache == cache for start in of_one)
+                }
+                bars = cell.barh(list(seconds), seconds.values(), height=0.36, color=colour, label=cache)
+                cell.bar_label(bars, [number(value) for value in seconds.values()], padding=5)
+            highest = max(getattr(start, field) for of_one in starts.values() for start in of_one)
+            _bar_axes(cell, len(starts), label, 1.2 * highest)
+            cell.set_yticks(range(len(starts)), list(starts))
+        cells[1].tick_params(labelleft=False)
+        _legend(figure, cells[0])
+        _save(figure, path)
+
+
+def _figure(title: str, height_inches: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of the common width with its title, and its cells, row by row."""
+    wrapped = textwrap.fill(title, TITLE_CHARACTERS)
+    height_inches += 0.2 * wrapped.count("\n")
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(wrapped, x=0.012, ha="left", fontsize=12, fontweight="bold")
+    return figure, [figure.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
+
+
+def _decode_line(cell: Axes, label: str, place: int, aside: float, rates: list[Rate]) -> None:
+    """aside: points (1/72 inch) to the right of the true context."""
+    rates = sorted(rates, key=point)
+    middles = [median(rate.decode_tok_s) for rate in rates]
+    below = [middle - min(rate.decode_tok_s) for middle, rate in zip(middles, rates, strict=True)]
+    above = [max(rate.decode_tok_s) - middle for middle, rate in zip(middles, rates, strict=True)]
+    cell.errorbar(
+        [rate.context for rate in rates],
+        middles,
+        yerr=[below, above],
+        color=_colour(place),
+        marker=MARKERS[place % len(MARKERS)],
+        capsize=3,
+        elinewidth=1.2,
+        label=label,
+        transform=cell.transData + ScaledTranslation(aside / 72, 0, cell.figure.dpi_scale_trans),
+    )
+
+
+def _bar_axes(cell: Axes, profiles: int, label: str, right: float) -> None:
+    """A horizontal bar chart's axes: first profile on top, room at the right for the values."""
+    cell.set_ylim(profiles - 0.5, -0.5)
+    cell.set_xlim(0, right)
+    cell.set_xlabel(label)
+    cell.xaxis.set_major_formatter(NUMBER)
+    cell.locator_params(axis="x", nbins=5)
+    cell.grid(visible=False)
+    cell.tick_params(axis="y", length=0)
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def requests(concurrency: int) -> str:
+    return "1 request" if concurrency == 1 else f"{concurrency} requests at once"
+
+
+def _tokens(capacities: dict[str, int | None], profile: str, base: str) -> str:
+    tokens, of_base = capacities[profile], capacities[base]
+    if not tokens:
+        return "not known"
+    return f"{tokens:,}" if profile == base or not of_base else f"{tokens:,}  ({tokens / of_base:.2f}x)"
+
+
+def _points(count: int) -> str:
+    return "1 point" if count == 1 else f"{count} points"
+
+
+def _span(values: list[float], written: Callable[[float], str]) -> str:
+    lowest, highest = written(min(values)), written(max(values))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def _legend(figure: Figure, cell: Axes) -> None:
+    handles, labels = cell.get_legend_handles_labels()
+    columns = max(1, min(len(labels), LEGEND_CHARACTERS // max(map(len, labels))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write the figure whole or not at all, without a date or a version of the software in it."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content.getvalue())
+    temporary.replace(path)

@@ -1,0 +1,136 @@
+"""The tables below a report's first screen: settings, starts, all rates, answers, provenance."""
+
+from collections.abc import Callable
+from statistics import median
+
+from bench import markdown as md
+from bench import plots
+from bench.result import GreedyMatch, Rate, ServingResult
+from vllm_launch.resolved import Resolved, canonical_kv_dtype
+
+NOT_SHOWN = "not shown: no accuracy record"
+GIB = 1 << 30
+GREEDY_LIMIT = (
+    "Greedy match cannot judge a cache format alone: where margins are large a coarser cache passes too,"
+    " where they are small a match is luck."
+)
+
+
+def resolved_table(result: ServingResult) -> str:
+    """What was asked of vLLM and what it really uses, setting by setting."""
+    found = [row.resolved for row in result.rows]
+    asked = [row.requested for row in result.rows]
+
+    def cells(text: Callable[[Resolved], str]) -> list[str]:
+        return ["not read back" if one is None else md.text(text(one)) for one in found]
+
+    return md.table(
+        ["", *(row.profile for row in result.rows)],
+        [
+            ["description", *(md.text(row.description) for row in result.rows)],
+            ["attention backend, requested", *(md.text(", ".join(one.attention_backends)) for one in asked)],
+            ["attention backend, resolved", *cells(lambda one: ", ".join(one.attention_backends))],
+            ["KV cache dtype, requested", *(md.text(one.kv_cache_dtype) for one in asked)],
+            ["KV cache dtype, resolved", *cells(_kv_dtype)],
+            ["KV capacity, tokens, resolved", *cells(lambda one: f"{one.kv_capacity_tokens:,}")],
+            ["CUDA graphs", *cells(lambda one: one.cuda_graphs)],
+            ["rounding CPU cache writer", *cells(lambda one: "yes" if one.cpu_cache_writer else "no")],
+        ],
+    )
+
+
+def _kv_dtype(resolved: Resolved) -> str:
+    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
+    skipped = ", ".join(resolved.kv_skip_layers)
+    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
+
+
+def starts_table(result: ServingResult) -> str:
+    lines = []
+    for row in result.rows:
+        for start in row.starts:
+            seconds = [plots.number(start.start_s), plots.number(start.first_token_s)]
+            wiped = ""
+            if row.wiped and start.cache == "cold":
+                wiped = f"{row.wiped.files:,} files, {row.wiped.bytes / (1 << 20):,.1f} MiB"
+            lines.append([md.text(row.profile), start.cache, *seconds, wiped])
+    headers = ["profile", "caches", "launch to ready, s", "request to first token, s", "caches wiped before"]
+    return md.table(headers, lines) if lines else "No server started."
+
+
+def rate_tables(result: ServingResult, accuracy: dict[str, str | None]) -> list[str]:
+    blocks = ["Median (slowest to fastest sample); decode and prefill sum over the requests at once."]
+    for row in result.rows:
+        if not row.rates:
+            blocks.append(f"**{md.text(row.profile)}**: not measured")
+        elif not accuracy[row.profile]:
+            blocks.append(f"**{md.text(row.profile)}**: {NOT_SHOWN}")
+        else:
+            blocks.append(md.details(f"{row.profile} ({accuracy[row.profile]})", [_rate_table(row.rates)]))
+    return blocks
+
+
+def _rate_table(rates: list[Rate]) -> str:
+    headers = ["context (depth + prompt)", "output", "requests at once", "samples"]
+    headers += ["decode, tokens/s", "prefill, tokens/s", "first token, ms"]
+    lines = [
+        [
+            f"{rate.context:,} ({rate.depth:,} + {rate.prompt:,})",
+            *(str(rate.output), str(rate.concurrency), str(len(rate.decode_tok_s))),
+            *map(_spread, (rate.decode_tok_s, rate.prefill_tok_s, rate.first_token_ms)),
+        ]
+        for rate in sorted(rates, key=lambda rate: (rate.concurrency, rate.output, rate.context))
+    ]
+    return md.table(headers, lines)
+
+
+def _spread(samples: list[float]) -> str:
+    return f"{plots.number(median(samples))} ({plots.number(min(samples))} to {plots.number(max(samples))})"
+
+
+def greedy_texts(result: ServingResult) -> list[str]:
+    blocks = [GREEDY_LIMIT]
+    for row in result.rows:
+        lines = []
+        for match in row.greedy:
+            outcome = verdict("pass" if match.passed else "FAILED")
+            lines.append(f"- {md.code(match.prompt)}: {outcome}, {match_words(match)}")
+            answers = {match.reference: match.reference_text, row.profile: match.text}
+            lines += [f"  - {md.text(profile)}: {md.code(text)}" for profile, text in answers.items()]
+        if lines:
+            blocks.append(md.details(row.profile, ["\n".join(lines)]))
+        elif row.completion is not None:
+            blocks.append(f"**{md.text(row.profile)}**, first prompt: {md.code(row.completion)}")
+    return blocks
+
+
+def verdict(text: str) -> str:
+    return f"**{text}**" if text.startswith("FAILED") else text
+
+
+def match_words(match: GreedyMatch) -> str:
+    equal = f"{match.matched} of {match.tokens} tokens equal, {match.distinct} distinct"
+    return f"{equal}, margin {plots.number(match.margin)} nats"
+
+
+def provenance(result: ServingResult) -> list[str]:
+    source, machine, model = result.provenance, result.provenance.machine, result.model
+    device = f"{machine.gpus} GPU, driver {machine.driver}" if machine.gpus else f"{machine.cores} cores"
+    commit = f"{source.git_commit or 'not known'}{' with changes' if source.git_dirty else ''}"
+    memory = f"{machine.total_bytes / GIB:.0f} GiB of memory"
+    weights = f"{model.weight_bytes / GIB:.2f} GiB of weights"
+    lines = [
+        ["result", md.text(result.id)],
+        ["made", f"{source.created:%Y-%m-%d %H:%M %Z}".strip()],
+        ["machine", md.text(f"{machine.name} ({machine.family}), {device}, {memory}")],
+        ["model", md.text(f"{model.name}, {model.layers} layers, {weights}")],
+        ["commit", commit],
+        ["FlashInfer patch set", md.text(source.patch)],
+        *([md.text(name), md.text(version)] for name, version in sorted(source.versions.items())),
+    ]
+    commands = [md.block(md.shell(source.command), "sh")]
+    for row in result.rows:
+        variables = [f"{name}={value}" for name, value in sorted(row.requested.environment.items())]
+        command = md.shell(["env", *variables]) + " \\\n  " + md.shell(row.requested.command)
+        commands += [f"Server of {md.text(row.profile)}:", md.block(command, "sh")]
+    return [md.table(["", ""], lines), md.details("Commands", commands)]

