@@ -25,12 +25,9 @@ gpu) locks=("locks/gpu-vllm-$vllm.txt" locks/dev.txt) ;;
 esac
 [ -f "${locks[0]}" ] || fail "no lock file ${locks[0]}" "VLLM=0.26 or VLLM=0.33"
 
-wanted="$device $(cat "${locks[@]}" locks/cpu-torch.txt pyproject.toml | cksum)"
-stamp=$venv/.fp8-sinks
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
-
-say "$device ($why), locks ${locks[*]}, into $venv"
-"$python" -m venv --clear "$venv" || fail "$python cannot make virtual environments" "install its venv package"
+# Two stamps: other locks mean a new environment, another pyproject.toml only our own package again.
+locked="$device $(cat "${locks[@]}" locks/cpu-torch.txt | cksum)" ours=$(cksum <pyproject.toml)
+stamped() { [ -f "$venv/.fp8-sinks-$1" ] && [ "$(cat "$venv/.fp8-sinks-$1")" = "$2" ]; }
 log=$venv/setup.log
 install() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps "$@" >>"$log" 2>&1; }
 must_install() {
@@ -38,7 +35,18 @@ must_install() {
     shift
     install "$@" || { tail -n 5 "$log" >&2; fail "pip failed; all of its output: $log" "check the network, then run it again"; }
 }
+install_ours() {
+    must_install "fp8-sinks" --no-build-isolation --editable .
+    echo "$ours" >"$venv/.fp8-sinks-ours"
+}
 
+if stamped locks "$locked"; then
+    stamped ours "$ours" || install_ours
+    exit 0
+fi
+
+say "$device ($why), locks ${locks[*]}, into $venv"
+"$python" -m venv --clear "$venv" || fail "$python cannot make virtual environments" "install its venv package"
 if [ "$device" = cpu ]; then
     say "installing torch for the CPU"
     # A plain index has only CUDA builds of torch; PyTorch's own CPU index has this one.
@@ -46,6 +54,6 @@ if [ "$device" = cpu ]; then
         must_install "torch from PyTorch's CPU index" --index-url https://download.pytorch.org/whl/cpu -r locks/cpu-torch.txt
 fi
 must_install "$(cat "${locks[@]}" | grep -vc '^#') packages" "${locks[@]/#/-r}"
-must_install "fp8-sinks" --no-build-isolation --editable .
-echo "$wanted" >"$stamp"
+install_ours
+echo "$locked" >"$venv/.fp8-sinks-locks"
 say "done: $(du -sm "$venv" | cut -f1) MB in $venv"
