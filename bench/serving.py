@@ -216,7 +216,7 @@ def _row(run: Run, one: Profile) -> ServingRow:
 
 
 def _matches(run: Run, one: Profile, own: list[Answer]) -> list[GreedyMatch]:
-    name = one.greedy.reference
+    name = profile.load(one.greedy.reference).name
     if not own or name == one.name:
         return []
     reference = _load(run.folder / name / "greedy.json", list[Answer])

@@ -96,13 +96,18 @@ def _gpu() -> Machine:
             total_bytes=total,
             free_bytes=free,
             unified=unified,
-            gpu_processes=[
-                GpuProcess(pid=p.pid, used_bytes=p.usedGpuMemory or 0)
-                for p in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
-            ],
+            gpu_processes=_gpu_processes(gpu),
         )
     finally:
         pynvml.nvmlShutdown()
+
+
+def _gpu_processes(gpu) -> list[GpuProcess]:
+    try:
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    except pynvml.NVMLError:
+        return []  # inside some containers the driver names none
+    return [GpuProcess(pid=process.pid, used_bytes=process.usedGpuMemory or 0) for process in running]
 
 
 def _gpu_memory(gpu) -> tuple[int, int, bool]:

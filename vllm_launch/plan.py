@@ -114,7 +114,8 @@ def make(
 
 def child_environment(plan: Plan) -> dict[str, str]:
     """The environment of the server process; the key stays only where the server is open to others."""
-    inherited = dict(os.environ)
+    # FlashInfer's builds look for the environment's ninja on the path.
+    inherited = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     if plan.host in LOOPBACK:
         inherited.pop("VLLM_API_KEY", None)
     return inherited | plan.environment

@@ -3,62 +3,29 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import psutil
 import pytest
 import requests
 
-from bench import completion
-from vllm_launch import model, plan, profile, server
+from kernels_tests.processes import MARK, free_port, listens, marked, wait_for
 
 pytestmark = pytest.mark.server
 START_S = 240
 END_S = 60
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def marked(nonce_owner):
-    """Live processes that descend from a launcher: they inherit a variable that only the test sets."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FP8_SINKS_TEST") == nonce_owner and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def listens(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.1)
-
-
 @contextmanager
 def serve(tmp_path, profile_name, *options):
     """`fp8-sinks serve` as a user runs it; yields (process, port, mark). Whatever is left at the end is killed."""
     port, mark = free_port(), tmp_path.name + str(os.getpid())
-    command = [sys.executable, "-m", "fp8_sinks", "serve", profile_name, "--port", str(port), "--json", *options]
-    environment = os.environ | {"FP8_SINKS_TEST": mark, "VLLM_API_KEY": "a-key-that-must-not-show"}
+    command = [sys.executable, "-m", "fp8_sinks", "serve", profile_name, "--port", str(port), "--json"]
+    environment = os.environ | {MARK: mark, "VLLM_API_KEY": "a-key-that-must-not-show"}
     process = subprocess.Popen(
-        [*command, "--run-dir", str(tmp_path / "run")],
+        [*command, "--run-dir", str(tmp_path / "run"), *options],
         stdout=subprocess.PIPE,
         stderr=(tmp_path / "stderr").open("w"),
         text=True,
@@ -110,7 +77,7 @@ def test_a_killed_server_ends_the_command_with_its_code(tmp_path):
     assert "exit code 137" in said and "remedy:" in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_loading_leaves_nothing(tmp_path, number):
     with serve(tmp_path, "fp8") as (process, port, mark):
         wait_for(lambda: len(marked(mark)) >= 4, START_S)  # launcher, supervisor, API server, engine
@@ -125,43 +92,3 @@ def test_a_server_that_cannot_start_shows_its_log_and_a_remedy(tmp_path):
         assert not marked(mark)
     said = (tmp_path / "stderr").read_text()
     assert "  | " in said and "remedy: lower --max-model-len" in said
-
-
-def test_fp8_holds_twice_the_tokens_and_zeroed_sinks_fail_the_gate(tmp_path, zeroed_sinks):
-    """Two servers of the same model and one whose sinks are zeroed: capacity, and a gate that can fail."""
-    gate = profile.load("baseline").greedy
-    answers, capacity = {}, {}
-    runs = {"baseline": ("baseline", None), "fp8": ("fp8", None), "zeroed": ("baseline", str(zeroed_sinks))}
-    for name, (profile_name, path) in runs.items():
-        planned = plan.make(
-            profile.load(profile_name), port=free_port(), cache_root=tmp_path / "cache", model_path=path
-        )
-        folder = tmp_path / name
-        folder.mkdir()
-        with server.running(planned, folder, say=lambda line: None) as running:
-            answers[name] = [completion.greedy(running, prompt, gate.tokens) for prompt in gate.prompts]
-            capacity[name] = running.resolved.kv_capacity_tokens
-    assert capacity["fp8"] / capacity["baseline"] == pytest.approx(2.0, abs=1e-5)
-
-    def passed(name):
-        pairs = zip(answers[name], answers["baseline"], strict=True)
-        return [completion.match(answer, reference, "baseline", gate).passed for answer, reference in pairs]
-
-    assert passed("fp8") == [True, True, True]
-    assert not all(passed("zeroed")), "a model without its sinks must not pass"
-
-
-@pytest.fixture
-def zeroed_sinks(tmp_path):
-    """The embedded model with every sink set to 0."""
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / model.EMBEDDED.name
-    folder.mkdir()
-    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / file).write_bytes((model.EMBEDDED / file).read_bytes())
-    tensors = load_file(model.EMBEDDED / "model.safetensors")
-    sinks = [name for name in tensors if name.endswith(".sinks")]
-    assert sinks
-    save_file(tensors | {name: tensors[name] * 0 for name in sinks}, folder / "model.safetensors", {"format": "pt"})
-    return folder

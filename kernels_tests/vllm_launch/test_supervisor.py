@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
+
+from kernels_tests.processes import alive, wait_for
 
 # A server that starts a child which ignores TERM, HUP and INT, and one that leaves its session and loses its parent.
 STUBBORN = """
@@ -46,17 +47,6 @@ def launch(tmp_path, *, grace_s=0.5):
     supervisor = int(launcher.stdout.readline())
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) == TREE)
     return launcher, supervisor, [int(pid) for pid in pids.read_text().split()]
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
-
-
-def alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def all_gone(*pids):

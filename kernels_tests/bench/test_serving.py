@@ -1,0 +1,131 @@
+"""The main job with real servers and real llama-benchy, on a small grid: killed, resumed, gated, reported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from bench import completion, result
+from bench.serving import Answer, _load
+from kernels_tests.processes import MARK, free_port, marked, wait_for
+from vllm_launch import model, plan, profile, server
+
+pytestmark = pytest.mark.server
+RUN_S = 400
+GRID = "models: {tiny_gpt_oss: {bench: {prompt: [64], output: [16], depth: [0, 128], concurrency: [1], runs: 2}}}\n"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of a BF16 and an FP8 profile whose launcher was killed halfway and which was then resumed."""
+    folder = tmp_path_factory.mktemp("serving")
+    profiles = [folder / "small-baseline.yaml", folder / "small-fp8.yaml"]
+    for path, base in zip(profiles, ("baseline", "fp8"), strict=True):
+        path.write_text(f"extends: {base}\n{GRID}greedy: {{reference: {profiles[0]}}}\n")
+    run = folder / "run"
+    environment = os.environ | {MARK: str(folder)}
+    bench = [sys.executable, "-m", "fp8_sinks", "bench", "serving"]
+    killed = subprocess.Popen(
+        [*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        wait_for(lambda: (run / "small-fp8" / "cold.json").exists(), RUN_S)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        wait_for(lambda: not marked(str(folder)), 60)
+        before = (run / "small-baseline" / "warm.json").read_bytes()
+        assert not (run / "result.json").exists()
+        resumed = subprocess.run(
+            [*bench, "--resume", str(run)], capture_output=True, text=True, env=environment, timeout=RUN_S
+        )
+    finally:
+        for left in marked(str(folder)):
+            left.kill()
+    assert resumed.returncode == 0, resumed.stderr
+    assert (run / "small-baseline" / "warm.json").read_bytes() == before, "a finished step was measured again"
+    return run
+
+
+def test_the_result_has_everything(finished):
+    got = result.read(finished / "result.json")
+    assert got.model.name == "tiny_gpt_oss"
+    assert got.provenance.patch == "none"
+    for row in got.rows:
+        assert [start.cache for start in row.starts] == ["cold", "warm"]
+        assert all(start.start_s > start.first_token_s > 0 for start in row.starts)
+        assert [(rate.depth, rate.concurrency, len(rate.decode_tok_s)) for rate in row.rates] == [
+            (0, 1, 2),
+            (128, 1, 2),
+        ]
+        assert all(min(rate.decode_tok_s + rate.prefill_tok_s) > 0 for rate in row.rates)
+        assert row.completion.startswith(" Paris")
+        assert row.failures == []
+
+
+def test_caches_are_wiped_between_the_profiles(finished):
+    baseline, fp8 = result.read(finished / "result.json").rows
+    assert baseline.wiped.files == 0
+    assert fp8.wiped.files > 0
+
+
+def test_fp8_holds_twice_the_tokens_and_answers_the_same(finished):
+    baseline, fp8 = result.read(finished / "result.json").rows
+    ratio = fp8.resolved.kv_capacity_tokens / baseline.resolved.kv_capacity_tokens
+    assert ratio == pytest.approx(2.0, abs=1e-5)
+    assert fp8.resolved.cpu_cache_writer and not baseline.resolved.cpu_cache_writer
+    assert [match.passed for match in fp8.greedy] == [True, True, True]
+
+
+def test_no_path_or_host_of_this_machine_is_in_the_result(finished):
+    text = (finished / "result.json").read_text()
+    for secret in (str(model.EMBEDDED.parent.parent), sys.prefix, str(finished), os.uname().nodename):
+        assert secret not in text
+
+
+def test_the_report_is_made_and_makes_itself_again(finished):
+    report = finished / "report.md"
+    assert "holds 2.00x the tokens" in report.read_text()
+    first = report.read_bytes()
+    again = [sys.executable, "-m", "fp8_sinks", "bench", "report", str(finished / "result.json")]
+    subprocess.run([*again, "--out", str(finished), "--name", "report.md"], check=True, capture_output=True)
+    assert report.read_bytes() == first
+
+
+def test_a_failed_request_keeps_what_was_measured(finished, tmp_path):
+    """A step that llama-benchy cannot do (longer than the model's context): exit 30, the rest stays in the result."""
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    request = json.loads((run / "request.json").read_text())
+    bad = tmp_path / "small-fp8.yaml"
+    bad.write_text(f"extends: {request['profiles'][1]}\nmodels: {{tiny_gpt_oss: {{bench: {{depth: [0, 99999]}}}}}}\n")
+    (run / "request.json").write_text(json.dumps(request | {"profiles": [request["profiles"][0], str(bad)]}))
+    command = [sys.executable, "-m", "fp8_sinks", "bench", "serving", "--resume", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
+    assert done.returncode == 30, done.stderr
+    assert "remedy:" in done.stderr and "--resume" in done.stderr
+    fp8 = result.read(run / "result.json").rows[1]
+    assert [rate.depth for rate in fp8.rates] == [0]
+    assert fp8.greedy and "depth 99999" in fp8.failures[0].message
+
+
+def test_zeroed_sinks_fail_the_gate(finished, tmp_path):
+    folder = tmp_path / model.EMBEDDED.name
+    folder.mkdir()
+    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((model.EMBEDDED / file).read_bytes())
+    tensors = load_file(model.EMBEDDED / "model.safetensors")
+    zeroed = {name: tensor * 0 for name, tensor in tensors.items() if name.endswith(".sinks")}
+    assert zeroed
+    save_file(tensors | zeroed, folder / "model.safetensors", {"format": "pt"})
+
+    baseline = profile.load("baseline")
+    planned = plan.make(baseline, port=free_port(), cache_root=finished / "cache", model_path=str(folder))
+    references = _load(finished / "small-baseline" / "greedy.json", list[Answer])
+    with server.running(planned, tmp_path, say=lambda line: None) as running:
+        answers = [completion.greedy(running, one.prompt, len(one.token_ids)) for one in references]
+    pairs = zip(answers, references, strict=True)
+    assert not any(completion.match(a, b, "baseline", baseline.greedy).passed for a, b in pairs)
