@@ -19,7 +19,7 @@ bench: setup
 	@$(VENV)/bin/fp8-sinks bench serving baseline fp8 $(if $(MODEL),--model $(MODEL))
 
 report: setup
-	$(VENV)/bin/fp8-sinks bench report results --out .
+	$(VENV)/bin/fp8-sinks bench report results --plots results/plots --glance README.md
 
 lint: setup
 	$(VENV)/bin/ruff check .

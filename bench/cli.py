@@ -60,7 +60,7 @@ def serving_command(words, model, run_dir, resume, dry_run):
             result = serving.execute(run, command=["fp8-sinks", *sys.argv[1:]])
         finally:
             if (folder / "result.json").exists():
-                path = _report([folder / "result.json"], folder, "report.md")
+                path = _reports().write([folder / "result.json"], folder, name="report.md")
                 talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
             talk.print(f"resume: fp8-sinks bench serving --resume {shlex.quote(str(folder))}", soft_wrap=True)
     _gate(result)
@@ -108,19 +108,23 @@ def _gate(result: results.ServingResult) -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for the report.")
 @click.option("--name", default="BENCHMARK_RESULTS.md", show_default=True)
-def report_command(paths, out, name):
+@click.option("--plots", default="plots", show_default=True, help="Folder for the plots, inside --out.")
+@click.option("--glance", type=click.Path(path_type=Path, dir_okay=False), help="Also renew the results in this file.")
+def report_command(paths, out, name, plots, glance):
     """Write Markdown and plots from result files (or folders of them) alone."""
     found = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     if not found:
         what = f"no result files in {', '.join(map(str, paths))}"
         raise Problem("file", what, "run a bench, then: fp8-sinks bench keep RUN")
-    click.echo(_report(found, out, name))
+    click.echo(_reports().write(found, out, name, plots))
+    if glance:
+        click.echo(_reports().write_glance(found, glance))
 
 
-def _report(found: list[Path], folder: Path, name: str) -> Path:
+def _reports():
     from bench import report  # brings matplotlib, which no other verb needs
 
-    return report.write(found, folder, name=name)
+    return report
 
 
 @bench.command()

@@ -16,6 +16,7 @@ from bench.result import Rate, ServingResult, ServingRow, read, write_text
 from vllm_launch.errors import Problem
 
 SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference
+GLANCE_BEGIN, GLANCE_END = "<!-- results: begin, written by `make report` -->", "<!-- results: end -->"
 NOISE = (
     f"± is the noise, {plots.NOISE_ERRORS} standard errors of this run's samples; bold: a ratio beyond it."
     " Another start of the same server can differ by more than that."
@@ -31,8 +32,7 @@ def write(
     Raises Problem("file") for a file that is no result and for two of the same id, Problem("disk") where it
     cannot write.
     """
-    results = sorted(map(read, results_paths), key=lambda one: (one.provenance.created.isoformat(), one.id))
-    results.reverse()
+    results = _newest_first(results_paths)
     ids = [_file_name(one.id) for one in results]
     twice = sorted({one for one in ids if ids.count(one) > 1})
     if twice:
@@ -45,6 +45,29 @@ def write(
         remedy = "choose another folder, or mend its rights"
         raise Problem("disk", f"cannot write the report in {folder}: {error.strerror}", remedy) from error
     return folder / name
+
+
+def write_glance(results_paths: list[Path], path: Path) -> Path:
+    """Renew the lines between GLANCE_BEGIN and GLANCE_END in a Markdown file: what each result says in short.
+
+    Raises Problem("file") where the file or its markers are missing.
+    """
+    blocks = []
+    for one in _newest_first(results_paths):
+        blocks += [f"**{_headline(one)}**", _summary_lines(one)]
+    try:
+        before, rest = path.read_text(encoding="utf-8").split(GLANCE_BEGIN)
+        _, after = rest.split(GLANCE_END)
+    except (OSError, ValueError) as error:
+        remedy = f"write the lines {GLANCE_BEGIN} and {GLANCE_END} into it, once each"
+        raise Problem("file", f"{path} has no place for the results at a glance", remedy) from error
+    write_text("\n\n".join([f"{before}{GLANCE_BEGIN}", *blocks, f"{GLANCE_END}{after}"]), path)
+    return path
+
+
+def _newest_first(results_paths: list[Path]) -> list[ServingResult]:
+    results = map(read, results_paths)
+    return sorted(results, key=lambda one: (one.provenance.created.isoformat(), one.id), reverse=True)
 
 
 def markdown(results: list[ServingResult], plot_names: dict[str, dict[str, str]]) -> str:
@@ -132,15 +155,20 @@ def _headline(result: ServingResult) -> str:
 
 def _first_screen(result: ServingResult, plot_names: dict[str, str]) -> list[str]:
     messages = {which: md.text(line) for which, line in _messages(result).items()}
-    lines = [*_answer_lines(result), *messages.values(), *_missing_lines(result)]
     return [
-        "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines)),
+        _summary_lines(result),
         *_failures(result),
         *_failed_gates(result),
         *([CPU_NOTE] if result.provenance.machine.family == "cpu" else []),
         _glance_table(result),
         *(f"![{messages[which]}]({path})" for which, path in plot_names.items()),
     ]
+
+
+def _summary_lines(result: ServingResult) -> str:
+    """The result in a few lines: answers, capacity, speed, start, and what is missing."""
+    lines = [*_answer_lines(result), *map(md.text, _messages(result).values()), *_missing_lines(result)]
+    return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
 
 
 def _answer_lines(result: ServingResult) -> list[str]:

