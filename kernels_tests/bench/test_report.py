@@ -233,11 +233,11 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path):
 def test_glance_renews_only_what_is_between_the_markers(tmp_path):
     write(a_result(*two_profiles().rows), tmp_path / "a.json")
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{report.GLANCE_BEGIN}\nold\n{report.GLANCE_END}\n\nafter\n")
+    readme.write_text(f"before\n\n{report.GLANCE_BEGIN}\nstale lines\n{report.GLANCE_END}\n\nafter\n")
     report.write_glance([tmp_path / "a.json"], readme)
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("\nafter\n")
-    assert "old" not in first and "holds 2.00x the tokens" in first
+    assert "stale lines" not in first and "holds 2.00x the tokens" in first
     report.write_glance([tmp_path / "a.json"], readme)
     assert readme.read_text() == first
 
