@@ -1,0 +1,174 @@
+"""A model's shape: from its config.json, the bytes of its weights and what a token adds to its KV cache."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from vllm_launch.errors import Problem
+from vllm_launch.model import Model
+
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / "configs"
+BYTES_16 = 2
+BYTES_MXFP4 = (4 + 8 / 32) / 8  # four bits, and an eight-bit scale for each block of 32
+
+# The model types whose tensors are counted, as transformers defines them, and what their configs need not say.
+DEFAULTS = {
+    "gpt_oss": {"attention_bias": True, "mlp_bias": True},
+    "granite_swa": {"num_local_experts": 0, "num_experts_per_tok": 0},
+    "granitemoe_swa": {},
+}
+# Where a config lists no layer_types: layer i has full attention if i % period == first.
+FULL_LAYERS = {"gpt_oss": (2, 1), "granite_swa": (4, 0), "granitemoe_swa": (4, 0)}
+
+Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+LayerType = Literal["full_attention", "sliding_attention"]
+
+
+class Shape(NamedTuple):
+    """What the roofline needs of a model. Bytes of weights, and KV values of a token, are sums over all layers.
+
+    expert_bytes: of one expert in every layer. other_bytes: dense MLPs, shared experts, routers and norms.
+    row_bytes: a token's row of the embedding. window: tokens that a sliding-window layer reads at most.
+    """
+
+    name: str
+    attention_bytes: float
+    expert_bytes: float
+    other_bytes: float
+    head_bytes: float
+    row_bytes: float
+    experts: int
+    experts_per_token: int
+    full_values: int
+    sliding_values: int
+    window: int
+    max_context: int
+
+
+class Quantization(BaseModel):
+    """MXFP4 of the experts; transformers and vLLM keep all other weights in 16 bits, whatever else is said here."""
+
+    quant_method: Literal["mxfp4"]
+
+
+class Config(BaseModel):
+    """The keys of a Hugging Face config.json that bytes depend on; the others are left alone."""
+
+    model_type: str
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Size
+    sliding_window: Size | None
+    layer_types: list[LayerType] | None = None
+    num_local_experts: Count
+    num_experts_per_tok: Count
+    shared_intermediate_size: Count = 0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    quantization_config: Quantization | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(f"{len(self.layer_types)} layer_types for {self.num_hidden_layers} layers")
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ValueError(f"{self.num_experts_per_tok} experts a token, of {self.num_local_experts}")
+        return self
+
+
+def names() -> list[str]:
+    """The configs that ship with us."""
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
+
+
+def load(model: str) -> Shape:
+    """The shape of `model`: a folder with a config.json, such a file, or the name of a config that ships with us.
+
+    Raises Problem("model") if there is none, and for one whose bytes cannot be counted.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        path = path / "config.json"
+    elif model.removeprefix("openai/") in names():
+        path = SHIPPED / f"{model.removeprefix('openai/')}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = f"give --model a config.json, a folder with one, or one of {', '.join(names())}"
+        raise Problem("model", f"cannot read {path}: {getattr(error, 'strerror', None) or error}", remedy) from error
+    return count(path.resolve().parent.name if path.name == "config.json" else path.stem, content)
+
+
+def of_model(model: Model) -> Shape | None:
+    """The shape of a result's model, by its name among the shipped configs; None if none has its name and KV cache."""
+    if model.name not in names():
+        return None
+    shape = load(model.name)
+    same_values = shape.full_values + shape.sliding_values == model.layers * 2 * model.kv_heads * model.head_dim
+    return shape if same_values and shape.window == model.sliding_window else None
+
+
+def count(name: str, content: dict) -> Shape:
+    """Count what a config.json's content says; raises Problem("model") where the count would be wrong.
+
+    That is: other model types (MiMo-V2 has other heads in its sliding layers, DeepSeek-V4 caches latents, a model
+    without sinks is not for this project), weights quantised otherwise than MXFP4, and keys that are missing.
+    """
+    config = _validated(name, content)
+    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+    kv_heads, head_dim = config.num_key_value_heads or heads, config.head_dim or hidden // heads
+    qkv, output = (heads + 2 * kv_heads) * head_dim, heads * head_dim
+    attention = hidden * qkv + output * hidden + heads + config.attention_bias * (qkv + hidden)  # heads: the sinks
+    mlp = 3 * hidden * config.intermediate_size  # gate, up, down
+    mlp_bias = config.mlp_bias * (2 * config.intermediate_size + hidden)
+    router = config.num_local_experts * (hidden + config.mlp_bias)
+    dense = 3 * hidden * config.shared_intermediate_size if config.num_local_experts else mlp + mlp_bias
+    expert_bytes = mlp * (BYTES_MXFP4 if config.quantization_config else BYTES_16) + mlp_bias * BYTES_16
+    full = _full_layers(config)
+    return Shape(
+        name=name,
+        attention_bytes=BYTES_16 * layers * attention,
+        expert_bytes=layers * expert_bytes if config.num_local_experts else 0,
+        other_bytes=BYTES_16 * (layers * (dense + router + 2 * hidden) + hidden),
+        head_bytes=BYTES_16 * config.vocab_size * hidden,
+        row_bytes=BYTES_16 * hidden,
+        experts=config.num_local_experts,
+        experts_per_token=config.num_experts_per_tok,
+        full_values=full * 2 * kv_heads * head_dim,
+        sliding_values=(layers - full) * 2 * kv_heads * head_dim,
+        window=config.sliding_window or config.max_position_embeddings,
+        max_context=config.max_position_embeddings,
+    )
+
+
+def _full_layers(config: Config) -> int:
+    if config.layer_types:
+        return config.layer_types.count("full_attention")
+    period, first = FULL_LAYERS[config.model_type]
+    return len(range(first, config.num_hidden_layers, period))
+
+
+def _validated(name: str, content: dict) -> Config:
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind not in DEFAULTS:
+        raise Problem(
+            "model",
+            f"{name}: model type {kind!r} is not counted: its weights or its cache may be of another make",
+            f"give --model the config.json of one of these types, which have attention sinks: {', '.join(DEFAULTS)}",
+        )
+    try:
+        return Config.model_validate(DEFAULTS[kind] | content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = ": ".join(part for part in (name, where, first["msg"].removeprefix("Value error, ")) if part)
+        remedy = "give --model a config.json as transformers writes it, with weights in 16 bits or MXFP4 experts"
+        raise Problem("model", what, remedy) from error
