@@ -145,7 +145,7 @@ def decode_rate_plot(rates: dict[str, list[Rate]], base: str, accuracy: dict[str
     rows = -(-len(panels) // columns)
     longest = max(rate.context for rate in everything)
     with style.context(["default", STYLE]):
-        figure, cells = _figure(decode_message(rates, base), 1.2 + 2.7 * rows, rows, columns)
+        figure, cells = new_figure(decode_message(rates, base), 1.2 + 2.7 * rows, rows, columns)
         for cell, (concurrency, output) in zip(cells, panels, strict=False):
             for place, (profile, of_one) in enumerate(rates.items()):
                 shown = [rate for rate in of_one if (rate.concurrency, rate.output) == (concurrency, output)]
@@ -163,19 +163,19 @@ def decode_rate_plot(rates: dict[str, list[Rate]], base: str, accuracy: dict[str
             cell.set_ylabel("decode rate (tokens/s)")
         for cell in cells[len(panels) :]:
             cell.set_visible(False)
-        _legend(figure, cells[0])
-        _save(figure, path)
+        legend(figure, cells[0])
+        save(figure, path)
 
 
 def capacity_plot(capacities: dict[str, int | None], base: str, path: Path) -> None:
     """KV cache capacity (tokens) of each profile, with its ratio to `base`; at least one is known."""
     with style.context(["default", STYLE]):
-        figure, (cell,) = _figure(capacity_message(capacities, base), 1.5 + 0.55 * len(capacities), 1, 1)
+        figure, (cell,) = new_figure(capacity_message(capacities, base), 1.5 + 0.55 * len(capacities), 1, 1)
         values = [tokens or 0 for tokens in capacities.values()]
-        bars = cell.barh(list(capacities), values, height=0.6, color=[_colour(i) for i in range(len(values))])
+        bars = cell.barh(list(capacities), values, height=0.6, color=[colour_of(i) for i in range(len(values))])
         cell.bar_label(bars, [_tokens(capacities, profile, base) for profile in capacities], padding=5)
         _bar_axes(cell, len(values), "KV cache capacity (tokens)", 1.28 * max(values))
-        _save(figure, path)
+        save(figure, path)
 
 
 def start_plot(starts: dict[str, list[Start]], path: Path) -> None:
@@ -184,7 +184,7 @@ def start_plot(starts: dict[str, list[Start]], path: Path) -> None:
     Where a profile started several times, the median. At least one profile has started.
     """
     with style.context(["default", STYLE]):
-        figure, cells = _figure(start_message(starts), 1.7 + 0.75 * len(starts), 1, 2)
+        figure, cells = new_figure(start_message(starts), 1.7 + 0.75 * len(starts), 1, 2)
         measures = {"start_s": "launch to ready server (s)", "first_token_s": "request to first token (s)"}
         for cell, (field, label) in zip(cells, measures.items(), strict=True):
             for cache, offset, colour in CACHES:
@@ -199,11 +199,11 @@ def start_plot(starts: dict[str, list[Start]], path: Path) -> None:
             _bar_axes(cell, len(starts), label, 1.2 * highest)
             cell.set_yticks(range(len(starts)), list(starts))
         cells[1].tick_params(labelleft=False)
-        _legend(figure, cells[0])
-        _save(figure, path)
+        legend(figure, cells[0])
+        save(figure, path)
 
 
-def _figure(title: str, height_inches: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, height_inches: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     """A figure of the common width with its title, and its cells, row by row."""
     wrapped = textwrap.fill(title, TITLE_CHARACTERS)
     height_inches += 0.2 * wrapped.count("\n")
@@ -223,7 +223,7 @@ def _decode_line(cell: Axes, label: str, place: int, aside: float, rates: list[R
         [rate.context for rate in rates],
         middles,
         yerr=[below, above],
-        color=_colour(place),
+        color=colour_of(place),
         marker=MARKERS[place % len(MARKERS)],
         capsize=3,
         elinewidth=1.2,
@@ -243,7 +243,7 @@ def _bar_axes(cell: Axes, profiles: int, label: str, right: float) -> None:
     cell.tick_params(axis="y", length=0)
 
 
-def _colour(place: int) -> str:
+def colour_of(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
@@ -267,13 +267,13 @@ def _span(values: list[float], written: Callable[[float], str]) -> str:
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
-def _legend(figure: Figure, cell: Axes) -> None:
+def legend(figure: Figure, cell: Axes) -> None:
     handles, labels = cell.get_legend_handles_labels()
     columns = max(1, min(len(labels), LEGEND_CHARACTERS // max(map(len, labels))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write the figure whole or not at all, without a date or a version of the software in it."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})

@@ -6,7 +6,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from bench.plots import MARKERS, NUMBER, STYLE, _colour, _figure, _legend, _save, requests
+from bench.plots import MARKERS, NUMBER, STYLE, colour_of, legend, new_figure, requests, save
 from bench.roofline import GAINS, gain, pays_from, predict
 from bench.shape import Shape
 
@@ -29,9 +29,9 @@ def roofline_plot(shape: Shape, bandwidth: float, batches: list[int], path: Path
     """
     contexts = sorted({max(1, round(shape.max_context * 2 ** (-step / 10))) for step in range(91)})
     with style.context(["default", STYLE]):
-        figure, (rates, gains) = _figure(roofline_message(shape, batches), 4.6, 1, 2)
+        figure, (rates, gains) = new_figure(roofline_message(shape, batches), 4.6, 1, 2)
         for place, batch in enumerate(batches):
-            colour, marker = _colour(place), MARKERS[place % len(MARKERS)]
+            colour, marker = colour_of(place), MARKERS[place % len(MARKERS)]
             for kv_format, line in (("bf16", "--"), ("fp8", "-")):
                 points = [predict(shape, kv_format, context, batch, bandwidth) for context in contexts]
                 rates.plot(contexts, [point.tokens_s for point in points], line, color=colour)
@@ -51,8 +51,8 @@ def roofline_plot(shape: Shape, bandwidth: float, batches: list[int], path: Path
         gains.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         for cell in (rates, gains):
             _context_axis(cell)
-        _legend(figure, gains)
-        _save(figure, path)
+        legend(figure, gains)
+        save(figure, path)
 
 
 def _context_axis(cell: Axes) -> None:

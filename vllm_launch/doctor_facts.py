@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 from contextlib import suppress
 from importlib import metadata
@@ -14,9 +13,9 @@ import pynvml
 
 from vllm_launch import arguments, model, profile, software
 from vllm_launch.errors import Problem
-from vllm_launch.machine import Machine, detect
+from vllm_launch.machine import Machine, capability_and_cuda, detect
 from vllm_launch.plan import CACHE_VARIABLES
-from vllm_launch.preflight import CPU_OVERHEAD_BYTES, GIB, _user
+from vllm_launch.preflight import GIB, cannot_listen, needed_bytes, program
 from vllm_launch.profile import Device, Strict
 
 PACKAGES = [*software.RECORDED, "flashinfer-cubin", "ninja", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"]
@@ -102,7 +101,7 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
     build = _build()
     gpu, no_gpu = _gpu()
     host = detect("cpu")
-    capability, driver_cuda = _driver() if gpu else (None, None)
+    capability, driver_cuda = capability_and_cuda() if gpu else (None, None)
     memory = psutil.virtual_memory()
     nvcc = _nvcc()
     device = device_of(build, gpu)
@@ -138,13 +137,9 @@ def needs(device: Device, total_bytes: int) -> list[Need]:
         loaded = profile.load(name)
         settings = loaded.devices[device]
         weights, missing = _weights(settings.default_model)
-        if device == "cpu":
-            kv_bytes = int(float(settings.env["VLLM_CPU_KVCACHE_SPACE"]) * GIB)
-            bytes_, detail = (weights or 0) + kv_bytes + CPU_OVERHEAD_BYTES, "weights, KV cache and vLLM"
-        else:
-            own = loaded.model_settings(settings.default_model.split("/")[-1]).vllm
-            share = float(arguments.merge(loaded.vllm, settings.vllm, own).get("gpu-memory-utilization", 0.9))
-            bytes_, detail = int(share * total_bytes), f"{share:.0%} of {total_bytes / GIB:.0f} GiB"
+        own = loaded.model_settings(settings.default_model.split("/")[-1]).vllm
+        merged = arguments.merge(loaded.vllm, settings.vllm, own)
+        bytes_, detail = needed_bytes(device, weights or 0, total_bytes, merged, settings.env)
         need = Need(
             profiles=[name],
             model=settings.default_model,
@@ -173,13 +168,9 @@ def place(role: str, path: Path, parts: tuple[str, ...]) -> Place:
 
 def port_user(port: int) -> str | None:
     """Who listens on a loopback port, as text; None if it is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            return None
-        except OSError as error:
-            reason = error.strerror or str(error)
+    reason = cannot_listen("127.0.0.1", port)
+    if reason is None:
+        return None
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -203,24 +194,13 @@ def _gpu() -> tuple[Machine | None, str | None]:
         return None, str(error)
 
 
-def _driver() -> tuple[str, tuple[int, int]]:
-    """Compute capability of the first GPU ("9.0"), and the newest CUDA release that the driver runs."""
-    pynvml.nvmlInit()
-    try:
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
-        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        return f"{major}.{minor}", (cuda // 1000, cuda % 1000 // 10)
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def _memory_users(gpu: Machine | None, count: int = 3) -> list[str]:
     """The largest users of the GPU's memory, and of the system's where that is the device's, as text."""
     held = [(process.used_bytes, process.pid) for process in (gpu.gpu_processes if gpu else [])]
     if gpu is None or gpu.unified:
         resident = ((process.info["memory_info"], process.pid) for process in psutil.process_iter(["memory_info"]))
         held += [(memory.rss, pid) for memory, pid in resident if memory]  # None: not ours to see
-    return [_user(pid, used_bytes) for used_bytes, pid in sorted(held, reverse=True)[:count]]
+    return [program(pid, used_bytes) for used_bytes, pid in sorted(held, reverse=True)[:count]]
 
 
 def _pins(distribution: str) -> dict[str, str]:
@@ -254,7 +234,7 @@ def _toolkit(nvcc: str) -> tuple[int, int] | None:
 def _weights(name: str) -> tuple[int | None, Trouble | None]:
     """Bytes of a default model's weights, and what is wrong if it is not on this machine."""
     try:
-        return model.find(str(model.EMBEDDED) if name == model.EMBEDDED.name else name).weight_bytes, None
+        return model.find(model.of_default(name)).weight_bytes, None
     except Problem as problem:
         return PUBLISHED_WEIGHTS.get(name), Trouble(what=problem.message, remedy=problem.remedy)
 

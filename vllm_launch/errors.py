@@ -11,7 +11,7 @@ import click
 
 EXIT_CODES = {
     "profile": 10,  # the profile or an argument in it is wrong
-    "model": 11,  # no such model, or one without sinks
+    "model": 11,  # no such model, one without sinks, or one whose bytes are not counted
     "address": 12,  # port taken, or exposed without a key
     "memory": 13,  # the model or its KV cache does not fit
     "disk": 14,  # no space, or a folder that cannot be written

@@ -1,6 +1,8 @@
 """What this machine is: its device family, memory, and who uses it. Imports neither torch nor vLLM."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -52,11 +54,31 @@ def detect(device: str) -> Machine:
 def has_gpu() -> bool:
     """Whether an NVIDIA driver answers and shows at least one GPU."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        with _nvml():
+            return pynvml.nvmlDeviceGetCount() > 0
+    except LookupError:
         return False
+
+
+def capability_and_cuda() -> tuple[str, tuple[int, int]]:
+    """Compute capability of the first GPU ("9.0"), and the newest CUDA release its driver runs ((13, 0)).
+
+    Raises LookupError where no driver answers.
+    """
+    with _nvml():
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+    return f"{major}.{minor}", (cuda // 1000, cuda % 1000 // 10)
+
+
+@contextmanager
+def _nvml() -> Iterator[None]:
     try:
-        return pynvml.nvmlDeviceGetCount() > 0
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise LookupError(f"no NVIDIA driver answers ({error})") from error
+    try:
+        yield
     finally:
         pynvml.nvmlShutdown()
 
@@ -77,11 +99,7 @@ def _cpu() -> Machine:
 
 
 def _gpu() -> Machine:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise LookupError(f"no NVIDIA driver answers ({error})") from error
-    try:
+    with _nvml():
         count = pynvml.nvmlDeviceGetCount()
         if count == 0:
             raise LookupError("the NVIDIA driver shows no GPU")
@@ -98,8 +116,6 @@ def _gpu() -> Machine:
             unified=unified,
             gpu_processes=_gpu_processes(gpu),
         )
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _gpu_processes(gpu) -> list[GpuProcess]:

@@ -33,6 +33,11 @@ class Model(BaseModel):
     has_sinks: bool
 
 
+def of_default(name: str) -> str:
+    """What `find` takes for a profile's default_model: the embedded model's name stands for its folder."""
+    return str(EMBEDDED) if name == EMBEDDED.name else name
+
+
 def find(model: str) -> Model:
     """Describe `model`: a folder, or the name of a repository in the local Hugging Face cache.
 

@@ -78,7 +78,7 @@ def make(
     device, vllm_version = software.vllm_build()
     machine = _machine(device)
     settings = profile.devices[device]
-    found = model.find(model_path or _default_model(settings.default_model))
+    found = model.find(model_path or model.of_default(settings.default_model))
     merged = arguments.merge(
         profile.vllm,
         settings.vllm,
@@ -136,7 +136,3 @@ def _machine(device: Device) -> Machine:
             f"this environment has vLLM for CUDA, but {error}",
             "mend the driver, or set up for the CPU in a new environment: make setup DEVICE=cpu",
         ) from error
-
-
-def _default_model(name: str) -> str:
-    return str(model.EMBEDDED) if name == model.EMBEDDED.name else name

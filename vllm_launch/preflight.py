@@ -3,13 +3,14 @@
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
 from vllm_launch.errors import Problem
 from vllm_launch.plan import LOOPBACK, Plan
+from vllm_launch.profile import Device
 
 GIB = 1 << 30
 # vLLM's CPU processes beside weights and KV cache, as measured (facts: 2.4 GB with 1 GiB of KV).
@@ -66,17 +67,23 @@ def _address(plan: Plan, expose: bool) -> None:
                 "--expose without a key: anybody could use the server",
                 "set VLLM_API_KEY in the environment",
             )
-    family = socket.AF_INET6 if ":" in plan.host else socket.AF_INET
-    with socket.socket(family) as probe:
+    if reason := cannot_listen(plan.host, plan.port):
+        raise Problem(
+            "address",
+            f"cannot listen on {plan.host}:{plan.port}: {reason}",
+            "end what listens there, or choose another --port",
+        )
+
+
+def cannot_listen(host: str, port: int) -> str | None:
+    """Why a server cannot listen there, in the system's words; None if it can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((plan.host, plan.port))
+            probe.bind((host, port))
         except OSError as error:
-            raise Problem(
-                "address",
-                f"cannot listen on {plan.host}:{plan.port}: {error.strerror}",
-                "end what listens there, or choose another --port",
-            ) from error
+            return error.strerror or str(error)
+    return None
 
 
 def _folder(folder: Path) -> None:
@@ -100,25 +107,18 @@ def _folder(folder: Path) -> None:
 
 def _memory(plan: Plan) -> None:
     machine, weights = plan.machine, plan.model.weight_bytes
-    if plan.device == "cpu":
-        kv_bytes = int(float(plan.environment["VLLM_CPU_KVCACHE_SPACE"]) * GIB)
-        needed = weights + kv_bytes + CPU_OVERHEAD_BYTES
-        detail = f"weights {weights / GIB:.1f} + KV cache {kv_bytes / GIB:.1f} + vLLM {CPU_OVERHEAD_BYTES / GIB:.1f}"
-    else:
-        share = float(plan.arguments.get("gpu-memory-utilization", 0.9))
-        needed = int(share * machine.total_bytes)
-        detail = f"{share:.0%} of {machine.total_bytes / GIB:.0f}"
-        if weights > needed:
-            raise Problem(
-                "memory",
-                f"{plan.model.name}: weights of {weights / GIB:.1f} GiB do not fit into {detail} GiB",
-                "raise --gpu-memory-utilization, or give --model a smaller one such as openai/gpt-oss-20b",
-            )
-    if machine.free_bytes < needed:
-        users = ", ".join(_user(p.pid, p.used_bytes) for p in machine.gpu_processes) or "none that the driver names"
+    needed, detail = needed_bytes(plan.device, weights, machine.total_bytes, plan.arguments, plan.environment)
+    if plan.device == "gpu" and weights > needed:
         raise Problem(
             "memory",
-            f"{machine.name}: {machine.free_bytes / GIB:.1f} GiB free, needs {needed / GIB:.1f} ({detail} GiB)"
+            f"{plan.model.name}: weights of {weights / GIB:.1f} GiB do not fit into {detail}",
+            "raise --gpu-memory-utilization, or give --model a smaller one such as openai/gpt-oss-20b",
+        )
+    if machine.free_bytes < needed:
+        users = ", ".join(program(p.pid, p.used_bytes) for p in machine.gpu_processes) or "none that the driver names"
+        raise Problem(
+            "memory",
+            f"{machine.name}: {machine.free_bytes / GIB:.1f} GiB free, needs {needed / GIB:.1f} ({detail})"
             + (f"; in use by {users}" if plan.device == "gpu" else ""),
             "end other programs, or give --model a smaller one"
             if plan.device == "cpu"
@@ -126,7 +126,20 @@ def _memory(plan: Plan) -> None:
         )
 
 
-def _user(pid: int, used_bytes: int) -> str:
+def needed_bytes(
+    device: Device, weight_bytes: int, total_bytes: int, arguments: Mapping, environment: Mapping[str, str]
+) -> tuple[int, str]:
+    """Memory that a server takes of a device with `total_bytes`, and how that comes about."""
+    if device == "cpu":
+        kv_bytes = int(float(environment["VLLM_CPU_KVCACHE_SPACE"]) * GIB)
+        parts = {"weights": weight_bytes, "KV cache": kv_bytes, "vLLM": CPU_OVERHEAD_BYTES}
+        return sum(parts.values()), " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items()) + " GiB"
+    share = float(arguments.get("gpu-memory-utilization", 0.9))
+    return int(share * total_bytes), f"{share:.0%} of {total_bytes / GIB:.0f} GiB"
+
+
+def program(pid: int, used_bytes: int) -> str:
+    """A process and the memory it holds, as text."""
     try:
         name = psutil.Process(pid).name()
     except psutil.Error:

@@ -367,7 +367,7 @@ def test_a_driver_that_fails_is_told_and_not_a_crash(tmp_path, spark_driver, mon
     def lost(_):
         raise pynvml.NVMLError_GpuIsLost()
 
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lost)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lost)
     (finding,) = about(look(tmp_path), "GPU")
     assert finding.status == "error" and "lost" in finding.what.lower() and "make setup" in finding.remedy
 
