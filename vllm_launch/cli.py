@@ -72,12 +72,12 @@ def check(plan: plans.Plan, run_dir: Path, *, expose: bool = False) -> None:
 
 @contextmanager
 def signals_as_exit():
-    """SIGTERM and SIGHUP leave through the same door as Ctrl-C, so that servers are ended."""
+    """Ctrl-C, SIGTERM and SIGHUP leave with 128 + their number, through every `finally`, so that servers are ended."""
 
     def leave(number, _frame):
         raise SystemExit(128 + number)
 
-    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

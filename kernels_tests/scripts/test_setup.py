@@ -1,0 +1,46 @@
+"""scripts/setup.sh: what a user reads when it cannot do its work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.provenance import REPO
+
+
+def setup(**environment):
+    command = [str(REPO / "scripts" / "setup.sh")]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+
+
+def test_no_network_is_one_clear_line_with_its_remedy(tmp_path):
+    (tmp_path / "empty").mkdir()
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "empty"), "PIP_CONFIG_FILE": os.devnull}
+    done = setup(VENV=str(tmp_path / "venv"), DEVICE="cpu", PIP_EXTRA_INDEX_URL="", **offline)
+    assert done.returncode == 15
+    assert "setup: pip failed" in done.stderr and "setup: remedy: check the network" in done.stderr
+    assert not (tmp_path / "venv" / ".fp8-sinks-locks").exists(), "it would count as set up"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"DEVICE": "tpu"}, "neither cpu nor gpu"),
+        ({"DEVICE": "gpu", "VLLM": "0.1"}, "no lock file locks/gpu-vllm-0.1.txt"),
+        ({"PYTHON": "false"}, "is not Python 3.11 to 3.13"),
+    ],
+)
+def test_mistakes(tmp_path, environment, said):
+    done = setup(VENV=str(tmp_path / "venv"), **environment)
+    assert done.returncode == 15 and said in done.stderr and "remedy:" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_finished_set_up_is_left_alone():
+    stamp = Path(sys.prefix) / ".fp8-sinks-locks"
+    if not stamp.exists() or not stamp.read_text().startswith("cpu "):
+        pytest.skip("these tests do not run in an environment that setup.sh made for a CPU")
+    done = setup(VENV=sys.prefix, DEVICE="cpu")
+    assert (done.returncode, done.stderr) == (0, "")
