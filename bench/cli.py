@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import click
 from pydantic import ValidationError
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from bench import gates, serving
 from bench import result as results
-from bench import serving
+from bench.gates import failed_gates
+from bench.run import Request, Run
 from vllm_launch import plan as plans
 from vllm_launch import profile
 from vllm_launch.cli import signals_as_exit, talk
@@ -25,23 +28,52 @@ def bench() -> None:
     """Measure servers, and make reports from the result files."""
 
 
+def run_options(command):
+    """The arguments and options that every measuring command has."""
+    for option in reversed(
+        (
+            click.argument("words", nargs=-1, metavar="PROFILE... [-- VLLM_ARGUMENTS...]"),
+            click.option("--model", help="Model folder, or owner/name in the local Hugging Face cache."),
+            click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>."),
+            click.option("--resume", type=FOLDER, help="A run folder: do what it lacks, with its profiles and model."),
+            click.option("--dry-run", is_flag=True, help="Print each profile's server command, start nothing."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @bench.command("serving")
-@click.argument("words", nargs=-1, metavar="PROFILE... [-- VLLM_ARGUMENTS...]")
-@click.option("--model", help="Model folder, or owner/name in the local Hugging Face cache.")
-@click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>.")
-@click.option("--resume", type=FOLDER, help="A run folder: do what it lacks, with its own profiles and model.")
-@click.option("--dry-run", is_flag=True, help="Print each profile's server command, start nothing.")
+@run_options
 def serving_command(words, model, run_dir, resume, dry_run):
-    """Serve each PROFILE cold and warm, measure it with llama-benchy, gate its answers, write result and report.
+    """Serve each PROFILE cold and warm, gate its answers, measure it with llama-benchy, write result and report.
 
     The caches of the run are wiped before each profile's cold start. Servers listen on loopback only.
     """
-    request = _request(words, model, run_dir, resume)
-    folder = (resume or run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    _run(serving.execute, _request(words, model, run_dir, resume), run_dir or resume, dry_run)
+
+
+@bench.command("accuracy")
+@run_options
+def accuracy_command(words, model, run_dir, resume, dry_run):
+    """Serve each PROFILE, compare its answers with the reference profile's, write result and report; no speed.
+
+    Log-probabilities of held-out text through decode and through prefill, greedy text, and the sinks against
+    transformers. Exits with 31 if a gate fails.
+    """
+    _run(gates.execute, _request(words, model, run_dir, resume), run_dir or resume, dry_run)
+
+
+def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool) -> None:
+    folder = (folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
     if dry_run:
         for name in request.profiles:
             plan = plans.make(
-                profile.load(name), port=0, cache_root=folder / "cache", model_path=model, overrides=request.overrides
+                profile.load(name),
+                port=0,
+                cache_root=folder / "cache",
+                model_path=request.model,
+                overrides=request.overrides,
             )
             click.echo(plans.as_shell(plan))
         return
@@ -50,29 +82,30 @@ def serving_command(words, model, run_dir, resume, dry_run):
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with signals_as_exit(), Progress(*columns, console=talk, transient=True) as progress:
         task = progress.add_task("preparing")
-        run = serving.Run(
+        run = Run(
             folder=folder,
             request=request,
             say=lambda line: progress.update(task, description=line),
             done=progress.console.print,
         )
         try:
-            result = serving.execute(run, command=["fp8-sinks", *sys.argv[1:]])
+            result = execute(run, command=["fp8-sinks", *sys.argv[1:]])
         finally:
             if (folder / "result.json").exists():
                 path = _reports().write([folder / "result.json"], folder, name="report.md")
                 talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
-            talk.print(f"resume: fp8-sinks bench serving --resume {shlex.quote(str(folder))}", soft_wrap=True)
+            verb = "serving" if execute is serving.execute else "accuracy"
+            talk.print(f"resume: fp8-sinks bench {verb} --resume {shlex.quote(str(folder))}", soft_wrap=True)
     _gate(result)
 
 
-def _request(words: tuple[str, ...], model, run_dir, resume) -> serving.Request:
+def _request(words: tuple[str, ...], model, run_dir, resume) -> Request:
     if resume:
         if words or model or run_dir:
             raise click.UsageError("--resume takes profiles, model and folder from the run; give nothing else")
         path = resume / "request.json"
         try:
-            return serving.Request.model_validate_json(path.read_text(encoding="utf-8"))
+            return Request.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
             what = f"{resume} is no run folder: cannot read {path.name}"
             raise Problem("file", what, "name a folder in runs/") from error
@@ -80,7 +113,7 @@ def _request(words: tuple[str, ...], model, run_dir, resume) -> serving.Request:
     if first_flag == 0:
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
     profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
-    return serving.Request(profiles=profiles, model=model, overrides=overrides)
+    return Request(profiles=profiles, model=model, overrides=overrides)
 
 
 def _create(folder: Path) -> None:
@@ -92,15 +125,14 @@ def _create(folder: Path) -> None:
         ) from error
 
 
-def _gate(result: results.ServingResult) -> None:
-    failed = [(row.profile, match) for row in result.rows for match in row.greedy if not match.passed]
+def _gate(result: results.ServingResult | results.AccuracyResult) -> None:
+    """Raise Problem("gate") if any profile failed any gate; the first one is named."""
+    failed = [f"{row.profile}: {words}" for row in result.rows for words in failed_gates(row)]
     if failed:
-        name, match = failed[0]
         raise Problem(
             "gate",
-            f"{name}: greedy match {match.matched} of {match.tokens} ({match.distinct} distinct) after"
-            f" {match.prompt!r}; {len(failed)} prompt(s) failed",
-            "the report shows both answers; do not serve this profile before the reason is known",
+            f"{failed[0]} ({len(failed)} gate(s) failed)",
+            "the report shows each failed gate; do not serve this profile before the reason is known",
         )
 
 
@@ -139,3 +171,18 @@ def keep(run, folder):
     shutil.copyfile(run / "result.json", temporary)
     temporary.replace(target)
     click.echo(target)
+
+
+@bench.command("compare")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--force", is_flag=True, help="Compare what differs in more than the KV cache, marked as such.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare_command(a, b, force, as_json):
+    """Compare profiles of result files: ratios B over A, with their noise and the accuracy records.
+
+    A and B are result files, whose profiles of the same name are paired, or FILE:PROFILE.
+    """
+    from bench import compare  # brings matplotlib, which few verbs need
+
+    click.echo(compare.compare(a, b, force=force, as_json=as_json))

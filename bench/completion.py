@@ -34,7 +34,7 @@ def greedy(server: Server, prompt: str, tokens: int) -> Answer:
         "logprobs": 2,
         "return_token_ids": True,
     }
-    choice = _post(server, body)["choices"][0]
+    choice = post(server, body)["choices"][0]
     best_two = [sorted(top.values(), reverse=True)[:2] for top in choice["logprobs"]["top_logprobs"]]
     return Answer(
         prompt=prompt,
@@ -47,7 +47,7 @@ def greedy(server: Server, prompt: str, tokens: int) -> Answer:
 def first_token_s(server: Server, prompt: str) -> float:
     """Seconds to one token, of the first request that the server sees."""
     started = time.monotonic()
-    _post(server, {"model": server.plan.model.name, "prompt": prompt, "max_tokens": 1, "temperature": 0})
+    post(server, {"model": server.plan.model.name, "prompt": prompt, "max_tokens": 1, "temperature": 0})
     return time.monotonic() - started
 
 
@@ -68,7 +68,8 @@ def match(answer: Answer, reference: Answer, reference_profile: str, gate: Greed
     )
 
 
-def _post(server: Server, body: dict) -> dict:
+def post(server: Server, body: dict) -> dict:
+    """The answer of /v1/completions to `body`. Raises Problem("requests") for anything but HTTP 200."""
     with requests.Session() as session:
         session.trust_env = False
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.result import Provenance
 from vllm_launch import software
 from vllm_launch.machine import Machine
+from vllm_launch.model import Model
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -53,6 +54,11 @@ def redact_all(value):
     if isinstance(value, dict):
         return {key: redact_all(item) for key, item in value.items()}
     return value
+
+
+def redacted_model(model: Model) -> Model:
+    """The model without the folder that it lies in on this machine."""
+    return model.model_copy(update={"path": redact(model.path)})
 
 
 def _git(*arguments: str) -> str | None:

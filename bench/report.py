@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 
 from bench import markdown as md
-from bench import plots
+from bench import plots, report_accuracy, report_roofline
 from bench import report_tables as tables
 from bench.report_tables import NOT_SHOWN
-from bench.result import Rate, ServingResult, ServingRow, read, write_text
+from bench.result import AccuracyResult, AccuracyRow, Rate, ServingResult, ServingRow, read, write_text
 from vllm_launch.errors import Problem
 
 SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference
@@ -21,6 +21,7 @@ NOISE = (
     f"± is the noise, {plots.NOISE_ERRORS} standard errors of this run's samples; bold: a ratio beyond it."
     " Another start of the same server can differ by more than that."
 )
+STARTS = (("Server start", "start_s"), ("First token after it", "first_token_s"))
 CPU_NOTE = "> A CPU shows capacity and accuracy, not FP8 speed: for that it takes a GPU."
 
 
@@ -66,8 +67,23 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
 
 
 def _newest_first(results_paths: list[Path]) -> list[ServingResult]:
-    results = map(read, results_paths)
+    results = [_widened(read(path)) for path in results_paths]
     return sorted(results, key=lambda one: (one.provenance.created.isoformat(), one.id), reverse=True)
+
+
+def _widened(result: ServingResult | AccuracyResult) -> ServingResult:
+    """An accuracy result as a serving result without any speed: the report has one form for both."""
+    if result.kind == "serving":
+        return result
+    nothing = {"wiped": None, "starts": [], "completion": None, "rates": []}
+    rows = [
+        ServingRow(**{name: getattr(row, name) for name in AccuracyRow.model_fields}, **nothing) for row in result.rows
+    ]
+    return ServingResult(id=result.id, provenance=result.provenance, model=result.model, rows=rows)
+
+
+def _has_speed(result: ServingResult) -> bool:
+    return any(row.starts or row.rates for row in result.rows)
 
 
 def markdown(results: list[ServingResult], plot_names: dict[str, dict[str, str]]) -> str:
@@ -75,9 +91,13 @@ def markdown(results: list[ServingResult], plot_names: dict[str, dict[str, str]]
     blocks = ["# Benchmark results", "Made from result files by `fp8-sinks bench report`, not by hand."]
     for result in results:
         blocks += [f"## {_headline(result)}", *_first_screen(result, plot_names.get(result.id, {}))]
+        blocks += ["### Accuracy", *report_accuracy.details(result.rows)]
         blocks += ["### Requested and resolved", tables.resolved_table(result)]
-        blocks += ["### Starts", tables.starts_table(result)]
-        blocks += ["### All rates", *tables.rate_tables(result, _accuracies(result))]
+        if _has_speed(result):
+            records = accuracies(result)
+            blocks += ["### Starts", tables.starts_table(result)]
+            blocks += ["### Against the roofline", *report_roofline.blocks(result, records, _base(result))]
+            blocks += ["### All rates", *tables.rate_tables(result, records)]
         blocks += ["### Greedy answers", *tables.greedy_texts(result)]
         blocks += ["### Where it comes from", *tables.provenance(result)]
     return "\n\n".join(blocks) + "\n"
@@ -89,8 +109,10 @@ def _draw(result: ServingResult, folder: Path, plots_folder: str) -> dict[str, s
     if "capacity" in names:
         plots.capacity_plot(_capacities(result), base, folder / names["capacity"])
     if "decode" in names:
-        accuracy = {name: record or NOT_SHOWN for name, record in _accuracies(result).items()}
+        accuracy = {name: record or NOT_SHOWN for name, record in accuracies(result).items()}
         plots.decode_rate_plot(_shown_rates(result), base, accuracy, folder / names["decode"])
+    if "accuracy" in names:
+        report_accuracy.plot({row.profile: row.accuracy for row in result.rows}, folder / names["accuracy"])
     if "start" in names:
         plots.start_plot({row.profile: row.starts for row in result.rows}, folder / names["start"])
     return names
@@ -99,6 +121,9 @@ def _draw(result: ServingResult, folder: Path, plots_folder: str) -> dict[str, s
 def _messages(result: ServingResult) -> dict[str, str]:
     """One line for each thing that was measured; the titles of the plots."""
     messages = {}
+    records = {row.profile: row.accuracy for row in result.rows}
+    if any(records.values()):
+        messages["accuracy"] = report_accuracy.message(records)
     if any(_capacities(result).values()):
         messages["capacity"] = plots.capacity_message(_capacities(result), _base(result))
     if any(_shown_rates(result).values()):
@@ -120,6 +145,7 @@ def _shown_rates(result: ServingResult) -> dict[str, list[Rate]]:
 def _reference(result: ServingResult) -> str | None:
     """The profile that answers were compared with; without any comparison the first with a 16-bit cache."""
     named = [match.reference for row in result.rows for match in row.greedy]
+    named += [row.accuracy.reference for row in result.rows if row.accuracy]
     plain = [row.profile for row in result.rows if row.requested.kv_cache_dtype in SIXTEEN_BIT]
     return next(iter(named + plain), None)
 
@@ -133,16 +159,18 @@ def _base(result: ServingResult) -> str:
 
 def _accuracy(result: ServingResult, row: ServingRow) -> str | None:
     """The accuracy record in a few words; None where there is none."""
-    if row.greedy:
-        counts = ", ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)
-        return f"{'pass' if all(match.passed for match in row.greedy) else 'FAILED'}: {counts}"
     if row.profile == _reference(result):
-        compared = any(other.greedy for other in result.rows)
+        compared = any(other.greedy or other.accuracy for other in result.rows if other is not row)
         return "reference" if compared else "reference: not compared"
-    return None
+    if not (row.greedy or row.accuracy):
+        return None
+    failed = not all(match.passed for match in row.greedy) or (row.accuracy and row.accuracy.passed is False)
+    parts = [", ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)] if row.greedy else []
+    parts += [f"{row.accuracy.decode.mean_abs_delta.value:.3f} nats off"] if row.accuracy else []
+    return f"{'FAILED' if failed else 'pass'}: {'; '.join(parts)}"
 
 
-def _accuracies(result: ServingResult) -> dict[str, str | None]:
+def accuracies(result: ServingResult) -> dict[str, str | None]:
     return {row.profile: _accuracy(result, row) for row in result.rows}
 
 
@@ -159,21 +187,27 @@ def _first_screen(result: ServingResult, plot_names: dict[str, str]) -> list[str
         _summary_lines(result),
         *_failures(result),
         *_failed_gates(result),
+        *report_accuracy.failed(result.rows),
         *([CPU_NOTE] if result.provenance.machine.family == "cpu" else []),
         _glance_table(result),
+        *report_accuracy.first_screen(result.rows)[1:],
         *(f"![{messages[which]}]({path})" for which, path in plot_names.items()),
     ]
 
 
 def _summary_lines(result: ServingResult) -> str:
     """The result in a few lines: answers, capacity, speed, start, and what is missing."""
-    lines = [*_answer_lines(result), *map(md.text, _messages(result).values()), *_missing_lines(result)]
+    said = [
+        *report_accuracy.answer_lines(result.rows),
+        *(line for which, line in _messages(result).items() if which != "accuracy"),
+    ]
+    lines = [*_answer_lines(result), *map(md.text, said), *_missing_lines(result)]
     return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
 
 
 def _answer_lines(result: ServingResult) -> list[str]:
     lines = [
-        f"Greedy answers of {md.text(row.profile)}: {tables.verdict(_accuracy(result, row))} tokens equal to"
+        f"Greedy answers of {md.text(row.profile)}: {tables.verdict(_greedy_words(row))} tokens equal to"
         f" {md.text(row.greedy[0].reference)}'s; smallest margin"
         f" {plots.number(min(match.margin for match in row.greedy))} nats"
         for row in result.rows
@@ -182,16 +216,22 @@ def _answer_lines(result: ServingResult) -> list[str]:
     return lines or ["Greedy answers: none compared"]
 
 
+def _greedy_words(row: ServingRow) -> str:
+    counts = ", ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)
+    return f"{'pass' if all(match.passed for match in row.greedy) else 'FAILED'}: {counts}"
+
+
 def _missing_lines(result: ServingResult) -> list[str]:
     points = {plots.point(rate) for row in result.rows for rate in row.rates}
     lines = []
     for row in result.rows:
         caches = {start.cache for start in row.starts}
         measured = len({plots.point(rate) for rate in row.rates})
-        missing = [f"{cache} start" for cache in ("cold", "warm") if cache not in caches]
+        speed = _has_speed(result) or row.failures
+        missing = [f"{cache} start" for cache in ("cold", "warm") if speed and cache not in caches]
         missing += ["resolved settings"] if row.resolved is None else []
         missing += ["accuracy record"] if _accuracy(result, row) is None else []
-        missing += ["all rates"] if not measured else []
+        missing += ["all rates"] if speed and not measured else []
         if 0 < measured < len(points):
             missing.append(f"rates at {len(points) - measured} of {len(points)} points")
         if missing:
@@ -225,7 +265,7 @@ def _glance_table(result: ServingResult) -> str:
     longest = max((rate.output for rate in every), default=0)
     chosen = sorted({plots.point(one) for one in every if (one.concurrency, one.output) == (fewest, longest)})
     lines = [
-        ["Greedy tokens equal", *(tables.verdict(_accuracy(result, row) or "no record") for row in result.rows)],
+        ["Answers", *(tables.verdict(_accuracy(result, row) or "no record") for row in result.rows)],
         ["KV capacity, tokens", *(_capacity_cell(capacities, row.profile, base) for row in result.rows)],
     ]
     for place in chosen:
@@ -234,7 +274,7 @@ def _glance_table(result: ServingResult) -> str:
             for row in result.rows
         ]
         lines.append([f"Decode at {place[0]:,} tokens, tokens/s", *cells])
-    for label, field in (("Server start", "start_s"), ("First token after it", "first_token_s")):
+    for label, field in STARTS if _has_speed(result) else ():
         lines.append([f"{label}, cold / warm, s", *(_start_cell(row, field) for row in result.rows)])
     table = md.table(["", *(row.profile for row in result.rows)], lines)
     note = f"Decode: median, {longest} tokens out, {plots.requests(fewest)}. {NOISE}"

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine
@@ -101,19 +101,111 @@ class Failure(Strict):
     message: str
 
 
-class ServingRow(Strict):
-    """All that was measured with one profile; what failed or was not reached is absent, and in `failures`."""
+class Figure(Strict):
+    """A value and its 95% interval; no interval where the texts are too few for one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Agreement(Strict):
+    """How a profile's log-probabilities of given tokens differ from the reference profile's (bench/metrics.py).
+
+    delta: log p here minus log p there of the token that was given, nats. kl: nats a token. top1: share of
+    positions with the same most likely token. perplexity_ratio: this profile's perplexity over the reference's.
+    """
+
+    texts: int
+    tokens: int
+    mean_abs_delta: Figure
+    p99_abs_delta: Figure
+    kl: Figure
+    top1: Figure
+    perplexity_ratio: Figure
+
+
+class AtContext(Strict):
+    """Agreement after `context` tokens of prompt; prefill is absent where it was not asked for."""
+
+    context: int
+    decode: Agreement
+    prefill: Agreement | None
+
+
+class SinkCheck(Strict):
+    """The server's prompt log-probabilities against transformers in FP32 with true and with wrong sinks.
+
+    mean_abs_delta: nats, by what was done to the sinks (`true` for nothing). bound: the most that `true` may
+    have; factor: how many times farther the nearest wrong one must be. reason: why it did not run.
+    """
+
+    status: Literal["passed", "FAILED", "not judged", "not run"]
+    reason: str | None
+    tokens: int
+    mean_abs_delta: dict[str, float]
+    bound: float | None
+    factor: float | None
+
+
+class Gate(Strict):
+    """One figure against its bound. context: None for all of them. bound and passed: None if it is not judged."""
+
+    path: Literal["decode", "prefill", "paths"]
+    context: int | None
+    figure: Literal["mean_abs_delta", "p99_abs_delta", "kl", "top1", "perplexity_ratio"]
+    value: float
+    bound: float | None
+    passed: bool | None
+
+
+class AccuracyRecord(Strict):
+    """A profile's answers against the reference profile's; the reference's own record compares it with itself.
+
+    paths: its decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
+    """
+
+    reference: str
+    text: Literal["heldout", "book"]
+    decode: Agreement
+    prefill: Agreement | None
+    paths: Agreement | None
+    contexts: list[AtContext]
+    gates: list[Gate]
+    sinks: SinkCheck | None
+
+    @property
+    def failed_gates(self) -> list[Gate]:
+        return [gate for gate in self.gates if gate.passed is False]
+
+    @property
+    def passed(self) -> bool | None:
+        """False if any gate or the sink check failed; None if no gate of decode is judged."""
+        if self.failed_gates or (self.sinks and self.sinks.status == "FAILED"):
+            return False
+        judged = {gate.figure for gate in self.gates if gate.path == "decode" and gate.passed}
+        return True if judged else None
+
+
+class AccuracyRow(Strict):
+    """What one profile answers; what failed or was not reached is absent, and in `failures`."""
 
     profile: str
     description: str
     requested: Requested
     resolved: Resolved | None
+    greedy: list[GreedyMatch]
+    accuracy: AccuracyRecord | None = None
+    failures: list[Failure]
+
+
+class ServingRow(AccuracyRow):
+    """All that was measured with one profile."""
+
     wiped: Wiped | None
     starts: list[Start]
     completion: str | None
     rates: list[Rate]
-    greedy: list[GreedyMatch]
-    failures: list[Failure]
 
 
 class ServingResult(Strict):
@@ -125,10 +217,26 @@ class ServingResult(Strict):
     rows: list[ServingRow]
 
 
-def read(path: Path) -> ServingResult:
-    """Read a result file; raises Problem("file") for one that is missing, half-written or of another schema."""
+class AccuracyResult(Strict):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["accuracy"] = "accuracy"
+    id: str
+    provenance: Provenance
+    model: Model
+    rows: list[AccuracyRow]
+
+
+Result = Annotated[ServingResult | AccuracyResult, Field(discriminator="kind")]
+RESULT = TypeAdapter(Result)
+
+
+def read(path: Path) -> ServingResult | AccuracyResult:
+    """Read a result file of any kind.
+
+    Raises Problem("file") for one that is missing, half-written or of another schema.
+    """
     try:
-        return ServingResult.model_validate_json(path.read_text(encoding="utf-8"))
+        return RESULT.validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Problem("file", f"cannot read {path}: {error.strerror}", "name an existing result file") from error
     except ValidationError as error:

@@ -3,7 +3,7 @@
 import click
 
 from bench.cli import bench
-from bench.roofline import roofline
+from bench.roofline_command import roofline
 from vllm_launch.cli import serve
 from vllm_launch.doctor import doctor
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Serve gpt-oss with attention sinks and an FP8 KV cache, and prove that the answers hold.
 
     Exit codes: 0 done; 1 unexpected; 2 usage; 10 profile; 11 model; 12 address; 13 memory; 14 disk; 15 software;
-    20 server; 21 resolved; 30 requests; 31 gate; 32 file. Of doctor: 0 ready; 1 warnings; 2 cannot run.
+    20 server; 21 resolved; 30 requests; 31 gate; 32 file; 33 compare. Of doctor: 0 ready; 1 warnings; 2 cannot run.
     """
 
 

@@ -4,7 +4,7 @@ Exit codes (also in the README; 1 is an unexpected error, 2 a mistake on the com
 
     10 profile    11 model       12 address     13 memory      14 disk
     15 software   20 server      21 resolved    30 requests    31 gate
-    32 file
+    32 file       33 compare
 """
 
 import click
@@ -21,6 +21,7 @@ EXIT_CODES = {
     "requests": 30,  # a request or llama-benchy failed
     "gate": 31,  # an accuracy gate failed
     "file": 32,  # a result or step file cannot be read
+    "compare": 33,  # two results differ in more than the KV cache
 }
 
 

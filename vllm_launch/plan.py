@@ -73,8 +73,12 @@ def make(
     model_path: str | None = None,
     host: str = "127.0.0.1",
     overrides: list[str] | None = None,
+    extra: dict[str, Argument] | None = None,
 ) -> Plan:
-    """Decide everything about one server of `profile` on this machine. Raises Problem; starts nothing."""
+    """Decide everything about one server of `profile` on this machine. Raises Problem; starts nothing.
+
+    overrides: a user's words for vLLM; extra: what the caller itself needs, over everything else.
+    """
     device, vllm_version = software.vllm_build()
     machine = _machine(device)
     settings = profile.devices[device]
@@ -84,6 +88,7 @@ def make(
         settings.vllm,
         profile.model_settings(found.name).vllm,
         arguments.parse(overrides or []),
+        extra or {},
     )
     nonce = f"fp8-sinks-{secrets.token_hex(8)}"
     return Plan(

@@ -14,6 +14,7 @@ Device = Literal["cpu", "gpu"]
 Argument = bool | int | float | str | list[str] | dict
 Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
@@ -32,6 +33,67 @@ class BenchGrid(Strict):
     runs: Count
 
 
+class Texts(Strict):
+    """`texts` pieces of text: `context` tokens of prompt, then `tokens` tokens that are scored.
+
+    prefill: whether the server also returns prompt log-probabilities here; with long prompts they are slow, since
+    vLLM has them for the whole prompt or not at all.
+    """
+
+    context: Count
+    texts: Count
+    tokens: Count
+    prefill: bool = True
+
+
+class AccuracyTexts(Strict):
+    """What to score. source: the model's own heldout.jsonl, or the book that llama-benchy's prompts come from."""
+
+    source: Literal["heldout", "book"]
+    at: Annotated[list[Texts], Field(min_length=1)]
+
+    @property
+    def tokens(self) -> int:
+        return sum(one.texts * one.tokens for one in self.at)
+
+
+class Bounds(Strict):
+    """Bounds on bench.result.Agreement, in its units. top1 is the least, all others the most; None: not judged.
+
+    perplexity_ratio bounds the ratio and its inverse.
+    """
+
+    mean_abs_delta: Positive | None = None
+    p99_abs_delta: Positive | None = None
+    kl: Positive | None = None
+    top1: Annotated[float, Field(ge=0, le=1)] | None = None
+    perplexity_ratio: Annotated[float, Field(ge=1)] | None = None
+
+
+class SinkBounds(Strict):
+    """mean_abs_delta: the most (nats) between server and transformers with the true sinks.
+
+    factor: how many times farther the nearest wrong sinks must be. None: not judged.
+    """
+
+    mean_abs_delta: Positive | None = None
+    factor: Annotated[float, Field(ge=1)] | None = None
+
+
+class Thresholds(Strict):
+    """The accuracy gates of a profile with a model. What is not given is measured but not judged.
+
+    decode, prefill: against the reference profile, over all contexts; decode_at_context: at each single one. paths:
+    decode against the same server's prefill, which no cache format disturbs. sinks: against transformers.
+    """
+
+    decode: Bounds = Bounds()
+    decode_at_context: Bounds = Bounds()
+    prefill: Bounds = Bounds()
+    paths: Bounds = Bounds()
+    sinks: SinkBounds = SinkBounds()
+
+
 class DeviceSettings(Strict):
     default_model: str
     start_timeout_s: Count
@@ -42,6 +104,8 @@ class DeviceSettings(Strict):
 class ModelSettings(Strict):
     vllm: dict[str, Argument]
     bench: BenchGrid
+    accuracy: AccuracyTexts
+    thresholds: Thresholds = Thresholds()
 
 
 class GreedyGate(Strict):

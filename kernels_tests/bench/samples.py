@@ -3,13 +3,20 @@
 import random
 from datetime import UTC, datetime
 
+from bench.accuracy import FIGURES, holds
 from bench.result import (
+    AccuracyRecord,
+    Agreement,
+    AtContext,
+    Figure,
+    Gate,
     GreedyMatch,
     Provenance,
     Rate,
     Requested,
     ServingResult,
     ServingRow,
+    SinkCheck,
     Start,
     Wiped,
 )
@@ -76,6 +83,54 @@ def a_resolved(kv_cache_dtype="auto", capacity=671_088) -> Resolved:
         cuda_graphs="none",
         cpu_cache_writer=kv_cache_dtype != "auto",
     )
+
+
+def an_agreement(delta=0.1, tokens=2048, interval=True) -> Agreement:
+    """Figures that belong to a mean |delta log p| of `delta` nats."""
+
+    def figure(value: float) -> Figure:
+        return Figure(value=value, low=0.9 * value if interval else None, high=1.1 * value if interval else None)
+
+    return Agreement(
+        texts=16,
+        tokens=tokens,
+        mean_abs_delta=figure(delta),
+        p99_abs_delta=figure(6 * delta),
+        kl=figure(0.07 * delta),
+        top1=Figure(value=1 - delta / 2, low=1 - 0.6 * delta, high=1 - 0.4 * delta),
+        perplexity_ratio=figure(1 + delta / 50),
+    )
+
+
+def a_sink_check(**changes) -> SinkCheck:
+    distances = {"true": 0.09, "zeroed": 2.36, "shifted by one head": 0.83, "doubled": 2.72}
+    check = SinkCheck(status="passed", reason=None, tokens=2048, mean_abs_delta=distances, bound=0.2, factor=4)
+    return check.model_copy(update=changes)
+
+
+def a_record(delta=0.1, bound: float | None = 0.125, contexts=(128, 1024, 3960), **changes) -> AccuracyRecord:
+    """Decode and prefill `delta` nats off, a little more with every context; only the mean is judged."""
+    grown = {context: an_agreement(delta * (1 + place / 10)) for place, context in enumerate(contexts)}
+    everything = an_agreement(delta, 2048 * len(contexts))
+    at = [("decode", None, everything), ("prefill", None, everything)]
+    at += [("decode", context, found) for context, found in grown.items()]
+    gates = []
+    for path, context, found in at:
+        for name in FIGURES:
+            value, limit = getattr(found, name).value, bound if name == "mean_abs_delta" else None
+            passed = None if limit is None else holds(name, value, limit)
+            gates.append(Gate(path=path, context=context, figure=name, value=value, bound=limit, passed=passed))
+    record = AccuracyRecord(
+        reference="baseline",
+        text="heldout",
+        decode=everything,
+        prefill=everything,
+        paths=an_agreement(0.01, 2048 * len(contexts)),
+        contexts=[AtContext(context=context, decode=one, prefill=one) for context, one in grown.items()],
+        gates=gates,
+        sinks=a_sink_check(),
+    )
+    return record.model_copy(update=changes)
 
 
 def a_row(profile="baseline", kv="auto", **changes) -> ServingRow:

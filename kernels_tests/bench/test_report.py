@@ -88,10 +88,10 @@ def test_speed_without_accuracy_is_not_plotted(tmp_path):
 
 def test_a_lone_profile_is_the_reference_only_with_a_16_bit_cache():
     lone = text_of(a_result(a_row()))
-    assert "| Greedy tokens equal | reference: not compared |" in lone
+    assert "| Answers | reference: not compared |" in lone
     assert line_with(lone, "| Decode at 288 ").endswith("| 510 |")
     lone_fp8 = text_of(a_result(a_row("fp8", "fp8", greedy=[], rates=SECRET)))
-    assert "| Greedy tokens equal | no record |" in lone_fp8
+    assert "| Answers | no record |" in lone_fp8
     assert "not shown: no accuracy record" in lone_fp8 and "7,65" not in lone_fp8
 
 
@@ -106,7 +106,7 @@ def test_failed_gate_shows_both_texts_side_by_side():
     screen = text.partition("### ")[0]
     assert "**FAILED: 32/32, 3/32** tokens equal to baseline's" in screen
     assert "**FAILED**: fp8 after ` The capital of France is `, 3 of 32 tokens equal, 4 distinct" in screen
-    assert line_with(screen, "| Greedy tokens").endswith("| reference | **FAILED: 32/32, 3/32** |")
+    assert line_with(screen, "| Answers").endswith("| reference | **FAILED: 32/32, 3/32** |")
     # Within a table a bar must be escaped, a line end cannot be; elsewhere a backslash would be printed.
     assert r"| ``  Paris. The city has\ntwo \| three `museums`. `` | `  London, London, London ` |" in screen
     assert r"has\ntwo | three `museums`" in text.partition("### Greedy answers")[2]
@@ -183,7 +183,7 @@ def test_a_run_without_anything_still_reports(tmp_path):
     nothing = {"resolved": None, "starts": [], "wiped": None, "completion": None, "rates": []}
     write(a_result(a_row(**nothing)), tmp_path / "a.json")
     text = report.write([tmp_path / "a.json"], tmp_path).read_text()
-    assert "No server started." in text and "![" not in text and "Decode at" not in text
+    assert "### Starts" not in text and "![" not in text and "Decode at" not in text
     assert not list(tmp_path.glob("plots/*"))
 
 

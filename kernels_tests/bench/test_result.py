@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import provenance, result, schema
-from bench.serving import Request, _load
+from bench.run import Request, load
 from vllm_launch.errors import Problem
 
 
@@ -37,7 +37,7 @@ def test_a_half_written_step_names_the_file_to_delete(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text('{"profiles": [')
     with pytest.raises(Problem) as caught:
-        _load(path, Request)
+        load(path, Request)
     assert str(path) in caught.value.message and "--resume" in caught.value.remedy
 
 

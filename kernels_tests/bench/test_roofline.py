@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import roofline, shape
+from bench import roofline, roofline_command, shape
 from bench.roofline_plot import roofline_message
 from vllm_launch.errors import EXIT_CODES
 from vllm_launch.model import Model
@@ -59,7 +59,7 @@ def a_resolved(kv_cache_dtype: str, kv_skip_layers: tuple[str, ...] = (), model_
 
 
 def run(*words: str):
-    return CliRunner().invoke(roofline.roofline, words)
+    return CliRunner().invoke(roofline_command.roofline, words)
 
 
 def test_reproduces_the_table():
@@ -189,7 +189,7 @@ def test_unreadable_configs_end_the_command(tmp_path, content):
 )
 def test_bandwidth(text, bytes_s):
     if bytes_s:
-        assert math.isclose(roofline.bandwidth_of(text), bytes_s)
+        assert math.isclose(roofline_command.bandwidth_of(text), bytes_s)
     else:
         assert run("--model", "gpt-oss-20b", "--bandwidth", text).exit_code == 2
 

@@ -10,13 +10,19 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bench import completion, result
-from bench.serving import Answer, _load
+from bench.completion import Answer
+from bench.run import load
 from kernels_tests.processes import MARK, free_port, marked, wait_for
 from vllm_launch import model, plan, profile, server
 
 pytestmark = pytest.mark.server
 RUN_S = 400
-GRID = "models: {tiny_gpt_oss: {bench: {prompt: [64], output: [16], depth: [0, 128], concurrency: [1], runs: 2}}}\n"
+GRID = """
+models:
+  tiny_gpt_oss:
+    bench: {prompt: [64], output: [16], depth: [0, 128], concurrency: [1], runs: 2}
+    accuracy: {at: [{context: 128, texts: 16, tokens: 64}]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving")
     profiles = [folder / "small-baseline.yaml", folder / "small-fp8.yaml"]
     for path, base in zip(profiles, ("baseline", "fp8"), strict=True):
-        path.write_text(f"extends: {base}\n{GRID}greedy: {{reference: {profiles[0]}}}\n")
+        path.write_text(f"extends: {base}{GRID}greedy: {{reference: {profiles[0]}}}\n")
     run = folder / "run"
     environment = os.environ | {MARK: str(folder)}
     bench = [sys.executable, "-m", "fp8_sinks", "bench", "serving"]
@@ -78,6 +84,8 @@ def test_fp8_holds_twice_the_tokens_and_answers_the_same(finished):
     assert ratio == pytest.approx(2.0, abs=1e-5)
     assert fp8.resolved.cpu_cache_writer and not baseline.resolved.cpu_cache_writer
     assert [match.passed for match in fp8.greedy] == [True, True, True]
+    assert fp8.accuracy.passed is True and fp8.accuracy.sinks.status == "passed"
+    assert fp8.accuracy.decode.mean_abs_delta.value > 3 * baseline.accuracy.decode.mean_abs_delta.value
 
 
 def test_no_path_or_host_of_this_machine_is_in_the_result(finished):
@@ -124,7 +132,7 @@ def test_zeroed_sinks_fail_the_gate(finished, tmp_path):
 
     baseline = profile.load("baseline")
     planned = plan.make(baseline, port=free_port(), cache_root=finished / "cache", model_path=str(folder))
-    references = _load(finished / "small-baseline" / "greedy.json", list[Answer])
+    references = load(finished / "small-baseline" / "greedy.json", list[Answer])
     with server.running(planned, tmp_path, say=lambda line: None) as running:
         answers = [completion.greedy(running, one.prompt, len(one.token_ids)) for one in references]
     pairs = zip(answers, references, strict=True)

@@ -6,18 +6,38 @@ from vllm_launch import arguments, profile
 from vllm_launch.errors import Problem
 
 
-def test_the_three_profiles_differ_in_the_kv_cache_alone():
+def test_the_three_profiles_differ_in_the_kv_cache_and_its_accuracy_gates_alone():
     base, fp8, skip = (profile.load(name) for name in ("baseline", "fp8", "fp8-skip-sliding"))
     assert base.vllm["kv-cache-dtype"] == "auto"
     assert fp8.vllm["kv-cache-dtype"] == "fp8"
     assert skip.vllm["kv-cache-dtype-skip-layers"] == ["sliding_window"]
     kv_keys = {"kv-cache-dtype", "kv-cache-dtype-skip-layers"}
     for other in (fp8, skip):
-        assert other.models == base.models
+        for name in base.models:
+            own, common = (one.model_settings(name).model_dump(exclude={"thresholds"}) for one in (other, base))
+            assert own == common
         assert other.backends == base.backends
         assert {k: v for k, v in other.vllm.items() if k not in kv_keys} == {
             k: v for k, v in base.vllm.items() if k not in kv_keys
         }
+
+
+@pytest.mark.parametrize("name", ["baseline", "fp8", "fp8-skip-sliding"])
+def test_the_embedded_model_is_judged_and_the_real_ones_only_measured(name):
+    one = profile.load(name)
+    judged = one.model_settings("tiny_gpt_oss").thresholds
+    assert None not in judged.decode.model_dump().values() and None not in judged.sinks.model_dump().values()
+    assert judged.paths.mean_abs_delta and judged.decode_at_context.mean_abs_delta > judged.decode.mean_abs_delta
+    for model in ("gpt-oss-20b", "gpt-oss-120b", "anything else"):
+        assert one.model_settings(model).thresholds == profile.Thresholds()
+
+
+def test_every_model_is_scored_on_4000_tokens_or_more_within_its_context():
+    for settings in profile.load("baseline").models.values():
+        longest = max(place.context + place.tokens for place in settings.accuracy.at)
+        assert settings.accuracy.tokens >= 4000
+        assert longest < settings.vllm.get("max-model-len", 4096)
+        assert min(place.texts for place in settings.accuracy.at) >= 8, "fewer have no interval"
 
 
 def test_the_original_plan_is_in_the_profile():
@@ -37,6 +57,8 @@ def test_the_original_plan_is_in_the_profile():
         ("extends: baseline\nvllm: [1]\n", "vllm"),
         ("extends: baseline\ngreedy: {min_match: 1.5}\n", "greedy.min_match"),
         ("extends: baseline\nmodels: {other: {bench: {runs: 0}}}\n", "runs"),
+        ("extends: baseline\nmodels: {other: {thresholds: {decode: {top1: 95}}}}\n", "top1"),
+        ("extends: baseline\nmodels: {other: {accuracy: {at: []}}}\n", "accuracy.at"),
         ("extends: nowhere\n", "nowhere"),
         ("just text\n", "map of keys"),
         ("a: [\n", "cannot read"),

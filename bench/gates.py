@@ -1,0 +1,169 @@
+"""A profile's answers and how they are judged: greedy text, log-probabilities of held-out text, and the sinks.
+
+The log-probabilities need a server with our token forcer. A forcer costs a little time in every step, so rates are
+never measured on such a server.
+"""
+
+from bench import accuracy, completion, forced, provenance, sink_check
+from bench.completion import Answer
+from bench.result import (
+    AccuracyRecord,
+    AccuracyResult,
+    AccuracyRow,
+    Failure,
+    GreedyMatch,
+    Provenance,
+    SinkCheck,
+    Strict,
+    write,
+)
+from bench.run import Run, load, plan_of, prepare, requested, said, step
+from vllm_launch import profile, server
+from vllm_launch.errors import Problem
+from vllm_launch.plan import Plan
+from vllm_launch.profile import Argument, Profile
+from vllm_launch.resolved import Resolved
+from vllm_launch.server import Server
+from vllm_launch.software import vllm_build
+
+
+def forcer() -> dict[str, Argument]:
+    """The vLLM arguments of a server whose answers are to be scored."""
+    return forced.arguments(*vllm_build())
+
+
+def greedy(run: Run, one: Profile, running: Server) -> list[Answer]:
+    """The greedy answers of a running server (step greedy.json)."""
+    run.say(f"{one.name}: greedy answers")
+    gate = one.greedy
+    answers = step(
+        run.folder / one.name / "greedy.json",
+        list[Answer],
+        lambda: [completion.greedy(running, prompt, gate.tokens) for prompt in gate.prompts],
+    )
+    run.done(f"{one.name}: {len(answers)} greedy answers")
+    return answers
+
+
+def scores(run: Run, one: Profile, running: Server) -> None:
+    """The log-probabilities of a running server with the forcer, and its sinks (steps scores.json.gz, sinks.json)."""
+    model, folder = running.plan.model, run.folder / one.name
+    settings = one.model_settings(model.name)
+    answers = accuracy.collect(running, settings.accuracy, folder / "scores.json.gz", said(run, one))
+    run.done(f"{one.name}: log-probabilities of {settings.accuracy.tokens:,} tokens, through decode and prefill")
+
+    def check() -> SinkCheck:
+        run.say(f"{one.name}: sinks against transformers")
+        texts = accuracy.texts(model, settings.accuracy)
+        return sink_check.check(model, texts, [text.prefill for text in answers.at], settings.thresholds.sinks)
+
+    found = step(folder / "sinks.json", SinkCheck, check)
+    run.done(f"{one.name}: sinks {found.status}" + (f": {found.reason}" if found.reason else ""))
+
+
+def answered(run: Run, one: Profile) -> bool:
+    """Whether all of a profile's answers are there."""
+    folder = run.folder / one.name
+    return all((folder / name).exists() for name in ("greedy.json", "scores.json.gz", "sinks.json"))
+
+
+def ensure_reference(run: Run, one: Profile) -> None:
+    """Serve the profile that `one` is compared with, for its answers alone, if they are not there yet."""
+    reference = profile.load(one.greedy.reference)
+    if reference.name != one.name and not answered(run, reference):
+        run.done(f"{one.name}: its answers are compared with {reference.name}'s, which is served for that first")
+        answer(run, reference)
+
+
+def answer(run: Run, one: Profile) -> Resolved:
+    """Serve a profile with the forcer and take all of its answers."""
+    plan, folder = prepare(run, one, forcer())
+    with server.running(plan, folder, said(run, one)) as running:
+        greedy(run, one, running)
+        scores(run, one, running)
+        return running.resolved
+
+
+def greedy_matches(run: Run, one: Profile) -> list[GreedyMatch]:
+    """The greedy answers against the reference's; none for the reference itself, and while answers are missing."""
+    name, path = profile.load(one.greedy.reference).name, run.folder / one.name / "greedy.json"
+    if name == one.name or not path.exists():
+        return []
+    own, reference = (load(run.folder / of / "greedy.json", list[Answer]) for of in (one.name, name))
+    return [completion.match(a, b, name, one.greedy) for a, b in zip(own, reference, strict=True)]
+
+
+def record(run: Run, one: Profile, plan: Plan) -> AccuracyRecord | None:
+    """The log-probabilities against the reference's, judged; None while they are missing."""
+    name = profile.load(one.greedy.reference).name
+    paths = [run.folder / of / "scores.json.gz" for of in (name, one.name)]
+    if not all(path.exists() for path in paths):
+        return None
+    reference, own = (accuracy.read(path) for path in paths)
+    path = run.folder / one.name / "sinks.json"
+    sinks = load(path, SinkCheck) if path.exists() else None
+    return accuracy.judge(reference, own, one.model_settings(plan.model.name).thresholds, name, sinks)
+
+
+def failed_gates(row: AccuracyRow) -> list[str]:
+    """What a profile failed, a line each; empty if nothing."""
+    lines = [
+        f"greedy match {one.matched} of {one.tokens} ({one.distinct} distinct) after {one.prompt!r}"
+        for one in row.greedy
+        if not one.passed
+    ]
+    if row.accuracy:
+        for gate in row.accuracy.failed_gates:
+            at = f" at context {gate.context:,}" if gate.context else ""
+            lines.append(f"{gate.path}{at}: {gate.figure} {gate.value:.4g}, bound {gate.bound:.4g}")
+        if row.accuracy.sinks and row.accuracy.sinks.status == "FAILED":
+            lines.append("sinks: not those of the model, by transformers in FP32")
+    return lines
+
+
+class Answered(Strict):
+    """The end of a profile's part in an accuracy run."""
+
+    resolved: Resolved
+
+
+def execute(run: Run, command: list[str]) -> AccuracyResult:
+    """Take and judge the answers of run.request's profiles, without any speed. Writes run.folder/result.json."""
+    chosen = [profile.load(name) for name in run.request.profiles]
+    source = step(
+        run.folder / "provenance.json",
+        Provenance,
+        lambda: provenance.collect(plan_of(run, chosen[0]).machine, command),
+    )
+    failures: dict[str, Failure] = {}
+    try:
+        for one in chosen:
+            try:
+                ensure_reference(run, one)
+                path = run.folder / one.name / "answered.json"
+                step(path, Answered, lambda one=one: Answered(resolved=answer(run, one)))
+            except Problem as problem:
+                failures[one.name] = Failure(step=one.name, message=provenance.redact(problem.message))
+                raise
+    finally:
+        result = AccuracyResult(
+            id=run.folder.name,
+            provenance=source,
+            model=provenance.redacted_model(plan_of(run, chosen[0]).model),
+            rows=[_row(run, one, failures.get(one.name)) for one in chosen],
+        )
+        write(result, run.folder / "result.json")
+    return result
+
+
+def _row(run: Run, one: Profile, failure: Failure | None) -> AccuracyRow:
+    plan, path = plan_of(run, one, forcer()), run.folder / one.name / "answered.json"
+    return AccuracyRow(
+        profile=one.name,
+        description=one.description,
+        requested=requested(plan),
+        resolved=load(path, Answered).resolved if path.exists() else None,
+        greedy=greedy_matches(run, one),
+        accuracy=record(run, one, plan),
+        failures=[failure] if failure else [],
+    )

@@ -1,0 +1,99 @@
+"""A run's folder: what it was asked, and its steps, each a file of its own that a resumed run finds done."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench import provenance
+from bench.result import Requested, Strict, write_text
+from vllm_launch import plan as plans
+from vllm_launch import preflight
+from vllm_launch.errors import Problem
+from vllm_launch.plan import Plan
+from vllm_launch.profile import Argument, Profile
+
+T = TypeVar("T")
+
+
+class Request(Strict):
+    """What a run was asked to do; kept in its folder so that --resume does the same."""
+
+    profiles: list[str]
+    model: str | None
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and how it tells what it does: `say` a passing state, `done` a finished step."""
+
+    folder: Path
+    request: Request
+    say: Callable[[str], None]
+    done: Callable[[str], None]
+
+
+def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
+    """The value that `path` holds, or else what `action` returns, written there."""
+    if path.exists():
+        return load(path, kind)
+    value = action()
+    write_text(TypeAdapter(kind).dump_json(value, indent=1).decode() + "\n", path)
+    return value
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """A finished step; raises Problem("file") for one that cannot be read."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Problem(
+            "file", f"{path} cannot be read as a finished step", f"delete that file, then --resume {path.parent.parent}"
+        ) from error
+
+
+def plan_of(run: Run, one: Profile, extra: dict[str, Argument] | None = None) -> Plan:
+    """A plan on a free loopback port, with this run's caches. extra: vLLM arguments beside the profile's."""
+    return plans.make(
+        one,
+        port=_free_port(),
+        cache_root=run.folder / "cache",
+        model_path=run.request.model,
+        overrides=run.request.overrides,
+        extra=extra,
+    )
+
+
+def prepare(run: Run, one: Profile, extra: dict[str, Argument] | None = None) -> tuple[Plan, Path]:
+    """A plan that has passed preflight, and the profile's folder."""
+    plan, folder = plan_of(run, one, extra), run.folder / one.name
+    found = preflight.problems(plan, folder)
+    if found:
+        raise found[0]
+    return plan, folder
+
+
+def said(run: Run, one: Profile) -> Callable[[str], None]:
+    """run.say with the profile's name in front."""
+    return lambda line: run.say(f"{one.name}: {line}")
+
+
+def requested(plan: Plan) -> Requested:
+    """What a result records of a plan."""
+    return Requested(
+        kv_cache_dtype=plan.kv_cache_dtype,
+        attention_backends=plan.expected_backends,
+        arguments=plan.arguments,
+        command=provenance.redact_all(plan.command),
+        environment=provenance.redact_all(plan.environment),
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

