@@ -26,6 +26,8 @@ from vllm_launch.resolved import Resolved
 from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
 
+SCORES, AGAIN = "scores.json.gz", "scores-again.json.gz"
+
 
 def forcer() -> dict[str, Argument]:
     """The vLLM arguments of a server whose answers are to be scored."""
@@ -46,10 +48,15 @@ def greedy(run: Run, one: Profile, running: Server) -> list[Answer]:
 
 
 def scores(run: Run, one: Profile, running: Server) -> None:
-    """The log-probabilities of a running server with the forcer, and its sinks (steps scores.json.gz, sinks.json)."""
+    """The log-probabilities of a running server with the forcer, and its sinks (steps scores.json.gz, sinks.json).
+
+    The reference profile is asked twice (AGAIN): how far it is from itself is the noise.
+    """
     model, folder = running.plan.model, run.folder / one.name
     settings = one.model_settings(model.name)
-    answers = accuracy.collect(running, settings.accuracy, folder / "scores.json.gz", said(run, one))
+    answers = accuracy.collect(running, settings.accuracy, folder / SCORES, said(run, one))
+    if profile.load(one.greedy.reference).name == one.name:
+        accuracy.collect(running, settings.accuracy, folder / AGAIN, said(run, one))
     run.done(f"{one.name}: log-probabilities of {settings.accuracy.tokens:,} tokens, through decode and prefill")
 
     def check() -> SinkCheck:
@@ -64,7 +71,13 @@ def scores(run: Run, one: Profile, running: Server) -> None:
 def answered(run: Run, one: Profile) -> bool:
     """Whether all of a profile's answers are there."""
     folder = run.folder / one.name
-    return all((folder / name).exists() for name in ("greedy.json", "scores.json.gz", "sinks.json"))
+    return (folder / "greedy.json").exists() and scored(run, one)
+
+
+def scored(run: Run, one: Profile) -> bool:
+    """Whether a profile's log-probabilities and sink check are there."""
+    folder = run.folder / one.name
+    return all((folder / name).exists() for name in (SCORES, "sinks.json"))
 
 
 def ensure_reference(run: Run, one: Profile) -> None:
@@ -96,7 +109,7 @@ def greedy_matches(run: Run, one: Profile) -> list[GreedyMatch]:
 def record(run: Run, one: Profile, plan: Plan) -> AccuracyRecord | None:
     """The log-probabilities against the reference's, judged; None while they are missing."""
     name = profile.load(one.greedy.reference).name
-    paths = [run.folder / of / "scores.json.gz" for of in (name, one.name)]
+    paths = [run.folder / name / SCORES, run.folder / one.name / (AGAIN if name == one.name else SCORES)]
     if not all(path.exists() for path in paths):
         return None
     reference, own = (accuracy.read(path) for path in paths)

@@ -74,7 +74,7 @@ def requests_per_profile(one: Profile, model: Model) -> int:
 def _measure(run: Run, one: Profile, book_url: str) -> None:
     gates.ensure_reference(run, one)
     folder = run.folder / one.name
-    if not all((folder / name).exists() for name in ("cold.json", "scores.json.gz", "sinks.json")):
+    if not ((folder / "cold.json").exists() and gates.scored(run, one)):
         _measure_cold(run, one)
     grid = one.model_settings(plan_of(run, one).model.name).bench
     rates = [f"rates-{depth}.json" for depth in grid.depth]
