@@ -126,11 +126,7 @@ def failed_gates(row: AccuracyRow) -> list[str]:
         if not one.passed
     ]
     if row.accuracy:
-        for gate in row.accuracy.failed_gates:
-            at = f" at context {gate.context:,}" if gate.context else ""
-            lines.append(f"{gate.path}{at}: {gate.figure} {gate.value:.4g}, bound {gate.bound:.4g}")
-        if row.accuracy.sinks and row.accuracy.sinks.status == "FAILED":
-            lines.append("sinks: not those of the model, by transformers in FP32")
+        lines += accuracy.failures(row.accuracy)
     return lines
 
 

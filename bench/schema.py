@@ -3,14 +3,14 @@
 import json
 
 from bench.provenance import REPO
-from bench.result import ServingResult, write_text
+from bench.result import RESULT, write_text
 
 PATH = REPO / "docs" / "result.schema.json"
 
 
 def text() -> str:
     """The JSON schema of a result file."""
-    return json.dumps(ServingResult.model_json_schema(), indent=1, sort_keys=True) + "\n"
+    return json.dumps(RESULT.json_schema(), indent=1, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":
