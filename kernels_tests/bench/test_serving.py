@@ -20,7 +20,7 @@ RUN_S = 400
 GRID = """
 models:
   tiny_gpt_oss:
-    bench: {prompt: [64], output: [16], depth: [0, 128], concurrency: [1], runs: 2}
+    bench: {prompt: [256], output: [64], depth: [0, 128], concurrency: [1], runs: 2}
     accuracy: {at: [{context: 128, texts: 16, tokens: 64}]}
 """
 
