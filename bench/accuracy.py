@@ -95,6 +95,12 @@ def read(path: Path) -> Answers:
         raise Problem("file", f"{path} cannot be read as a finished step", remedy) from error
 
 
+def where_both(reference: Answers, again: Answers) -> Answers:
+    """`reference` at the contexts that `again` has too."""
+    contexts = {one.context for one in again.at}
+    return reference.model_copy(update={"at": [one for one in reference.at if one.context in contexts]})
+
+
 def judge(
     reference: Answers, candidate: Answers, thresholds: Thresholds, name: str, sinks: SinkCheck | None = None
 ) -> AccuracyRecord:

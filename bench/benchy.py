@@ -74,7 +74,7 @@ def measure(
         *("--model", plan.model.name, "--served-model-name", plan.model.name, "--tokenizer", plan.model.path),
         *("--pp", *map(str, grid.prompt), "--tg", *map(str, grid.output), "--depth", str(depth)),
         *("--concurrency", *map(str, grid.concurrency), "--runs", str(grid.runs)),
-        *("--exact-tg", "--no-cache", "--latency-mode", "none"),
+        *("--exact-tg", "--no-cache", "--latency-mode", "none", "--skip-coherence"),
         # A special token has no text unless it is not skipped, and llama-benchy counts only tokens that have some.
         *("--extra-body", "temperature=0,skip_special_tokens=false"),
         *("--exit-on-first-fail", "--no-results-on-fail", "--emit-progress", "-"),

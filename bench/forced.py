@@ -105,7 +105,7 @@ def score_all(
     texts: list[Text],
     by: Literal["decode", "prefill"],
     *,
-    at_once: int = 8,
+    at_once: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scored]:
     """Score every text, `at_once` requests at a time; no cached prefix of an earlier call is used.

@@ -4,8 +4,12 @@ The log-probabilities need a server with our token forcer. A forcer costs a litt
 never measured on such a server.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 from bench import accuracy, completion, forced, provenance, sink_check
 from bench.completion import Answer
+from bench.forced import Text
 from bench.result import (
     AccuracyRecord,
     AccuracyResult,
@@ -20,6 +24,7 @@ from bench.result import (
 from bench.run import Run, load, plan_of, prepare, requested, said, step
 from vllm_launch import profile, server
 from vllm_launch.errors import Problem
+from vllm_launch.model import Model
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 from vllm_launch.resolved import Resolved
@@ -47,25 +52,38 @@ def greedy(run: Run, one: Profile, running: Server) -> list[Answer]:
     return answers
 
 
-def scores(run: Run, one: Profile, running: Server) -> None:
+def scores(run: Run, one: Profile, running: Server, again: int | None = None) -> None:
     """The log-probabilities of a running server with the forcer, and its sinks (steps scores.json.gz, sinks.json).
 
-    The reference profile is asked twice (AGAIN): how far it is from itself is the noise.
+    The reference profile is asked twice (AGAIN), at the first `again` of its contexts, None: all: how far it is from
+    itself is the noise. Transformers computes beside the server, which keeps one core of a small machine idle.
     """
     model, folder = running.plan.model, run.folder / one.name
     settings = one.model_settings(model.name)
-    answers = accuracy.collect(running, settings.accuracy, folder / SCORES, said(run, one))
-    if profile.load(one.greedy.reference).name == one.name:
-        accuracy.collect(running, settings.accuracy, folder / AGAIN, said(run, one))
-    run.done(f"{one.name}: log-probabilities of {settings.accuracy.tokens:,} tokens, through decode and prefill")
+    bounds, at = settings.thresholds.sinks, settings.accuracy.shortest_prefill
+    texts = [text for text in accuracy.texts(model, settings.accuracy) if text.start == at]
+    obstacle = sink_check.obstacle(model, texts)
+    with ThreadPoolExecutor(1) as beside:
+        exact = None if obstacle else beside.submit(_exact, run, model, texts)
+        answers = accuracy.collect(running, settings.accuracy, folder / SCORES, said(run, one))
+        if profile.load(one.greedy.reference).name == one.name:
+            some = settings.accuracy.model_copy(update={"at": settings.accuracy.at[:again]})
+            accuracy.collect(running, some, folder / AGAIN, said(run, one))
+        run.done(f"{one.name}: log-probabilities of {settings.accuracy.tokens:,} tokens, through decode and prefill")
 
-    def check() -> SinkCheck:
-        run.say(f"{one.name}: sinks against transformers")
-        texts = accuracy.texts(model, settings.accuracy)
-        return sink_check.check(model, texts, [text.prefill for text in answers.at], settings.thresholds.sinks)
+        def check() -> SinkCheck:
+            run.say(f"{one.name}: sinks against transformers")
+            served = [text.prefill for text in answers.at if text.context == at]
+            return sink_check.check(served, exact.result(), bounds) if exact else sink_check.not_run(obstacle, bounds)
 
-    found = step(folder / "sinks.json", SinkCheck, check)
+        found = step(folder / "sinks.json", SinkCheck, check)
     run.done(f"{one.name}: sinks {found.status}" + (f": {found.reason}" if found.reason else ""))
+
+
+def _exact(run: Run, model: Model, texts: list[Text]) -> dict[str, list[float]]:
+    """Transformers' log-probabilities, the same for every profile of a run (step transformers.json)."""
+    action = partial(sink_check.of_transformers, model, texts)
+    return step(run.folder / "transformers.json", dict[str, list[float]], action)
 
 
 def answered(run: Run, one: Profile) -> bool:
@@ -113,6 +131,8 @@ def record(run: Run, one: Profile, plan: Plan) -> AccuracyRecord | None:
     if not all(path.exists() for path in paths):
         return None
     reference, own = (accuracy.read(path) for path in paths)
+    if name == one.name:
+        reference = accuracy.where_both(reference, own)
     path = run.folder / one.name / "sinks.json"
     sinks = load(path, SinkCheck) if path.exists() else None
     return accuracy.judge(reference, own, one.model_settings(plan.model.name).thresholds, name, sinks)

@@ -89,7 +89,7 @@ def _measure_cold(run: Run, one: Profile) -> None:
     with server.running(plan, folder, said(run, one)) as running:
         begin = step(folder / "cold.json", Begin, lambda: _begin(running, "cold", one, wiped))
         run.done(f"{one.name}: cold start {begin.start.start_s:.1f} s, first token {begin.start.first_token_s:.2f} s")
-        gates.scores(run, one, running)
+        gates.scores(run, one, running, again=1)
 
 
 def _measure_warm(run: Run, one: Profile, book_url: str) -> None:

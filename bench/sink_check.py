@@ -27,23 +27,17 @@ MXFP4_BYTES = 17 / 32  # 4 bits, and 8 bits of scale for 32 of them
 SPARE = 1.2  # activations, and what loading holds for a while
 
 
-def check(model: Model, texts: Sequence[Text], prefill: Sequence[Scored | None], bounds: SinkBounds) -> SinkCheck:
-    """Compare on the texts of the shortest context that have prompt log-probabilities (`prefill`, text by text).
+def check(served: Sequence[Scored], exact: dict[str, list[float]], bounds: SinkBounds) -> SinkCheck:
+    """A server's prefill log-probabilities of some texts against `of_transformers` of the same texts."""
+    values = np.concatenate([one.logprobs for one in served])
+    return verdict({name: float(np.abs(values - of).mean()) for name, of in exact.items()}, len(values), bounds)
 
-    `not run`, with the reason, where the model has no sinks, is of another architecture, or does not fit the memory.
-    """
-    chosen = [(one, scored) for one, scored in zip(texts, prefill, strict=True) if scored]
-    shortest = min((one.start for one, _ in chosen), default=None)
-    chosen = [(one, scored) for one, scored in chosen if one.start == shortest]
-    reason = obstacle(model) or (None if chosen else "the server returned no prompt log-probabilities")
-    if reason:
-        return SinkCheck(
-            status="not run", reason=reason, tokens=0, mean_abs_delta={}, bound=bounds.mean_abs_delta,
-            factor=bounds.factor,
-        )  # fmt: skip
-    exact = of_transformers(model, [one for one, _ in chosen])
-    served = np.concatenate([scored.logprobs for _, scored in chosen])
-    return verdict({name: float(np.abs(served - values).mean()) for name, values in exact.items()}, len(served), bounds)
+
+def not_run(reason: str, bounds: SinkBounds) -> SinkCheck:
+    """The check that could not be made."""
+    return SinkCheck(
+        status="not run", reason=reason, tokens=0, mean_abs_delta={}, bound=bounds.mean_abs_delta, factor=bounds.factor
+    )
 
 
 def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> SinkCheck:
@@ -64,8 +58,10 @@ def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> Sin
     )
 
 
-def obstacle(model: Model) -> str | None:
-    """Why the check cannot run on this machine with this model; None if it can."""
+def obstacle(model: Model, texts: Sequence[Text]) -> str | None:
+    """Why the check cannot run on this machine with this model and these texts; None if it can."""
+    if not texts:
+        return "the profile asks for no prompt log-probabilities"
     if model.architecture != ARCHITECTURE:
         return f"only {ARCHITECTURE} is checked; this model is a {model.architecture}"
     if not model.has_sinks:
@@ -89,8 +85,11 @@ def fp32_bytes(model: Model) -> int:
     return model.weight_bytes * 4 // BYTES.get(dtype, 2)
 
 
-def of_transformers(model: Model, texts: Sequence[Text]) -> dict[str, np.ndarray]:
-    """Log-probabilities (nats, FP32) of the texts' scored tokens: sinks -> values, with TRUE and each of WRONG."""
+def of_transformers(model: Model, texts: list[Text]) -> dict[str, list[float]]:
+    """Log-probabilities (nats, FP32) of the texts' scored tokens: sinks -> values, with TRUE and each of WRONG.
+
+    The texts have one length and one start.
+    """
     import torch
     from transformers import GptOssForCausalLM, Mxfp4Config
     from transformers.utils import logging
@@ -118,16 +117,16 @@ def of_transformers(model: Model, texts: Sequence[Text]) -> dict[str, np.ndarray
             for name, change in changes.items():
                 for layer, sinks in zip(layers, kept, strict=True):
                     layer.sinks.copy_(change(sinks))
-                found[name] = np.concatenate([_log_probabilities(loaded, one) for one in texts])
+                found[name] = _log_probabilities(loaded, texts)
     finally:
         torch.set_num_threads(threads)
     return found
 
 
-def _log_probabilities(loaded, text: Text) -> np.ndarray:
+def _log_probabilities(loaded, texts: list[Text]) -> list[float]:
     import torch
 
-    ids = torch.tensor([text.ids])
-    count = len(text.ids) - text.start
-    logits = loaded(input_ids=ids, use_cache=False, logits_to_keep=count + 1).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(1, ids[0, text.start :, None])[:, 0].numpy()
+    ids = torch.tensor([text.ids for text in texts])
+    start = texts[0].start
+    logits = loaded(input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - start + 1).logits[:, :-1].float()
+    return logits.log_softmax(-1).gather(2, ids[:, start:, None]).flatten().tolist()

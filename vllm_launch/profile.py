@@ -56,6 +56,11 @@ class AccuracyTexts(Strict):
     def tokens(self) -> int:
         return sum(one.texts * one.tokens for one in self.at)
 
+    @property
+    def shortest_prefill(self) -> int | None:
+        """The shortest context whose texts are scored by prefill too."""
+        return min((one.context for one in self.at if one.prefill), default=None)
+
 
 class Bounds(Strict):
     """Bounds on bench.result.Agreement, in its units. top1 is the least, all others the most; None: not judged.
