@@ -184,9 +184,10 @@ def test_the_embedded_models_texts_reach_its_longest_context_and_do_not_overlap(
     assert 44_000 < len(stream) < 46_000 and stream.count(0) > 50, "records are kept apart by one special token"
     for context in {text.start for text in found}:
         scored = [tuple(text.ids[text.start :]) for text in found if text.start == context]
-        assert len(set(scored)) == len(scored) and all(len(ids) == 128 for ids in scored)
+        tokens = next(place.tokens for place in settings.accuracy.at if place.context == context)
+        assert len(set(scored)) == len(scored) and all(len(ids) == tokens for ids in scored)
         places = [_place(stream, text) for text in found if text.start == context]
-        assert all(b - a >= 128 for a, b in itertools.pairwise(places))
+        assert all(b - a >= tokens for a, b in itertools.pairwise(places))
 
 
 def _place(stream: list[int], text: Text) -> int:
