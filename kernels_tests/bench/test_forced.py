@@ -1,6 +1,5 @@
 """Forced decode and prefill scoring: the client against made-up answers, then real servers, right ones and broken."""
 
-import json
 import os
 import threading
 from pathlib import Path
@@ -8,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import forced
+from bench import accuracy, forced
+from bench.accuracy import Answers, AtText
 from bench.forced import Scored, Text
 from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
 from vllm_launch.errors import Problem
-from vllm_launch.model import EMBEDDED
+from vllm_launch.model import EMBEDDED, find
 
 ROOT = Path(__file__).parents[2]
 SERVER = SimpleNamespace(plan=SimpleNamespace(model=SimpleNamespace(name="some-model")), log="some.log")
@@ -133,7 +133,8 @@ def test_tokenize_adds_no_special_tokens(tmp_path):
 
 # With real servers.
 
-TOKENS = 96  # scored in each text
+CONTEXT = 128  # the shortest of the profile's
+TOKENS = 96  # of a short text
 
 
 def serve(name, folder, **environment):
@@ -146,16 +147,10 @@ def serve(name, folder, **environment):
 
 
 def heldout_texts():
-    """`long`: 8 of 320 to 768 tokens, the last TOKENS of them scored; `short`: 4 of TOKENS, after a prompt of 2."""
-    records = [json.loads(line)["text"] for line in (EMBEDDED / "heldout.jsonl").read_text().splitlines()]
-    ids = forced.tokenize(EMBEDDED, "<|endoftext|>".join(records))
-    lengths = [320 + 64 * at for at in range(8)]
-    starts = [sum(lengths[:at]) for at in range(8)]
-    longs = zip(starts, lengths, strict=True)
-    return {
-        "long": [Text(ids=ids[first : first + length], start=length - TOKENS) for first, length in longs],
-        "short": [Text(ids=ids[first : first + TOKENS], start=2) for first in starts[:4]],
-    }
+    """`long`: the profile's own texts of its shortest context; `short`: the ends of some, after a prompt of 2."""
+    settings = profile.load("fp8").model_settings("tiny_gpt_oss").accuracy
+    longs = [text for text in accuracy.texts(find(str(EMBEDDED)), settings) if text.start == CONTEXT]
+    return {"long": longs, "short": [Text(ids=text.ids[:TOKENS], start=2) for text in longs[:4]]}
 
 
 def distance(a, b):
@@ -212,15 +207,15 @@ def scored(tmp_path_factory):
 
 
 @pytest.fixture
-def moved(scored):
-    """A function: how many times as far from BF16 as the right FP8 cache a mutant is, on a path."""
+def judged(scored):
+    """A function: a server's answers held against BF16's by the bounds of profile fp8."""
+    thresholds = profile.load("fp8").model_settings("tiny_gpt_oss").thresholds
 
-    def ratio(mutant, path):
-        return distance(scored[mutant][path], scored["bf16"][path]) / distance(
-            scored["fp8"][path], scored["bf16"][path]
-        )
+    def answers(name):
+        both = zip(scored[name]["decode"], scored[name]["prefill"], strict=True)
+        return Answers(source="heldout", at=[AtText(context=CONTEXT, decode=one, prefill=two) for one, two in both])
 
-    return ratio
+    return lambda name: accuracy.judge(answers("bf16"), answers(name), thresholds, "baseline")
 
 
 @pytest.mark.server
@@ -245,20 +240,36 @@ def test_fp8_costs_what_rounding_costs(scored):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("path", ["decode", "prefill"])
+def test_the_right_fp8_cache_passes_every_gate(judged):
+    record = judged("fp8")
+    assert record.passed and not record.failed_gates
+    assert {gate.path for gate in record.gates if gate.passed} == {"decode", "prefill", "paths"}
+
+
+@pytest.mark.server
 @pytest.mark.parametrize(
-    ("mutant", "times"),
+    ("mutant", "paths"),
     [
-        ("k_scale", 5),
-        ("v_scale", 3),
-        ("sinks_dropped", 10),
-        ("sinks_shifted", 4),
-        ("e5m2", 1.5),
-        ("truncated", 1.3),
+        ("decode", {"paths"}),
+        ("prefill", {"paths"}),
+        ("k_scale", {"decode", "prefill"}),
+        ("v_scale", {"decode", "prefill"}),
+        ("sinks_dropped", {"decode", "prefill"}),
+        ("sinks_shifted", {"decode", "prefill"}),
+        ("e5m2", {"decode", "prefill"}),
+        ("truncated", {"decode", "prefill"}),
     ],
 )
-def test_a_wrong_cache_or_wrong_sinks_move_both_paths(moved, mutant, times, path):
-    assert moved(mutant, path) > times
+def test_every_mutant_fails_the_gate_that_should_see_it(judged, mutant, paths):
+    failed = {(gate.path, gate.figure) for gate in judged(mutant).failed_gates}
+    assert {(path, "mean_abs_delta") for path in paths} <= failed
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", ["decode", "prefill"])
+def test_rounding_costs_at_most_six_tenths_of_truncation(scored, path):
+    rounded, truncated = (distance(scored[name][path], scored["bf16"][path]) for name in ("fp8", "truncated"))
+    assert rounded <= 0.6 * truncated
 
 
 # A 5% error hides behind FP8's own against BF16 (0.14 for 0.13 nats), so these two look at FP8 servers alone.
