@@ -7,7 +7,8 @@ never measured on such a server.
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from bench import accuracy, completion, forced, provenance, sink_check
+from bench import accuracy, completion, forced, sink_check
+from bench import run as runs
 from bench.completion import Answer
 from bench.forced import Text
 from bench.result import (
@@ -16,14 +17,11 @@ from bench.result import (
     AccuracyRow,
     Failure,
     GreedyMatch,
-    Provenance,
     SinkCheck,
     Strict,
-    write,
 )
 from bench.run import Run, load, plan_of, prepare, requested, said, step
 from vllm_launch import profile, server
-from vllm_launch.errors import Problem
 from vllm_launch.model import Model
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
@@ -157,32 +155,13 @@ class Answered(Strict):
 
 
 def execute(run: Run, command: list[str]) -> AccuracyResult:
-    """Take and judge the answers of run.request's profiles, without any speed. Writes run.folder/result.json."""
-    chosen = [profile.load(name) for name in run.request.profiles]
-    source = step(
-        run.folder / "provenance.json",
-        Provenance,
-        lambda: provenance.collect(plan_of(run, chosen[0]).machine, command),
-    )
-    failures: dict[str, Failure] = {}
-    try:
-        for one in chosen:
-            try:
-                ensure_reference(run, one)
-                path = run.folder / one.name / "answered.json"
-                step(path, Answered, lambda one=one: Answered(resolved=answer(run, one)))
-            except Problem as problem:
-                failures[one.name] = Failure(step=one.name, message=provenance.redact(problem.message))
-                raise
-    finally:
-        result = AccuracyResult(
-            id=run.folder.name,
-            provenance=source,
-            model=provenance.redacted_model(plan_of(run, chosen[0]).model),
-            rows=[_row(run, one, failures.get(one.name)) for one in chosen],
-        )
-        write(result, run.folder / "result.json")
-    return result
+    """Take and judge the answers of run.request's profiles, without any speed."""
+    return runs.execute(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
+
+
+def _measure(run: Run, one: Profile) -> None:
+    ensure_reference(run, one)
+    step(run.folder / one.name / "answered.json", Answered, lambda: Answered(resolved=answer(run, one)))
 
 
 def _row(run: Run, one: Profile, failure: Failure | None) -> AccuracyRow:

@@ -9,14 +9,25 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from bench import provenance
-from bench.result import Requested, Strict, write_text
+from bench.result import (
+    AccuracyResult,
+    AccuracyRow,
+    Failure,
+    Provenance,
+    Requested,
+    ServingResult,
+    Strict,
+    write,
+    write_text,
+)
 from vllm_launch import plan as plans
-from vllm_launch import preflight
+from vllm_launch import preflight, profile
 from vllm_launch.errors import Problem
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 
 T = TypeVar("T")
+R = TypeVar("R", ServingResult, AccuracyResult)
 
 
 class Request(Strict):
@@ -54,6 +65,42 @@ def load(path: Path, kind: type[T]) -> T:
         raise Problem(
             "file", f"{path} cannot be read as a finished step", f"delete that file, then --resume {path.parent.parent}"
         ) from error
+
+
+def execute(
+    run: Run,
+    command: list[str],
+    kind: type[R],
+    measure: Callable[[Profile], None],
+    row: Callable[[Profile, Failure | None], AccuracyRow],
+) -> R:
+    """Measure the profiles of run.request one after the other; `kind` with a `row` of each is run.folder/result.json.
+
+    It is written too when a measurement fails and its Problem is raised: with the failure, and what was done by then.
+    """
+    chosen = [profile.load(name) for name in run.request.profiles]
+    source = step(
+        run.folder / "provenance.json",
+        Provenance,
+        lambda: provenance.collect(plan_of(run, chosen[0]).machine, command),
+    )
+    failures: dict[str, Failure] = {}
+    try:
+        for one in chosen:
+            try:
+                measure(one)
+            except Problem as problem:
+                failures[one.name] = Failure(step=one.name, message=provenance.redact(problem.message))
+                raise
+    finally:
+        result = kind(
+            id=run.folder.name,
+            provenance=source,
+            model=provenance.redacted_model(plan_of(run, chosen[0]).model),
+            rows=[row(one, failures.get(one.name)) for one in chosen],
+        )
+        write(result, run.folder / "result.json")
+    return result
 
 
 def plan_of(run: Run, one: Profile, extra: dict[str, Argument] | None = None) -> Plan:

@@ -5,24 +5,23 @@ measured before a failure is kept.
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
-from bench import benchy, completion, gates, provenance
+from bench import benchy, completion, gates
+from bench import run as runs
 from bench.completion import Answer
 from bench.result import (
     Failure,
-    Provenance,
     Rate,
     ServingResult,
     ServingRow,
     Start,
     Strict,
     Wiped,
-    write,
 )
 from bench.run import Run, load, plan_of, prepare, requested, said, step
-from vllm_launch import profile, server
-from vllm_launch.errors import Problem
+from vllm_launch import server
 from vllm_launch.model import Model
 from vllm_launch.profile import Profile
 from vllm_launch.resolved import Resolved
@@ -38,31 +37,9 @@ class Begin(Strict):
 
 
 def execute(run: Run, command: list[str]) -> ServingResult:
-    """Do the whole of run.request. Writes run.folder/result.json, also when a step fails and its Problem is raised."""
-    chosen = [profile.load(name) for name in run.request.profiles]
-    source = step(
-        run.folder / "provenance.json",
-        Provenance,
-        lambda: provenance.collect(plan_of(run, chosen[0]).machine, command),
-    )
-    failures: dict[str, Failure] = {}
-    try:
-        with benchy.book_server() as book_url:
-            for one in chosen:
-                try:
-                    _measure(run, one, book_url)
-                except Problem as problem:
-                    failures[one.name] = Failure(step=one.name, message=provenance.redact(problem.message))
-                    raise
-    finally:
-        result = ServingResult(
-            id=run.folder.name,
-            provenance=source,
-            model=provenance.redacted_model(plan_of(run, chosen[0]).model),
-            rows=[_row(run, one, failures.get(one.name)) for one in chosen],
-        )
-        write(result, run.folder / "result.json")
-    return result
+    """Do the whole of run.request."""
+    with benchy.book_server() as book_url:
+        return runs.execute(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
 
 
 def requests_per_profile(one: Profile, model: Model) -> int:
@@ -71,7 +48,7 @@ def requests_per_profile(one: Profile, model: Model) -> int:
     return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
 
 
-def _measure(run: Run, one: Profile, book_url: str) -> None:
+def _measure(run: Run, book_url: str, one: Profile) -> None:
     gates.ensure_reference(run, one)
     folder = run.folder / one.name
     if not ((folder / "cold.json").exists() and gates.scored(run, one)):
