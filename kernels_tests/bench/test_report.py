@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from bench import plots, report
+from bench import plots, report, report_summary
 from bench.provenance import REPO
 from bench.result import Failure, ServingResult, write
 from kernels_tests.bench.samples import a_match, a_rate, a_result, a_row, rates_around, two_profiles
@@ -195,8 +195,8 @@ def test_points_that_were_not_reached_are_counted():
 
 def test_only_a_cpu_carries_the_note_on_speed():
     rows = (a_row(), a_row("fp8", "fp8"))
-    assert report.CPU_NOTE in text_of(a_result(*rows))
-    assert report.CPU_NOTE not in text_of(a_result(*rows, gpu=True))
+    assert report_summary.CPU_NOTE in text_of(a_result(*rows))
+    assert report_summary.CPU_NOTE not in text_of(a_result(*rows, gpu=True))
 
 
 def test_requested_beside_resolved_and_commands():
