@@ -1,4 +1,4 @@
-"""Reading vLLM's log: recorded CPU logs, and GPU logs composed from the format strings of vLLM's sources."""
+"""Reading vLLM's log: recorded CPU and H200 logs, and other GPU logs composed from the format strings of vLLM's sources."""
 
 from pathlib import Path
 
@@ -88,6 +88,15 @@ def test_gpu_026_fp8():
         "cpu_cache_writer": False,
     }
     assert mismatches(got, ["FLASH_ATTN"], "fp8", []) == []
+
+
+def test_gpu_026_recorded_on_an_h200():
+    """The whole log of a start, where the others hold what is read."""
+    got = read(log("gpu-0.26.0-sm90-tiny-fp8-skip"), "0.26.0")
+    assert (got.attention_backends, got.flash_attention_version, got.kv_cache_dtype) == (["FLASH_ATTN"], 3, "fp8")
+    assert (got.kv_capacity_tokens, got.max_concurrency, got.kv_cache_gib) == (28887656, 11284.24, 41.5)
+    assert (got.weights_gib, got.moe_backend, got.cuda_graphs) == (0.04, "TRITON", "FULL_AND_PIECEWISE")
+    assert mismatches(got, ["FLASH_ATTN"], "fp8", ["sliding_window"]) == []
 
 
 def test_gpu_026_named_backend_and_eager():
