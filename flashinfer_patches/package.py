@@ -1,5 +1,6 @@
 """The FlashInfer in a folder: found without importing it, read by its bytes."""
 
+import csv
 import hashlib
 import importlib.util
 import re
@@ -49,6 +50,13 @@ def version(target: Path) -> str:
         return "unknown"
     match = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", text, re.MULTILINE)
     return match[1] if match else "unknown"
+
+
+def installed_paths(target: Path) -> frozenset[str]:
+    """The paths that the installer recorded as the release's; empty for a folder without a record."""
+    records = target.glob("flashinfer_python-*.dist-info/RECORD")
+    rows = (row for record in records for row in csv.reader(record.read_text().splitlines()))
+    return frozenset(row[0] for row in rows if row)
 
 
 def content(path: Path) -> bytes | None:

@@ -41,8 +41,9 @@ class Status(Strict):
 class Look(Strict):
     """One look at a target.
 
-    supported: the releases with a series. others: manifests beside the release's own, by which files of ours are
-    recognised. digests: sha256 by path, None where there is no file.
+    supported: the releases with a series. others: manifests that were applied here beside the release's own series, by
+    which older files of ours are recognised. digests: sha256 by path, None where there is no file. installed: the paths
+    that the installer wrote.
     """
 
     target: Path
@@ -51,6 +52,7 @@ class Look(Strict):
     series: Series | None
     others: list[Manifest]
     digests: dict[str, str | None]
+    installed: frozenset[str]
 
     @property
     def kept(self) -> Path:
@@ -70,10 +72,10 @@ class Look(Strict):
     @property
     def strays(self) -> dict[str, File]:
         """Files that another patch set of ours made and this one knows nothing about."""
-        others = (file for manifest in self.others for file in manifest.files)
-        return {
-            file.path: file for file in others if file.path not in self.own and self.digests[file.path] == file.after
-        }
+        others = [file for manifest in self.others for file in manifest.files if file.path not in self.own]
+        ours = {file.path: file for file in others if self.digests[file.path] == file.after}
+        # A later release may have taken a file of ours as it is: then it is the release's.
+        return {path: file for path, file in ours.items() if file.before is not None or path not in self.installed}
 
     @property
     def files(self) -> dict[str, FileState]:
@@ -103,7 +105,7 @@ def look_at(target: Path, root: Path | None) -> Look:
     supported = all_series.versions(root)
     series = all_series.read(version, root) if version in supported else None
     own = series.manifest if series else None
-    others = [all_series.read(other, root).manifest for other in supported if other != version]
+    others = []
     for path in sorted((target / KEPT / "manifests").glob("*.json")):
         with suppress(ValidationError, OSError):  # cut off: apply writes them before it changes anything
             others.append(Manifest.model_validate_json(path.read_bytes()))
@@ -113,7 +115,15 @@ def look_at(target: Path, root: Path | None) -> Look:
         digests = {path: package.sha256(package.content(target / path)) for path in sorted(paths)}
     except OSError as error:
         raise PatchError("target", f"{error.filename} cannot be read: {error.strerror}", "mend its rights") from error
-    return Look(target=target, version=version, supported=supported, series=series, others=others, digests=digests)
+    return Look(
+        target=target,
+        version=version,
+        supported=supported,
+        series=series,
+        others=others,
+        digests=digests,
+        installed=package.installed_paths(target),
+    )
 
 
 def judge(look: Look, root: Path | None) -> Status:

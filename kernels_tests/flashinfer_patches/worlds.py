@@ -12,7 +12,8 @@ from pathlib import Path
 
 import flashinfer_patches
 
-ROOM = str(Path(flashinfer_patches.__file__).parent)
+# The modules that change anything: where a kill can leave something behind.
+ROOM = tuple(str(Path(flashinfer_patches.__file__).with_name(f"{name}.py")) for name in ("engine", "swap", "locking"))
 VERSION = "0.6.14"
 DECODE, SINKS, HEADER = "flashinfer/decode.py", "flashinfer/sinks/api.py", "flashinfer/data/include/prefill.cuh"
 BODY = "".join(f"line_{n} = {n}\n" for n in range(40))
@@ -22,13 +23,13 @@ CLEAN = {
     HEADER: b"#pragma once\r\nint a;\r\n",
     "flashinfer/untouched.py": b"x = 1\n",
 }
-STEP = CLEAN | {DECODE: BODY.replace("line_3 = 3\n", "line_3 = 'sinks'\n").encode(), SINKS: b"def guard(): ...\n"}
+STEP = CLEAN | {DECODE: BODY.replace("line_8 = 8\n", "line_8 = 'sinks'\n").encode(), SINKS: b"def guard(): ...\n"}
 APPLIED = STEP | {
     DECODE: STEP[DECODE].replace(b"line_30 = 30\n", b"line_30 = 'more'\n"),
     HEADER: b"#pragma once\r\nint a, sink;\r\n",
 }
 # A later patch set for the same release: another body, one created file gone, another come, a header not touched.
-NEWER = CLEAN | {DECODE: BODY.replace("line_3 = 3\n", "line_3 = 'better'\n").encode(), "flashinfer/lse.py": b"y = 2\n"}
+NEWER = CLEAN | {DECODE: BODY.replace("line_8 = 8\n", "line_8 = 'better'\n").encode(), "flashinfer/lse.py": b"y = 2\n"}
 
 
 def build_meta(version):

@@ -1,0 +1,181 @@
+"""kill -9 at every step, races, and everything mixed: the next apply or revert always ends exactly right."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flashinfer_patches import engine, locking
+from flashinfer_patches.errors import PatchError
+from flashinfer_patches.state import LOCK
+from kernels_tests.flashinfer_patches.worlds import (
+    APPLIED,
+    CLEAN,
+    DECODE,
+    NEWER,
+    STEP,
+    VERSION,
+    at_once,
+    dies_at,
+    expected,
+    install,
+    package_tree,
+    tree,
+    write_series,
+)
+
+ENDS = {"apply": engine.apply, "revert": engine.revert}
+
+
+def ends_right(site, root, end, files=APPLIED, release=VERSION, clean=CLEAN):
+    """One more apply or revert, and the tree is exactly what it should be, down to folders and what is kept."""
+    ENDS[end](site, root)
+    if end == "revert":
+        assert tree(site) == expected(clean, release)
+        return
+    assert package_tree(site) == expected(files, release)
+    beside = {path for path in tree(site) if path.startswith(".")}
+    assert not any(path.startswith(LOCK) or "staged" in path or path.endswith(".new") for path in beside), beside
+    assert len([path for path in beside if path.endswith(".json")]) == 1
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("interrupted", ENDS)
+def test_killed_before_every_line(tmp_path, root, interrupted, end):
+    """Each line of locking, keeping, swapping and tidying that one apply or revert executes."""
+    start = install(tmp_path / "start")
+    if interrupted == "revert":
+        engine.apply(start, root)
+    line = 0
+    while True:
+        line += 1
+        site = tmp_path / "site"
+        shutil.copytree(start, site)
+        died = dies_at(line, lambda site=site: ENDS[interrupted](site, root))
+        ends_right(site, root, end)
+        shutil.rmtree(site)
+        if not died:
+            break
+    assert line > 60, "the lines were not counted"
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_killed_before_every_line_between_two_patch_sets(tmp_path, root, end):
+    start = install(tmp_path / "start")
+    engine.apply(start, root)
+    write_series(root, CLEAN, NEWER)
+    line, died = 0, True
+    while died:
+        line += 3
+        site = tmp_path / "site"
+        shutil.copytree(start, site)
+        died = dies_at(line, lambda site=site: engine.apply(site, root))
+        ends_right(site, root, end, NEWER)
+        shutil.rmtree(site)
+
+
+OTHER = {path: data + b"\n" for path, data in CLEAN.items()}
+OTHER_APPLIED = OTHER | {DECODE: b"z = 3\n"}
+OTHER_VERSION = "0.7.2.post1"
+LINES = st.integers(min_value=1, max_value=250)
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(["apply", "revert", "reinstall", "upgrade", "newer series", "older series"])),
+    st.tuples(st.sampled_from(["killed apply", "killed revert"]), LINES),
+    st.tuples(st.just("at once"), st.lists(st.sampled_from(sorted(ENDS)), min_size=2, max_size=4)),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=6), end=st.sampled_from(sorted(ENDS)))
+def test_any_sequence_ends_exactly_applied_or_exactly_clean(tmp_path, root, steps, end):
+    site = tmp_path / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    install(site)
+    write_series(root, CLEAN, STEP, APPLIED)
+    write_series(root, OTHER, OTHER_APPLIED, version=OTHER_VERSION)
+    release, clean, applied = VERSION, CLEAN, APPLIED
+    for name, *arguments in steps:
+        if name in ENDS:
+            ends_right(site, root, name, OTHER_APPLIED if release == OTHER_VERSION else applied, release, clean)
+        elif name == "reinstall":
+            install(site, clean, release)
+        elif name == "upgrade":
+            release, clean = (OTHER_VERSION, OTHER) if release == VERSION else (VERSION, CLEAN)
+            install(site, clean, release)
+        elif name == "newer series":
+            write_series(root, CLEAN, NEWER)
+            applied = NEWER
+        elif name == "older series":
+            write_series(root, CLEAN, STEP, APPLIED)
+            applied = APPLIED
+        elif name == "at once":
+            assert all(at_once(*(lambda verb=verb: ENDS[verb](site, root) for verb in arguments[0])))
+        else:
+            verb = ENDS[name.removeprefix("killed ")]
+            dies_at(arguments[0], lambda verb=verb: verb(site, root))
+    ends_right(site, root, end, OTHER_APPLIED if release == OTHER_VERSION else applied, release, clean)
+
+
+def test_many_at_once(site, root):
+    """Eight processes apply and revert one tree: each succeeds, and the tree is one or the other."""
+    for _ in range(5):
+        assert all(at_once(*(lambda verb=verb: ENDS[verb](site, root) for verb in ["apply", "revert"] * 4)))
+        found = engine.status(site, root).state
+        assert package_tree(site) == expected({"applied": APPLIED, "clean": CLEAN}[found])
+        assert not (site / LOCK).exists()
+
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from flashinfer_patches import locking\n"
+    "with locking.held(Path(sys.argv[1]), 'a slow apply', 0): print('held', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def slow(site):
+    """A process that holds the lock of the target."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(site / LOCK)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    yield holder
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+
+
+def test_a_held_lock_names_its_holder(site, root, slow):
+    began = time.monotonic()
+    with pytest.raises(PatchError) as caught:
+        engine.apply(site, root, timeout_s=0.3)
+    assert caught.value.kind == "lock" and time.monotonic() - began < 5
+    assert f"pid {slow.pid} (a slow apply)" in caught.value.message and str(site / LOCK) in caught.value.message
+    assert package_tree(site) == expected(CLEAN)
+
+
+def test_a_killed_holder_holds_nothing(site, root, slow):
+    os.kill(slow.pid, signal.SIGKILL)
+    slow.wait()
+    assert (site / LOCK).exists()
+    engine.apply(site, root, timeout_s=0.3)
+    assert package_tree(site) == expected(APPLIED) and not (site / LOCK).exists()
+
+
+def test_a_lock_on_a_removed_file_excludes_nobody_and_is_taken_again(tmp_path):
+    """Twelve processes, one counter that only the lock protects."""
+    counter, lock = tmp_path / "counter", tmp_path / "lock"
+    counter.write_text("0")
+
+    def count():
+        for _ in range(20):
+            with locking.held(lock, "counting", 30):
+                value = int(Path(counter).read_text())
+                counter.write_text(str(value + 1))
+
+    assert all(at_once(*[count] * 12))
+    assert counter.read_text() == "240"
