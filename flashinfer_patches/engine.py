@@ -7,12 +7,10 @@ removed after the last, so that at any moment the next apply or revert can finis
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from flashinfer_patches import locking, package, staging, swap
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import PatchError, writing
 from flashinfer_patches.series import PACKAGE, File
 from flashinfer_patches.staging import Contents
 from flashinfer_patches.state import LOCK, Look, Status, judge, look_at
@@ -52,7 +50,7 @@ def apply(target: Path | None = None, root: Path | None = None, timeout_s: float
     _refuse_to_apply(found, look)
     if found.state == "applied" and not look.leftovers:
         return found
-    with _writing(place, "fp8-sinks patch apply", timeout_s):
+    with writing(place), locking.held(place / LOCK, "fp8-sinks patch apply", timeout_s):
         look = look_at(place, root)
         _refuse_to_apply(judge(look, root), look)
         unapplied = _unapplied(look)
@@ -77,7 +75,7 @@ def revert(target: Path | None = None, root: Path | None = None, timeout_s: floa
         return found
     if nothing_left:
         _refuse_to_revert(found, look)
-    with _writing(place, "fp8-sinks patch revert", timeout_s):
+    with writing(place), locking.held(place / LOCK, "fp8-sinks patch revert", timeout_s):
         look = look_at(place, root)
         _refuse_to_revert(judge(look, root), look)
         changed = {path: file for path, file in {**look.own, **look.strays}.items() if look.files[path] != "clean"}
@@ -156,18 +154,3 @@ def _pristine(look: Look, files: dict[str, File]) -> Contents:
             _reinstall(look.version),
         )
     return found | staging.backward(look.series, {path: package.content(look.target / path) for path in lost})
-
-
-@contextmanager
-def _writing(target: Path, what: str, timeout_s: float) -> Iterator[None]:
-    """The lock of a target, and system errors as one clear error."""
-    try:
-        with locking.held(target / LOCK, what, timeout_s):
-            yield
-    except OSError as error:
-        raise PatchError(
-            "write",
-            f"{error.filename or target} cannot be written: {error.strerror}",
-            "run this as the owner of that folder, with space on its disk; an interrupted change is finished by"
-            " the next apply or revert",
-        ) from error

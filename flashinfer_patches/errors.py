@@ -6,6 +6,10 @@ Exit codes (also in the README; disjoint from those of vllm_launch.errors):
     45 write      46 lock       47 series     48 cache       49 fetch
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import click
 
 EXIT_CODES = {
@@ -37,3 +41,17 @@ class PatchError(click.ClickException):
 
     def format_message(self) -> str:
         return f"{self.message}\n  remedy: {self.remedy}"
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Any system error of the block as PatchError("write") that names the file, or else `place`."""
+    try:
+        yield
+    except OSError as error:
+        raise PatchError(
+            "write",
+            f"{error.filename or place} cannot be written: {error.strerror}",
+            "run this as the owner of that folder, with space on its disk; what was interrupted is finished by the"
+            " next run",
+        ) from error

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import PatchError, writing
 
 POLL_S = 0.05
 
@@ -17,8 +17,8 @@ POLL_S = 0.05
 def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; `what` tells others what for. The file is gone afterwards.
 
-    Raises PatchError("lock") that names the holder if it is not to be had within timeout_s seconds; OSError where
-    the file cannot be made. A killed holder leaves the file, but not the lock.
+    Raises PatchError: "lock", naming the holder, if it is not to be had within timeout_s seconds; "write" where the
+    file cannot be made. A killed holder leaves the file, but not the lock.
     """
     deadline = time.monotonic() + timeout_s
     while (handle := _taken(path)) is None:
@@ -41,7 +41,8 @@ def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
 
 def _taken(path: Path) -> int | None:
     """An open, locked descriptor of the file that `path` names now; None while somebody else has it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder removes the file: a lock on a removed one excludes nobody.
