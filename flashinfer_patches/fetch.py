@@ -96,12 +96,15 @@ def _unpack(wheel: Path, folder: Path) -> None:
         archive.extractall(folder)
 
 
-def main() -> None:
+def main(folder: Path = FOLDER) -> None:
     """`make patch`: patch the installed FlashInfer; where there is none, a copy of our own."""
     if place := package.installed():
         found, what = engine.apply(place), "the installed FlashInfer"
     else:
-        found, what = engine.status(patched()), "no FlashInfer is installed, so a copy to read, import and compile:"
+        found, what = (
+            engine.status(patched(folder=folder)),
+            "no FlashInfer is installed, so a copy to read, import and compile:",
+        )
     print(f"make patch: {what} {found.version} in {found.target} is patched ({found.patch_set})", file=sys.stderr)
 
 

@@ -337,17 +337,6 @@ def test_a_half_applied_tree_without_originals_is_finished_both_ways(site, root,
     assert tree(other) == expected(CLEAN)
 
 
-@pytest.fixture
-def unshared():
-    """Words that run a shell script, with its arguments, where it may mount."""
-    words = ["unshare", "--mount", "--map-root-user", "sh", "-ec"]
-    try:
-        subprocess.run([*words, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this machine lets no test mount: {error}")
-    return words
-
-
 PATCH = "import sys; from pathlib import Path; from flashinfer_patches import engine, errors\n" + (
     "try: print(engine.{verb}(Path(sys.argv[1]), Path(sys.argv[2])).state)\n"
     "except errors.PatchError as e: print(e.kind, e.message, e.remedy)"

@@ -28,6 +28,7 @@ APPLIED = STEP | {
     DECODE: STEP[DECODE].replace(b"line_30 = 30\n", b"line_30 = 'more'\n"),
     HEADER: b"#pragma once\r\nint a, sink;\r\n",
 }
+TORCH = b"from typing import Optional\n__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\nhip = None\n"
 # A later patch set for the same release: another body, one created file gone, another come, a header not touched.
 NEWER = CLEAN | {DECODE: BODY.replace("line_8 = 8\n", "line_8 = 'better'\n").encode(), "flashinfer/lse.py": b"y = 2\n"}
 
