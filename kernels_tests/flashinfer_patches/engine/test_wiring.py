@@ -5,7 +5,7 @@ import pytest
 from bench import provenance
 from flashinfer_patches import engine, jit_cache
 from flashinfer_patches.errors import PatchError
-from kernels_tests.flashinfer_patches.worlds import APPLIED, DECODE, install, write
+from kernels_tests.flashinfer_patches.engine.worlds import APPLIED, DECODE, install, write
 from kernels_tests.vllm_launch.test_doctor import about, on_gpu
 from vllm_launch import doctor_facts, plan, profile, software
 from vllm_launch.machine import detect

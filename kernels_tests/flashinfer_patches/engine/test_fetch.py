@@ -9,7 +9,7 @@ import pytest
 
 from flashinfer_patches import engine, fetch, series
 from flashinfer_patches.errors import PatchError
-from kernels_tests.flashinfer_patches.worlds import (
+from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
     CLEAN,
     DECODE,

@@ -8,7 +8,15 @@ from click.testing import CliRunner
 from flashinfer_patches import jit_cache
 from flashinfer_patches.errors import EXIT_CODES
 from fp8_sinks.cli import main
-from kernels_tests.flashinfer_patches.worlds import APPLIED, CLEAN, DECODE, VERSION, expected, package_tree, write
+from kernels_tests.flashinfer_patches.engine.worlds import (
+    APPLIED,
+    CLEAN,
+    DECODE,
+    VERSION,
+    expected,
+    package_tree,
+    write,
+)
 
 
 def run(*words):

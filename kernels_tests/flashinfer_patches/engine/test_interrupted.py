@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flashinfer_patches import engine, locking
 from flashinfer_patches.errors import PatchError
 from flashinfer_patches.state import LOCK
-from kernels_tests.flashinfer_patches.worlds import (
+from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
     CLEAN,
     DECODE,

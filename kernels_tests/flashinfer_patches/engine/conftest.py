@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from flashinfer_patches import series
-from kernels_tests.flashinfer_patches import worlds
+from kernels_tests.flashinfer_patches.engine import worlds
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from flashinfer_patches import engine, package, series
 from flashinfer_patches.errors import EXIT_CODES, PatchError
 from flashinfer_patches.state import KEPT, LOCK
-from kernels_tests.flashinfer_patches.worlds import (
+from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
     CLEAN,
     DECODE,

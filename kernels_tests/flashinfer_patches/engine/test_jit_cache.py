@@ -13,7 +13,16 @@ import pytest
 
 from flashinfer_patches import engine, jit_cache
 from flashinfer_patches.errors import PatchError
-from kernels_tests.flashinfer_patches.worlds import CLEAN, DECODE, NEWER, TORCH, at_once, install, write, write_series
+from kernels_tests.flashinfer_patches.engine.worlds import (
+    CLEAN,
+    DECODE,
+    NEWER,
+    TORCH,
+    at_once,
+    install,
+    write,
+    write_series,
+)
 
 
 @pytest.fixture
