@@ -123,12 +123,13 @@ def _refuse_edited(found: Status, look: Look) -> None:
     raise PatchError(
         "edited",
         f"{found.target}: neither FlashInfer {found.version} nor what the series makes of it: {', '.join(details)}",
-        _reinstall(found.version),
+        _reinstall(look),
     )
 
 
-def _reinstall(version: str) -> str:
-    return f"install the release again: pip install --force-reinstall --no-deps {PACKAGE}=={version}"
+def _reinstall(look: Look) -> str:
+    where = "--force-reinstall" if look.target == package.installed() else f"--upgrade --target {look.target}"
+    return f"install the release again: pip install --no-deps {where} {PACKAGE}=={look.version}"
 
 
 def _unapplied(look: Look) -> dict[str, File]:
@@ -151,6 +152,6 @@ def _pristine(look: Look, files: dict[str, File]) -> Contents:
         raise PatchError(
             "edited",
             f"{look.target}: an older patch set is applied and the originals of {', '.join(lost)} are gone",
-            _reinstall(look.version),
+            _reinstall(look),
         )
     return found | staging.backward(look.series, {path: package.content(look.target / path) for path in lost})

@@ -15,7 +15,7 @@ import click
 EXIT_CODES = {
     "target": 40,  # no FlashInfer there
     "version": 41,  # a FlashInfer release without a series
-    "edited": 42,  # a file holds neither the release's bytes nor ours
+    "edited": 42,  # a file is neither the release's nor ours, or FlashInfer is half patched
     "superseded": 43,  # upstream has the change already
     "git": 44,  # git is missing
     "write": 45,  # read-only, or no space

@@ -6,6 +6,7 @@ it as FLASHINFER_WORKSPACE_BASE.
 """
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -45,9 +46,16 @@ class Cache(Strict):
 def workspace(root: Path = ROOT, series_root: Path | None = None) -> Path:
     """The folder for the kernels of the installed FlashInfer, below `root`. Makes nothing.
 
-    Raises PatchError: "target" where none is installed, "cache" where prebuilt kernels would hide a patch, "series".
+    Raises PatchError: "target" where none is installed, "edited" where it is half patched, "cache" where prebuilt
+    kernels would hide a patch, "series".
     """
     found = engine.status(root=series_root)
+    if found.state == "partial":
+        raise PatchError(
+            "edited",
+            f"FlashInfer {found.version} in {found.target} is half patched",
+            "finish it: fp8-sinks patch apply, or take it out: fp8-sinks patch revert",
+        )
     if reason := hidden(found):
         raise PatchError("cache", *reason)
     return root / name(found, _torch())
@@ -60,7 +68,7 @@ def name(found: Status, torch: str) -> str:
 
 def hidden(found: Status) -> tuple[str, str] | None:
     """(what, remedy) if FlashInfer would load prebuilt kernels in place of the patched sources; else None."""
-    if found.state not in ("applied", "partial"):
+    if found.state != "applied":
         return None
     if importlib.util.find_spec("flashinfer_jit_cache"):
         return (
@@ -85,7 +93,9 @@ def make(folder: Path) -> Path:
                     "cache", f"{folder} is there already, and is no kernel cache of ours", "choose another folder"
                 )
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / MARKER).write_text(Marker(name=folder.name).model_dump_json())
+            new = folder.parent / f".{folder.name}.marker-{os.getpid()}"
+            new.write_text(Marker(name=folder.name).model_dump_json())
+            os.replace(new, folder / MARKER)
     return folder
 
 
@@ -96,8 +106,8 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
     build() raises is raised, and the next call builds again. Raises PatchError: "lock" after timeout_s seconds, naming
     the holder; "write"; "cache".
     """
-    if not re.fullmatch(r"[\w.+-]+", module):
-        raise ValueError(f"module {module!r}: expected letters, digits and . _ + -")
+    if not re.fullmatch(r"\w[\w.+-]*", module):
+        raise ValueError(f"module {module!r}: expected a letter or digit, then letters, digits and . _ + -")
     stamp, building = folder / BUILT / module, folder / BUILDING
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,13 @@ def test_files_are_named_where_the_state_is_mixed(installed):
     assert f"applied  {DECODE}" in run("patch", "status").stdout
 
 
+def test_the_remedy_for_an_edited_installed_package(installed):
+    (installed / DECODE).write_bytes(b"mine\n")
+    done = run("patch", "apply")
+    assert done.exit_code == EXIT_CODES["edited"]
+    assert done.stderr.strip().endswith(f"pip install --no-deps --force-reinstall flashinfer-python=={VERSION}")
+
+
 def test_an_error_is_one_line_and_its_remedy_on_stderr(tmp_path):
     done = run("patch", "apply", "--target", tmp_path, "--json")
     assert done.exit_code == EXIT_CODES["target"] and done.stdout == ""

@@ -142,7 +142,7 @@ def test_an_edited_file_is_refused_and_left_alone(site, root, damage):
     for action in (engine.check, engine.apply, engine.revert):
         error = refused("edited", action, site, root)
         assert DECODE in error.message and "expected" in error.message
-        assert error.remedy.endswith(f"pip install --force-reinstall --no-deps flashinfer-python=={VERSION}")
+        assert error.remedy.endswith(f"pip install --no-deps --upgrade --target {site} flashinfer-python=={VERSION}")
     assert tree(site) == before
 
 

@@ -14,6 +14,7 @@ import pytest
 from flashinfer_patches import engine, jit_cache
 from flashinfer_patches.errors import PatchError
 from kernels_tests.flashinfer_patches.engine.worlds import (
+    APPLIED,
     CLEAN,
     DECODE,
     NEWER,
@@ -51,6 +52,15 @@ def test_patched_and_unpatched_kernels_never_meet(installed, tmp_path):
     edited = jit_cache.workspace(tmp_path)
     assert len({stock, first, newer, edited}) == 4
     assert not any(path.exists() for path in (stock, first, newer, edited)), "asking makes nothing"
+
+
+def test_a_half_patched_flashinfer_gets_no_kernels(installed, tmp_path):
+    (installed / DECODE).write_bytes(APPLIED[DECODE])
+    with pytest.raises(PatchError) as caught:
+        jit_cache.workspace(tmp_path)
+    assert "half patched" in caught.value.message and "fp8-sinks patch apply" in caught.value.remedy
+    engine.apply()
+    jit_cache.workspace(tmp_path)
 
 
 def test_release_torch_and_cuda_have_folders_of_their_own(installed, tmp_path):
@@ -228,7 +238,7 @@ def test_a_wiped_cache_is_built_again(folder):
     assert jit_cache.built_once(folder, "m", lambda: None)
 
 
-@pytest.mark.parametrize("module", ["../m", "", "a/b", "a b"])
+@pytest.mark.parametrize("module", ["../m", "..", "", "a/b", "a b"])
 def test_names_of_modules(folder, module):
     with pytest.raises(ValueError, match="module"):
         jit_cache.built_once(folder, module, pytest.fail)
