@@ -24,8 +24,6 @@ def keep(look: Look, before: Contents) -> None:
 def swap_in(look: Look, new: Contents) -> None:
     """Put the new bytes in place, each file by one rename; None removes it. A created file comes before its users."""
     staged = look.kept / "staged"
-    if staged.exists():
-        shutil.rmtree(staged)
     order = sorted(new, key=lambda path: (new[path] is None, (look.target / path).exists(), path))
     for path in order:
         if new[path] is not None:

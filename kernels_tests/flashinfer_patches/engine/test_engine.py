@@ -101,8 +101,8 @@ def test_inside_a_git_repository(site, root, tmp_path, where, monkeypatch):
 
 
 def test_git_settings_of_the_user_do_not_matter(site, root, tmp_path, monkeypatch):
-    (tmp_path / "gitconfig").write_text("[core]\n autocrlf = true\n[apply]\n whitespace = fix\n")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    (tmp_path / ".gitconfig").write_text("[core]\n autocrlf = true\n[apply]\n whitespace = fix\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
     engine.apply(site, root)
     assert package_tree(site) == expected(APPLIED), "the header keeps its CRLF"
 

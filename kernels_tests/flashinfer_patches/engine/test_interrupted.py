@@ -1,12 +1,13 @@
 """kill -9 at every step, races, and everything mixed: the next apply or revert always ends exactly right."""
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -165,16 +166,37 @@ def test_a_killed_holder_holds_nothing(site, root, slow):
     assert package_tree(site) == expected(APPLIED) and not (site / LOCK).exists()
 
 
-def test_a_lock_on_a_removed_file_excludes_nobody_and_is_taken_again(tmp_path):
-    """Twelve processes, one counter that only the lock protects."""
-    counter, lock = tmp_path / "counter", tmp_path / "lock"
-    counter.write_text("0")
+def test_a_lock_on_a_removed_file_excludes_nobody_and_is_taken_again(tmp_path, monkeypatch):
+    """The last holder removes the file between another's opening and locking it."""
+    lock, real, calls = tmp_path / "lock", fcntl.flock, []
 
-    def count():
-        for _ in range(20):
-            with locking.held(lock, "counting", 30):
-                value = int(Path(counter).read_text())
-                counter.write_text(str(value + 1))
+    def flock(handle, how):
+        if not calls:
+            lock.unlink()
+        calls.append(handle)
+        real(handle, how)
 
-    assert all(at_once(*[count] * 12))
-    assert counter.read_text() == "240"
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locking.held(lock, "first", 5):
+        assert len(calls) == 2 and lock.read_text().startswith(f"pid {os.getpid()} (first)")
+        with pytest.raises(PatchError, match="first"), locking.held(lock, "second", 0):
+            pass
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("verb", ENDS)
+def test_what_others_did_while_one_waited_for_the_lock_counts(site, root, monkeypatch, verb):
+    ENDS[verb](site, root)
+    (site / LOCK).touch()  # somebody is at it: there is something to wait for
+    real = locking.held
+
+    @contextmanager
+    def held(*arguments):
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(locking, "held", real)
+            ENDS["revert" if verb == "apply" else "apply"](site, root)
+        with real(*arguments):
+            yield
+
+    monkeypatch.setattr(locking, "held", held)
+    ends_right(site, root, verb)

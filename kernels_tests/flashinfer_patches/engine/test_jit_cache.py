@@ -116,6 +116,8 @@ def not_ours(tmp_path, folder, how):
     elif how == "a broken marker":
         write(other, {jit_cache.MARKER: b"{"})
     elif how == "a link to one":
+        other = tmp_path / "links" / folder.name
+        other.parent.mkdir()
         other.symlink_to(folder)
     elif how == "a linked marker":
         write(tmp_path, {"elsewhere": json.dumps({"name": "other"}).encode()})
