@@ -21,6 +21,7 @@ from kernels_tests.flashinfer_patches.engine.worlds import (
     CLEAN,
     DECODE,
     NEWER,
+    SINKS,
     STEP,
     VERSION,
     at_once,
@@ -47,6 +48,10 @@ def ends_right(site, root, end, files=APPLIED, release=VERSION, clean=CLEAN):
     assert len([path for path in beside if path.endswith(".json")]) == 1
 
 
+# Which created file each body of the decode module would import.
+NEEDS = {APPLIED[DECODE]: SINKS, NEWER[DECODE]: "flashinfer/lse.py"}
+
+
 def killed_before_every_line(root, start, action, files):
     """From every different tree that a kill of action(tree) leaves, apply and revert end right."""
     site, copy, seen, line, died = start.with_name("site"), start.with_name("copy"), set(), 0, True
@@ -55,6 +60,8 @@ def killed_before_every_line(root, start, action, files):
         shutil.copytree(start, site)
         died = dies_at(line, lambda: action(site, root))
         left = frozenset(tree(site).items())
+        if need := NEEDS.get((site / DECODE).read_bytes()):
+            assert (site / need).exists(), "whoever imports the package now misses a file"
         if left not in seen:
             shutil.copytree(site, copy)
             ends_right(site, root, "apply", files)

@@ -25,7 +25,7 @@ CLEAN = {
 }
 STEP = CLEAN | {DECODE: BODY.replace("line_8 = 8\n", "line_8 = 'sinks'\n").encode(), SINKS: b"def guard(): ...\n"}
 APPLIED = STEP | {
-    DECODE: STEP[DECODE].replace(b"line_30 = 30\n", b"line_30 = 'more'\n"),
+    DECODE: STEP[DECODE].replace(b"line_30 = 30\n", b"line_30 = 'more'\n").replace(b"'sinks'", b"'all sinks'"),
     HEADER: b"#pragma once\r\nint a, sink;\r\n",
 }
 TORCH = b"from typing import Optional\n__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\nhip = None\n"
