@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.result import Provenance
+from flashinfer_patches import engine, package
 from vllm_launch import software
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
@@ -23,7 +24,7 @@ def collect(machine: Machine, command: list[str]) -> Provenance:
         created=datetime.now(UTC).replace(microsecond=0),
         machine=machine,
         versions={"python": platform.python_version()} | software.versions(),
-        patch="none",
+        patch=_patch(),
         git_commit=commit,
         git_dirty=bool(commit and _git("status", "--porcelain")),
         command=[redact(word) for word in command],
@@ -59,6 +60,14 @@ def redact_all(value):
 def redacted_model(model: Model) -> Model:
     """The model without the folder that it lies in on this machine."""
     return model.model_copy(update={"path": redact(model.path)})
+
+
+def _patch() -> str:
+    """The installed FlashInfer's patch set; "none" for a stock one or none at all; else what is wrong with it."""
+    if package.installed() is None:
+        return "none"
+    found = engine.status()
+    return "none" if found.state in ("clean", "unknown version") else found.patch_set or found.state
 
 
 def _git(*arguments: str) -> str | None:

@@ -28,7 +28,7 @@ class Provenance(Strict):
     created: datetime
     machine: Machine
     versions: dict[str, str]
-    patch: Annotated[str, Field(description="'none', or the id of the applied FlashInfer patch set")]
+    patch: Annotated[str, Field(description="'none', the id of FlashInfer's patch set, or its state if neither")]
     git_commit: str | None
     git_dirty: bool
     command: list[str]

@@ -4,6 +4,7 @@ import click
 
 from bench.cli import bench
 from bench.roofline_command import roofline
+from flashinfer_patches.cli import cache, patch
 from vllm_launch.cli import serve
 from vllm_launch.doctor import doctor
 
@@ -14,7 +15,8 @@ def main() -> None:
     """Serve gpt-oss with attention sinks and an FP8 KV cache, and prove that the answers hold.
 
     Exit codes: 0 done; 1 unexpected; 2 usage; 10 profile; 11 model; 12 address; 13 memory; 14 disk; 15 software;
-    20 server; 21 resolved; 30 requests; 31 gate; 32 file; 33 compare. Of doctor: 0 ready; 1 warnings; 2 cannot run.
+    20 server; 21 resolved; 30 requests; 31 gate; 32 file; 33 compare; 40 target; 41 version; 42 edited; 43 superseded;
+    44 git; 45 write; 46 lock; 47 series; 48 cache; 49 fetch. Of doctor: 0 ready; 1 warnings; 2 cannot run.
     """
 
 
@@ -22,3 +24,5 @@ main.add_command(serve)
 main.add_command(bench)
 main.add_command(roofline)
 main.add_command(doctor)
+main.add_command(patch)
+main.add_command(cache)

@@ -37,8 +37,8 @@ def findings(facts: Facts) -> list[Finding]:
     found += [
         checks.vllm(build),
         checks.torch(packages, facts.pins, build),
-        checks.flashinfer(packages, facts.pins, backend),
-        checks.prebuilt_kernels(packages),
+        checks.flashinfer(packages, facts.pins, backend, facts.patch),
+        checks.prebuilt_kernels(packages, facts.patch),
     ]
     if machine:
         found += checks.backends(machine.family, build, packages)

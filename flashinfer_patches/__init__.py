@@ -1,0 +1,1 @@
+"""Patch FlashInfer: the series for each supported release, the engine that applies them, and the kernels' cache."""

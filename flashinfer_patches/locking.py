@@ -1,0 +1,63 @@
+"""A lock that dies with its holder and says who holds it."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from flashinfer_patches.errors import PatchError, writing
+
+POLL_S = 0.05
+
+
+@contextmanager
+def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; `what` tells others what for. The file is gone afterwards.
+
+    Raises PatchError: "lock", naming the holder, if it is not to be had within timeout_s seconds; "write" where the
+    file cannot be made. A killed holder leaves the file, but not the lock.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (handle := _taken(path)) is None:
+        if time.monotonic() > deadline:
+            raise PatchError(
+                "lock",
+                f"{path} is still held after {timeout_s:g} s by {_holder(path)}",
+                "wait until that has ended, or end it; then run this again",
+            )
+        time.sleep(POLL_S)
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"pid {os.getpid()} ({what}) since {datetime.now():%H:%M:%S}".encode())
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        os.close(handle)
+
+
+def _taken(path: Path) -> int | None:
+    """An open, locked descriptor of the file that `path` names now; None while somebody else has it."""
+    with writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The last holder removes the file: a lock on a removed one excludes nobody.
+        if os.fstat(handle).st_ino == path.stat().st_ino:
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text() or "another process"
+    return "another process"

@@ -1,0 +1,114 @@
+"""Copies of wheels through the real pip, from a folder that stands for the package index."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from flashinfer_patches import engine, fetch, series
+from flashinfer_patches.errors import PatchError
+from kernels_tests.flashinfer_patches.engine.worlds import (
+    APPLIED,
+    CLEAN,
+    DECODE,
+    NEWER,
+    VERSION,
+    at_once,
+    build_meta,
+    digest,
+    expected,
+    package_tree,
+    write_series,
+)
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch, root):
+    """An index with one wheel of the release, and pip set up for nothing else."""
+    links = tmp_path / "index"
+    links.mkdir()
+    info = f"flashinfer_python-{VERSION}.dist-info"
+    wheel = links / f"flashinfer_python-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, data in (CLEAN | build_meta(VERSION)).items():
+            archive.writestr(path, data)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: flashinfer-python\nVersion: {VERSION}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setitem(fetch.WHEELS, VERSION, digest(wheel.read_bytes()))
+    for name, value in {"NO_INDEX": "1", "CONFIG_FILE": os.devnull, "FIND_LINKS": str(links)}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setattr(series, "ROOT", root)
+    return links
+
+
+def test_a_pristine_copy_is_fetched_once(index, tmp_path):
+    place = fetch.pristine(VERSION, tmp_path / "copies")
+    assert place == tmp_path / "copies" / VERSION / "pristine"
+    assert package_tree(place) == expected(CLEAN) and engine.status(place).state == "clean"
+    assert [path.name for path in place.parent.iterdir()] == ["pristine"], "no wheel and no scratch folder is left"
+    next(index.glob("*.whl")).unlink()
+    assert fetch.pristine(VERSION, tmp_path / "copies") == place
+
+
+def test_a_patched_copy_leaves_the_pristine_one_alone(index, tmp_path):
+    place = fetch.patched(VERSION, tmp_path / "copies")
+    assert engine.status(place).state == "applied" and package_tree(place) == expected(APPLIED)
+    assert package_tree(fetch.pristine(VERSION, tmp_path / "copies")) == expected(CLEAN)
+    write_series(series.ROOT, CLEAN, NEWER)
+    assert fetch.patched(VERSION, tmp_path / "copies") == place and package_tree(place) == expected(NEWER)
+
+
+def test_offline_and_missing(index, tmp_path):
+    next(index.glob("*.whl")).unlink()
+    with pytest.raises(PatchError) as caught:
+        fetch.patched(VERSION, tmp_path / "copies")
+    assert caught.value.kind == "fetch" and VERSION in caught.value.message and "network" in caught.value.remedy
+    assert "ERROR" in caught.value.message and not list((tmp_path / "copies").rglob("*.py"))
+
+
+def test_another_wheel_than_the_released_one(index, tmp_path):
+    with zipfile.ZipFile(next(index.glob("*.whl")), "a") as archive:
+        archive.writestr("flashinfer/evil.py", "")
+    with pytest.raises(PatchError) as caught:
+        fetch.pristine(VERSION, tmp_path / "copies")
+    assert caught.value.kind == "fetch" and fetch.WHEELS[VERSION] in caught.value.message
+    assert not list((tmp_path / "copies").rglob("*.py"))
+
+
+def test_a_release_without_a_known_wheel(tmp_path):
+    with pytest.raises(PatchError) as caught:
+        fetch.pristine("0.6.18.post1", tmp_path)
+    assert caught.value.kind == "version" and all(version in caught.value.remedy for version in fetch.WHEELS)
+
+
+def test_many_at_once_make_one_copy(index, tmp_path):
+    assert all(at_once(*[lambda: fetch.patched(VERSION, tmp_path / "copies")] * 4))
+    assert sorted(path.name for path in (tmp_path / "copies" / VERSION).iterdir()) == ["patched", "pristine"]
+    assert package_tree(fetch.patched(VERSION, tmp_path / "copies")) == expected(APPLIED)
+
+
+def test_make_patch_takes_a_copy_where_none_is_installed(index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fetch.package, "installed", lambda: None)
+    fetch.main(tmp_path / "copies")
+    said = capsys.readouterr()
+    assert said.out == "" and "no FlashInfer is installed" in said.err
+    assert str(tmp_path / "copies" / VERSION / "patched") in said.err and f"{VERSION}+" in said.err
+
+
+def test_make_patch_patches_the_installed_one(index, installed, tmp_path, capsys):
+    fetch.main(tmp_path / "copies")
+    assert package_tree(installed) == expected(APPLIED)
+    assert str(installed) in capsys.readouterr().err and not (tmp_path / "copies").exists()
+
+
+def test_make_patch_fails_with_the_code_of_its_error(installed):
+    (installed / DECODE).write_bytes(b"mine\n")
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    (installed / "flashinfer/_build_meta.py").write_text("__version__ = '0.0.1'\n")
+    command = [sys.executable, "-m", "flashinfer_patches.fetch"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 41 and "0.0.1" in done.stderr and "remedy:" in done.stderr

@@ -1,0 +1,209 @@
+"""kill -9 at every step, races, and everything mixed: the next apply or revert always ends exactly right."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flashinfer_patches import engine, locking
+from flashinfer_patches.errors import PatchError
+from flashinfer_patches.state import LOCK
+from kernels_tests.flashinfer_patches.engine.worlds import (
+    APPLIED,
+    CLEAN,
+    DECODE,
+    NEWER,
+    SINKS,
+    STEP,
+    VERSION,
+    at_once,
+    dies_at,
+    expected,
+    install,
+    package_tree,
+    tree,
+    write_series,
+)
+
+ENDS = {"apply": engine.apply, "revert": engine.revert}
+
+
+def ends_right(site, root, end, files=APPLIED, release=VERSION, clean=CLEAN):
+    """One more apply or revert, and the tree is exactly what it should be, down to folders and what is kept."""
+    ENDS[end](site, root)
+    if end == "revert":
+        assert tree(site) == expected(clean, release)
+        return
+    assert package_tree(site) == expected(files, release)
+    beside = {path for path in tree(site) if path.startswith(".")}
+    assert not any(path.startswith(LOCK) or "staged" in path or path.endswith(".new") for path in beside), beside
+    assert len([path for path in beside if path.endswith(".json")]) == 1
+
+
+# Which created file each body of the decode module would import.
+NEEDS = {APPLIED[DECODE]: SINKS, NEWER[DECODE]: "flashinfer/lse.py"}
+
+
+def killed_before_every_line(root, start, action, files):
+    """From every different tree that a kill of action(tree) leaves, apply and revert end right."""
+    site, copy, seen, line, died = start.with_name("site"), start.with_name("copy"), set(), 0, True
+    while died:
+        line += 1
+        shutil.copytree(start, site)
+        died = dies_at(line, lambda: action(site, root))
+        left = frozenset(tree(site).items())
+        if need := NEEDS.get((site / DECODE).read_bytes()):
+            assert (site / need).exists(), "whoever imports the package now misses a file"
+        if left not in seen:
+            shutil.copytree(site, copy)
+            ends_right(site, root, "apply", files)
+            ends_right(copy, root, "revert", files)
+            shutil.rmtree(copy)
+        seen.add(left)
+        shutil.rmtree(site)
+    assert len(seen) > 15, "the kills left hardly anything different"
+
+
+@pytest.mark.parametrize("interrupted", ENDS)
+def test_killed_before_every_line(tmp_path, root, interrupted):
+    """Each line of locking, keeping, swapping and tidying that one apply or revert executes."""
+    start = install(tmp_path / "start")
+    if interrupted == "revert":
+        engine.apply(start, root)
+    killed_before_every_line(root, start, ENDS[interrupted], APPLIED)
+
+
+def test_killed_before_every_line_between_two_patch_sets(tmp_path, root):
+    start = install(tmp_path / "start")
+    engine.apply(start, root)
+    write_series(root, CLEAN, NEWER)
+    killed_before_every_line(root, start, engine.apply, NEWER)
+
+
+OTHER = {path: data + b"\n" for path, data in CLEAN.items()}
+OTHER_APPLIED = OTHER | {DECODE: b"z = 3\n"}
+OTHER_VERSION = "0.7.2.post1"
+LINES = st.integers(min_value=1, max_value=250)
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(["apply", "revert", "reinstall", "upgrade", "newer series", "older series"])),
+    st.tuples(st.sampled_from(["killed apply", "killed revert"]), LINES),
+    st.tuples(st.just("at once"), st.lists(st.sampled_from(sorted(ENDS)), min_size=2, max_size=4)),
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=6), end=st.sampled_from(sorted(ENDS)))
+def test_any_sequence_ends_exactly_applied_or_exactly_clean(tmp_path, root, steps, end):
+    site = tmp_path / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    install(site)
+    write_series(root, CLEAN, STEP, APPLIED)
+    write_series(root, OTHER, OTHER_APPLIED, version=OTHER_VERSION)
+    release, clean, applied = VERSION, CLEAN, APPLIED
+    for name, *arguments in steps:
+        if name in ENDS:
+            ends_right(site, root, name, OTHER_APPLIED if release == OTHER_VERSION else applied, release, clean)
+        elif name == "reinstall":
+            install(site, clean, release)
+        elif name == "upgrade":
+            release, clean = (OTHER_VERSION, OTHER) if release == VERSION else (VERSION, CLEAN)
+            install(site, clean, release)
+        elif name == "newer series":
+            write_series(root, CLEAN, NEWER)
+            applied = NEWER
+        elif name == "older series":
+            write_series(root, CLEAN, STEP, APPLIED)
+            applied = APPLIED
+        elif name == "at once":
+            assert all(at_once(*(lambda verb=verb: ENDS[verb](site, root) for verb in arguments[0])))
+        else:
+            verb = ENDS[name.removeprefix("killed ")]
+            dies_at(arguments[0], lambda verb=verb: verb(site, root))
+    ends_right(site, root, end, OTHER_APPLIED if release == OTHER_VERSION else applied, release, clean)
+
+
+def test_many_at_once(site, root):
+    """Eight processes apply and revert one tree: each succeeds, and the tree is one or the other."""
+    for _ in range(5):
+        assert all(at_once(*(lambda verb=verb: ENDS[verb](site, root) for verb in ["apply", "revert"] * 4)))
+        found = engine.status(site, root).state
+        assert package_tree(site) == expected({"applied": APPLIED, "clean": CLEAN}[found])
+        assert not (site / LOCK).exists()
+
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from flashinfer_patches import locking\n"
+    "with locking.held(Path(sys.argv[1]), 'a slow apply', 0): print('held', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def slow(site):
+    """A process that holds the lock of the target."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(site / LOCK)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    yield holder
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+
+
+def test_a_held_lock_names_its_holder(site, root, slow):
+    began = time.monotonic()
+    with pytest.raises(PatchError) as caught:
+        engine.apply(site, root, timeout_s=0.3)
+    assert caught.value.kind == "lock" and time.monotonic() - began < 5
+    assert f"pid {slow.pid} (a slow apply)" in caught.value.message and str(site / LOCK) in caught.value.message
+    assert package_tree(site) == expected(CLEAN)
+
+
+def test_a_killed_holder_holds_nothing(site, root, slow):
+    os.kill(slow.pid, signal.SIGKILL)
+    slow.wait()
+    assert (site / LOCK).exists()
+    engine.apply(site, root, timeout_s=0.3)
+    assert package_tree(site) == expected(APPLIED) and not (site / LOCK).exists()
+
+
+def test_a_lock_on_a_removed_file_excludes_nobody_and_is_taken_again(tmp_path, monkeypatch):
+    """The last holder removes the file between another's opening and locking it."""
+    lock, real, calls = tmp_path / "lock", fcntl.flock, []
+
+    def flock(handle, how):
+        if not calls:
+            lock.unlink()
+        calls.append(handle)
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locking.held(lock, "first", 5):
+        assert len(calls) == 2 and lock.read_text().startswith(f"pid {os.getpid()} (first)")
+        with pytest.raises(PatchError, match="first"), locking.held(lock, "second", 0):
+            pass
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("verb", ENDS)
+def test_what_others_did_while_one_waited_for_the_lock_counts(site, root, monkeypatch, verb):
+    ENDS[verb](site, root)
+    (site / LOCK).touch()  # somebody is at it: there is something to wait for
+    real = locking.held
+
+    @contextmanager
+    def held(*arguments):
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(locking, "held", real)
+            ENDS["revert" if verb == "apply" else "apply"](site, root)
+        with real(*arguments):
+            yield
+
+    monkeypatch.setattr(locking, "held", held)
+    ends_right(site, root, verb)

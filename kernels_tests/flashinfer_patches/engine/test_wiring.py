@@ -1,0 +1,76 @@
+"""What the launcher, the doctor and results make of a patched FlashInfer."""
+
+import pytest
+
+from bench import provenance
+from flashinfer_patches import engine, jit_cache
+from flashinfer_patches.errors import PatchError
+from kernels_tests.flashinfer_patches.engine.worlds import APPLIED, DECODE, install, write
+from kernels_tests.vllm_launch.test_doctor import about, on_gpu
+from vllm_launch import doctor_facts, plan, profile, software
+from vllm_launch.machine import detect
+from vllm_launch.model import EMBEDDED
+
+KERNELS = "FLASHINFER_WORKSPACE_BASE"
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    monkeypatch.setattr(software, "vllm_build", lambda: ("cpu", "0.32.0"))
+    monkeypatch.setattr(plan, "detect", lambda _: detect("cpu"))
+    return lambda: plan.make(profile.load("fp8"), port=1, cache_root=tmp_path / "cache", model_path=str(EMBEDDED))
+
+
+def test_a_server_gets_the_kernels_of_its_patch_set(installed, planned, tmp_path):
+    stock = planned().environment[KERNELS]
+    engine.apply()
+    patched = planned().environment[KERNELS]
+    assert patched == str(jit_cache.workspace(tmp_path / "cache" / "flashinfer")) != stock
+    write(installed, {"flashinfer_jit_cache/__init__.py": b""})
+    with pytest.raises(PatchError) as caught:
+        planned()
+    assert caught.value.kind == "cache"
+
+
+def test_without_flashinfer_the_cache_stays_where_it_was(planned, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.package, "installed", lambda: None)
+    assert planned().environment[KERNELS] == str(tmp_path / "cache" / "flashinfer")
+
+
+def test_results_record_the_patch_set(installed, monkeypatch):
+    def recorded():
+        return provenance.collect(detect("cpu"), []).patch
+
+    assert recorded() == "none"
+    assert recorded() != engine.apply().patch_set == recorded()
+    (installed / DECODE).write_bytes(b"mine\n")
+    assert recorded() == "edited"
+    install(installed)
+    assert recorded() == "partial"
+    install(installed, version="0.8.0")
+    engine.revert()
+    assert recorded() == "none"
+    monkeypatch.setattr(provenance.package, "installed", lambda: None)
+    assert recorded() == "none"
+
+
+def test_the_doctor_says_what_flashinfer_is(installed):
+    def finding(topic="FlashInfer", **packages):
+        (found,) = about(on_gpu(patch=doctor_facts._patch(), extra_packages=packages), topic)
+        return found
+
+    assert "not patched" in finding().what
+    found = engine.apply()
+    said = finding()
+    assert said.status == "ok" and f"patched ({found.patch_set})" in said.what
+    assert "for those who call FlashInfer themselves" in said.what and "does not use that path" in said.what
+    prebuilt = {"flashinfer-jit-cache": "0.6.14"}
+    assert finding("prebuilt kernels", **prebuilt).status == "error"
+    (installed / DECODE).write_bytes(b"mine\n")
+    assert finding().status == "error" and "edited" in finding().what
+    install(installed)
+    assert finding().status == "error" and "fp8-sinks patch apply" in finding().remedy
+    engine.revert()
+    assert finding("prebuilt kernels", **prebuilt).status == "warning"
+    install(installed, APPLIED | {DECODE: b"# later\n" + APPLIED[DECODE]})
+    assert "holds the changes of our patch series already" in finding().what

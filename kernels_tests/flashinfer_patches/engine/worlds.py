@@ -1,0 +1,151 @@
+"""Small FlashInfer packages and patch series for the tests, made with real git; and processes that die on purpose."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import flashinfer_patches
+
+# The modules that change anything: where a kill can leave something behind.
+ROOM = tuple(str(Path(flashinfer_patches.__file__).with_name(f"{name}.py")) for name in ("engine", "swap", "locking"))
+VERSION = "0.6.14"
+DECODE, SINKS, HEADER = "flashinfer/decode.py", "flashinfer/sinks/api.py", "flashinfer/data/include/prefill.cuh"
+BODY = "".join(f"line_{n} = {n}\n" for n in range(40))
+CLEAN = {
+    "flashinfer/__init__.py": b"",
+    DECODE: BODY.encode(),
+    HEADER: b"#pragma once\r\nint a;\r\n",
+    "flashinfer/untouched.py": b"x = 1\n",
+}
+STEP = CLEAN | {DECODE: BODY.replace("line_8 = 8\n", "line_8 = 'sinks'\n").encode(), SINKS: b"def guard(): ...\n"}
+APPLIED = STEP | {
+    DECODE: STEP[DECODE].replace(b"line_30 = 30\n", b"line_30 = 'more'\n").replace(b"'sinks'", b"'all sinks'"),
+    HEADER: b"#pragma once\r\nint a, sink;\r\n",
+}
+TORCH = b"from typing import Optional\n__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\nhip = None\n"
+# A later patch set for the same release: another body, one created file gone, another come, a header not touched.
+NEWER = CLEAN | {DECODE: BODY.replace("line_8 = 8\n", "line_8 = 'better'\n").encode(), "flashinfer/lse.py": b"y = 2\n"}
+
+
+def build_meta(version):
+    return {"flashinfer/_build_meta.py": f'"""Build metadata."""\n__version__ = "{version}"\n'.encode()}
+
+
+def write(folder, tree):
+    for path, data in tree.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+
+
+def install(folder, tree=CLEAN, version=VERSION):
+    """Put a release into `folder` as pip does: each file of it removed, then written anew; others stay."""
+    tree = tree | build_meta(version)
+    for path in tree:
+        (folder / path).unlink(missing_ok=True)
+    write(folder, tree)
+    return folder
+
+
+def write_series(root, *trees, version=VERSION):
+    """The series that leads from tree to tree, one patch for each step, in place of what was there."""
+    folder = root / version
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    names = [f"step-{number}.patch" for number in range(1, len(trees))]
+    for name, before, after in zip(names, trees, trees[1:], strict=False):
+        with tempfile.TemporaryDirectory() as scratch:
+            write(Path(scratch) / "a", before)
+            write(Path(scratch) / "b", after)
+            command = ["git", "diff", "--no-index", "--no-prefix", "--no-renames", "a", "b"]
+            done = subprocess.run(command, cwd=scratch, capture_output=True)
+            assert done.returncode == 1, done.stderr
+            (folder / name).write_bytes(done.stdout)
+    (folder / "series").write_text("# in this order\n" + "".join(f"{name}\n" for name in names))
+    first, last = trees[0], trees[-1]
+    files = [
+        {"path": path, "before": digest(first.get(path)), "after": digest(last[path])}
+        for path in sorted(last)
+        if first.get(path) != last[path]
+    ]
+    manifest = {"package": "flashinfer-python", "version": version, "files": files}
+    (folder / "manifest").write_text(json.dumps(manifest))
+    return root
+
+
+def digest(data):
+    return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def tree(folder):
+    """Every file below `folder` by path, and every folder, as None."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
+    }
+
+
+def expected(files, version=VERSION):
+    """What tree() shows of a folder that holds exactly the package `files`."""
+    files = files | build_meta(version)
+    folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
+    return dict.fromkeys(folders) | files
+
+
+def package_tree(target):
+    """tree() of the package, without what the engine keeps beside it."""
+    return {path: data for path, data in tree(target).items() if path.split("/")[0] == "flashinfer"}
+
+
+def dies_at(line, action):
+    """Run `action` in a forked process that kills itself with SIGKILL before the given line of this room's code.
+
+    Lines are counted as they are executed. Returns whether it died; an exception in it fails the test.
+    """
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def in_room(frame, event, _):
+            nonlocal count
+            if not frame.f_code.co_filename.startswith(ROOM):
+                return None
+            if event == "line":
+                count += 1
+                if count >= line:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return in_room
+
+        code = 1
+        try:
+            sys.settrace(in_room)
+            action()
+            code = 0
+        finally:
+            sys.settrace(None)
+            os._exit(code)
+    _, ended = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(ended) or os.WEXITSTATUS(ended) == 0, "the action failed"
+    return os.WIFSIGNALED(ended)
+
+
+def at_once(*actions):
+    """Run each action in a forked process, all at once; returns whether each ended well."""
+    pids = []
+    for action in actions:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                action()
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return [os.waitpid(pid, 0)[1] == 0 for pid in pids]
