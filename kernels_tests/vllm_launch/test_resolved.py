@@ -1,4 +1,4 @@
-"""Reading vLLM's log: recorded CPU and H200 logs, and other GPU logs composed from the format strings of vLLM's sources."""
+"""Reading vLLM's log: recorded CPU and H200 logs, and GPU logs composed from vLLM's own format strings."""
 
 from pathlib import Path
 
