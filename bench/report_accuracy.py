@@ -196,7 +196,7 @@ def _context_table(record: AccuracyRecord) -> str:
 
 
 def _note(rows: Sequence[AccuracyRow]) -> str:
-    record = next(row.accuracy for row in rows if row.accuracy)
+    record = max((row.accuracy for row in rows if row.accuracy), key=lambda one: one.decode.tokens)
     contexts = [one.context for one in record.contexts]
     text = "text that the model was not trained on" if record.text == "heldout" else "the Python language reference"
     margins = [match.margin for row in rows for match in row.greedy]
@@ -204,7 +204,7 @@ def _note(rows: Sequence[AccuracyRow]) -> str:
     return (
         f"Log-probabilities of {record.decode.tokens:,} given tokens of {text}, after {contexts[0]:,} to"
         f" {contexts[-1]:,} tokens of context, against those of {md.text(record.reference)}; its own column is the"
-        " noise: the same server asked again. Decode: token by token through the KV cache; prefill: all at once."
+        " noise: the same server asked again, in a serving run after the shortest context only. Decode: token by token through the KV cache; prefill: all at once."
         " In brackets 95% intervals, drawn over whole texts, since the tokens of a text are correlated."
         f" {GREEDY_LIMIT}{margin}"
     )
