@@ -46,7 +46,7 @@ def test_decode_kernel_fits_and_does_not_spill(version, patched, arch, tmp_path)
     cuda = toolkit()
     if cuda is None:
         pytest.skip("needs a CUDA toolkit with nvcc; none here")
-    made = run_script("sources_script.py", patched, "bfloat16", "float8_e4m3fn", "command", arch=arch, cuda=cuda)
+    (made,) = run_script("sources_script.py", patched, "bfloat16:float8_e4m3fn", "command", arch=arch, cuda=cuda)
     source = (Path(made["folder"]) / "batch_prefill_paged_kernel_mask_0.cu").read_text()
     # Decode packs a KV head's 8 query heads into rows: query tile 16. The other tiles are prefill's.
     (arguments,) = [a for a in re.findall(r"Dispatched<(.*?)>\(", source, re.S) if "CTA_TILE_Q=*/16," in a]
