@@ -1,0 +1,105 @@
+"""Fixtures: the pristine and the patched FlashInfer of each release, and the modules of the GPU tests.
+
+On a machine with nothing but torch and a patched FlashInfer the GPU tests need no more than this file.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+VERSIONS = ["0.6.14", "0.7.2.post1"]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def version(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def pristine(version) -> Path:
+    """A folder that holds the release's `flashinfer` package, untouched."""
+    from flashinfer_patches import fetch
+
+    return fetch.pristine(version)
+
+
+@pytest.fixture(scope="session")
+def patched(version, pristine, tmp_path_factory) -> Path:
+    """A folder that holds the same package with the series applied; the other files are hard links where possible."""
+    from flashinfer_patches import make_manifest
+
+    folder, staged = tmp_path_factory.mktemp("patched"), tmp_path_factory.mktemp("staged")
+    shutil.copytree(pristine / "flashinfer", folder / "flashinfer", copy_function=_link_or_copy)
+    make_manifest.stage(version, pristine, staged)
+    for name in make_manifest.touched(version):
+        os.replace(staged / name, folder / name)
+    return folder
+
+
+def _link_or_copy(source, target):
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def run_script(name: str, package: Path, *arguments: str, arch: str = "121a", cuda: Path | None = None):
+    """The JSON that a script of this folder prints, run with `package` as its FlashInfer and no GPU.
+
+    arch: the GPU to generate for. cuda: the toolkit. Skips where FlashInfer's own dependencies are not installed.
+    """
+    environment = (
+        os.environ
+        | {
+            "PYTHONPATH": str(package),
+            "FLASHINFER_WORKSPACE_BASE": str(package.parent / "jit"),
+            "FLASHINFER_CUDA_ARCH_LIST": f"{arch[:-2]}.{arch[-2:]}",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        | ({"CUDA_HOME": str(cuda)} if cuda else {})
+    )
+    script = Path(__file__).parent / name
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
+    if "ModuleNotFoundError" in done.stderr:
+        pytest.skip(f"FlashInfer cannot be imported here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def workspace():
+    """FlashInfer's float workspace on the GPU, 256 MiB, zeroed."""
+    import torch
+
+    return torch.zeros(256 * 1024 * 1024, dtype=torch.uint8, device="cuda")
+
+
+@pytest.fixture(scope="session")
+def built(workspace):
+    """Builds every module of the GPU tests at once: cold, one after the other, they would take minutes."""
+    import torch
+    from flashinfer import attention_sinks, decode
+    from flashinfer.prefill import get_batch_prefill_module
+
+    from kernels_tests.flashinfer_patches.cases import HEAD_DIM
+    from kernels_tests.flashinfer_patches.runs import sink_wrapper
+
+    bf16, fp16, e4m3 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+    stock = (bf16, bf16, bf16, torch.int32, HEAD_DIM, HEAD_DIM, 0, False, False)
+    pairs = ((bf16, e4m3), (bf16, bf16), (fp16, e4m3))
+    tasks = [
+        *((attention_sinks.sink_module, q, kv, q, torch.int32, HEAD_DIM, HEAD_DIM) for q, kv in pairs),
+        *((sink_wrapper, workspace, "NHD", kv) for kv in (e4m3, bf16)),
+        (get_batch_prefill_module, "fa2", *stock, False),
+        (decode.get_batch_decode_module, *stock),
+    ]
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        for done in [pool.submit(*task) for task in tasks]:
+            done.result()

@@ -1,0 +1,53 @@
+"""The patched wrappers of the FlashInfer on PYTHONPATH, planned for a case."""
+
+import torch
+from flashinfer import BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper
+from flashinfer.attention import BatchAttentionWithAttentionSinkWrapper
+
+from kernels_tests.flashinfer_patches.cases import HEAD_DIM, KV_HEADS, QO_HEADS, Cache
+
+
+def plan_decode(workspace, cache: Cache, *, q_type=torch.bfloat16, use_sinks=True, wrapper=None, **options):
+    """A decode wrapper planned for a cache; options go to plan()."""
+    wrapper = wrapper or BatchDecodeWithPagedKVCacheWrapper(workspace, cache.layout, use_tensor_cores=True)
+    wrapper.plan(
+        cache.indptr,
+        cache.indices,
+        cache.last_page_len,
+        QO_HEADS,
+        KV_HEADS,
+        HEAD_DIM,
+        cache.page_size,
+        q_data_type=q_type,
+        kv_data_type=cache.k.dtype,
+        **({"use_sinks": True} if use_sinks else {}),
+        **options,
+    )
+    return wrapper
+
+
+def plan_prefill(workspace, cache: Cache, per_request: list[int], *, wrapper=None, use_sinks=True, **options):
+    """A causal prefill wrapper planned for a cache; per_request: queries of each request. Options go to plan()."""
+    wrapper = wrapper or BatchPrefillWithPagedKVCacheWrapper(workspace, cache.layout)
+    wrapper.plan(
+        torch.tensor([0, *per_request], device=cache.k.device).cumsum(0).int(),
+        cache.indptr,
+        cache.indices,
+        cache.last_page_len,
+        QO_HEADS,
+        KV_HEADS,
+        HEAD_DIM,
+        cache.page_size,
+        causal=True,
+        kv_data_type=cache.k.dtype,
+        **({"q_data_type": torch.bfloat16} | options),
+        **({"use_sinks": True} if use_sinks else {}),
+    )
+    return wrapper
+
+
+def sink_wrapper(workspace, layout: str, kv_type: torch.dtype) -> BatchAttentionWithAttentionSinkWrapper:
+    """Upstream's wrapper that takes the sinks positionally, on fa2."""
+    return BatchAttentionWithAttentionSinkWrapper(
+        workspace, layout, backend="fa2", kv_data_type=kv_type, head_dim_qk=HEAD_DIM, head_dim_vo=HEAD_DIM
+    )

@@ -1,0 +1,185 @@
+"""Patched decode on a GPU: the FP8 sink kernel runs, and gives attention over the stored cache."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels_tests.flashinfer_patches.cases import QO_HEADS, faults, paged, queries, reference, sinks_near
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("built")]
+
+E4M3, BF16, FP16 = torch.float8_e4m3fn, torch.bfloat16, torch.float16
+LENGTHS = [1, 17, 128, 1000]
+
+
+def plan(*arguments, **options):
+    from kernels_tests.flashinfer_patches.runs import plan_decode
+
+    return plan_decode(*arguments, **options)
+
+
+def near(q, cache, **options):
+    return sinks_near(reference(q, cache.tokens, None, **options)[1])
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 128), (1, 1024), (4, 128), (4, 1024)])
+@pytest.mark.parametrize("kv_type", [E4M3, BF16], ids=["e4m3", "bf16"])
+def test_the_shapes_of_the_original_plan(workspace, kv_type, batch, length):
+    cache, q = paged([length] * batch, kv_type), queries(batch, BF16)
+    sinks = 5 * torch.rand(QO_HEADS, device="cuda", generator=torch.Generator("cuda").manual_seed(2))
+    output = plan(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks)
+    expected, _ = reference(q, cache.tokens, sinks)
+    assert faults(output, expected) == []
+    torch.testing.assert_close(output.double(), expected, rtol=1e-2, atol=1e-3)
+    # The format's own error is another matter: bounded, and far over that tolerance.
+    exact, _ = reference(q, cache.exact, sinks)
+    relative = (output - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert relative.max() <= (0.10 if kv_type == E4M3 else 6e-3)
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+@pytest.mark.parametrize("window_left", [-1, 127])
+def test_pages_layouts_and_windows(workspace, page_size, layout, window_left):
+    cache, q = paged(LENGTHS, E4M3, page_size=page_size, layout=layout), queries(len(LENGTHS), BF16)
+    options = {"k_scale": 0.37, "v_scale": 2.9}
+    sinks = near(q, cache, window_left=window_left, k_scale=0.37)
+    wrapper = plan(workspace, cache, window_left=window_left)
+    output, lse = wrapper.run(q, (cache.k, cache.v), sinks=sinks, return_lse=True, **options)
+    expected, expected_lse = reference(q, cache.tokens, sinks, window_left=window_left, **options)
+    assert faults(output, expected) == []
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(("q_type", "kv_type"), [(BF16, E4M3), (BF16, BF16), (FP16, E4M3)], ids=str)
+def test_types_of_query_and_cache(workspace, q_type, kv_type):
+    cache, q = paged(LENGTHS, kv_type), queries(len(LENGTHS), q_type)
+    sinks = near(q, cache)
+    output = plan(workspace, cache, q_type=q_type).run(q, (cache.k, cache.v), sinks=sinks)
+    assert output.dtype == q_type
+    assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 33, 127, 129, 255, 2049, 8191])
+def test_odd_lengths(workspace, length):
+    cache, q = paged([length, 3], E4M3), queries(2, BF16)
+    sinks = near(q, cache)
+    output = plan(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks)
+    assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
+
+
+def test_sinks_at_their_limits(workspace):
+    cache, q = paged(LENGTHS, E4M3), queries(len(LENGTHS), BF16)
+    wrapper = plan(workspace, cache)
+    none = torch.full((QO_HEADS,), -math.inf, device="cuda")
+    plain, plain_lse = wrapper.run(q, (cache.k, cache.v), sinks=none, return_lse=True)
+    expected, expected_lse = reference(q, cache.tokens, None)
+    assert faults(plain, expected) == []
+    torch.testing.assert_close(plain_lse.double(), expected_lse, rtol=0, atol=5e-3)
+    all_of_it, lse = wrapper.run(q, (cache.k, cache.v), sinks=torch.full_like(none, 1e4), return_lse=True)
+    assert not all_of_it.any()
+    torch.testing.assert_close(lse, torch.full_like(lse, 1e4 / math.log(2)))
+
+
+def test_raw_logits_far_below_the_old_sentinel(workspace):
+    # Raw logits of -56,000 to -115,000, real ones (after k_scale) of -3 to -7: FlashInfer's -5e4 stood for "masked".
+    cache = paged([1, 40, 700], E4M3, key=lambda randn: -340 + 35 * randn[..., :1] + 20 * randn)
+    q = torch.full((3, QO_HEADS, 64), 4.0, dtype=BF16, device="cuda")
+    options = {"k_scale": 2.0**-11, "v_scale": 0.5}
+    wrapper = plan(workspace, cache)
+    for sinks in (torch.full((QO_HEADS,), -math.inf, device="cuda"), near(q, cache, k_scale=2.0**-11)):
+        output = wrapper.run(q, (cache.k, cache.v), sinks=sinks, **options)
+        assert faults(output, reference(q, cache.tokens, sinks, **options)[0]) == []
+
+
+def test_the_module_and_the_kernel_that_ran(workspace):
+    cache, q = paged(LENGTHS, E4M3), queries(len(LENGTHS), BF16)
+    wrapper, sinks = plan(workspace, cache), near(q, cache)
+    uri = wrapper._cached_module.uri
+    assert "attention_sink" in uri and "dtype_kv_e4m3" in uri and "dtype_q_bf16" in uri
+    assert f"/{uri}.so" in Path("/proc/self/maps").read_text()
+    arguments = {"sinks": sinks, "k_scale": 0.5, "v_scale": 0.5, "out": torch.empty_like(q)}
+    wrapper.run(q, (cache.k, cache.v), **arguments)
+    kernels = kernels_of(lambda: wrapper.run(q, (cache.k, cache.v), **arguments))
+    assert any("AttentionSink" in name and "fp8_e4m3" in name for name in kernels), kernels
+    # v_scale is applied inside: no elementwise kernel follows.
+    assert all("flashinfer" in name for name in kernels), kernels
+
+
+def kernels_of(run) -> list[str]:
+    """Names of the kernels that `run` launches."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    if not names:
+        pytest.skip("the profiler sees no kernels on this machine")
+    return names
+
+
+MUTANTS = {
+    "sinks dropped": lambda s: (None, {}),
+    "sinks of the next head": lambda s: (s.roll(1), {}),
+    "sinks in base 2": lambda s: (s * math.log(2), {}),
+    "k_scale twice": lambda s: (s, {"k_scale": 0.37**2}),
+    "k_scale missing": lambda s: (s, {"k_scale": 1.0}),
+    "v_scale missing": lambda s: (s, {"v_scale": 1.0}),
+    "window longer by one": lambda s: (s, {"window_left": 128}),
+    "no window": lambda s: (s, {"window_left": -1}),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_check_tells_a_wrong_kernel(workspace, mutant):
+    cache, q = paged(LENGTHS, E4M3), queries(len(LENGTHS), BF16)
+    options = {"k_scale": 0.37, "v_scale": 1.03}
+    sinks = near(q, cache, window_left=127, k_scale=0.37)
+    output = plan(workspace, cache, window_left=127).run(q, (cache.k, cache.v), sinks=sinks, **options)
+    assert faults(output, reference(q, cache.tokens, sinks, window_left=127, **options)[0]) == []
+    wrong, changes = MUTANTS[mutant](sinks)
+    assert faults(output, reference(q, cache.tokens, wrong, **({"window_left": 127} | options | changes))[0])
+
+
+def test_a_cuda_graph_replays_new_lengths_pages_and_sinks(workspace):
+    from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+
+    first = paged([100, 7, 512], E4M3, total_pages=80)
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(
+        workspace,
+        "NHD",
+        use_cuda_graph=True,
+        use_tensor_cores=True,
+        paged_kv_indptr_buffer=first.indptr.clone(),
+        paged_kv_indices_buffer=torch.zeros(80, dtype=torch.int32, device="cuda"),
+        paged_kv_last_page_len_buffer=first.last_page_len.clone(),
+    )
+    k, v, q = first.k.clone(), first.v.clone(), queries(3, BF16)
+    sinks, output = near(q, first), torch.empty_like(q)
+    plan(workspace, first, wrapper=wrapper)
+    wrapper.run(q, (k, v), sinks=sinks, out=output, v_scale=1.5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        wrapper.run(q, (k, v), sinks=sinks, out=output, v_scale=1.5)
+    for seed, lengths in ((5, [33, 600, 1]), (6, [1, 1, 1024])):
+        cache = paged(lengths, E4M3, total_pages=80, seed=seed)
+        k.view(torch.uint8).copy_(cache.k.view(torch.uint8))
+        v.view(torch.uint8).copy_(cache.v.view(torch.uint8))
+        q.copy_(queries(3, BF16, seed=seed))
+        sinks.copy_(near(q, cache))
+        plan(workspace, cache, wrapper=wrapper)
+        graph.replay()
+        assert faults(output, reference(q, cache.tokens, sinks, v_scale=1.5)[0]) == []
+
+
+def test_fast_decode_plan_keeps_the_sinks(workspace):
+    from flashinfer.decode import fast_decode_plan
+
+    wrapper = plan(workspace, paged([5, 5], E4M3))
+    cache, q = paged([300, 77], E4M3, seed=9), queries(2, BF16)
+    sinks = near(q, cache)
+    geometry = (cache.indptr, cache.indices, cache.last_page_len, QO_HEADS, 8, 64, 16)
+    fast_decode_plan(wrapper, *geometry, q_data_type=BF16, kv_data_type=E4M3)
+    output = wrapper.run(q, (cache.k, cache.v), sinks=sinks)
+    assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
