@@ -204,7 +204,8 @@ def _note(rows: Sequence[AccuracyRow]) -> str:
     return (
         f"Log-probabilities of {record.decode.tokens:,} given tokens of {text}, after {contexts[0]:,} to"
         f" {contexts[-1]:,} tokens of context, against those of {md.text(record.reference)}; its own column is the"
-        " noise: the same server asked again, in a serving run after the shortest context only. Decode: token by token through the KV cache; prefill: all at once."
+        " noise: the same server asked again, in a serving run after the shortest context only."
+        " Decode: token by token through the KV cache; prefill: all at once."
         " In brackets 95% intervals, drawn over whole texts, since the tokens of a text are correlated."
         f" {GREEDY_LIMIT}{margin}"
     )

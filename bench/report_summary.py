@@ -108,7 +108,7 @@ def summary_lines(result: ServingResult) -> str:
         *report_accuracy.answer_lines(result.rows),
         *(line for which, line in messages_of(result).items() if which != "accuracy"),
     ]
-    lines = [*_answer_lines(result), *map(md.text, said), *_missing_lines(result)]
+    lines = [*_failed_reference(result), *_answer_lines(result), *map(md.text, said), *_missing_lines(result)]
     return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
 
 
@@ -151,6 +151,15 @@ def _failures(result: ServingResult) -> list[str]:
         f"**Failed, {md.text(row.profile)}, step {md.text(failure.step)}:**\n\n{md.block(failure.message)}"
         for row in result.rows
         for failure in row.failures
+    ]
+
+
+def _failed_reference(result: ServingResult) -> list[str]:
+    return [
+        f"Reference: {md.text(row.profile)} **misses its own gates**: how far the others are from it says nothing"
+        " of them; their sink checks do, against transformers"
+        for row in result.rows
+        if row.profile == _reference(result) and row.accuracy and row.accuracy.passed is False
     ]
 
 

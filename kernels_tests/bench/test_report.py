@@ -7,7 +7,7 @@ import pytest
 from bench import plots, report, report_summary
 from bench.provenance import REPO
 from bench.result import Failure, ServingResult, write
-from kernels_tests.bench.samples import a_match, a_rate, a_result, a_row, rates_around, two_profiles
+from kernels_tests.bench.samples import a_match, a_rate, a_record, a_result, a_row, rates_around, two_profiles
 from vllm_launch.errors import Problem
 
 
@@ -260,3 +260,12 @@ def test_the_committed_report_is_what_its_results_give(tmp_path):
     readme.write_bytes((REPO / "README.md").read_bytes())
     report.write_glance(results, readme)
     assert readme.read_bytes() == (REPO / "README.md").read_bytes(), "run: make report"
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.3])
+def test_a_reference_that_misses_its_own_gates_takes_the_worth_from_every_comparison(delta):
+    own = a_record(delta, reference="baseline")
+    text = text_of(a_result(a_row(accuracy=own), a_row("fp8", "fp8", accuracy=a_record(0.3))))
+    failed = delta > 0.125
+    assert ("- **Reference:** baseline **misses its own gates**: how far" in text) is failed
+    assert ("| Answers | **FAILED: the reference misses its own gates** |" in text) is failed
