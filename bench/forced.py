@@ -6,9 +6,9 @@ tokens one by one, so that each is scored by the decode kernel on the KV cache. 
 
 import math
 import secrets
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -113,17 +113,23 @@ def score_all(
     progress: called with (texts done, texts in all). Raises Problem("requests") at the first failure, once the
     requests already under way have ended; the others are not sent.
     """
-    salt = secrets.token_hex(8)
-    with ThreadPoolExecutor(at_once) as pool:
-        score = partial(_score, server, by, salt)
-        futures = [pool.submit(score, text) for text in texts]
+    salt, failed = secrets.token_hex(8), threading.Event()
+
+    def score(text: Text) -> Scored | None:
+        """None: not sent, since another request has failed."""
+        if failed.is_set():
+            return None
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                progress(done, len(texts))
+            return _score(server, by, salt, text)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            failed.set()
             raise
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(score, text) for text in texts]
+        for done, future in enumerate(as_completed(futures), start=1):
+            if future.result() is not None:
+                progress(done, len(texts))
     return [future.result() for future in futures]
 
 
