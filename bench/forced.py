@@ -127,9 +127,13 @@ def score_all(
 
     with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(score, text) for text in texts]
-        for done, future in enumerate(as_completed(futures), start=1):
-            if future.result() is not None:
-                progress(done, len(texts))
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                if future.result() is not None:
+                    progress(done, len(texts))
+        except BaseException:  # Ctrl-C too
+            failed.set()
+            raise
     return [future.result() for future in futures]
 
 
