@@ -1,0 +1,279 @@
+"""The launch configuration, from batch size and the table's width alone; parameters; the launch."""
+
+import ctypes
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lowp.sink_decode import build
+from lowp.sink_decode.build import Config
+
+STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
+FILL = 0.75  # planned shares for how much of the device; rows that are not cut come on top
+
+
+@dataclass(frozen=True)
+class Device:
+    """arch as NVRTC names it; clusters: sm_90 and later; shared memory in bytes a CTA and an SM, registers' CTAs aside."""
+
+    arch: str
+    clusters: bool
+    sms: int
+    shared_per_cta: int
+    shared_per_sm: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the kernel is built for, beside the launch: see config.cuh."""
+
+    head_dim: int
+    group: int
+    query_bf16: bool
+    kv_dtype: torch.dtype
+    token_scales: bool
+    window: bool
+
+    @property
+    def group_tiles(self) -> int:
+        return math.ceil(self.group / 8)
+
+    @property
+    def tile_bytes(self) -> int:
+        return 2 * 16 * self.head_dim * self.kv_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A launch: warps a CTA, ring slots a warp, tiles of 16 tokens a step, CTAs an SM at least, CTAs that share a row.
+
+    cluster 0: shares are planned on the device; 1: one CTA a row and KV head. overlap: the kernel may be launched
+    before the previous one on its stream has ended (it waits for it itself).
+    """
+
+    warps: int
+    stages: int
+    tiles: int
+    min_ctas: int
+    cluster: int
+    overlap: bool = True
+
+
+@functools.cache
+def device_of(device: torch.device) -> Device:
+    """What the launch depends on. Raises NotImplementedError below sm_80."""
+    found = torch.cuda.get_device_properties(device)
+    capability = found.major * 10 + found.minor
+    if capability < 80:
+        raise NotImplementedError(f"the device is sm_{capability}; this kernel needs sm_80 or later")
+    return Device(
+        arch=f"sm_{capability}{'a' if capability >= 90 else ''}",
+        clusters=capability >= 90,
+        sms=found.multi_processor_count,
+        shared_per_cta=found.shared_memory_per_block_optin,
+        shared_per_sm=found.shared_memory_per_multiprocessor,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Shape:
+    """The launch for a batch whose sequences have up to `longest` tokens. Figures: NOTES.md.
+
+    Few rows: a cluster a row and KV head. Many: planned shares, where most rows are not cut.
+    """
+    rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
+    if not device.clusters or rows >= 1.2 * device.sms or (rows < 8 and longest > 16384):
+        two_warps = device.clusters and (4 * device.sms < rows <= 8 * device.sms or rows > 12 * device.sms)
+        return fit(problem, Shape(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster=0), device)
+    if rows <= 8:
+        if longest >= 32768 and tiles > 1:
+            return fit(problem, Shape(8, 3, 2 * tiles, 1, cluster=8), device)
+        return fit(problem, Shape(8, 3, tiles, 2, cluster=8), device)
+    if rows < 0.36 * device.sms:
+        return fit(problem, Shape(4, 3, tiles, 4, cluster=min(8, 2 * device.sms // rows)), device)
+    return fit(problem, Shape(8, 3, tiles, 2, cluster=max(1, device.sms // rows)), device)
+
+
+def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
+    """The shape with as few ring slots and CTAs an SM as registers and shared memory make it.
+
+    Raises NotImplementedError where not even the least fits.
+    """
+    # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads; twice as much state needs 168, then 255.
+    state = problem.head_dim // 64 * problem.group_tiles
+    warps_per_sm = {1: 16, 2: 12}.get(state, 8)
+    for stages in range(shape.stages, 1, -1):
+        one = Shape(shape.warps, stages, shape.tiles, 1, shape.cluster, shape.overlap)
+        needed = shared_bytes(problem, one)
+        if needed <= device.shared_per_cta and one.stages * slot_bytes(problem, one) >= _exchange_bytes(problem):
+            ctas = min(shape.min_ctas, warps_per_sm // shape.warps, device.shared_per_sm // (needed + 1024))
+            return Shape(shape.warps, stages, shape.tiles, max(1, ctas), shape.cluster, shape.overlap)
+    if shape.warps > 2:
+        return fit(problem, Shape(shape.warps // 2, 3, *_rest(shape)), device)
+    raise NotImplementedError(f"{problem} does not fit {device.shared_per_cta} bytes of shared memory")
+
+
+def _rest(shape):
+    return shape.tiles, shape.min_ctas, shape.cluster, shape.overlap
+
+
+def _exchange_bytes(problem):
+    return 8 * problem.group_tiles * (problem.head_dim + 4) * 4
+
+
+def slot_bytes(problem: Problem, shape: Shape) -> int:
+    """One slot of a warp's ring (load.cuh)."""
+    return shape.tiles * (problem.tile_bytes + (128 if problem.token_scales else 0))
+
+
+def shared_bytes(problem: Problem, shape: Shape) -> int:
+    """Shared memory of a CTA (merge.cuh)."""
+    heads = 8 * problem.group_tiles
+    used = shape.warps * shape.stages * slot_bytes(problem, shape) + heads * shape.warps * 8 + heads * 4
+    if shape.cluster > 1:
+        slice_floats = math.ceil(heads * problem.head_dim / 4 / shape.cluster) * 4
+        return used + shape.cluster * (slice_floats * 4 + heads * 8) + 8
+    return used if shape.cluster == 1 else used + 4
+
+
+def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
+    """The build of a problem and a launch."""
+    return Config(
+        arch=arch,
+        head_dim=problem.head_dim,
+        query_bf16=problem.query_bf16,
+        kv_e4m3=problem.kv_dtype == torch.float8_e4m3fn,
+        kv_bf16=problem.kv_dtype == torch.bfloat16,
+        group_tiles=problem.group_tiles,
+        token_scales=problem.token_scales,
+        window=problem.window,
+        warps=shape.warps,
+        stages=shape.stages,
+        tiles=shape.tiles,
+        cluster=shape.cluster,
+        min_ctas=shape.min_ctas,
+        shared_bytes=shared_bytes(problem, shape),
+    )
+
+
+# ---- planned shares: scratch memory
+def shares_of(shape: Shape, kv_heads: int, device: Device) -> int:
+    """How many shares of one KV head's work to aim at."""
+    return max(1, int(FILL * device.sms * shape.min_ctas / kv_heads))
+
+
+def _partial_bytes(group_tiles, head_dim):
+    return 8 * group_tiles * (head_dim + 2) * 4
+
+
+def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, device: Device) -> int:
+    """Scratch memory for any call of up to `batch` sequences: partials from its start, counters at its end."""
+    group_tiles = math.ceil(query_heads / kv_heads / 8)
+    most = kv_heads * (max(1, int(FILL * device.sms * 8 / kv_heads)) + batch)
+    return most * _partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4
+
+
+class Params(ctypes.Structure):
+    """config.cuh's Params."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in "q k v table lengths sinks k_scale v_scale".split()),
+        *((name, ctypes.c_void_p) for name in "out lse partials arrived".split()),
+        ("sm_scale", ctypes.c_float),
+        *((name, ctypes.c_int) for name in "batch group q_stride table_stride table_width page_shift".split()),
+        *((name, ctypes.c_uint) for name in "page_stride head_stride slot_stride".split()),
+        *((name, ctypes.c_int) for name in "k_scale_head v_scale_head scale_page scale_head scale_slot".split()),
+        ("window_left", ctypes.c_int),
+        ("shares", ctypes.c_float),
+    )
+
+
+def run(
+    q,
+    k_cache,
+    v_cache,
+    block_table,
+    seq_lens,
+    sinks,
+    *,
+    sm_scale,
+    window_left,
+    k_scale,
+    v_scale,
+    layout,
+    out,
+    lse,
+    workspace,
+    shape=None,
+):
+    """Launch for arguments that `api` has checked. shape: instead of the one that `choose` gives."""
+    page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
+    batch, query_heads, head_dim = q.shape
+    page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
+    device = device_of(q.device)
+    token_scales = k_scale is not None and k_scale.dim() == 3
+    problem = Problem(
+        head_dim, query_heads // kv_heads, q.dtype == torch.bfloat16, k_cache.dtype, token_scales, window_left >= 0
+    )
+    width = block_table.shape[1]
+    longest = width * page_size if window_left < 0 else min(width * page_size, window_left + 1)
+    shape = shape or choose(problem, batch, kv_heads, longest, device)
+    units = [k_cache.stride(axis) * k_cache.element_size() // 16 for axis in (0, head_axis, page_axis)]
+    params = Params(
+        q=q.data_ptr(),
+        k=k_cache.data_ptr(),
+        v=v_cache.data_ptr(),
+        table=block_table.data_ptr(),
+        lengths=seq_lens.data_ptr(),
+        sinks=sinks.data_ptr(),
+        k_scale=None if k_scale is None else k_scale.data_ptr(),
+        v_scale=None if v_scale is None else v_scale.data_ptr(),
+        out=out.data_ptr(),
+        lse=None if lse is None else lse.data_ptr(),
+        sm_scale=sm_scale,
+        batch=batch,
+        group=problem.group,
+        q_stride=q.stride(0) * q.element_size(),
+        table_stride=block_table.stride(0),
+        table_width=width,
+        page_shift=(page_size // 16).bit_length() - 1,
+        page_stride=units[0],
+        head_stride=units[1],
+        slot_stride=units[2],
+        k_scale_head=int(k_scale is not None and k_scale.numel() > 1),
+        v_scale_head=int(v_scale is not None and v_scale.numel() > 1),
+        window_left=window_left,
+    )
+    if token_scales:
+        params.scale_page, params.scale_head, params.scale_slot = (
+            k_scale.stride(axis) for axis in (0, head_axis, page_axis)
+        )
+    grid = (kv_heads, shape.cluster, batch)
+    if shape.cluster == 0:
+        shares = shares_of(shape, kv_heads, device)
+        grid = (kv_heads, shares + batch, 1)
+        needed = kv_heads * (shares + batch) * _partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
+        workspace = _checked_workspace(workspace, needed, q)
+        params.shares = shares
+        params.partials = workspace.data_ptr()
+        params.arrived = workspace.data_ptr() + workspace.numel() - batch * kv_heads * 4
+    with torch.cuda.device(q.device):
+        config = config_of(problem, shape, device.arch)
+        kernel = build.function(config, q.device.index)
+        addresses = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+        stream = torch.cuda.current_stream().cuda_stream
+        overlap = shape.overlap and device.clusters
+        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, overlap)
+
+
+def _checked_workspace(workspace, needed, q):
+    needed = math.ceil(needed / 16) * 16
+    if workspace is None:
+        return torch.zeros(needed, dtype=torch.uint8, device=q.device)
+    if workspace.dtype != torch.uint8 or workspace.device != q.device or not workspace.is_contiguous():
+        raise TypeError(f"workspace is {workspace.dtype} on {workspace.device}; expected one from make_workspace")
+    if workspace.numel() < needed:
+        raise ValueError(f"workspace has {workspace.numel()} bytes; this call needs {needed}: make_workspace(batch=...)")
+    return workspace
