@@ -116,9 +116,7 @@ def _check_cache(q, k_cache, v_cache, layout):
             f"{v_cache.dtype} {tuple(v_cache.shape)} strides {v_cache.stride()}; expected the same"
         )
     if q.dtype == torch.float16 and k_cache.dtype == torch.bfloat16:
-        raise NotImplementedError(
-            "an fp16 query over a bf16 KV cache; this kernel has bf16 queries over all caches"
-        )
+        raise NotImplementedError("an fp16 query over a bf16 KV cache; this kernel has bf16 queries over all caches")
     page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     if page_size not in PAGE_SIZES:

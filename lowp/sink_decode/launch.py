@@ -16,7 +16,7 @@ FILL = 0.75  # planned shares for how much of the device; rows that are not cut 
 
 @dataclass(frozen=True)
 class Device:
-    """arch as NVRTC names it; clusters: sm_90 and later; shared memory in bytes a CTA and an SM, registers' CTAs aside."""
+    """What a launch depends on. arch: as NVRTC names it; clusters: whether it has them; shared memory in bytes."""
 
     arch: str
     clusters: bool
@@ -179,12 +179,12 @@ class Params(ctypes.Structure):
     """config.cuh's Params."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in "q k v table lengths sinks k_scale v_scale".split()),
-        *((name, ctypes.c_void_p) for name in "out lse partials arrived".split()),
+        *((name, ctypes.c_void_p) for name in ["q", "k", "v", "table", "lengths", "sinks", "k_scale", "v_scale"]),
+        *((name, ctypes.c_void_p) for name in ["out", "lse", "partials", "arrived"]),
         ("sm_scale", ctypes.c_float),
-        *((name, ctypes.c_int) for name in "batch group q_stride table_stride table_width page_shift".split()),
-        *((name, ctypes.c_uint) for name in "page_stride head_stride slot_stride".split()),
-        *((name, ctypes.c_int) for name in "k_scale_head v_scale_head scale_page scale_head scale_slot".split()),
+        *((name, ctypes.c_int) for name in ["batch", "group", "q_stride", "table_stride", "table_width", "page_shift"]),
+        *((name, ctypes.c_uint) for name in ["page_stride", "head_stride", "slot_stride"]),
+        *((name, ctypes.c_int) for name in ["k_scale_head", "v_scale_head", "scale_page", "scale_head", "scale_slot"]),
         ("window_left", ctypes.c_int),
         ("shares", ctypes.c_float),
     )
@@ -275,5 +275,7 @@ def _checked_workspace(workspace, needed, q):
     if workspace.dtype != torch.uint8 or workspace.device != q.device or not workspace.is_contiguous():
         raise TypeError(f"workspace is {workspace.dtype} on {workspace.device}; expected one from make_workspace")
     if workspace.numel() < needed:
-        raise ValueError(f"workspace has {workspace.numel()} bytes; this call needs {needed}: make_workspace(batch=...)")
+        raise ValueError(
+            f"workspace has {workspace.numel()} bytes; this call needs {needed}: make_workspace(batch=...)"
+        )
     return workspace
