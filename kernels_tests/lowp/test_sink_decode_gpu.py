@@ -84,7 +84,7 @@ def combinations(count):
 
 
 @pytest.mark.parametrize(
-    ("case", "shape"), combinations(72), ids=lambda value: None if isinstance(value, Case) else value
+    ("case", "shape"), list(combinations(72)), ids=lambda value: None if isinstance(value, Case) else value
 )
 def test_combinations(case, shape):
     check(build(case, "cuda"), SHAPES[shape])

@@ -39,9 +39,9 @@ def sink_decode(
     block_table: [batch, max_pages] int32; an entry is read only where its page is in use.
     seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size; 0 gives out = 0, lse = sinks.
     sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink.
-    sm_scale: float. window_left: how many tokens before the newest are read, -1 for all.
-    k_scale, v_scale: fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token and head
-        in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides).
+    sm_scale: a positive float. window_left: how many tokens before the newest are read, -1 for all.
+    k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token
+        and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides).
     out: like q, contiguous; made if None. lse: [batch, query_heads] fp32, natural log of the denominator with the
         sink in it; written if given. workspace: from `make_workspace`, for one stream at a time; made if None.
 
@@ -54,8 +54,8 @@ def sink_decode(
     _check_cache(q, k_cache, v_cache, layout)
     _check_table(q, block_table, seq_lens)
     _check_scales(k_cache, k_scale, v_scale, layout)
-    if not math.isfinite(sm_scale):
-        raise ValueError(f"sm_scale is {sm_scale}; expected a finite number")
+    if not 0 < sm_scale < math.inf:
+        raise ValueError(f"sm_scale is {sm_scale}; expected a positive finite number")
     if window_left < -1:
         raise ValueError(f"window_left is {window_left}; expected -1 (no window) or a number of tokens")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
