@@ -95,6 +95,14 @@ def test_the_tight_test_catches(mutant):
     assert tight.problems(MUTANTS[mutant](arguments).to(torch.bfloat16), exact)
 
 
+def test_rounding_to_fp16_passes_where_the_output_is_subnormal():
+    exact = torch.linspace(-1e-6, 1e-6, 64, dtype=torch.float64).view(1, 1, 64)
+    rounded = exact.half()
+    assert tight.problems(rounded, exact) == []
+    assert tight.problems(rounded + 2**-24, exact)
+    assert tight.problems(exact.bfloat16() * 1.02, exact)
+
+
 def test_the_api_runs_on_a_cpu():
     arguments = build(SMALL)
     lse = torch.empty(5, 8)

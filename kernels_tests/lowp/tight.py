@@ -13,9 +13,12 @@ def expected(arguments):
 def problems(out, exact, rel_l2=4e-3):
     """What is wrong with `out` against `exact` [batch, heads, head_dim]: text with the worst place; empty if nothing.
 
-    Every element: |error| <= 2^-7 |exact| + 2^-7 rms(head's row); every head's row: relL2 <= rel_l2.
+    Every element: |error| <= 2^-7 |exact| + 2^-7 rms(head's row); every head's row: relL2 <= rel_l2. Of each error
+    that much is forgiven which rounding alone may cost among the subnormals of `out`: 2^-25 in fp16. A sink far over
+    a row's scores makes outputs that small, and the exact result itself, rounded, would fail without.
     """
-    error = (out.double() - exact).abs()
+    limits = torch.finfo(out.dtype)
+    error = ((out.double() - exact).abs() - limits.smallest_normal * limits.eps / 2).clamp(min=0)
     rms = exact.square().mean(-1, keepdim=True).sqrt()
     excess = error - 2**-7 * (exact.abs() + rms)
     found = []
