@@ -10,11 +10,15 @@ from lowp.sink_decode.inputs import Case, build
 
 CASES = [
     Case((300,)),
-    Case((300,), max_length=40000),
+    Case((600,), max_length=8192),
+    Case((600,), max_length=40000),
+    Case((5000, 17, 4200), max_length=40000, query_heads=8, kv_heads=1),
     Case((300, 1, 0), layout="NHD", granularity="token_head", page_size=32),
     Case((70,) * 8, window_left=31),
     Case((40,) * 16, kv_format="bf16", layout="interleaved"),
-    Case((600, *(20,) * 23), granularity="head"),
+    Case((600, *(20,) * 23), granularity="head", max_length=8192),
+    Case((200,) * 66, max_length=512),
+    Case((64,) * 130, query_heads=8, kv_heads=8),
     Case((20,) * 80, window_left=15),
     Case((300, 33), head_dim=128, query_heads=16, kv_heads=1, kv_format="fp16", query="fp16"),
 ]

@@ -20,9 +20,11 @@ SHAPES = {
     "chosen": None,
     "cluster 8": Shape(8, 3, 2, 2, cluster=8),
     "cluster 8, long steps": Shape(8, 3, 4, 1, cluster=8),
+    "cluster 8, six slots": Shape(8, 6, 2, 1, cluster=8),
     "cluster 5": Shape(4, 3, 2, 4, cluster=5),
-    "one CTA": Shape(4, 3, 2, 4, cluster=1),
-    "planned": Shape(4, 3, 2, 4, cluster=0),
+    "one CTA, 2 warps": Shape(2, 3, 2, 8, cluster=1),
+    "planned": Shape(8, 3, 2, 2, cluster=0),
+    "planned, 4 warps": Shape(4, 3, 2, 4, cluster=0),
     "planned, 2 warps": Shape(2, 2, 2, 8, cluster=0),
 }
 
@@ -121,21 +123,35 @@ def test_queries_beyond_fp16(factor, kv_format):
 
 
 @pytest.mark.parametrize(
-    "lengths", [(5000,) * 40, (131072, *(512,) * 31), (16384, 0, 3, *(700,) * 29), (8192, 512, 512, 512)]
+    "lengths",
+    [
+        (5000,) * 40,
+        (131072, *(512,) * 31),
+        (*(512,) * 40, 40000, 0, 4096, 20001),
+        (16384, 0, 3, *(700,) * 29),
+        (8192, 512, 512, 512),
+        (30000, 30001),
+    ],
 )
-def test_ragged_batches(lengths):
-    check(build(Case(lengths, granularity="head", poison=False), "cuda"))
+@pytest.mark.parametrize("shape", ["chosen", "planned, 2 warps"])
+def test_ragged_batches(lengths, shape):
+    check(build(Case(lengths, granularity="head", poison=False), "cuda"), SHAPES[shape])
+
+
+def test_one_long_row_over_one_kv_head():
+    """As many parts as there may be."""
+    check(build(Case((140_001, 5), query_heads=8, kv_heads=1), "cuda"))
 
 
 @pytest.mark.parametrize("batch", [1, 4, 8, 32, 70, 140, 300])
-@pytest.mark.parametrize("window_left", [-1, 127])
-def test_every_launch_that_is_chosen(batch, window_left):
+@pytest.mark.parametrize(("window_left", "max_length"), [(-1, 900), (-1, 8192), (-1, 16384), (-1, 40000), (127, 40000)])
+def test_every_launch_that_is_chosen(batch, window_left, max_length):
     draw = random.Random(batch)
     lengths = (*draw.choices([0, 1, 300, 900], k=batch - 1), 900)
-    check(build(Case(lengths, window_left=window_left, max_length=40000), "cuda"))
+    check(build(Case(lengths, window_left=window_left, max_length=max_length), "cuda"))
 
 
-@pytest.mark.parametrize("shape", ["chosen", "cluster 8", "planned"])
+@pytest.mark.parametrize("shape", ["chosen", "cluster 8", "planned, 2 warps"])
 def test_a_graph_sees_other_lengths_tables_and_content(shape):
     case = Case((2000, 17, 1000, 0) * 6, granularity="head", max_length=4096, poison=False)
     arguments = build(case, "cuda")

@@ -18,6 +18,7 @@ constexpr int kCluster = CLUSTER;                // CTAs that share a row as one
 
 // Sizes that follow. A block is 16 tokens x 64 dims; a tile has a block for each half of the head_dim.
 constexpr int kHalves = kHeadDim / 64, kHeads = 8 * kGroupTiles, kThreads = 32 * kWarps;
+constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
 constexpr int kRowBytes = 64 * (kE4m3 ? 1 : 2), kBlockBytes = 16 * kRowBytes;
 constexpr int kValuesAt = kTiles * kHalves * kBlockBytes;  // in a slot: keys, values, scales of both
 constexpr int kScalesAt = 2 * kValuesAt;
@@ -35,7 +36,7 @@ struct Params {
   const float* v_scale;
   char* out;                 // [batch, heads, head_dim]
   float* lse;                // [batch, heads] or null
-  float* partials;           // planned shares: [kv_heads, items, kPartialFloats]
+  float* partials;           // planned shares: [kv_heads, shares, kPartialFloats]
   unsigned* arrived;         // planned shares: [batch, kv_heads], zero between launches
   float sm_scale;
   int batch, group, q_stride, table_stride, table_width;
@@ -44,5 +45,5 @@ struct Params {
   int k_scale_head, v_scale_head;                  // scales per head: floats from head to head, 0 or 1
   int scale_page, scale_head, scale_slot;          // scales per token and head, in floats
   int window_left;                                 // tokens before the newest that are read
-  float shares;                                    // planned shares: how many to aim at, for one KV head
+  int shares;                                      // planned shares: CTAs for the parts of long rows, a KV head
 };

@@ -19,15 +19,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
 #endif
   wait_for_previous_kernel();
 
-  // A cluster's loads need no length (without a window), and leave before it is known.
-  constexpr bool kLengthFirst = kCluster == 0 || kWindow;
+  // Loads from a row's start need no length, and leave before it is known.
   Share share = kCluster ? clustered_share() : planned_share(p);
-  if (share.parts == 0) return;
-  if constexpr (kLengthFirst) set_length(share, p, row_length(p, share.row));
+  if (kCluster == 0 && share.parts == 0) return;
+  const bool length_first = kWindow || (kCluster == 0 && share.parts > 1);
+  if (length_first) set_length(share, p);
   const unsigned ring = shared_address(shared) + warp * kRingBytes;
   Stream stream = make_stream(p, share, ring, warp, lane, kv_head);
   stream.begin();
-  if constexpr (!kLengthFirst) set_length(share, p, row_length(p, share.row));
+  if (!length_first) set_length(share, p);
+  if (kCluster == 0 && share.parts == 1 && is_cut(p, share)) return;
   stream.end = share.end;
   RawQuery raw;
   load_query(raw, p, share.row, kv_head, lane);
@@ -40,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
 
   // The steps of this warp: kStages - 1 are under way while one is computed.
   const int all_steps = (share.end - share.first + kTiles - 1) / kTiles;
-  const int steps = (all_steps - stream.worker + stream.workers - 1) / stream.workers;  // 0 where the first is past all
+  const int steps = (all_steps - stream.worker + kWorkers - 1) / kWorkers;  // 0 where the first is past all
 #pragma unroll
   for (int i = 0; i < kStages - 1; i++) {
     if (i < steps) stream.issue(i, i);
@@ -65,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
       compute_step<true>(state, query, reader, at, token, share.from, share.length);
     else
       compute_step<false>(state, query, reader, at, token, share.from, share.length);
-    token += stream.workers * kTiles * 16;
+    token += kWorkers * kTiles * 16;
     slot = slot + 1 == kStages ? 0 : slot + 1;
     next_slot = next_slot + 1 == kStages ? 0 : next_slot + 1;
   }
@@ -93,11 +94,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
   }
 #endif
   if constexpr (kCluster == 0) {
-    float* mine = partial_at(p, kv_head, blockIdx.y);
+    float* mine = partial_at(p, kv_head, blockIdx.y - p.batch);
     for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4) store_partial(mine, e, merge_warps(shared, e));
     unsigned* flag = reinterpret_cast<unsigned*>(shared + kFlagAt);
     if (!is_last(p.arrived + share.row * gridDim.x + kv_head, share.parts, flag)) return;
-    const float* first = partial_at(p, kv_head, blockIdx.y - share.part);
+    const float* first = partial_at(p, kv_head, blockIdx.y - p.batch - share.part);
     for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4)
       finish(p, shared, share.row, kv_head, e, merge_parts(first, share.parts, e), v_factor);
   }

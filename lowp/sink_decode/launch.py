@@ -11,7 +11,8 @@ from lowp.sink_decode import build
 from lowp.sink_decode.build import Config
 
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
-FILL = 0.75  # planned shares for how much of the device; rows that are not cut come on top
+PART_BYTES = 2**19  # keys and values of a row that one CTA takes, where the rows alone fill the device
+LONG_BYTES = 2**21  # rows over this are cut by plan: a batch of one such and many short must not take its length each
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,40 @@ def device_of(device: torch.device) -> Device:
 
 @functools.lru_cache(maxsize=4096)
 def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Shape:
-    """The launch for a batch whose sequences have up to `longest` tokens. Figures: NOTES.md.
+    """The launch for a batch whose sequences have up to `longest` tokens. Figures behind the rules: NOTES.md.
 
-    Few rows: a cluster a row and KV head. Many: planned shares, where most rows are not cut.
+    One sequence, or few rows: a cluster a row and KV head, CTAs that fill an SM each, on three quarters of the SMs.
+    Many rows: CTAs as small as it takes to have all on the device at once; a row of over PART_BYTES is cut.
+    Bounds over LONG_BYTES, where lengths may differ most: planned shares, in any batch of more than one.
     """
     rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
-    if not device.clusters or rows >= 1.2 * device.sms or (rows < 8 and longest > 16384):
-        two_warps = device.clusters and (4 * device.sms < rows <= 8 * device.sms or rows > 12 * device.sms)
-        return fit(problem, Shape(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster=0), device)
-    if rows <= 8:
-        if longest >= 32768 and tiles > 1:
-            return fit(problem, Shape(8, 3, 2 * tiles, 1, cluster=8), device)
-        return fit(problem, Shape(8, 3, tiles, 2, cluster=8), device)
-    if rows < 0.36 * device.sms:
-        return fit(problem, Shape(4, 3, tiles, 4, cluster=min(8, 2 * device.sms // rows)), device)
-    return fit(problem, Shape(8, 3, tiles, 2, cluster=max(1, device.sms // rows)), device)
+    row_bytes = longest * problem.tile_bytes // 16
+    alone = batch == 1 and (rows >= 8 or row_bytes <= LONG_BYTES)
+    if not device.clusters or (row_bytes > LONG_BYTES and not alone):
+        cluster = 0
+    elif 2 * rows <= device.sms:
+        return fit(problem, _few_rows(problem, rows, row_bytes, device), device)
+    else:
+        cluster = math.ceil(row_bytes / PART_BYTES)
+    ctas = rows * max(1, cluster)
+    if ctas <= 2 * device.sms:
+        return fit(problem, Shape(8, 3, tiles, 2, cluster), device)
+    short = cluster == 1 or (cluster == 0 and row_bytes <= PART_BYTES)
+    two_warps = short and (4 * device.sms < ctas <= 8 * device.sms or ctas > 12 * device.sms)
+    return fit(problem, Shape(*((2, 3, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster), device)
+
+
+def _few_rows(problem, rows, row_bytes, device):
+    # Not all clusters of over 2 CTAs fit a whole device at once, since GPCs differ: a quarter is left.
+    cluster, tiles = max(2, min(8, 3 * device.sms // (4 * rows))), max(1, STEP_BYTES // problem.tile_bytes)
+    steps = row_bytes / (STEP_BYTES * 8 * cluster)  # of a warp
+    if steps <= 2:
+        return Shape(8, 3, tiles, 2, cluster)
+    # The next kernel's clusters, placed beside this one's, would crowd some GPCs: dear where the loop is long.
+    overlap = steps <= 32
+    deep = Shape(8, 3, 2 * tiles, 1, cluster, overlap) if steps > 4 else Shape(8, 6, tiles, 1, cluster, overlap)
+    fits = shared_bytes(problem, deep) <= device.shared_per_cta
+    return deep if fits else Shape(8, 3, tiles, 1, cluster, overlap)
 
 
 def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
@@ -101,9 +121,11 @@ def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
 
     Raises NotImplementedError where not even the least fits.
     """
-    # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads; twice as much state needs 168, then 255.
+    # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
+    # state needs 168, then 255.
     state = problem.head_dim // 64 * problem.group_tiles
-    warps_per_sm = {1: 16, 2: 12}.get(state, 8)
+    one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype.itemsize == 1
+    warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
     for stages in range(shape.stages, 1, -1):
         one = Shape(shape.warps, stages, shape.tiles, 1, shape.cluster, shape.overlap)
         needed = shared_bytes(problem, one)
@@ -160,8 +182,8 @@ def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
 
 # ---- planned shares: scratch memory
 def shares_of(shape: Shape, kv_heads: int, device: Device) -> int:
-    """How many shares of one KV head's work to aim at."""
-    return max(1, int(FILL * device.sms * shape.min_ctas / kv_heads))
+    """CTAs for the parts of long rows, a KV head: as many as the device holds at once."""
+    return max(1, device.sms * shape.min_ctas // kv_heads)
 
 
 def _partial_bytes(group_tiles, head_dim):
@@ -171,7 +193,7 @@ def _partial_bytes(group_tiles, head_dim):
 def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, device: Device) -> int:
     """Scratch memory for any call of up to `batch` sequences: partials from its start, counters at its end."""
     group_tiles = math.ceil(query_heads / kv_heads / 8)
-    most = kv_heads * (max(1, int(FILL * device.sms * 8 / kv_heads)) + batch)
+    most = kv_heads * max(1, device.sms * 8 // kv_heads)
     return most * _partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4
 
 
@@ -186,7 +208,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_uint) for name in ["page_stride", "head_stride", "slot_stride"]),
         *((name, ctypes.c_int) for name in ["k_scale_head", "v_scale_head", "scale_page", "scale_head", "scale_slot"]),
         ("window_left", ctypes.c_int),
-        ("shares", ctypes.c_float),
+        ("shares", ctypes.c_int),
     )
 
 
@@ -253,8 +275,8 @@ def run(
     grid = (kv_heads, shape.cluster, batch)
     if shape.cluster == 0:
         shares = shares_of(shape, kv_heads, device)
-        grid = (kv_heads, shares + batch, 1)
-        needed = kv_heads * (shares + batch) * _partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
+        grid = (kv_heads, batch + shares, 1)
+        needed = kv_heads * shares * _partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
         workspace = _checked_workspace(workspace, needed, q)
         params.shares = shares
         params.partials = workspace.data_ptr()

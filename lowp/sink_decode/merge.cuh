@@ -15,7 +15,6 @@ constexpr int kPartialFloats = kHeads * kHeadDim + 2 * kHeads;  // in device mem
 constexpr int kMaxSumAt = kWarps * kRingBytes;
 constexpr int kSinksAt = kMaxSumAt + kHeads * kWarps * 8;
 constexpr int kReceivedAt = kSinksAt + kHeads * 4;
-constexpr int kRanks = kCluster > 1 ? kCluster : 1;
 constexpr int kSliceFloats = (kHeads * kHeadDim / 4 + kRanks - 1) / kRanks * 4;
 constexpr int kReceivedMaxSumAt = kReceivedAt + kRanks * kSliceFloats * 4;
 constexpr int kBarrierAt = kReceivedMaxSumAt + kRanks * kHeads * 8;
@@ -135,7 +134,7 @@ DEVICE Partial merge_cluster(const char* shared, int element) {
 
 // ---- CTAs anywhere: partials through device memory; the CTA that arrives last merges them.
 DEVICE float* partial_at(const Params& p, int kv_head, int item) {
-  return p.partials + (static_cast<long long>(kv_head) * gridDim.y + item) * kPartialFloats;
+  return p.partials + (static_cast<long long>(kv_head) * p.shares + item) * kPartialFloats;
 }
 
 DEVICE void store_partial(float* to, int element, const Partial& x) {
@@ -145,7 +144,7 @@ DEVICE void store_partial(float* to, int element, const Partial& x) {
 }
 
 DEVICE Partial merge_parts(const float* first, int parts, int element) {
-  return merge<8>(parts, [&](int part) {
+  return merge<12>(parts, [&](int part) {
     const float* from = first + static_cast<long long>(part) * kPartialFloats;
     const float2 of_head = load_fresh_8(reinterpret_cast<const float2*>(from + kHeads * kHeadDim) + element / kHeadDim);
     return Partial{load_fresh_16(from + element), of_head.x, of_head.y};
@@ -156,10 +155,8 @@ DEVICE Partial merge_parts(const float* first, int parts, int element) {
 DEVICE bool is_last(unsigned* arrived, int parts, unsigned* flag) {
   __syncthreads();  // this CTA's partial is written
   if (threadIdx.x == 0) {
-    __threadfence();
-    *flag = atomicAdd(arrived, 1u);
+    *flag = count_arrival(arrived);
     if (*flag == unsigned(parts - 1)) *arrived = 0u;
-    __threadfence();
   }
   __syncthreads();
   return *flag == unsigned(parts - 1);

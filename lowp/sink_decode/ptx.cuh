@@ -95,6 +95,12 @@ DEVICE float2 load_fresh_8(const float2* p) {
   asm volatile("ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];" : "=f"(r.x), "=f"(r.y) : "l"(p) : "memory");
   return r;
 }
+// Counts 1; what this CTA wrote before is visible to whoever counts later, and what earlier ones wrote to this one.
+DEVICE unsigned count_arrival(unsigned* count) {
+  unsigned r;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(r) : "l"(count) : "memory");
+  return r;
+}
 DEVICE uint4 load_shared_16(unsigned a) {
   uint4 r;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(a));

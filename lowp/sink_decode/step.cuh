@@ -30,7 +30,7 @@ struct Reader {                          // addresses in slot 0 of the ring
   unsigned k, v[2], scale;
   DEVICE Reader(unsigned ring, int lane) {
     const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    k = opaque(ring + row * kRowBytes + (kE4m3 ? t * 16 : ((2 * t) ^ row) * 16));
+    k = opaque(ring + row * kRowBytes + (kE4m3 ? t ^ (row >> 1) : (2 * t) ^ row) * 16);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int token = swapped(2 * t + j);
