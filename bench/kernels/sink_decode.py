@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from lowp.sink_decode import make_workspace, reference
-from lowp.sink_decode.launch import Shape, run
+from lowp.sink_decode.launch import run
 
 GRID = [(1, 2048), (1, 8192), (1, 32768), (1, 131072), (8, 8192), (32, 2048), (32, 8192), (64, 8192), (128, 1024)]
 MORE = [(1, 4096), (1, 16384), (2, 8192), (4, 8192), (512, 256)]
@@ -52,9 +52,12 @@ def read_ceiling() -> float:
     return best
 
 
-def layers(lengths, kv_format: str, head_dim: int = 64, window_left: int = -1, seed: int = 0) -> list[dict]:
-    """Arguments of the calls of one step: layers with a cache, query and output each, over at least ROTATE_BYTES."""
-    random = torch.Generator("cuda").manual_seed(seed)
+def layers(lengths, kv_format: str, head_dim: int = 64, window_left: int = -1, bound: int = 0) -> list[dict]:
+    """Arguments of the calls of one step: layers with a cache, query and output each, over at least ROTATE_BYTES.
+
+    bound: tokens that the table has room for, at least; 0: as many as the longest row has.
+    """
+    random = torch.Generator("cuda").manual_seed(0)
     dtype = FORMATS[kv_format]
     used = [-(-length // PAGE_SIZE) for length in lengths]
     pages = sum(used)
@@ -63,7 +66,7 @@ def layers(lengths, kv_format: str, head_dim: int = 64, window_left: int = -1, s
     read = read_bytes(lengths, kv_format, head_dim, window_left)
     count = max(1, min(-(-ROTATE_BYTES // read), MOST_LAYERS, 12_000_000_000 // layer_bytes))
     order = torch.randperm(pages, generator=random, device="cuda").int()
-    table = torch.zeros(len(lengths), max(used), dtype=torch.int32, device="cuda")
+    table = torch.zeros(len(lengths), max(*used, -(-bound // PAGE_SIZE)), dtype=torch.int32, device="cuda")
     for row, part in enumerate(order.split(used)):
         table[row, : len(part)] = part
     sinks = 5 * torch.rand(QUERY_HEADS, generator=random, device="cuda")
@@ -144,9 +147,9 @@ def error_of(arguments, rows: int = 4) -> float:
     return ((arguments["out"][some].double() - exact).norm() / exact.norm()).item()
 
 
-def measure(name, lengths, kv_format, ceiling, head_dim=64, window_left=-1, shapes: tuple[Shape | None, ...] = (None,)):
-    """A row for each launch; None is the chosen one."""
-    made = layers(lengths, kv_format, head_dim, window_left)
+def measure(name, lengths, kv_format, ceiling, head_dim=64, window_left=-1, bound=0, shapes=(None,)):
+    """A row for each launch, a Shape; None is the chosen one."""
+    made = layers(lengths, kv_format, head_dim, window_left, bound)
     read = read_bytes(lengths, kv_format, head_dim, window_left)
     rows = []
     for shape in shapes:
@@ -158,6 +161,7 @@ def measure(name, lengths, kv_format, ceiling, head_dim=64, window_left=-1, shap
                 "kv_format": kv_format,
                 "head_dim": head_dim,
                 "window_left": window_left,
+                "bound": bound or max(lengths),
                 "layers": len(made),
                 "bytes": read,
                 "shape": None if shape is None else repr(shape),
@@ -186,7 +190,7 @@ def line(row) -> str:
     law = "met   " if row["us"] <= row["law_us"] else f"+{100 * (row['us'] / row['law_us'] - 1):4.1f}%"
     share = 100 * row["floor_us"] / row["us"]
     return (
-        f"{row['case']:>16s} {row['kv_format']:5s} d{row['head_dim']:<3d} w{row['window_left']:<4d}"
+        f"{row['case']:>17s} {row['kv_format']:5s} d{row['head_dim']:<3d} w{row['window_left']:<4d}"
         f" {row['us']:8.2f} us  law {row['law_us']:7.2f} {law} {share:5.1f}% of ceiling  relL2 {row['rel_l2']:.2e}"
     )
 
@@ -212,6 +216,8 @@ def main() -> None:
     if not chosen.quick:
         for name, lengths in ragged_cases().items():
             add(name, lengths, "e4m3")
+        for batch, context in [(1, 2048), (8, 8192), (32, 2048)]:  # as under a CUDA graph for any length
+            add(f"{batch}x{context} of 131072", (context,) * batch, "e4m3", bound=131072)
         for batch, context in [(1, 8192), (8, 8192), (32, 8192), (128, 2048)]:
             add(f"{batch}x{context}", (context,) * batch, "e4m3", window_left=127)
         for batch, context in [(1, 8192), (8, 8192), (32, 8192)]:

@@ -85,7 +85,7 @@ def test_every_launch_compiles(arch, problem, tmp_path):
 def test_the_launch_depends_on_batch_and_width_alone(arch):
     device = DEVICES[arch]
     assert all(shape.cluster == 0 for shape in launches(GPT_OSS, device)) == (not device.clusters)
-    for batch, kv_heads in itertools.product((1, 3, 33, 700), (1, 2, 8)):
+    for batch, kv_heads in itertools.product((1, 3, 33, 700), (1, 2, 8, 80)):
         shape = launch.choose(GPT_OSS, batch, kv_heads, 131_072, device)
         assert 0 <= shape.cluster <= 8 and shape.stages >= 2
         needed = kv_heads * launch.shares_of(shape, kv_heads, device)

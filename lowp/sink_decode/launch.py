@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -94,7 +94,7 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     elif 2 * rows <= device.sms:
         return fit(problem, _few_rows(problem, rows, row_bytes, device), device)
     else:
-        cluster = math.ceil(row_bytes / PART_BYTES)
+        cluster = min(8, math.ceil(row_bytes / PART_BYTES))
     ctas = rows * max(1, cluster)
     if ctas <= 2 * device.sms:
         return fit(problem, Shape(8, 3, tiles, 2, cluster), device)
@@ -127,18 +127,14 @@ def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
     one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype.itemsize == 1
     warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
     for stages in range(shape.stages, 1, -1):
-        one = Shape(shape.warps, stages, shape.tiles, 1, shape.cluster, shape.overlap)
+        one = replace(shape, stages=stages, min_ctas=1)
         needed = shared_bytes(problem, one)
         if needed <= device.shared_per_cta and one.stages * slot_bytes(problem, one) >= _exchange_bytes(problem):
             ctas = min(shape.min_ctas, warps_per_sm // shape.warps, device.shared_per_sm // (needed + 1024))
-            return Shape(shape.warps, stages, shape.tiles, max(1, ctas), shape.cluster, shape.overlap)
+            return replace(one, min_ctas=max(1, ctas))
     if shape.warps > 2:
-        return fit(problem, Shape(shape.warps // 2, 3, *_rest(shape)), device)
+        return fit(problem, replace(shape, warps=shape.warps // 2, stages=3), device)
     raise NotImplementedError(f"{problem} does not fit {device.shared_per_cta} bytes of shared memory")
-
-
-def _rest(shape):
-    return shape.tiles, shape.min_ctas, shape.cluster, shape.overlap
 
 
 def _exchange_bytes(problem):

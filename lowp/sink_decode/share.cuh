@@ -70,7 +70,7 @@ DEVICE int long_tiles(const Params& p) {
 
 // Parts of a row, rounded down; 1: it is not cut.
 DEVICE int parts_of(const Params& p, int tiles, int all_tiles) {
-  return is_long(tiles) ? max(1, min(min(int(1ll * tiles * p.shares / all_tiles), tiles / kLeastPart), kMostParts)) : 1;
+  return is_long(tiles) ? max(1, min(min(int(unsigned(tiles * p.shares) / all_tiles), tiles / kLeastPart), kMostParts)) : 1;
 }
 
 // CTA batch + n has the n-th part, counted through the rows that are cut; parts = 0 where there are not so many.
