@@ -1,0 +1,1 @@
+"""Kernel benches: one script a concept, each self-contained, writing JSON."""

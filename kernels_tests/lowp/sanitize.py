@@ -1,0 +1,32 @@
+"""Every launch that the heuristic can choose, on small inputs, for a run under compute-sanitizer:
+
+compute-sanitizer --tool memcheck --error-exitcode 9 python -m kernels_tests.lowp.sanitize
+compute-sanitizer --tool racecheck --error-exitcode 9 python -m kernels_tests.lowp.sanitize
+"""
+
+from kernels_tests.lowp import tight
+from lowp.sink_decode import reference, sink_decode
+from lowp.sink_decode.inputs import Case, build
+
+CASES = [
+    Case((300,)),
+    Case((600,), max_length=8192),
+    Case((600,), max_length=40000),
+    Case((5000, 17, 4200), max_length=40000, query_heads=8, kv_heads=1),
+    Case((300, 1, 0), layout="NHD", granularity="token_head", page_size=32),
+    Case((70,) * 8, window_left=31),
+    Case((40,) * 16, kv_format="bf16", layout="interleaved"),
+    Case((600, *(20,) * 23), granularity="head", max_length=8192),
+    Case((200,) * 66, max_length=512),
+    Case((64,) * 130, query_heads=8, kv_heads=8),
+    Case((20,) * 80, window_left=15),
+    Case((300, 33), head_dim=128, query_heads=16, kv_heads=1, kv_format="fp16", query="fp16"),
+]
+
+if __name__ == "__main__":
+    for case in CASES:
+        arguments = build(case, "cuda")
+        found = tight.problems(sink_decode(**arguments), reference(**arguments)[0])
+        print(case, found or "agrees", flush=True)
+        if found:
+            raise SystemExit(1)

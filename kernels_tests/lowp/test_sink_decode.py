@@ -1,0 +1,160 @@
+"""Decode attention: the reference against plain attention, mutants that the tight test must catch, the API's words."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from kernels_tests.lowp import tight
+from lowp.sink_decode import reference, sink_decode
+from lowp.sink_decode.inputs import POISON_PAGE, Case, build
+
+SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
+
+
+def dense(arguments, case):
+    """Attention written another way: gather all tokens in order, one softmax with the sink as an extra column."""
+    out = []
+    for b, length in enumerate(case.lengths):
+        rows = []
+        for i in range(case.query_heads):
+            h = i // (case.query_heads // case.kv_heads)
+            keys, values = [], []
+            for j in range(length):
+                if case.window_left >= 0 and length - 1 - j > case.window_left:
+                    continue
+                page, slot = int(arguments["block_table"][b, j // case.page_size]), j % case.page_size
+                at = (page, slot, h) if case.layout == "NHD" else (page, h, slot)
+                scale_at = {"none": None, "tensor": (0,), "head": (h,), "token_head": at}[case.granularity]
+                for name, into in (("k", keys), ("v", values)):
+                    scale = 1.0 if scale_at is None else arguments[f"{name}_scale"][scale_at].double()
+                    into.append(arguments[f"{name}_cache"][at].double() * scale)
+            if not keys:
+                rows.append(torch.zeros(case.head_dim, dtype=torch.float64))
+                continue
+            scores = torch.stack(keys) @ arguments["q"][b, i].double() * arguments["sm_scale"]
+            weights = torch.softmax(torch.cat([scores, arguments["sinks"][i : i + 1].double()]), 0)[:-1]
+            rows.append(weights @ torch.stack(values))
+        out.append(torch.stack(rows))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layout": "NHD", "granularity": "token_head"},
+        {"layout": "interleaved", "granularity": "tensor", "window_left": 20},
+        {"granularity": "token_head", "page_size": 32, "window_left": 0},
+        {"kv_format": "bf16", "granularity": "none", "head_dim": 128, "sinks": -math.inf},
+        {"kv_format": "fp16", "query": "fp16", "granularity": "none", "query_heads": 6, "sinks": 80.0},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()) or "plain",
+)
+def test_the_reference_is_attention(changes):
+    case = dataclasses.replace(SMALL, **changes)
+    arguments = build(case)
+    out, lse = reference(**arguments)
+    assert torch.allclose(out, dense(arguments, case), rtol=1e-12, atol=1e-14)
+    assert torch.equal(lse[1].float(), arguments["sinks"])
+
+
+def test_poison_is_where_it_should_be():
+    arguments = build(SMALL)
+    unused = arguments["block_table"] == POISON_PAGE
+    assert unused.sum() == unused.numel() - sum(math.ceil(n / 16) for n in SMALL.lengths)
+    assert arguments["k_cache"].float().isnan().any() and arguments["v_cache"].float().isnan().any()
+
+
+def shifted(arguments, **changes):
+    return reference(**arguments | changes)[0]
+
+
+MUTANTS = {
+    "sink dropped": lambda a: shifted(a, sinks=torch.full_like(a["sinks"], -math.inf)),
+    "sink of the next head": lambda a: shifted(a, sinks=a["sinks"].roll(1)),
+    "sink in log2 units": lambda a: shifted(a, sinks=a["sinks"] * math.log(2)),
+    "last token missed": lambda a: shifted(a, seq_lens=a["seq_lens"] - 1),
+    "window one short": lambda a: shifted(a, window_left=a["window_left"] - 1),
+    "window one long": lambda a: shifted(a, window_left=a["window_left"] + 1),
+    "k_scale dropped": lambda a: shifted(a, k_scale=None),
+    "v_scale dropped": lambda a: shifted(a, v_scale=None),
+    "scales exchanged": lambda a: shifted(a, k_scale=a["v_scale"], v_scale=a["k_scale"]),
+    "pages exchanged": lambda a: shifted(a, block_table=a["block_table"].roll(1, 0)),
+    "heads exchanged": lambda a: shifted(a, k_cache=a["k_cache"].flip(1)),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_tight_test_catches(mutant):
+    case = Case(lengths=(777, 801), query_heads=8, kv_heads=2, granularity="head", window_left=255, poison=False)
+    arguments = build(case)
+    exact, _ = reference(**arguments)
+    assert tight.problems(exact.to(torch.bfloat16), exact) == []
+    assert tight.problems(MUTANTS[mutant](arguments).to(torch.bfloat16), exact)
+
+
+def test_rounding_to_fp16_passes_where_the_output_is_subnormal():
+    exact = torch.linspace(-1e-6, 1e-6, 64, dtype=torch.float64).view(1, 1, 64)
+    rounded = exact.half()
+    assert tight.problems(rounded, exact) == []
+    assert tight.problems(rounded + 2**-24, exact)
+    assert tight.problems(exact.bfloat16() * 1.02, exact)
+
+
+def test_the_api_runs_on_a_cpu():
+    arguments = build(SMALL)
+    lse = torch.empty(5, 8)
+    out = torch.empty_like(arguments["q"])
+    assert sink_decode(**arguments, out=out, lse=lse) is out
+    exact, exact_lse = reference(**arguments)
+    assert tight.problems(out, exact) == [] and torch.allclose(lse.double(), exact_lse)
+
+
+def strided(tensor):
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+MISTAKES = {
+    "fp32 query": (lambda a: {"q": a["q"].float()}, TypeError, "q has dtype torch.float32; expected torch.bfloat16"),
+    "query rank": (lambda a: {"q": a["q"][0]}, ValueError, r"q has shape \(8, 64\)"),
+    "head_dim": (lambda a: {"q": a["q"][..., :32]}, NotImplementedError, "head_dim is 32; this kernel has 64, 128"),
+    "query strides": (lambda a: {"q": strided(a["q"])}, ValueError, "q has strides"),
+    "sinks dtype": (lambda a: {"sinks": a["sinks"].half()}, TypeError, "sinks has dtype torch.float16"),
+    "sinks shape": (lambda a: {"sinks": a["sinks"][:4]}, ValueError, r"sinks has shape \(4,\); expected \(8,\)"),
+    "cache dtype": (lambda a: {"k_cache": a["k_cache"].float()}, TypeError, "k_cache has dtype torch.float32"),
+    "cache shape": (lambda a: {"v_cache": a["v_cache"][0]}, ValueError, "v_cache has shape"),
+    "cache strides": (lambda a: {"v_cache": strided(a["v_cache"])}, ValueError, "v_cache has strides"),
+    "unequal caches": (lambda a: {"v_cache": a["v_cache"][1:]}, ValueError, "expected the same"),
+    "layout": (lambda a: {"layout": "NDH"}, ValueError, "layout is 'NDH'; expected NHD, HND"),
+    "page size": (lambda a: {"layout": "NHD"}, NotImplementedError, "page size is 2"),
+    "table dtype": (lambda a: {"block_table": a["block_table"].long()}, TypeError, "block_table has dtype"),
+    "table rows": (lambda a: {"block_table": a["block_table"][1:]}, ValueError, "block_table has shape"),
+    "table strides": (lambda a: {"block_table": strided(a["block_table"])}, ValueError, "contiguous rows"),
+    "lengths": (lambda a: {"seq_lens": a["seq_lens"][1:]}, ValueError, "seq_lens has shape"),
+    "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
+    "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
+    "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "for one of K"),
+    "sm_scale": (lambda a: {"sm_scale": math.nan}, ValueError, "sm_scale is nan"),
+    "window": (lambda a: {"window_left": -2}, ValueError, "window_left is -2"),
+    "out shape": (lambda a: {"out": a["q"][:2]}, ValueError, "out has shape"),
+    "lse dtype": (lambda a: {"lse": a["q"][..., 0]}, TypeError, "lse has dtype"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told(mistake):
+    change, error, words = MISTAKES[mistake]
+    arguments = build(SMALL)
+    with pytest.raises(error, match=words):
+        sink_decode(**arguments | change(arguments))
+
+
+def test_combinations_that_are_not_built_are_told():
+    arguments = build(dataclasses.replace(SMALL, kv_format="bf16", query="fp16"))
+    with pytest.raises(NotImplementedError, match="fp16 query over a bf16"):
+        sink_decode(**arguments)
+    arguments = build(dataclasses.replace(SMALL, query_heads=34))
+    with pytest.raises(NotImplementedError, match="34 query heads over 2 KV heads"):
+        sink_decode(**arguments)

@@ -1,0 +1,107 @@
+"""The decode kernel compiles for each architecture without spills and inside its shared memory; no GPU needed."""
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lowp.sink_decode import build, launch
+from lowp.sink_decode.launch import Device, Problem
+
+NVCC = shutil.which("nvcc")
+# SMs and shared memory (a CTA, an SM) as the CUDA programming guide's table of compute capabilities has them.
+DEVICES = {
+    "sm_80": Device("sm_80", False, 108, 166_912, 167_936),
+    "sm_90a": Device("sm_90a", True, 132, 232_448, 233_472),
+    "sm_120a": Device("sm_120a", True, 188, 101_376, 102_400),
+    "sm_121a": Device("sm_121a", True, 48, 101_376, 102_400),
+}
+REGISTERS = 65_536
+GPT_OSS = Problem(64, 8, True, torch.float8_e4m3fn, False, False)
+PROBLEMS = [
+    GPT_OSS,
+    Problem(64, 8, True, torch.float8_e4m3fn, False, True),
+    Problem(64, 8, True, torch.bfloat16, False, False),
+    Problem(64, 16, False, torch.float8_e4m3fn, True, False),
+    Problem(128, 8, True, torch.float8_e4m3fn, False, False),
+    Problem(128, 8, False, torch.float8_e4m3fn, True, True),
+    Problem(128, 5, True, torch.float16, True, True),
+    Problem(128, 16, True, torch.bfloat16, False, False),
+    Problem(128, 16, True, torch.float8_e4m3fn, True, True),
+]
+
+
+def launches(problem: Problem, device: Device):
+    """Every launch that is chosen for 8 KV heads and the problem."""
+    lengths = (128,) if problem.window else (2048, 16_384, 131_072)
+    batches = (1, 2, 4, 8, 16, 32, 64, 100, 256, 512)
+    return dict.fromkeys(launch.choose(problem, b, 8, n, device) for b, n in itertools.product(batches, lengths))
+
+
+def resources(config: build.Config, folder) -> tuple[int, int]:
+    """(registers a thread, bytes spilled) as ptxas tells them."""
+    arch = config.arch.removeprefix("sm_")
+    words = [NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-std=c++17", "-Xptxas", "-v", "-cubin"]
+    words += [f"-D{name}={value}" for name, value in config.defines.items()]
+    words += ["-o", str(folder / "kernel.cubin"), str(build.HERE / "kernel.cu")]
+    told = subprocess.run(words, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert "warning" not in told.stderr, told.stderr
+    registers = re.search(r"Used (\d+) registers", told.stderr)
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told.stderr)
+    return int(registers[1]), int(spilled[1]) + int(spilled[2])
+
+
+def check(problem, shape, device, folder):
+    config = launch.config_of(problem, shape, device.arch)
+    registers, spilled = resources(config, folder)
+    assert spilled == 0
+    assert config.shared_bytes <= device.shared_per_cta
+    assert shape.min_ctas * (config.shared_bytes + 1024) <= device.shared_per_sm
+    assert shape.min_ctas * shape.warps * 32 * registers <= REGISTERS
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
+def test_the_first_launch_compiles(tmp_path):
+    device = DEVICES["sm_90a"]
+    check(GPT_OSS, launch.choose(GPT_OSS, 1, 8, 2048, device), device, tmp_path)
+
+
+@pytest.mark.compile
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
+@pytest.mark.parametrize("problem", PROBLEMS, ids=repr)
+@pytest.mark.parametrize("arch", DEVICES)
+def test_every_launch_compiles(arch, problem, tmp_path):
+    device = DEVICES[arch]
+    for shape in launches(problem, device):
+        check(problem, shape, device, tmp_path)
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+def test_the_launch_depends_on_batch_and_width_alone(arch):
+    device = DEVICES[arch]
+    assert all(shape.cluster == 0 for shape in launches(GPT_OSS, device)) == (not device.clusters)
+    for batch, kv_heads in itertools.product((1, 3, 33, 700), (1, 2, 8, 80)):
+        shape = launch.choose(GPT_OSS, batch, kv_heads, 131_072, device)
+        assert 0 <= shape.cluster <= 8 and shape.stages >= 2
+        needed = kv_heads * launch.shares_of(shape, kv_heads, device)
+        assert launch.workspace_bytes(batch, 8 * kv_heads, kv_heads, 64, device) >= needed * (8 * 66 * 4) + 4 * batch
+
+
+def test_a_problem_that_does_not_fit_is_told():
+    small = Device("sm_80", False, 1, 16_384, 16_384)
+    with pytest.raises(NotImplementedError, match="does not fit 16384 bytes"):
+        launch.choose(PROBLEMS[-2], 1, 8, 100, small)
+
+
+def test_a_missing_toolkit_is_told(monkeypatch):
+    build._bindings.cache_clear()
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    device = DEVICES["sm_90a"]
+    config = launch.config_of(GPT_OSS, launch.choose(GPT_OSS, 1, 8, 2048, device), device.arch)
+    with pytest.raises(RuntimeError, match=r"nvrtc is missing .*; install NVRTC and its bindings: pip install"):
+        build.cubin(config)

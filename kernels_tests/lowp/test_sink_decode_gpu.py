@@ -1,0 +1,202 @@
+"""The decode kernel on a GPU against the float64 reference. Imports torch, pytest and lowp alone: runs without vLLM."""
+
+import dataclasses
+import math
+import random
+
+import pytest
+import torch
+
+from kernels_tests.lowp import tight
+from lowp.sink_decode import launch, make_workspace, reference, sink_decode
+from lowp.sink_decode.inputs import Case, build
+from lowp.sink_decode.launch import Shape
+
+pytestmark = pytest.mark.gpu
+
+ODD = (1, 0, 15, 16, 17, 31, 33, 64, 1000, 2047, 2500)
+# Every form, and an odd cluster; stages and CTAs an SM are cut down to what fits.
+SHAPES = {
+    "chosen": None,
+    "cluster 8": Shape(8, 3, 2, 2, cluster=8),
+    "cluster 8, long steps": Shape(8, 3, 4, 1, cluster=8),
+    "cluster 8, six slots": Shape(8, 6, 2, 1, cluster=8),
+    "cluster 5": Shape(4, 3, 2, 4, cluster=5),
+    "one CTA, 2 warps": Shape(2, 3, 2, 8, cluster=1),
+    "planned": Shape(8, 3, 2, 2, cluster=0),
+    "planned, 4 warps": Shape(4, 3, 2, 4, cluster=0),
+    "planned, 2 warps": Shape(2, 2, 2, 8, cluster=0),
+}
+
+
+def run(arguments, shape=None, **more):
+    """(out, lse) of the kernel in the chosen launch, or in `shape` as far as it fits; both poisoned before."""
+    q = arguments["q"]
+    out, lse = torch.full_like(q, math.nan), torch.full(q.shape[:2], math.nan, device=q.device)
+    if shape is None:
+        sink_decode(**arguments, out=out, lse=lse, **more)
+        return out, lse
+    device = launch.device_of(q.device)
+    if shape.cluster > 1 and not device.clusters:
+        pytest.skip(f"{device.arch} has no clusters")
+    scale = arguments["k_scale"]
+    heads = arguments["k_cache"].shape[2 if arguments["layout"] == "NHD" else 1]
+    problem = launch.Problem(
+        q.shape[2],
+        q.shape[1] // heads,
+        q.dtype == torch.bfloat16,
+        arguments["k_cache"].dtype,
+        scale is not None and scale.dim() == 3,
+        arguments["window_left"] >= 0,
+    )
+    more.setdefault("workspace", None)
+    launch.run(**arguments, out=out, lse=lse, shape=launch.fit(problem, shape, device), **more)
+    return out, lse
+
+
+def check(arguments, shape=None, **more):
+    out, lse = run(arguments, shape, **more)
+    exact, exact_lse = reference(**arguments)
+    assert tight.problems(out, exact) == []
+    error = (lse.double() - exact_lse).abs().nan_to_num(nan=math.inf)
+    error[lse == exact_lse] = 0  # infinities
+    assert error.max() < 2e-3 + 1e-6 * exact_lse.abs().nan_to_num(posinf=0, neginf=0).max()
+
+
+def combinations(count):
+    """Random draws over everything that a caller can choose; the same each time."""
+    draw = random.Random(0)
+    for seed in range(count):
+        kv_format = draw.choice(["e4m3", "e4m3", "bf16", "fp16"])
+        kv_heads, group = draw.choice([(8, 8), (8, 8), (1, 8), (2, 16), (3, 1), (4, 5), (2, 7), (1, 12)])
+        case = Case(
+            lengths=tuple(draw.sample(ODD, len(ODD)))[: draw.choice([1, 3, 11])],
+            query_heads=kv_heads * group,
+            kv_heads=kv_heads,
+            head_dim=draw.choice([64, 64, 128]),
+            page_size=draw.choice([16, 32, 64, 128]),
+            kv_format=kv_format,
+            query="bf16" if kv_format == "bf16" else draw.choice(["bf16", "fp16"]),
+            granularity=draw.choice(["none", "tensor", "head", "token_head"]),
+            layout=draw.choice(["NHD", "HND", "interleaved"]),
+            window_left=draw.choice([-1, -1, 0, 15, 127, 800]),
+            seed=seed,
+        )
+        yield case, draw.choice(list(SHAPES))
+
+
+@pytest.mark.parametrize(
+    ("case", "shape"), list(combinations(72)), ids=lambda value: None if isinstance(value, Case) else value
+)
+def test_combinations(case, shape):
+    check(build(case, "cuda"), SHAPES[shape])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kv_format", ["e4m3", "bf16"])
+@pytest.mark.parametrize("window_left", [-1, 127])
+def test_odd_lengths(shape, kv_format, window_left):
+    check(build(Case(ODD, kv_format=kv_format, granularity="head", window_left=window_left), "cuda"), SHAPES[shape])
+
+
+STRESS = {
+    "large scores": {"q_factor": 8.0},
+    "growing scores": {"growth": 60.0},
+    "no sink": {"sinks": -math.inf},
+    "sink over all": {"sinks": 1e4},
+    "small sink": {"sinks": -1e4},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("stress", STRESS)
+def test_stress(shape, stress):
+    check(build(Case((3000, 2047, 777, 0), **STRESS[stress]), "cuda"), SHAPES[shape])
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-6, 1e30])
+@pytest.mark.parametrize("kv_format", ["e4m3", "fp16", "bf16"])
+def test_queries_beyond_fp16(factor, kv_format):
+    """The scale of the keys takes the query's factor back: only the range in between is at stake."""
+    arguments = build(Case((700, 33), kv_format=kv_format, q_factor=factor), "cuda")
+    check(arguments | {"k_scale": torch.tensor([1 / factor], device="cuda")})
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (5000,) * 40,
+        (131072, *(512,) * 31),
+        (*(512,) * 40, 40000, 0, 4096, 20001),
+        (16384, 0, 3, *(700,) * 29),
+        (8192, 512, 512, 512),
+        (30000, 30001),
+    ],
+)
+@pytest.mark.parametrize("shape", ["chosen", "planned, 2 warps"])
+def test_ragged_batches(lengths, shape):
+    check(build(Case(lengths, granularity="head", poison=False), "cuda"), SHAPES[shape])
+
+
+def test_one_long_row_over_one_kv_head():
+    """As many parts as there may be."""
+    check(build(Case((140_001, 5), query_heads=8, kv_heads=1), "cuda"))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8, 32, 70, 140, 300])
+@pytest.mark.parametrize(("window_left", "max_length"), [(-1, 900), (-1, 8192), (-1, 16384), (-1, 40000), (127, 40000)])
+def test_every_launch_that_is_chosen(batch, window_left, max_length):
+    draw = random.Random(batch)
+    lengths = (*draw.choices([0, 1, 300, 900], k=batch - 1), 900)
+    check(build(Case(lengths, window_left=window_left, max_length=max_length), "cuda"))
+
+
+@pytest.mark.parametrize("shape", ["chosen", "cluster 8", "planned, 2 warps"])
+def test_a_graph_sees_other_lengths_tables_and_content(shape):
+    case = Case((2000, 17, 1000, 0) * 6, granularity="head", max_length=4096, poison=False)
+    arguments = build(case, "cuda")
+    out, lse = torch.empty_like(arguments["q"]), torch.empty(arguments["q"].shape[:2], device="cuda")
+    more = {"out": out, "lse": lse, "workspace": make_workspace(24, 64, 8, 64, "cuda")}
+    call = sink_decode if SHAPES[shape] is None else lambda **a: launch.run(**a, shape=SHAPES[shape])
+    call(**arguments, **more)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(**arguments, **more)
+    for seed, lengths in enumerate(((0, 2000, 16, 4000) * 6, (1,) * 24, (4096, *(64,) * 23)), start=1):
+        other = build(dataclasses.replace(case, lengths=lengths, seed=seed), "cuda")
+        pages = min(len(other["k_cache"]), len(arguments["k_cache"]))
+        other["block_table"] %= pages
+        for name in ("q", "block_table", "seq_lens", "sinks"):
+            arguments[name].copy_(other[name])
+        for name in ("k_cache", "v_cache"):
+            arguments[name][:pages].copy_(other[name][:pages])
+        out.fill_(math.nan)
+        graph.replay()
+        exact, exact_lse = reference(**arguments)
+        assert tight.problems(out, exact) == []
+        assert (lse.double() - exact_lse).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_bits_every_time(shape):
+    arguments = build(Case((9000, *(700,) * 20), granularity="head", poison=False), "cuda")
+    more = {"workspace": make_workspace(21, 64, 8, 64, "cuda")}
+    first, first_lse = run(arguments, SHAPES[shape], **more)
+    for _ in range(20):
+        out, lse = run(arguments, SHAPES[shape], **more)
+        assert torch.equal(out, first) and torch.equal(lse, first_lse)
+
+
+def test_strided_queries_and_tables_are_taken_as_they_are():
+    arguments = build(Case((100, 900), query_heads=16, kv_heads=2), "cuda")
+    wide_q = torch.randn(2, 40, 64, device="cuda").bfloat16()
+    wide_table = torch.zeros(2, arguments["block_table"].shape[1] + 7, dtype=torch.int32, device="cuda")
+    wide_table[:, 3:-4] = arguments["block_table"]
+    check(arguments | {"q": wide_q[:, 8:24], "block_table": wide_table[:, 3:-4]})
+
+
+def test_a_workspace_too_small_is_told():
+    arguments = build(Case((100,) * 32), "cuda")
+    with pytest.raises(ValueError, match="workspace has 16 bytes; this call needs"):
+        sink_decode(**arguments, workspace=torch.zeros(16, dtype=torch.uint8, device="cuda"))

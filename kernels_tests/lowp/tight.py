@@ -1,0 +1,38 @@
+"""The tight test of a decode kernel against float64 attention on the dequantised cache."""
+
+import torch
+
+from lowp.sink_decode import reference
+
+
+def expected(arguments):
+    """(out, lse) of the reference, in float64."""
+    return reference(**arguments)
+
+
+def problems(out, exact, rel_l2=4e-3):
+    """What is wrong with `out` against `exact` [batch, heads, head_dim]: text with the worst place; empty if nothing.
+
+    Every element: |error| <= 2^-7 |exact| + 2^-7 rms(head's row); every head's row: relL2 <= rel_l2. Of each error
+    that much is forgiven which rounding alone may cost among the subnormals of `out`: 2^-25 in fp16. A sink far over
+    a row's scores makes outputs that small, and the exact result itself, rounded, would fail without.
+    """
+    limits = torch.finfo(out.dtype)
+    error = ((out.double() - exact).abs() - limits.smallest_normal * limits.eps / 2).clamp(min=0)
+    rms = exact.square().mean(-1, keepdim=True).sqrt()
+    excess = error - 2**-7 * (exact.abs() + rms)
+    found = []
+    if not (excess <= 0).all():
+        place = torch.unravel_index(excess.nan_to_num(nan=torch.inf).argmax(), excess.shape)
+        place = tuple(int(axis) for axis in place)
+        found.append(f"at (batch, head, dim) {place}: {out[place].item():.6g} is not {exact[place].item():.6g}")
+    norm = exact.norm(dim=-1)
+    ratio = torch.where(norm > 0, error.norm(dim=-1) / norm.clamp(min=1e-300), 0)
+    if not (ratio <= rel_l2).all():
+        found.append(f"relL2 {ratio.max().item():.2e} in the worst head is over {rel_l2:.0e}")
+    return found
+
+
+def relative(out, exact):
+    """relL2 of the whole output."""
+    return ((out.double() - exact).norm() / exact.norm()).item()

@@ -1,0 +1,1 @@
+"""Low-precision numerics and kernels: functions on tensors; knows no vLLM and no FlashInfer."""

@@ -1,0 +1,188 @@
+"""Decode attention with sinks: validation and dispatch."""
+
+import math
+
+import torch
+
+from lowp.sink_decode.reference import reference
+
+KV_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3"}
+PAGE_SIZES = (16, 32, 64, 128)
+HEAD_DIMS = (64, 128)
+LARGEST_GROUP = 16
+LAYOUTS = ("NHD", "HND")
+
+
+def sink_decode(
+    q,
+    k_cache,
+    v_cache,
+    block_table,
+    seq_lens,
+    sinks,
+    *,
+    sm_scale,
+    window_left=-1,
+    k_scale=None,
+    v_scale=None,
+    layout,
+    out=None,
+    lse=None,
+    workspace=None,
+):
+    """Attention of one query token a sequence over a paged, quantised KV cache; `reference` states the formula.
+
+    q: [batch, query_heads, head_dim], bf16 or fp16; rows may be strided. head_dim 64 or 128.
+    k_cache, v_cache: [pages, page_size, kv_heads, head_dim] (layout NHD) or [pages, kv_heads, page_size, head_dim]
+        (HND), bf16, fp16 or float8_e4m3fn; equal strides, the last one 1: views of one tensor that holds both are
+        taken without a copy. page_size 16, 32, 64 or 128; 1 to 16 query heads per KV head.
+    block_table: [batch, max_pages] int32; an entry is read only where its page is in use.
+    seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size; 0 gives out = 0, lse = sinks.
+    sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink.
+    sm_scale: a positive float. window_left: how many tokens before the newest are read, -1 for all.
+    k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token
+        and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides).
+    out: like q, contiguous; made if None. lse: [batch, query_heads] fp32, natural log of the denominator with the
+        sink in it; written if given. workspace: from `make_workspace`, for one stream at a time; made if None.
+
+    Returns out. Lengths, table and scales are read on the device only: given out and workspace, a call allocates
+    nothing, does not synchronise, and can be captured in a CUDA graph whose replays see other lengths and tables.
+    On CPU tensors the float64 reference computes.
+    Raises TypeError (dtype), ValueError (shape, stride, device) or NotImplementedError (a combination not built).
+    """
+    _check_query(q, sinks)
+    _check_cache(q, k_cache, v_cache, layout)
+    _check_table(q, block_table, seq_lens)
+    _check_scales(k_cache, k_scale, v_scale, layout)
+    if not 0 < sm_scale < math.inf:
+        raise ValueError(f"sm_scale is {sm_scale}; expected a positive finite number")
+    if window_left < -1:
+        raise ValueError(f"window_left is {window_left}; expected -1 (no window) or a number of tokens")
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    _check_outputs(q, out, lse)
+    same = dict(sm_scale=sm_scale, window_left=window_left, k_scale=k_scale, v_scale=v_scale, layout=layout)
+    if q.device.type == "cpu":
+        exact, exact_lse = reference(q, k_cache, v_cache, block_table, seq_lens, sinks, **same)
+        out.copy_(exact)
+        if lse is not None:
+            lse.copy_(exact_lse)
+        return out
+    from lowp.sink_decode import launch
+
+    if q.shape[0]:
+        launch.run(q, k_cache, v_cache, block_table, seq_lens, sinks, out=out, lse=lse, workspace=workspace, **same)
+    return out
+
+
+def make_workspace(batch, query_heads, kv_heads, head_dim, device):
+    """Zeroed scratch memory for calls of up to `batch` sequences of any length on one stream: a uint8 tensor."""
+    from lowp.sink_decode import launch
+
+    size = launch.workspace_bytes(batch, query_heads, kv_heads, head_dim, launch.device_of(torch.device(device)))
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
+def _check_query(q, sinks):
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        raise TypeError(f"q has dtype {q.dtype}; expected torch.bfloat16 or torch.float16")
+    if q.dim() != 3:
+        raise ValueError(f"q has shape {tuple(q.shape)}; expected [batch, query_heads, head_dim]")
+    if q.shape[2] not in HEAD_DIMS:
+        raise NotImplementedError(f"head_dim is {q.shape[2]}; this kernel has {_words(HEAD_DIMS)}")
+    if q.stride()[1:] != (q.shape[2], 1) or q.stride(0) % 8 or q.data_ptr() % 16:
+        raise ValueError(f"q has strides {q.stride()}; expected contiguous heads, rows at multiples of 16 bytes")
+    _check_like("sinks", sinks, q, torch.float32, (q.shape[1],))
+
+
+def _check_cache(q, k_cache, v_cache, layout):
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; expected {_words(LAYOUTS)}")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.dtype not in KV_DTYPES:
+            raise TypeError(f"{name} has dtype {cache.dtype}; expected {_words(KV_DTYPES)}")
+        if cache.device != q.device:
+            raise ValueError(f"{name} is on {cache.device}; expected q's device, {q.device}")
+        if cache.dim() != 4 or cache.shape[3] != q.shape[2]:
+            raise ValueError(f"{name} has shape {tuple(cache.shape)}; expected 4 axes, the last of {q.shape[2]}")
+        in_16_bytes = [stride * cache.element_size() % 16 == 0 for stride in cache.stride()[:3]]
+        if cache.stride(3) != 1 or not all(in_16_bytes) or cache.data_ptr() % 16:
+            raise ValueError(
+                f"{name} has strides {cache.stride()} from address {cache.data_ptr():#x}; "
+                "expected a last stride of 1, the others and the address multiples of 16 bytes"
+            )
+    if (k_cache.dtype, k_cache.shape, k_cache.stride()) != (v_cache.dtype, v_cache.shape, v_cache.stride()):
+        raise ValueError(
+            f"k_cache is {k_cache.dtype} {tuple(k_cache.shape)} strides {k_cache.stride()}, v_cache is "
+            f"{v_cache.dtype} {tuple(v_cache.shape)} strides {v_cache.stride()}; expected the same"
+        )
+    if q.dtype == torch.float16 and k_cache.dtype == torch.bfloat16:
+        raise NotImplementedError("an fp16 query over a bf16 KV cache; this kernel has bf16 queries over all caches")
+    page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
+    page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
+    if page_size not in PAGE_SIZES:
+        raise NotImplementedError(f"page size is {page_size} (layout {layout}); this kernel has {_words(PAGE_SIZES)}")
+    if q.shape[1] % kv_heads or not 1 <= q.shape[1] // kv_heads <= LARGEST_GROUP:
+        raise NotImplementedError(
+            f"{q.shape[1]} query heads over {kv_heads} KV heads (layout {layout}); "
+            f"this kernel has whole head groups of 1 to {LARGEST_GROUP}"
+        )
+    if k_cache.shape[0] * k_cache.stride(0) * k_cache.element_size() > 2**36:
+        raise NotImplementedError(f"a cache of {k_cache.shape[0]} pages spans over 64 GiB; offsets have 32 bits x 16 B")
+
+
+def _check_table(q, block_table, seq_lens):
+    if block_table.dim() != 2:
+        raise ValueError(f"block_table has shape {tuple(block_table.shape)}; expected [batch, max_pages]")
+    _check_like("block_table", block_table, q, torch.int32, (q.shape[0], block_table.shape[1]), rows_only=True)
+    _check_like("seq_lens", seq_lens, q, torch.int32, (q.shape[0],))
+
+
+def _check_scales(k_cache, k_scale, v_scale, layout):
+    per_token = tuple(k_cache.shape[:3])
+    kv_heads = per_token[2 if layout == "NHD" else 1]
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is None:
+            continue
+        if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32 or scale.device != k_cache.device:
+            got = f"{scale.dtype} on {scale.device}" if isinstance(scale, torch.Tensor) else type(scale).__name__
+            raise TypeError(f"{name} is {got}; expected None or an fp32 tensor on {k_cache.device}")
+        contiguous = scale.numel() == 1 or (tuple(scale.shape) == (kv_heads,) and scale.is_contiguous())
+        if not contiguous and tuple(scale.shape) != per_token:
+            raise ValueError(
+                f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) contiguous, or {per_token}"
+            )
+    token_head = [granularity(scale) == "token_head" for scale in (k_scale, v_scale)]
+    if any(token_head) and (not all(token_head) or k_scale.stride() != v_scale.stride()):
+        raise NotImplementedError("scales per token and head for one of K and V, or of unequal strides")
+
+
+def granularity(scale):
+    """none, tensor, head or token_head, by a valid scale's shape."""
+    if scale is None or scale.numel() == 1:
+        return "none" if scale is None else "tensor"
+    return "token_head" if scale.dim() == 3 else "head"
+
+
+def _check_outputs(q, out, lse):
+    _check_like("out", out, q, q.dtype, tuple(q.shape))
+    if out.data_ptr() % 16:
+        raise ValueError("out is not aligned; expected an address that is a multiple of 16 bytes")
+    if lse is not None:
+        _check_like("lse", lse, q, torch.float32, tuple(q.shape[:2]))
+
+
+def _check_like(name, tensor, q, dtype, shape, rows_only=False):
+    """Raise unless `tensor` has this dtype and shape, is on q's device and contiguous (in rows)."""
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")
+    if tensor.device != q.device:
+        raise ValueError(f"{name} is on {tensor.device}; expected q's device, {q.device}")
+    contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 if rows_only else tensor.is_contiguous()
+    if not contiguous:
+        raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous{' rows' if rows_only else ''}")
+
+
+def _words(values):
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,151 @@
+"""From the kernel's sources to a loaded function: NVRTC, once per machine and configuration, under one cache folder."""
+
+import functools
+import hashlib
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "share.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
+HERE = Path(__file__).parent
+LOCK_TIMEOUT_S = 120
+REMEDY = "install NVRTC and its bindings: pip install 'cuda-bindings>=13' 'nvidia-cuda-nvrtc>=13'"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One build of the kernel: the problem and the launch, as config.cuh names them; arch as nvcc names it (sm_90a)."""
+
+    arch: str
+    head_dim: int
+    query_bf16: bool
+    kv_e4m3: bool
+    kv_bf16: bool
+    group_tiles: int
+    token_scales: bool
+    window: bool
+    warps: int
+    stages: int
+    tiles: int
+    cluster: int
+    min_ctas: int
+    shared_bytes: int
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """The macros that the sources expect."""
+        return {name.upper(): int(value) for name, value in asdict(self).items() if name != "arch"}
+
+
+def cache_folder() -> Path:
+    """$FP8_SINKS_KERNEL_CACHE, else fp8-sinks/kernels in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fp8-sinks" / "kernels"
+    return Path(os.environ.get("FP8_SINKS_KERNEL_CACHE") or default)
+
+
+def cubin(config: Config) -> bytes:
+    """The compiled kernel, from the cache or built now, by one process at a time.
+
+    Raises RuntimeError where there is no NVRTC, the build fails, or another process holds the lock for too long.
+    """
+    nvrtc = _bindings("nvrtc")
+    options = ["-std=c++17", f"-arch={config.arch}", *(f"-D{name}={value}" for name, value in config.defines.items())]
+    version = _checked(nvrtc, nvrtc.nvrtcVersion())
+    content = repr((version, options)).encode() + b"".join((HERE / name).read_bytes() for name in SOURCES)
+    path = cache_folder() / "sink_decode" / f"{hashlib.sha256(content).hexdigest()[:32]}.cubin"
+    if path.exists():
+        return path.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    try:
+        with FileLock(lock, timeout=LOCK_TIMEOUT_S):
+            if not path.exists():
+                unfinished = path.with_suffix(f".{os.getpid()}")
+                unfinished.write_bytes(compile_nvrtc(options)[0])
+                unfinished.replace(path)
+    except Timeout as error:
+        raise RuntimeError(f"{lock} was held for {LOCK_TIMEOUT_S} s by another build; end it, or delete it") from error
+    return path.read_bytes()
+
+
+def compile_nvrtc(options: list[str]) -> tuple[bytes, str]:
+    """The cubin of kernel.cu, and the compiler's log. Raises RuntimeError with the log if it does not compile."""
+    nvrtc = _bindings("nvrtc")
+    headers = [name.encode() for name in SOURCES[1:]]
+    texts = [(HERE / name).read_bytes() for name in SOURCES]
+    program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(texts[0], b"kernel.cu", len(headers), texts[1:], headers))
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    log = b" " * _checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
+    _checked(nvrtc, nvrtc.nvrtcGetProgramLog(program, log))
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"NVRTC does not compile kernel.cu with {' '.join(options)}:\n{log.decode()}")
+    code = b" " * _checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program))
+    _checked(nvrtc, nvrtc.nvrtcGetCUBIN(program, code))
+    return code, log.decode()
+
+
+@functools.cache
+def function(config: Config, device_index: int):
+    """The kernel, loaded into the device's current context, free to use its shared memory: a CUfunction."""
+    driver = _bindings("driver")
+    module = _checked(driver, driver.cuModuleLoadData(cubin(config)))
+    found = _checked(driver, driver.cuModuleGetFunction(module, b"sink_decode"))
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    _checked(driver, driver.cuFuncSetAttribute(found, attribute, config.shared_bytes))
+    return found
+
+
+def launch(kernel, grid, config: Config, parameters: int, stream: int, overlap: bool) -> None:
+    """Launch on `stream`; parameters: address of the array of parameter addresses; overlap: see `launch.Shape`."""
+    driver = _bindings("driver")
+    launch_config = _launch_config(config.warps, config.shared_bytes, config.cluster, grid, overlap)
+    launch_config.hStream = driver.CUstream(stream)
+    _checked(driver, driver.cuLaunchKernelEx(launch_config, kernel, parameters, 0))
+
+
+@functools.lru_cache(maxsize=4096)
+def _launch_config(warps, shared_bytes, cluster, grid, overlap):
+    driver = _bindings("driver")
+    made = driver.CUlaunchConfig()
+    made.gridDimX, made.gridDimY, made.gridDimZ = grid
+    made.blockDimX, made.blockDimY, made.blockDimZ = 32 * warps, 1, 1
+    made.sharedMemBytes = shared_bytes
+    attributes = []
+    if cluster > 1:
+        shape = driver.CUlaunchAttribute()
+        shape.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        shape.value.clusterDim.x, shape.value.clusterDim.y, shape.value.clusterDim.z = 1, cluster, 1
+        attributes.append(shape)
+    if overlap:
+        early = driver.CUlaunchAttribute()
+        early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        early.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(early)
+    made.attrs, made.numAttrs = attributes, len(attributes)
+    return made
+
+
+@functools.cache
+def _bindings(name):
+    """cuda.bindings.<name>, its library loaded."""
+    try:
+        if name == "nvrtc":
+            from cuda.bindings import nvrtc
+
+            nvrtc.nvrtcVersion()
+            return nvrtc
+        from cuda.bindings import driver
+
+        return driver
+    except (ImportError, RuntimeError) as error:
+        raise RuntimeError(f"the decode kernel cannot be built, {name} is missing ({error}); {REMEDY}") from error
+
+
+def _checked(library, answer):
+    """The value of a call of cuda.bindings; RuntimeError with the error's name where it failed."""
+    status, *values = answer
+    if int(status) != 0:
+        raise RuntimeError(f"{library.__name__.rsplit('.', 1)[-1]} answered {status.name}")
+    return values[0] if values else None

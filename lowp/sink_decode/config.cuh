@@ -1,0 +1,49 @@
+// What one build of the kernel is for. The host defines every name in capitals (build.py); nothing has a default.
+#pragma once
+#include "ptx.cuh"
+
+// The problem.
+constexpr int kHeadDim = HEAD_DIM;               // 64 or 128
+constexpr bool kQueryBf16 = QUERY_BF16;          // the query and the output: bf16 or fp16
+constexpr bool kE4m3 = KV_E4M3;                  // the cache: e4m3, or 16 bits:
+constexpr bool kKvBf16 = KV_BF16;                //   bf16 (the MMAs run in bf16), else fp16 (in fp16, as for e4m3)
+constexpr int kGroupTiles = GROUP_TILES;         // query heads of a KV head, in tiles of 8
+constexpr bool kTokenScales = TOKEN_SCALES;      // one scale per token and head, else per head
+constexpr bool kWindow = WINDOW;                 // window_left >= 0
+
+// The launch.
+constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; slots of a warp's ring
+constexpr int kTiles = TILES;                    // tiles of 16 tokens a step
+constexpr int kCluster = CLUSTER;                // CTAs that share a row as one cluster; 0: shares are planned here
+
+// Sizes that follow. A block is 16 tokens x 64 dims; a tile has a block for each half of the head_dim.
+constexpr int kHalves = kHeadDim / 64, kHeads = 8 * kGroupTiles, kThreads = 32 * kWarps;
+constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
+constexpr int kRowBytes = 64 * (kE4m3 ? 1 : 2), kBlockBytes = 16 * kRowBytes;
+constexpr int kValuesAt = kTiles * kHalves * kBlockBytes;  // in a slot: keys, values, scales of both
+constexpr int kScalesAt = 2 * kValuesAt;
+constexpr int kSlotBytes = kScalesAt + (kTokenScales ? kTiles * 128 : 0);
+constexpr int kRingBytes = kStages * kSlotBytes;
+
+struct Params {
+  const char* q;             // [batch, heads, head_dim], rows q_stride bytes apart
+  const char* k;             // caches: page, head and slot strides below
+  const char* v;
+  const int* table;          // [batch, table_width], rows table_stride apart
+  const int* lengths;        // [batch]
+  const float* sinks;        // [kv_heads * group]
+  const float* k_scale;      // null (1), or strides below
+  const float* v_scale;
+  char* out;                 // [batch, heads, head_dim]
+  float* lse;                // [batch, heads] or null
+  float* partials;           // planned shares: [kv_heads, shares, kPartialFloats]
+  unsigned* arrived;         // planned shares: [batch, kv_heads], zero between launches
+  float sm_scale;
+  int batch, group, q_stride, table_stride, table_width;
+  int page_shift;                                  // log2 of the tiles in a page
+  unsigned page_stride, head_stride, slot_stride;  // of the caches, in units of 16 bytes
+  int k_scale_head, v_scale_head;                  // scales per head: floats from head to head, 0 or 1
+  int scale_page, scale_head, scale_slot;          // scales per token and head, in floats
+  int window_left;                                 // tokens before the newest that are read
+  int shares;                                      // planned shares: CTAs for the parts of long rows, a KV head
+};

@@ -1,0 +1,299 @@
+"""The launch configuration, from batch size and the table's width alone; parameters; the launch."""
+
+import ctypes
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from lowp.sink_decode import build
+from lowp.sink_decode.build import Config
+
+STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
+PART_BYTES = 2**19  # keys and values of a row that one CTA takes, where the rows alone fill the device
+LONG_BYTES = 2**21  # rows over this are cut by plan: a batch of one such and many short must not take its length each
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a launch depends on. arch: as NVRTC names it; clusters: whether it has them; shared memory in bytes."""
+
+    arch: str
+    clusters: bool
+    sms: int
+    shared_per_cta: int
+    shared_per_sm: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the kernel is built for, beside the launch: see config.cuh."""
+
+    head_dim: int
+    group: int
+    query_bf16: bool
+    kv_dtype: torch.dtype
+    token_scales: bool
+    window: bool
+
+    @property
+    def group_tiles(self) -> int:
+        return math.ceil(self.group / 8)
+
+    @property
+    def tile_bytes(self) -> int:
+        return 2 * 16 * self.head_dim * self.kv_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A launch: warps a CTA, ring slots a warp, tiles of 16 tokens a step, CTAs an SM at least, CTAs that share a row.
+
+    cluster 0: shares are planned on the device; 1: one CTA a row and KV head. overlap: the kernel may be launched
+    before the previous one on its stream has ended (it waits for it itself).
+    """
+
+    warps: int
+    stages: int
+    tiles: int
+    min_ctas: int
+    cluster: int
+    overlap: bool = True
+
+
+@functools.cache
+def device_of(device: torch.device) -> Device:
+    """What the launch depends on. Raises NotImplementedError below sm_80."""
+    found = torch.cuda.get_device_properties(device)
+    capability = found.major * 10 + found.minor
+    if capability < 80:
+        raise NotImplementedError(f"the device is sm_{capability}; this kernel needs sm_80 or later")
+    return Device(
+        arch=f"sm_{capability}{'a' if capability >= 90 else ''}",
+        clusters=capability >= 90,
+        sms=found.multi_processor_count,
+        shared_per_cta=found.shared_memory_per_block_optin,
+        shared_per_sm=found.shared_memory_per_multiprocessor,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Shape:
+    """The launch for a batch whose sequences have up to `longest` tokens. Figures behind the rules: NOTES.md.
+
+    One sequence, or few rows: a cluster a row and KV head, CTAs that fill an SM each, on three quarters of the SMs.
+    Many rows: CTAs as small as it takes to have all on the device at once; a row of over PART_BYTES is cut.
+    Bounds over LONG_BYTES, where lengths may differ most: planned shares, in any batch of more than one.
+    """
+    rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
+    row_bytes = longest * problem.tile_bytes // 16
+    alone = batch == 1 and (rows >= 8 or row_bytes <= LONG_BYTES)
+    if not device.clusters or (row_bytes > LONG_BYTES and not alone):
+        cluster = 0
+    elif 2 * rows <= device.sms:
+        return fit(problem, _few_rows(problem, rows, row_bytes, device), device)
+    else:
+        cluster = min(8, math.ceil(row_bytes / PART_BYTES))
+    ctas = rows * max(1, cluster)
+    if ctas <= 2 * device.sms:
+        return fit(problem, Shape(8, 3, tiles, 2, cluster), device)
+    short = cluster == 1 or (cluster == 0 and row_bytes <= PART_BYTES)
+    two_warps = short and (4 * device.sms < ctas <= 8 * device.sms or ctas > 12 * device.sms)
+    return fit(problem, Shape(*((2, 3, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster), device)
+
+
+def _few_rows(problem, rows, row_bytes, device):
+    # Not all clusters of over 2 CTAs fit a whole device at once, since GPCs differ: a quarter is left.
+    cluster, tiles = max(2, min(8, 3 * device.sms // (4 * rows))), max(1, STEP_BYTES // problem.tile_bytes)
+    steps = row_bytes / (STEP_BYTES * 8 * cluster)  # of a warp
+    if steps <= 2:
+        return Shape(8, 3, tiles, 2, cluster)
+    # The next kernel's clusters, placed beside this one's, would crowd some GPCs: dear where the loop is long.
+    overlap = steps <= 32
+    deep = Shape(8, 3, 2 * tiles, 1, cluster, overlap) if steps > 4 else Shape(8, 6, tiles, 1, cluster, overlap)
+    fits = shared_bytes(problem, deep) <= device.shared_per_cta
+    return deep if fits else Shape(8, 3, tiles, 1, cluster, overlap)
+
+
+def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
+    """The shape with as few ring slots and CTAs an SM as registers and shared memory make it.
+
+    Raises NotImplementedError where not even the least fits.
+    """
+    # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
+    # state needs 168, then 255.
+    state = problem.head_dim // 64 * problem.group_tiles
+    one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype.itemsize == 1
+    warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
+    for stages in range(shape.stages, 1, -1):
+        one = replace(shape, stages=stages, min_ctas=1)
+        needed = shared_bytes(problem, one)
+        if needed <= device.shared_per_cta and one.stages * slot_bytes(problem, one) >= _exchange_bytes(problem):
+            ctas = min(shape.min_ctas, warps_per_sm // shape.warps, device.shared_per_sm // (needed + 1024))
+            return replace(one, min_ctas=max(1, ctas))
+    if shape.warps > 2:
+        return fit(problem, replace(shape, warps=shape.warps // 2, stages=3), device)
+    raise NotImplementedError(f"{problem} does not fit {device.shared_per_cta} bytes of shared memory")
+
+
+def _exchange_bytes(problem):
+    return 8 * problem.group_tiles * (problem.head_dim + 4) * 4
+
+
+def slot_bytes(problem: Problem, shape: Shape) -> int:
+    """One slot of a warp's ring (load.cuh)."""
+    return shape.tiles * (problem.tile_bytes + (128 if problem.token_scales else 0))
+
+
+def shared_bytes(problem: Problem, shape: Shape) -> int:
+    """Shared memory of a CTA (merge.cuh)."""
+    heads = 8 * problem.group_tiles
+    used = shape.warps * shape.stages * slot_bytes(problem, shape) + heads * shape.warps * 8 + heads * 4
+    if shape.cluster > 1:
+        slice_floats = math.ceil(heads * problem.head_dim / 4 / shape.cluster) * 4
+        return used + shape.cluster * (slice_floats * 4 + heads * 8) + 8
+    return used if shape.cluster == 1 else used + 4
+
+
+def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
+    """The build of a problem and a launch."""
+    return Config(
+        arch=arch,
+        head_dim=problem.head_dim,
+        query_bf16=problem.query_bf16,
+        kv_e4m3=problem.kv_dtype == torch.float8_e4m3fn,
+        kv_bf16=problem.kv_dtype == torch.bfloat16,
+        group_tiles=problem.group_tiles,
+        token_scales=problem.token_scales,
+        window=problem.window,
+        warps=shape.warps,
+        stages=shape.stages,
+        tiles=shape.tiles,
+        cluster=shape.cluster,
+        min_ctas=shape.min_ctas,
+        shared_bytes=shared_bytes(problem, shape),
+    )
+
+
+# ---- planned shares: scratch memory
+def shares_of(shape: Shape, kv_heads: int, device: Device) -> int:
+    """CTAs for the parts of long rows, a KV head: as many as the device holds at once."""
+    return max(1, device.sms * shape.min_ctas // kv_heads)
+
+
+def _partial_bytes(group_tiles, head_dim):
+    return 8 * group_tiles * (head_dim + 2) * 4
+
+
+def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, device: Device) -> int:
+    """Scratch memory for any call of up to `batch` sequences: partials from its start, counters at its end."""
+    group_tiles = math.ceil(query_heads / kv_heads / 8)
+    most = kv_heads * max(1, device.sms * 8 // kv_heads)
+    return most * _partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4
+
+
+class Params(ctypes.Structure):
+    """config.cuh's Params."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ["q", "k", "v", "table", "lengths", "sinks", "k_scale", "v_scale"]),
+        *((name, ctypes.c_void_p) for name in ["out", "lse", "partials", "arrived"]),
+        ("sm_scale", ctypes.c_float),
+        *((name, ctypes.c_int) for name in ["batch", "group", "q_stride", "table_stride", "table_width", "page_shift"]),
+        *((name, ctypes.c_uint) for name in ["page_stride", "head_stride", "slot_stride"]),
+        *((name, ctypes.c_int) for name in ["k_scale_head", "v_scale_head", "scale_page", "scale_head", "scale_slot"]),
+        ("window_left", ctypes.c_int),
+        ("shares", ctypes.c_int),
+    )
+
+
+def run(
+    q,
+    k_cache,
+    v_cache,
+    block_table,
+    seq_lens,
+    sinks,
+    *,
+    sm_scale,
+    window_left,
+    k_scale,
+    v_scale,
+    layout,
+    out,
+    lse,
+    workspace,
+    shape=None,
+):
+    """Launch for arguments that `api` has checked. shape: instead of the one that `choose` gives."""
+    page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
+    batch, query_heads, head_dim = q.shape
+    page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
+    device = device_of(q.device)
+    token_scales = k_scale is not None and k_scale.dim() == 3
+    problem = Problem(
+        head_dim, query_heads // kv_heads, q.dtype == torch.bfloat16, k_cache.dtype, token_scales, window_left >= 0
+    )
+    width = block_table.shape[1]
+    longest = width * page_size if window_left < 0 else min(width * page_size, window_left + 1)
+    shape = shape or choose(problem, batch, kv_heads, longest, device)
+    units = [k_cache.stride(axis) * k_cache.element_size() // 16 for axis in (0, head_axis, page_axis)]
+    params = Params(
+        q=q.data_ptr(),
+        k=k_cache.data_ptr(),
+        v=v_cache.data_ptr(),
+        table=block_table.data_ptr(),
+        lengths=seq_lens.data_ptr(),
+        sinks=sinks.data_ptr(),
+        k_scale=None if k_scale is None else k_scale.data_ptr(),
+        v_scale=None if v_scale is None else v_scale.data_ptr(),
+        out=out.data_ptr(),
+        lse=None if lse is None else lse.data_ptr(),
+        sm_scale=sm_scale,
+        batch=batch,
+        group=problem.group,
+        q_stride=q.stride(0) * q.element_size(),
+        table_stride=block_table.stride(0),
+        table_width=width,
+        page_shift=(page_size // 16).bit_length() - 1,
+        page_stride=units[0],
+        head_stride=units[1],
+        slot_stride=units[2],
+        k_scale_head=int(k_scale is not None and k_scale.numel() > 1),
+        v_scale_head=int(v_scale is not None and v_scale.numel() > 1),
+        window_left=window_left,
+    )
+    if token_scales:
+        params.scale_page, params.scale_head, params.scale_slot = (
+            k_scale.stride(axis) for axis in (0, head_axis, page_axis)
+        )
+    grid = (kv_heads, shape.cluster, batch)
+    if shape.cluster == 0:
+        shares = shares_of(shape, kv_heads, device)
+        grid = (kv_heads, batch + shares, 1)
+        needed = kv_heads * shares * _partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
+        workspace = _checked_workspace(workspace, needed, q)
+        params.shares = shares
+        params.partials = workspace.data_ptr()
+        params.arrived = workspace.data_ptr() + workspace.numel() - batch * kv_heads * 4
+    with torch.cuda.device(q.device):
+        config = config_of(problem, shape, device.arch)
+        kernel = build.function(config, q.device.index)
+        addresses = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+        stream = torch.cuda.current_stream().cuda_stream
+        overlap = shape.overlap and device.clusters
+        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, overlap)
+
+
+def _checked_workspace(workspace, needed, q):
+    needed = math.ceil(needed / 16) * 16
+    if workspace is None:
+        return torch.zeros(needed, dtype=torch.uint8, device=q.device)
+    if workspace.dtype != torch.uint8 or workspace.device != q.device or not workspace.is_contiguous():
+        raise TypeError(f"workspace is {workspace.dtype} on {workspace.device}; expected one from make_workspace")
+    if workspace.numel() < needed:
+        raise ValueError(
+            f"workspace has {workspace.numel()} bytes; this call needs {needed}: make_workspace(batch=...)"
+        )
+    return workspace

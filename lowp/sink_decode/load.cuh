@@ -1,0 +1,93 @@
+// Stage 1, load: each warp streams its own steps through its own ring in shared memory; no CTA barrier.
+//
+// A slot of the ring:   | keys: tile 0 half 0, half 1, tile 1 ... | values: the same | token scales: k, v of each tile |
+// A block in it (16 tokens x 64 dims), each cell a chunk of 16 bytes, c the chunk of the row:
+//
+//   e4m3:     row r, 4 chunks of 64 bytes   cell c ^ (r / 2) % 4      so that readers of 4 rows or 8 rows
+//   16 bits:  row r, 8 chunks of 128 bytes  cell c ^ r % 8            at one column hit different banks
+//
+// In device memory a token's dims are one row: an instruction reads whole lines of 128 bytes, of both halves if e4m3.
+#pragma once
+#include "share.cuh"
+
+struct Stream {
+  const Params& p;
+  const int* table;         // this row's entries
+  const char* k;            // this KV head's caches, at this lane's chunk of a block
+  const char* v;
+  const float* k_scale;     // token scales: k's in lanes 0-15, v's in lanes 16-31, at this lane's slot of a tile
+  unsigned to;              // where the first keys' chunk goes in the ring
+  unsigned scale_to;
+  int worker;               // this warp among the kWorkers that deal out the tiles
+  int first, end;           // tiles
+  unsigned raw, next_raw;   // table entries of this batch of steps and the next, one a lane
+  unsigned at, scale_at;    // where the tile of this lane begins: cache in 16 bytes, scales in floats
+
+  static constexpr int kCopyRows = kE4m3 && kHalves == 1 ? 8 : 4;  // rows of 4 or 8 chunks
+  static constexpr int kBatch = 32 / kTiles;  // steps whose entries one register of the warp holds
+
+  // The tile whose entry this lane holds in a batch.
+  DEVICE int tile(int batch) const {
+    const int lane = threadIdx.x & 31;
+    return first + ((batch * kBatch + lane / kTiles) * kWorkers + worker) * kTiles + lane % kTiles;
+  }
+  DEVICE unsigned entry(int batch) const {
+    const int page = tile(batch) >> p.page_shift;
+    return page < p.table_width ? load_int(table + page) : 0;
+  }
+
+  // Before the length is known: the first entries are on their way.
+  DEVICE void begin() { raw = entry(0); next_raw = entry(1); }
+
+  // Entries to addresses. A tile after the end is read from page 0 and masked: its own entry is not to be followed.
+  DEVICE void locate(int batch) {
+    const int here = tile(batch);
+    const unsigned page = here < end ? raw : 0u, slot = here < end ? (here & ((1 << p.page_shift) - 1)) * 16 : 0;
+    at = page * p.page_stride + slot * p.slot_stride;
+    if constexpr (kTokenScales) scale_at = page * p.scale_page + slot * p.scale_slot;
+  }
+
+  // Start the copies of step i into a slot.
+  DEVICE void issue(int i, int slot) {
+    if (i % kBatch == 0) {
+      const int batch = i / kBatch;
+      if (batch > 0) { raw = next_raw; next_raw = entry(batch + 1); }
+      locate(batch);
+    }
+    const unsigned at_slot = slot * kSlotBytes;
+#pragma unroll
+    for (int j = 0; j < kTiles; j++) {
+      const int owner = (i % kBatch) * kTiles + j;
+      const unsigned long long offset = 16ull * __shfl_sync(kAllLanes, at, owner);
+      copy_tile(to + at_slot + j * kHalves * kBlockBytes, k + offset);
+      copy_tile(to + at_slot + j * kHalves * kBlockBytes + kValuesAt, v + offset);
+      if constexpr (kTokenScales) copy_4(scale_to + at_slot + j * 128, k_scale + __shfl_sync(kAllLanes, scale_at, owner));
+    }
+  }
+
+  // The warp copies a tile of keys or values, kCopyRows rows at a time. Every other time a bit of the swizzle turns.
+  DEVICE void copy_tile(unsigned into, const char* from) const {
+    constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kE4m3 ? 32 : 64;
+    const unsigned rows = 16u * kCopyRows * p.slot_stride;
+#pragma unroll
+    for (int half = 0; half < (kE4m3 ? 1 : kHalves); half++)
+#pragma unroll
+      for (int i = 0; i < 16 / kCopyRows; i++)
+        copy_16((into ^ (i % 2 * kTurn)) + half * kBlockBytes + i * kCopyRows * kRowBytes, from + i * rows + half * kRowBytes);
+  }
+};
+
+DEVICE Stream make_stream(const Params& p, const Share& s, unsigned ring, int warp, int lane, int head) {
+  const int row = lane * Stream::kCopyRows / 32, chunk = lane % (32 / Stream::kCopyRows);
+  const int cell = kE4m3 ? chunk % 4 ^ row / 2 : chunk ^ row, half = kE4m3 ? chunk / 4 : 0;
+  const unsigned long long from = 16ull * (static_cast<unsigned long long>(head) * p.head_stride + row * p.slot_stride + chunk);
+  Stream stream{p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
+  stream.to = opaque(ring + half * kBlockBytes + row * kRowBytes + cell * 16);
+  if constexpr (kTokenScales) {
+    stream.k_scale = (lane < 16 ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
+    stream.scale_to = ring + kScalesAt + lane * 4;
+  }
+  stream.worker = kCluster ? s.part * kWarps + warp : warp;
+  stream.first = s.first;
+  return stream;
+}

@@ -1,0 +1,163 @@
+// Stage 5, merge: warps to CTA through shared memory, CTAs to row through the cluster or device memory, then the sink.
+//
+// A partial is (o, max, sum) of a set of tokens: o = sum of 2^(s - max) v, sum = sum of 2^(s - max). Two merge as
+//   m = max(m1, m2),  o = 2^(m1 - m) o1 + 2^(m2 - m) o2,  likewise the sums.
+// A thread merges 4 dims of one head: element e = head * head_dim + dim of the row's group. All merges run in the
+// order of warps and of parts, whoever comes last: the output is the same bits every time.
+//
+// Shared memory:  | rings; then each warp's o in its own: [heads, head_dim + 4] | max, sum [heads, warps] | sinks |
+//                 cluster: | o of each part, this CTA's slice | max, sum [parts, heads] | barrier |  planned: | flag |
+#pragma once
+#include "query.cuh"
+
+constexpr int kOutStride = kHeadDim + 4;                    // floats; the 4 spread heads over the banks
+constexpr int kPartialFloats = kHeads * kHeadDim + 2 * kHeads;  // in device memory: o, then (max, sum) of each head
+constexpr int kMaxSumAt = kWarps * kRingBytes;
+constexpr int kSinksAt = kMaxSumAt + kHeads * kWarps * 8;
+constexpr int kReceivedAt = kSinksAt + kHeads * 4;
+constexpr int kSliceFloats = (kHeads * kHeadDim / 4 + kRanks - 1) / kRanks * 4;
+constexpr int kReceivedMaxSumAt = kReceivedAt + kRanks * kSliceFloats * 4;
+constexpr int kBarrierAt = kReceivedMaxSumAt + kRanks * kHeads * 8;
+constexpr int kFlagAt = kReceivedAt;
+constexpr int kSharedBytes = kCluster > 1 ? kBarrierAt + 8 : kCluster == 1 ? kReceivedAt : kFlagAt + 4;
+static_assert(kSharedBytes == SHARED_BYTES, "launch.py computes the same");
+static_assert(kRingBytes >= kHeads * kOutStride * 4, "a warp's output must fit its ring");
+
+struct Partial {
+  float4 o;
+  float max, sum;
+};
+
+// fetch(i) gives the i-th of n partials; up to kAhead are fetched before the first is used.
+template <int kAhead, class Fetch> DEVICE Partial merge(int n, Fetch fetch) {
+  Partial all{make_float4(0.f, 0.f, 0.f, 0.f), kNothing, 0.f};
+#pragma unroll 1
+  for (int base = 0; base < n; base += kAhead) {
+    Partial some[kAhead];
+    float top = all.max;
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) {
+      some[i] = fetch(min(base + i, n - 1));
+      top = fmaxf(top, some[i].max);
+    }
+    const float shrink = exp2_fast(all.max - top);
+    all = {make_float4(all.o.x * shrink, all.o.y * shrink, all.o.z * shrink, all.o.w * shrink), top, all.sum * shrink};
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) {
+      const float weight = base + i < n ? exp2_fast(some[i].max - top) : 0.f;
+      all.o.x += weight * some[i].o.x;
+      all.o.y += weight * some[i].o.y;
+      all.o.z += weight * some[i].o.z;
+      all.o.w += weight * some[i].o.w;
+      all.sum += weight * some[i].sum;
+    }
+  }
+  return all;
+}
+
+// ---- a warp's state to shared memory
+DEVICE void store_state(State& st, char* shared, int warp, int lane) {
+  const int g = lane >> 2, t = lane & 3;
+  float* o = reinterpret_cast<float*>(shared + warp * kRingBytes);
+  float2* max_sum = reinterpret_cast<float2*>(shared + kMaxSumAt);
+  __syncwarp();  // every lane has read its last step
+#pragma unroll
+  for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+    for (int x = 0; x < 2; x++) {
+      const int head = 8 * n + 2 * t + x;
+      float sum = st.sum[n][x];
+#pragma unroll
+      for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+      if (g == 0) max_sum[head * kWarps + warp] = make_float2(st.max[n][x], sum);
+#pragma unroll
+      for (int half = 0; half < kHalves; half++) {
+        const auto& m = st.out[n][half];
+        float4* to = reinterpret_cast<float4*>(o + head * kOutStride + 64 * half + 8 * g);
+        to[0] = make_float4(m[0][x], m[0][x + 2], m[1][x], m[1][x + 2]);
+        to[1] = make_float4(m[2][x], m[2][x + 2], m[3][x], m[3][x + 2]);
+      }
+    }
+}
+
+DEVICE Partial merge_warps(const char* shared, int element) {
+  const int head = element / kHeadDim, dim = element % kHeadDim;
+  const float2* max_sum = reinterpret_cast<const float2*>(shared + kMaxSumAt) + head * kWarps;
+  return merge<kWarps>(kWarps, [&](int warp) {
+    const float* o = reinterpret_cast<const float*>(shared + warp * kRingBytes) + head * kOutStride + dim;
+    return Partial{*reinterpret_cast<const float4*>(o), max_sum[warp].x, max_sum[warp].y};
+  });
+}
+
+// ---- the row's partial to the output: the sink joins the denominator
+DEVICE void finish(const Params& p, const char* shared, int row, int kv_head, int element, const Partial& x, float v_scale) {
+  const int head = element / kHeadDim;
+  const float sink = reinterpret_cast<const float*>(shared + kSinksAt)[head] * kLog2E;
+  const float top = fmaxf(x.max, sink), shrink = exp2_fast(x.max - top);
+  const float sum = x.sum * shrink + exp2_fast(sink - top);
+  const float factor = sum > 0.f ? __fdividef(shrink * v_scale, sum) : 0.f;
+  const long long at = static_cast<long long>(row) * gridDim.x * p.group + kv_head * p.group;
+  const uint2 packed = {pack<kQueryBf16>(x.o.x * factor, x.o.y * factor), pack<kQueryBf16>(x.o.z * factor, x.o.w * factor)};
+  *reinterpret_cast<uint2*>(p.out + (at * kHeadDim + element) * 2) = packed;
+  if (p.lse && element % kHeadDim == 0) p.lse[at + head] = kLn2 * (top + log2_fast(sum));
+}
+
+#if __CUDA_ARCH__ >= 900
+// ---- CTAs of a cluster: CTA r finishes the r-th slice of the elements; partials arrive by st.async on its barrier.
+// Thread 0 of every CTA, before the cluster meets: how many bytes will come.
+DEVICE void expect_partials(const Params& p, unsigned barrier, int rank) {
+  const int from = rank * kSliceFloats, to = min(from + kSliceFloats, p.group * kHeadDim);
+  const int heads = to > from ? (to - 1) / kHeadDim - from / kHeadDim + 1 : 0;
+  barrier_init(barrier);
+  barrier_expect(barrier, kRanks * (max(to - from, 0) * 4 + heads * 8));
+}
+
+DEVICE void send_partial(char* shared, int rank, int element, const Partial& x) {
+  const int owner = element / kSliceFloats, place = element % kSliceFloats, head = element / kHeadDim;
+  const unsigned barrier = address_in(owner, shared_address(shared + kBarrierAt));
+  send(address_in(owner, shared_address(shared + kReceivedAt) + (rank * kSliceFloats + place) * 4), x.o, barrier);
+  if (place == 0 || element % kHeadDim == 0)
+    send(address_in(owner, shared_address(shared + kReceivedMaxSumAt) + (rank * kHeads + head) * 8),
+         make_float2(x.max, x.sum), barrier);
+}
+
+DEVICE Partial merge_cluster(const char* shared, int element) {
+  const int place = element % kSliceFloats, head = element / kHeadDim;
+  const float* o = reinterpret_cast<const float*>(shared + kReceivedAt) + place;
+  const float2* max_sum = reinterpret_cast<const float2*>(shared + kReceivedMaxSumAt) + head;
+  return merge<kRanks>(kRanks, [&](int part) {
+    const float2 of_head = max_sum[part * kHeads];
+    return Partial{*reinterpret_cast<const float4*>(o + part * kSliceFloats), of_head.x, of_head.y};
+  });
+}
+#endif
+
+// ---- CTAs anywhere: partials through device memory; the CTA that arrives last merges them.
+DEVICE float* partial_at(const Params& p, int kv_head, int item) {
+  return p.partials + (static_cast<long long>(kv_head) * p.shares + item) * kPartialFloats;
+}
+
+DEVICE void store_partial(float* to, int element, const Partial& x) {
+  *reinterpret_cast<float4*>(to + element) = x.o;
+  if (element % kHeadDim == 0)
+    reinterpret_cast<float2*>(to + kHeads * kHeadDim)[element / kHeadDim] = make_float2(x.max, x.sum);
+}
+
+DEVICE Partial merge_parts(const float* first, int parts, int element) {
+  return merge<12>(parts, [&](int part) {
+    const float* from = first + static_cast<long long>(part) * kPartialFloats;
+    const float2 of_head = load_fresh_8(reinterpret_cast<const float2*>(from + kHeads * kHeadDim) + element / kHeadDim);
+    return Partial{load_fresh_16(from + element), of_head.x, of_head.y};
+  });
+}
+
+// True in all threads of the CTA that is the last of the row's parts. It leaves the count at zero for the next launch.
+DEVICE bool is_last(unsigned* arrived, int parts, unsigned* flag) {
+  __syncthreads();  // this CTA's partial is written
+  if (threadIdx.x == 0) {
+    *flag = count_arrival(arrived);
+    if (*flag == unsigned(parts - 1)) *arrived = 0u;
+  }
+  __syncthreads();
+  return *flag == unsigned(parts - 1);
+}

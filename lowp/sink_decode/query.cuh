@@ -1,0 +1,59 @@
+// The query of one KV head's group, in the order of the MMAs' B elements (see step.cuh).
+//
+// Where the MMAs run in fp16, a head is first multiplied by the power of two that brings its largest element to
+// [2^14, 2^15): bf16 reaches far over fp16's 65504, and small queries would be subnormal. The factor is exact, and the
+// scores are divided by it.
+#pragma once
+#include "step.cuh"
+
+using RawQuery = uint4[kGroupTiles][kHalves][2];  // head 8 tile + g, dims 16t .. 16t + 15 of each half
+
+DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int lane) {
+  const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int n = 0; n < kGroupTiles; n++) {
+    const int head = 8 * n + g;
+    const char* from = p.q + static_cast<long long>(row) * p.q_stride + (kv_head * p.group + head) * (2 * kHeadDim) + 32 * t;
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        raw[n][half][i] = head < p.group ? load_16(from + 128 * half + 16 * i) : make_uint4(0u, 0u, 0u, 0u);
+  }
+}
+
+// to_log2 becomes sm_scale x k_scale x log2 e over the head's power of two.
+DEVICE void prepare_query(Query& q, const RawQuery& raw, float to_log2, int lane) {
+  const int t = lane & 3;
+#pragma unroll
+  for (int n = 0; n < kGroupTiles; n++) {
+    float factor = 1.f;
+    float2 x[kHalves][8];
+    float largest = 0.f;
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const uint4 four = raw[n][half][i / 4];
+        const unsigned word = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
+        x[half][i] = unpack<kQueryBf16>(word);
+        largest = fmaxf(largest, fmaxf(fabsf(x[half][i].x), fabsf(x[half][i].y)));
+      }
+    if constexpr (!kKvBf16) {
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+      const int exponent = int(__float_as_uint(largest) >> 23) - 127;
+      factor = __uint_as_float(unsigned(min(14 - exponent, 100) + 127) << 23);
+    }
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) q.b[n][half][i] = pack<kKvBf16>(x[half][i].x * factor, x[half][i].y * factor);
+    // Head 2t + i is head g of the lanes 8t + 4i on; the unit of converted keys cancels here.
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float scaled = to_log2 / (kE4m3 ? kE4m3Unit : 1.f);
+      q.to_log2[n][i] = kKvBf16 ? scaled : __fdividef(scaled, __shfl_sync(kAllLanes, factor, 8 * t + 4 * i));
+    }
+  }
+}

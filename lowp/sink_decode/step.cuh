@@ -1,0 +1,238 @@
+// Stages 2 to 4, one step of one warp: scores, softmax, values. With g = lane / 4 and t = lane % 4:
+//
+//   scores   S^T (16 tokens x 8 heads) = K (A) Q^T (B)      a tile of keys and a tile of heads: head_dim / 16 MMAs
+//            K: the lane's 16 bytes (8 dims at 16 bits: twice that) of rows g and g + 8 are its A elements; which dims
+//            an MMA sums over is free, so Q is loaded in the same order: 16 dims from 16 t on of each half
+//   softmax  P = exp2(c S - m): the lane has heads 2t, 2t + 1 of tokens g, g + 8
+//   values   O^T (16 dims x 8 heads) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
+//            V: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 the lane has dims 8g .. 8g + 7 of each half; bytes of two tokens
+//            are interleaved to pairs; MMA m (0-3) has dims 8g + 2m (A row g) and 8g + 2m + 1 (row g + 8)
+//
+// Row x of the MMAs is the tile's token swapped(x), which spreads the reads of V over the banks; P^T carries the same
+// order, so that only masks and token scales see it.
+#pragma once
+#include "load.cuh"
+
+DEVICE int swapped(int x) { return x ^ ((x >> 1) & 1); }  // 0 1 3 2 4 5 7 6
+
+struct State {                           // of a warp, so far
+  float max[kGroupTiles][2];             // heads 8 tile + 2t, 2t + 1; in log2 units; the scale of the sums below
+  float sum[kGroupTiles][2];             // this lane's tokens only
+  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, head 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1)
+};
+
+struct Query {
+  unsigned b[kGroupTiles][kHalves][8];   // B elements: head g, dims 16t .. 16t + 15 of each half
+  float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; heads 2t, 2t + 1
+};
+
+struct Reader {                          // addresses in slot 0 of the ring
+  unsigned k, v[2], scale;
+  DEVICE Reader(unsigned ring, int lane) {
+    const int g = lane >> 2, t = lane & 3, row = swapped(g);
+    k = opaque(ring + row * kRowBytes + (kE4m3 ? t ^ (row >> 1) : (2 * t) ^ row) * 16);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const int token = swapped(2 * t + j);
+      const int cell = kE4m3 ? ((g >> 1) ^ ((token >> 1) & 3)) * 16 + (g & 1) * 8 : (g ^ token) * 16;
+      v[j] = opaque(ring + kValuesAt + token * kRowBytes + cell);
+    }
+    scale = ring + kScalesAt + row * 4;
+  }
+};
+
+using Scores = float[kTiles][kGroupTiles][4];     // (token g, head 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
+using RawValues = unsigned[kTiles][kHalves][4][kE4m3 ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
+
+// ---- scores
+DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
+#pragma unroll
+  for (int j = 0; j < kTiles; j++) {
+#pragma unroll
+    for (int n = 0; n < kGroupTiles; n++) s[j][n][0] = s[j][n][1] = s[j][n][2] = s[j][n][3] = 0.f;
+#pragma unroll
+    for (int half = 0; half < kHalves; half++) {
+      const unsigned block = k + (j * kHalves + half) * kBlockBytes;
+      unsigned low[8], high[8];  // rows g and g + 8: 16 dims of each, in pairs
+      if constexpr (kE4m3) {
+        const uint4 a = load_shared_16(block), b = load_shared_16(block + kBlockBytes / 2);
+        const unsigned wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int x = 0; x < 4; x++) {
+          from_e4m3(wa[x], low[2 * x], low[2 * x + 1]);
+          from_e4m3(wb[x], high[2 * x], high[2 * x + 1]);
+        }
+      } else {
+#pragma unroll
+        for (int x = 0; x < 2; x++) {
+          const uint4 a = load_shared_16((block ^ (16 * x))), b = load_shared_16((block ^ (16 * x)) + kBlockBytes / 2);
+          low[4 * x] = a.x; low[4 * x + 1] = a.y; low[4 * x + 2] = a.z; low[4 * x + 3] = a.w;
+          high[4 * x] = b.x; high[4 * x + 1] = b.y; high[4 * x + 2] = b.z; high[4 * x + 3] = b.w;
+        }
+      }
+#pragma unroll
+      for (int x = 0; x < 4; x++)
+#pragma unroll
+        for (int n = 0; n < kGroupTiles; n++)
+          mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], q.b[n][half][2 * x],
+                       q.b[n][half][2 * x + 1]);
+    }
+  }
+}
+
+// ---- softmax
+// The reference maximum is raised only when a score exceeds it by 2^8: most steps pay one vote and no shuffle, and
+// exp2 of a difference still fits fp16. With token scales the weight of a token carries its value's scale:
+// P = exp2(c k_scale S + log2 v_scale - m), and the sum takes it out again.
+template <bool kEdge>
+DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, unsigned scale, int token, int from, int to) {
+  float add[kTiles][2] = {};  // log2 v_scale of tokens g, g + 8
+  if constexpr (kTokenScales) {
+#pragma unroll
+    for (int j = 0; j < kTiles; j++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float key = load_shared_float(scale + j * 128 + i * 32), value = load_shared_float(scale + j * 128 + i * 32 + 64);
+        add[j][i] = log2_fast(fmaxf(value, 0x1p-60f));  // also of NaN in a slot that is masked
+#pragma unroll
+        for (int n = 0; n < kGroupTiles; n++) { s[j][n][2 * i] *= key; s[j][n][2 * i + 1] *= key; }
+      }
+  }
+  if constexpr (kEdge) {
+#pragma unroll
+    for (int j = 0; j < kTiles; j++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int here = token + 16 * j + 8 * i;
+        if (here < from || here >= to)
+#pragma unroll
+          for (int n = 0; n < kGroupTiles; n++) s[j][n][2 * i] = s[j][n][2 * i + 1] = -__int_as_float(0x7f800000);
+      }
+  }
+  float top[kGroupTiles][2], over = kNothing;
+#pragma unroll
+  for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+    for (int x = 0; x < 2; x++) {
+      const float c = q.to_log2[n][x];
+      if constexpr (kTokenScales) {
+        top[n][x] = fmaxf(fmaf(s[0][n][x], c, add[0][0]), fmaf(s[0][n][x + 2], c, add[0][1]));
+#pragma unroll
+        for (int j = 1; j < kTiles; j++)
+          top[n][x] = fmaxf(top[n][x], fmaxf(fmaf(s[j][n][x], c, add[j][0]), fmaf(s[j][n][x + 2], c, add[j][1])));
+      } else {
+        top[n][x] = fmaxf(s[0][n][x], s[0][n][x + 2]);
+#pragma unroll
+        for (int j = 1; j < kTiles; j++) top[n][x] = fmaxf(top[n][x], fmaxf(s[j][n][x], s[j][n][x + 2]));
+        top[n][x] *= c;
+      }
+      over = fmaxf(over, top[n][x] - st.max[n][x]);
+    }
+  if (__any_sync(kAllLanes, over > 8.f)) {
+#pragma unroll
+    for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+      for (int x = 0; x < 2; x++) {
+        float m = top[n][x];
+#pragma unroll
+        for (int lanes = 4; lanes < 32; lanes *= 2) m = fmaxf(m, __shfl_xor_sync(kAllLanes, m, lanes));
+        m = fmaxf(m, st.max[n][x]);
+        const float shrink = exp2_fast(st.max[n][x] - m);
+        st.max[n][x] = m;
+        st.sum[n][x] *= shrink;
+#pragma unroll
+        for (int half = 0; half < kHalves; half++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) { st.out[n][half][i][x] *= shrink; st.out[n][half][i][x + 2] *= shrink; }
+      }
+  }
+#pragma unroll
+  for (int j = 0; j < kTiles; j++)
+#pragma unroll
+    for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        float weight[2];
+#pragma unroll
+        for (int x = 0; x < 2; x++) {
+          const float above = fmaf(s[j][n][2 * i + x], q.to_log2[n][x], -st.max[n][x]);
+          weight[x] = exp2_fast(kTokenScales ? above + add[j][i] : above);
+          st.sum[n][x] += kTokenScales ? exp2_fast(above) : weight[x];
+        }
+        w[j][n][i] = transpose(pack<kKvBf16>(weight[0], weight[1]));
+      }
+}
+
+// ---- values
+template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, unsigned slot, int tile_token, int from, int to) {
+#pragma unroll
+  for (int j = 0; j < kTiles; j++)
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const unsigned address = at.v[i & 1] + slot + (j * kHalves + half) * kBlockBytes + (i >> 1) * (kBlockBytes / 2);
+        unsigned(&words)[kE4m3 ? 2 : 4] = v[j][half][i];
+        if constexpr (kE4m3) {
+          const uint2 x = load_shared_8(address);
+          words[0] = x.x; words[1] = x.y;
+        } else {
+          const uint4 x = load_shared_16(address);
+          words[0] = x.x; words[1] = x.y; words[2] = x.z; words[3] = x.w;
+        }
+        if constexpr (kEdge) {  // what is masked may be NaN, and 0 x NaN is NaN
+          const int t = threadIdx.x & 3, token = tile_token + 16 * j + 8 * (i >> 1) + swapped(2 * t + (i & 1));
+          if (token < from || token >= to)
+#pragma unroll
+            for (unsigned& word : words) word = 0u;
+        }
+      }
+}
+
+// The A elements of MMA m: dims 8g + 2m and 8g + 2m + 1 of tokens 2t, 2t + 1 (a0, a1) and 2t + 8, 2t + 9 (a2, a3).
+using Columns = unsigned[kTiles][kHalves][4][4];
+DEVICE void to_columns(Columns& a, const RawValues& v) {
+#pragma unroll
+  for (int j = 0; j < kTiles; j++)
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int m = 0; m < 4; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const auto& x = v[j][half][2 * i];
+          const auto& y = v[j][half][2 * i + 1];
+          unsigned& first = a[j][half][m][2 * i];
+          unsigned& second = a[j][half][m][2 * i + 1];
+          if constexpr (kE4m3) {
+            from_e4m3(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
+          } else {
+            first = __byte_perm(x[m], y[m], 0x5410);
+            second = __byte_perm(x[m], y[m], 0x7632);
+          }
+        }
+}
+
+// One step: the tiles in a slot, the first of which begins at `token`; tokens outside [from, to) are masked if kEdge.
+template <bool kEdge>
+DEVICE void compute_step(State& st, const Query& q, const Reader& at, unsigned slot, int token, int from, int to) {
+  Scores s;
+  Weights w;
+  RawValues v;
+  Columns columns;
+  compute_scores(s, q, at.k + slot);
+  load_values<kEdge>(v, at, slot, token, from, to);
+  to_columns(columns, v);
+  compute_softmax<kEdge>(st, s, w, q, at.scale + slot, token + swapped((threadIdx.x & 31) >> 2), from, to);
+#pragma unroll
+  for (int j = 0; j < kTiles; j++)
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int m = 0; m < 4; m++)
+#pragma unroll
+        for (int n = 0; n < kGroupTiles; n++)
+          mma<kKvBf16>(st.out[n][half][m], columns[j][half][m][0], columns[j][half][m][1], columns[j][half][m][2],
+                       columns[j][half][m][3], w[j][n][0], w[j][n][1]);
+}
