@@ -13,7 +13,7 @@ setup:
 	@scripts/setup.sh
 
 test: setup
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	@$(VENV)/bin/fp8-sinks bench serving baseline fp8 $(if $(MODEL),--model $(MODEL))
