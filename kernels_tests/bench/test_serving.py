@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
         [*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL, env=environment
     )
     try:
-        wait_for(lambda: (run / "small-fp8" / "cold.json").exists() or killed.poll() is not None, RUN_S)
+        wait_for(lambda: (run / "small-fp8" / "sinks.json").exists() or killed.poll() is not None, RUN_S)
         assert killed.poll() is None, "it ended before it could be killed"
         killed.send_signal(signal.SIGKILL)
         killed.wait()
