@@ -37,6 +37,10 @@ class Request:
 
 def check(kernels: list[Kernel]) -> None:
     """Raise Problem("software") where there is no GPU, no FlashInfer, or no patched one and a kernel needs it."""
+    try:
+        machine.detect("gpu")
+    except LookupError as error:
+        raise Problem("software", f"no GPU to time kernels on: {error}", "run this on a machine with one") from error
     installed = package.installed()
     if installed is None:
         raise Problem(
@@ -55,10 +59,6 @@ def check(kernels: list[Kernel]) -> None:
             f" {', '.join(needy)}: expected the patch series applied",
             f"run: fp8-sinks patch apply{without}",
         )
-    try:
-        machine.detect("gpu")
-    except LookupError as error:
-        raise Problem("software", f"no GPU to time kernels on: {error}", "run this on a machine with one") from error
     import torch
 
     if not torch.cuda.is_available():
