@@ -74,7 +74,7 @@ def _tolerance_lines(result: KernelsResult) -> list[str]:
             lines.append(
                 f"Tolerance of the original plan, {md.text(kernel)} {QUANTISED}: {_percents(of_bf16)} of the elements"
                 f" miss rtol {found[0].rtol:g}, atol {found[0].atol:g} against a BF16 cache, {_percents(stored)}"
-                " against the cache as stored: storing eight bits rounds by more than that tolerance, whatever the kernel"
+                " against the cache as stored: storing eight bits rounds by more than that, whatever the kernel"
             )
     return lines
 
