@@ -6,14 +6,14 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from bench.kernels.gain import compared, gains, message
+from bench.kernels.gain import compared, gains, short
 from bench.kernels.result import KernelRow, KernelsResult
 from bench.plots import MARKERS, STYLE, colour_of, legend, new_figure, save
 
 
 def title(result: KernelsResult) -> str:
     """What the plot says of the first kernel that has both formats."""
-    return next((message(result, kernel) for kernel in compared(result)), "Decode kernels: share of the read ceiling")
+    return next((short(result, kernel) for kernel in compared(result)), "Decode kernels: share of the read ceiling")
 
 
 def kernels_plot(result: KernelsResult, path: Path) -> None:

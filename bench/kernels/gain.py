@@ -62,10 +62,19 @@ def message(result: KernelsResult, kernel: str) -> str:
     parts = [f"slower than BF16 at {_listed(slower)}" if slower else "slower than BF16 at no measured shape"]
     parts += _pays_parts(found)
     if faster := [gain.value for gain in found if gain.verdict == "faster"]:
-        parts.append(f"at most {max(faster):.2f}x as fast")
+        parts.append(f"at best {max(faster):.2f}x as fast")
     worst = [max(getattr(gain, side).rel_l2 for gain in found) for side in ("row", "base")]
     parts.append(f"relL2 at most {worst[0]:.1e}, with BF16 {worst[1]:.1e}")
     return f"FP8 through {kernel}: {'; '.join(parts)}"
+
+
+def short(result: KernelsResult, kernel: str) -> str:
+    """The same without times and contexts, for a title."""
+    found = gains(result, kernel)
+    slower = [_shape(gain.row) for gain in found if gain.verdict == "slower"]
+    few = f"at {_listed(slower)}" if 0 < len(slower) < 4 else f"at {len(slower)} of {len(found)} shapes"
+    best = max(gain.value for gain in found)
+    return f"FP8 through {kernel}: slower than BF16 {few}; at best {best:.2f}x as fast"
 
 
 def _pays_parts(found: list[Gain]) -> list[str]:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from bench import report
+from bench import kernels_plot, report
 from bench.kernels import gain
 from bench.kernels.grid import Shape
 from bench.result import write
@@ -30,8 +30,16 @@ def test_where_fp8_is_slower_and_from_where_it_pays():
     assert message() == (
         "FP8 through fa2-sinks: slower than BF16 at 1 x 2,048 (14.0 us against 10.0) and 1 x 8,192 (18.0 us against"
         " 15.0); pays from a context of 32,768 tokens with 1 request at once; pays at every measured context with 8"
-        " requests at once; at most 1.29x as fast; relL2 at most 2.3e-03, with BF16 2.3e-03"
+        " requests at once; at best 1.29x as fast; relL2 at most 2.3e-03, with BF16 2.3e-03"
     )
+
+
+def test_the_title_is_short():
+    result = a_kernels_result()
+    said = "FP8 through fa2-sinks: slower than BF16 at 1 x 2,048 and 1 x 8,192; at best 1.29x as fast"
+    assert kernels_plot.title(result) == said
+    many = [row for context in range(1024, 5120, 1024) for row in pair(context, 10, 12)]
+    assert "slower than BF16 at 4 of 4 shapes; at best 0.83x as fast" in kernels_plot.title(a_kernels_result(*many))
 
 
 def pair(context, bf16, e4m3, batch=1, **changes):
