@@ -70,6 +70,11 @@ def execute(request: Request) -> KernelsResult:
     check(request.kernels)
     source = _provenance(request.command)
     folder, wiped = _empty_cache(request.folder / "cache")
+    try:
+        import flashinfer  # noqa: F401 - now: its seconds are no kernel's
+    except ImportError as error:
+        what = f"FlashInfer cannot be imported: {_message(error)}"
+        raise Problem("software", what, "install what it depends on: make setup DEVICE=gpu") from error
     request.say("read ceiling")
     from bench.kernels.ceiling import read_ceiling  # imports torch and Triton, which read the environment set above
 
@@ -109,7 +114,6 @@ def _empty_cache(root: Path) -> tuple[Path, int]:
 
 def _build(request: Request, kernel: Kernel, folder: Path) -> Build:
     """Compile, load and run a kernel once."""
-    import flashinfer  # noqa: F401 - seconds of its own, which are no kernel's
     import torch
 
     from bench.kernels import inputs

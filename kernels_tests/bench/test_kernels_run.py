@@ -155,6 +155,12 @@ def test_the_cache_is_wiped_and_every_kernel_built_anew(fake_device):
     assert sum(line.startswith("built a e4m3 in") for line in said) == 1
 
 
+def test_a_flashinfer_that_cannot_be_imported_is_one_error(fake_device):
+    fake_device.patch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(Problem, match="FlashInfer cannot be imported: ModuleNotFoundError"):
+        fake_device.execute(fake_device.kernel("a"))
+
+
 def test_a_failed_kernel_keeps_its_rows(fake_device):
     broken = fake_device.kernel("b", settings=("broken",))
     result, said = fake_device.execute(fake_device.kernel("a"), broken, shapes=[Shape(2, 512), Shape(1, 1024)])
