@@ -1,4 +1,4 @@
-"""`fp8-sinks bench`: serving, report, keep."""
+"""`fp8-sinks bench`: serving, accuracy, kernels, report, keep, compare."""
 
 import shlex
 import shutil
@@ -14,6 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bench import gates, serving
 from bench import result as results
 from bench.gates import failed_gates
+from bench.kernels.command import kernels_command
 from bench.run import Request, Run
 from vllm_launch import plan as plans
 from vllm_launch import profile
@@ -25,7 +26,10 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group()
 def bench() -> None:
-    """Measure servers, and make reports from the result files."""
+    """Measure servers and kernels, and make reports from the result files."""
+
+
+bench.add_command(kernels_command)
 
 
 def run_options(command):

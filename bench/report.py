@@ -6,9 +6,11 @@ Law: a speed is shown only beside an accuracy record.
 import re
 from pathlib import Path
 
-from bench import plots, report_accuracy, report_roofline
+from bench import plots, report_accuracy, report_kernels, report_roofline
 from bench import report_summary as summary
 from bench import report_tables as tables
+from bench.kernels.result import KernelsResult
+from bench.kernels_plot import kernels_plot
 from bench.report_tables import NOT_SHOWN
 from bench.result import AccuracyResult, AccuracyRow, ServingResult, ServingRow, read, write_text
 from vllm_launch.errors import Problem
@@ -46,7 +48,8 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
     """
     blocks = []
     for one in _newest_first(results_paths):
-        blocks += [f"**{summary.headline(one)}**", summary.summary_lines(one)]
+        short = report_kernels if one.kind == "kernels" else summary
+        blocks += [f"**{short.headline(one)}**", short.summary_lines(one)]
     try:
         before, rest = path.read_text(encoding="utf-8").split(GLANCE_BEGIN)
         _, after = rest.split(GLANCE_END)
@@ -57,14 +60,14 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
     return path
 
 
-def _newest_first(results_paths: list[Path]) -> list[ServingResult]:
+def _newest_first(results_paths: list[Path]) -> list[ServingResult | KernelsResult]:
     results = [_widened(read(path)) for path in results_paths]
     return sorted(results, key=lambda one: (one.provenance.created.isoformat(), one.id), reverse=True)
 
 
-def _widened(result: ServingResult | AccuracyResult) -> ServingResult:
+def _widened(result: ServingResult | AccuracyResult | KernelsResult) -> ServingResult | KernelsResult:
     """An accuracy result as a serving result without any speed: the report has one form for both."""
-    if result.kind == "serving":
+    if result.kind != "accuracy":
         return result
     nothing = {"wiped": None, "starts": [], "completion": None, "rates": []}
     rows = [
@@ -73,24 +76,35 @@ def _widened(result: ServingResult | AccuracyResult) -> ServingResult:
     return ServingResult(id=result.id, provenance=result.provenance, model=result.model, rows=rows)
 
 
-def markdown(results: list[ServingResult], plot_names: dict[str, dict[str, str]]) -> str:
-    """The report's text. plot_names: result id -> capacity, decode or start -> the plot's relative path."""
+def markdown(results: list[ServingResult | KernelsResult], plot_names: dict[str, dict[str, str]]) -> str:
+    """The report's text. plot_names: result id -> which plot -> the plot's relative path."""
     blocks = ["# Benchmark results", "Made from result files by `fp8-sinks bench report`, not by hand."]
     for result in results:
-        blocks += [f"## {summary.headline(result)}", *summary.first_screen(result, plot_names.get(result.id, {}))]
-        blocks += ["### Accuracy", *report_accuracy.details(result.rows)]
-        blocks += ["### Requested and resolved", tables.resolved_table(result)]
-        if summary.has_speed(result):
-            records = summary.accuracies(result)
-            blocks += ["### Starts", tables.starts_table(result)]
-            blocks += ["### Against the roofline", *report_roofline.blocks(result, records, summary.base_of(result))]
-            blocks += ["### All rates", *tables.rate_tables(result, records)]
-        blocks += ["### Greedy answers", *tables.greedy_texts(result)]
-        blocks += ["### Where it comes from", *tables.provenance(result)]
+        of_kind = report_kernels.blocks if result.kind == "kernels" else _serving_blocks
+        blocks += of_kind(result, plot_names.get(result.id, {}))
     return "\n\n".join(blocks) + "\n"
 
 
-def _draw(result: ServingResult, folder: Path, plots_folder: str) -> dict[str, str]:
+def _serving_blocks(result: ServingResult, plot_names: dict[str, str]) -> list[str]:
+    blocks = [f"## {summary.headline(result)}", *summary.first_screen(result, plot_names)]
+    blocks += ["### Accuracy", *report_accuracy.details(result.rows)]
+    blocks += ["### Requested and resolved", tables.resolved_table(result)]
+    if summary.has_speed(result):
+        records = summary.accuracies(result)
+        blocks += ["### Starts", tables.starts_table(result)]
+        blocks += ["### Against the roofline", *report_roofline.blocks(result, records, summary.base_of(result))]
+        blocks += ["### All rates", *tables.rate_tables(result, records)]
+    blocks += ["### Greedy answers", *tables.greedy_texts(result)]
+    return [*blocks, "### Where it comes from", *tables.provenance(result)]
+
+
+def _draw(result: ServingResult | KernelsResult, folder: Path, plots_folder: str) -> dict[str, str]:
+    if result.kind == "kernels":
+        if all(row.error for row in result.rows):
+            return {}
+        name = f"{plots_folder}/{_file_name(result.id)}-kernels.png"
+        kernels_plot(result, folder / name)
+        return {"kernels": name}
     names = {which: f"{plots_folder}/{_file_name(result.id)}-{which}.png" for which in summary.messages_of(result)}
     base = summary.base_of(result)
     if "capacity" in names:

@@ -5,6 +5,7 @@ from statistics import median
 
 from bench import markdown as md
 from bench import plots
+from bench.kernels.result import KernelsResult
 from bench.result import GreedyMatch, Rate, ServingResult
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
@@ -114,23 +115,30 @@ def match_words(match: GreedyMatch) -> str:
 
 
 def provenance(result: ServingResult) -> list[str]:
-    source, machine, model = result.provenance, result.provenance.machine, result.model
-    device = f"{machine.gpus} GPU, driver {machine.driver}" if machine.gpus else f"{machine.cores} cores"
-    commit = f"{source.git_commit or 'not known'}{' with changes' if source.git_dirty else ''}"
-    memory = f"{machine.total_bytes / GIB:.0f} GiB of memory"
+    model = result.model
     weights = f"{model.weight_bytes / GIB:.2f} GiB of weights"
-    lines = [
-        ["result", md.text(result.id)],
-        ["made", f"{source.created:%Y-%m-%d %H:%M %Z}".strip()],
-        ["machine", md.text(f"{machine.name} ({machine.family}), {device}, {memory}")],
-        ["model", md.text(f"{model.name}, {model.layers} layers, {weights}")],
-        ["commit", commit],
-        ["FlashInfer patch set", md.text(source.patch)],
-        *([md.text(name), md.text(version)] for name, version in sorted(source.versions.items())),
-    ]
-    commands = [md.block(md.shell(source.command), "sh")]
+    about = [["model", md.text(f"{model.name}, {model.layers} layers, {weights}")]]
+    commands = [md.block(md.shell(result.provenance.command), "sh")]
     for row in result.rows:
         variables = [f"{name}={value}" for name, value in sorted(row.requested.environment.items())]
         command = md.shell(["env", *variables]) + " \\\n  " + md.shell(row.requested.command)
         commands += [f"Server of {md.text(row.profile)}:", md.block(command, "sh")]
-    return [md.table(["", ""], lines), md.details("Commands", commands)]
+    return [source_table(result, about), md.details("Commands", commands)]
+
+
+def source_table(result: ServingResult | KernelsResult, about: list[list[str]]) -> str:
+    """Machine, versions and commit of a result of any kind. about: lines on what was measured."""
+    source, machine = result.provenance, result.provenance.machine
+    device = f"{machine.gpus} GPU, driver {machine.driver}" if machine.gpus else f"{machine.cores} cores"
+    commit = f"{source.git_commit or 'not known'}{' with changes' if source.git_dirty else ''}"
+    memory = f"{machine.total_bytes / GIB:.0f} GiB of memory"
+    lines = [
+        ["result", md.text(result.id)],
+        ["made", f"{source.created:%Y-%m-%d %H:%M %Z}".strip()],
+        ["machine", md.text(f"{machine.name} ({machine.family}), {device}, {memory}")],
+        *about,
+        ["commit", commit],
+        ["FlashInfer patch set", md.text(source.patch)],
+        *([md.text(name), md.text(version)] for name, version in sorted(source.versions.items())),
+    ]
+    return md.table(["", ""], lines)

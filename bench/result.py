@@ -1,37 +1,17 @@
 """A Result: what one run measured, on what, with what command. The only thing that reports are made from."""
 
 import os
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from bench.kernels.result import KernelsResult
+from bench.record import SCHEMA_VERSION, Provenance, Strict, Wiped
 from vllm_launch.errors import Problem
-from vllm_launch.machine import Machine
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument
 from vllm_launch.resolved import Resolved
-
-SCHEMA_VERSION = 1
-
-
-class Strict(BaseModel):
-    """Plain data: unknown keys are errors, and nothing changes after it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Provenance(Strict):
-    """Where and how a result was made; paths are replaced by $REPO, $ENV, ~ and $TMP, and no host is named."""
-
-    created: datetime
-    machine: Machine
-    versions: dict[str, str]
-    patch: Annotated[str, Field(description="'none', the id of FlashInfer's patch set, or its state if neither")]
-    git_commit: str | None
-    git_dirty: bool
-    command: list[str]
 
 
 class Requested(Strict):
@@ -87,13 +67,6 @@ class GreedyMatch(Strict):
     distinct: int
     margin: float
     passed: bool
-
-
-class Wiped(Strict):
-    """What emptying this run's JIT caches removed before the profile's cold start."""
-
-    files: int
-    bytes: int
 
 
 class Failure(Strict):
@@ -226,11 +199,11 @@ class AccuracyResult(Strict):
     rows: list[AccuracyRow]
 
 
-Result = Annotated[ServingResult | AccuracyResult, Field(discriminator="kind")]
+Result = Annotated[ServingResult | AccuracyResult | KernelsResult, Field(discriminator="kind")]
 RESULT = TypeAdapter(Result)
 
 
-def read(path: Path) -> ServingResult | AccuracyResult:
+def read(path: Path) -> ServingResult | AccuracyResult | KernelsResult:
     """Read a result file of any kind.
 
     Raises Problem("file") for one that is missing, half-written or of another schema.

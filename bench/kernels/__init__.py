@@ -1,1 +1,1 @@
-"""Kernel benches: one script a concept, each self-contained, writing JSON."""
+"""Decode kernels side by side: the same inputs, one run, each time with its error and the memory's read ceiling."""

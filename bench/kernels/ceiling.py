@@ -1,0 +1,39 @@
+"""The read ceiling: how fast this GPU's memory can be read, measured. Needs Triton."""
+
+from functools import partial
+from statistics import median
+
+import torch
+import triton
+import triton.language as tl
+
+from bench.kernels.timing import graph_us
+
+SWEPT_BYTES = 2 << 30
+# Values a step, steps a program, warps: which is fastest differs from GPU to GPU.
+VARIANTS = [(2048, 32, 4), (4096, 16, 8), (4096, 64, 8), (8192, 16, 8)]
+
+
+@triton.jit
+def _sweep(values, sums, WIDTH: tl.constexpr, STEPS: tl.constexpr):
+    program = tl.program_id(0)
+    total = tl.zeros((WIDTH,), tl.int32)
+    for step in range(STEPS):
+        total += tl.load(values + (program * STEPS + step) * WIDTH + tl.arange(0, WIDTH))
+    tl.store(sums + program, tl.sum(total))
+
+
+def read_ceiling() -> float:
+    """Bytes per second of the fastest of VARIANTS over SWEPT_BYTES of random integers, each read once a sweep."""
+    values = torch.randint(0, 100, (SWEPT_BYTES // 4,), dtype=torch.int32, device="cuda")
+    expected = values.sum()
+    best = 0.0
+    for width, steps, warps in VARIANTS:
+        programs = values.numel() // (width * steps)
+        sums = torch.empty(programs, dtype=torch.int32, device="cuda")
+        sweep = partial(_sweep[(programs,)], values, sums, width, steps, num_warps=warps)
+        seconds = median(graph_us([sweep])) * 1e-6
+        if sums.sum() != expected:
+            raise RuntimeError(f"a sweep of {width} values, {steps} steps and {warps} warps did not read everything")
+        best = max(best, values.nbytes / seconds)
+    return best

@@ -1,0 +1,61 @@
+"""What a decode call should give, in float64, and how far an output is from it."""
+
+import torch
+
+from bench.kernels.inputs import Inputs
+
+ROWS = 4  # requests of a layer that are looked at: the first and the last ones
+LAYERS = 2
+
+
+def looked_at(count: int, most: int) -> list[int]:
+    """The first and the last of `count` places, `most` of them at the most."""
+    return sorted({*range(min(count, most - most // 2)), *range(max(0, count - most // 2), count)})
+
+
+def attention(inputs: Inputs, kv_format: str, layer: int, row: int, *, sinks: bool) -> torch.Tensor:
+    """One request's exact output over its cache as stored in kv_format, float64 [query heads, head_dim].
+
+    out_h = sum_j e^(s_hj) v_j / (e^sink_h + sum_j e^(s_hj)) with s_hj = sm_scale q_h . k_j, where query head h reads
+    KV head h // group. Without sinks the denominator is the sum alone.
+    """
+    k, v = (_tokens(inputs, cache, row) for cache in inputs.caches[kv_format][layer])
+    q = inputs.q[layer][row].double().view(k.shape[1], -1, k.shape[2])
+    logits = torch.einsum("hgd,jhd->hgj", q, k) * inputs.sm_scale
+    total = logits.logsumexp(-1)
+    if sinks:
+        total = torch.logaddexp(total, inputs.sinks.double().view_as(total))
+    return torch.einsum("hgj,jhd->hgd", torch.exp(logits - total[..., None]), v).flatten(0, 1)
+
+
+def expected(inputs: Inputs, kv_format: str, *, sinks: bool) -> torch.Tensor:
+    """attention() for the layers and requests that are looked at, float64 [seen, query heads, head_dim]."""
+    places = _places(inputs)
+    return torch.stack([attention(inputs, kv_format, layer, row, sinks=sinks) for layer, row in places])
+
+
+def outputs(inputs: Inputs) -> torch.Tensor:
+    """What was written into inputs.out at the places of expected(), float64."""
+    return torch.stack([inputs.out[layer][row].double() for layer, row in _places(inputs)])
+
+
+def rel_l2(out: torch.Tensor, exact: torch.Tensor) -> float:
+    """|out - exact| / |exact|; NaN if any element of `out` is."""
+    return float((out - exact).norm() / exact.norm())
+
+
+def missed(out: torch.Tensor, exact: torch.Tensor, rtol: float, atol: float) -> float:
+    """Share of the elements with |out - exact| > atol + rtol |exact|, or that are NaN."""
+    held = (out - exact).abs() <= atol + rtol * exact.abs()
+    return 1 - float(held.double().mean())
+
+
+def _places(inputs: Inputs) -> list[tuple[int, int]]:
+    rows = looked_at(inputs.shape.batch, ROWS)
+    return [(layer, row) for layer in looked_at(len(inputs.q), LAYERS) for row in rows]
+
+
+def _tokens(inputs: Inputs, cache: torch.Tensor, row: int) -> torch.Tensor:
+    """A request's keys or values in order, float64 [context, kv heads, head_dim]."""
+    pages = cache[inputs.block_table[row].long()].transpose(1, 2)
+    return pages.flatten(0, 1)[: inputs.shape.context].double()

@@ -1,0 +1,94 @@
+"""The result of kind `kernels`. Other tools read its keys: a key keeps its name and its meaning."""
+
+import math
+from typing import Literal
+
+from pydantic import model_validator
+
+from bench.record import SCHEMA_VERSION, Provenance, Strict
+
+
+class Geometry(Strict):
+    """What all rows share. layout: FlashInfer's name of the cache's order of axes."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    layout: Literal["NHD", "HND"]
+    query_format: str
+
+
+class Build(Strict):
+    """First call of a kernel with an empty cache: compile, load, run once. Seconds; None where it failed."""
+
+    kernel: str
+    kv_format: str
+    seconds: float | None
+    error: str | None
+
+
+class KernelRow(Strict):
+    """One kernel at one shape: `batch` requests of `context` tokens each, one query token a request.
+
+    kv_bytes: keys and values that a call must read. time_us: median of samples_us, microseconds a call. rel_l2: error
+    of the timed calls' outputs, |out - exact| / |exact|, against float64 attention over the cache as stored. setting:
+    the kernel's fastest of those tried. A kernel that failed has `error` and no figures.
+    """
+
+    kernel: str
+    kv_format: str
+    batch: int
+    context: int
+    kv_bytes: int
+    time_us: float | None
+    samples_us: list[float]
+    rel_l2: float | None
+    setting: str | None
+    error: str | None
+
+    @model_validator(mode="after")
+    def _figures_or_error(self):
+        figures = (self.time_us, self.rel_l2)
+        measured = bool(self.samples_us) and all(one is not None and math.isfinite(one) for one in figures)
+        if self.error is None and not measured:
+            raise ValueError("no error, and not all of time_us, samples_us and rel_l2")
+        if self.error is not None and (self.samples_us or figures != (None, None)):
+            raise ValueError("an error, and figures beside it")
+        return self
+
+
+class Tolerance(Strict):
+    """One output against the original plan's tolerance, |out - exact| <= atol + rtol |exact|.
+
+    missed_*: share of the elements outside it. *_stored: against float64 attention over the cache as stored, the
+    kernel's own error. *_bf16: over the BF16 values before they were stored, the storage format's error with it.
+    All None where the call failed, with `error`.
+    """
+
+    kernel: str
+    kv_format: str
+    batch: int
+    context: int
+    rtol: float
+    atol: float
+    missed_stored: float | None
+    missed_bf16: float | None
+    rel_l2_stored: float | None
+    rel_l2_bf16: float | None
+    error: str | None
+
+
+class KernelsResult(Strict):
+    """read_ceiling_bytes_per_s: the fastest read-only sweep of this run. cache_wiped_bytes: before the builds."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["kernels"] = "kernels"
+    id: str
+    provenance: Provenance
+    geometry: Geometry
+    read_ceiling_bytes_per_s: float
+    cache_wiped_bytes: int
+    builds: list[Build]
+    rows: list[KernelRow]
+    tolerance: list[Tolerance]

@@ -1,0 +1,35 @@
+"""What results of every kind have in common."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_launch.machine import Machine
+
+SCHEMA_VERSION = 1
+
+
+class Strict(BaseModel):
+    """Plain data: unknown keys are errors, and nothing changes after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Provenance(Strict):
+    """Where and how a result was made; paths are replaced by $REPO, $ENV, ~ and $TMP, and no host is named."""
+
+    created: datetime
+    machine: Machine
+    versions: dict[str, str]
+    patch: Annotated[str, Field(description="'none', the id of FlashInfer's patch set, or its state if neither")]
+    git_commit: str | None
+    git_dirty: bool
+    command: list[str]
+
+
+class Wiped(Strict):
+    """What emptying this run's JIT caches removed before a cold start."""
+
+    files: int
+    bytes: int

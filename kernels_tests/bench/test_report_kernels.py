@@ -1,0 +1,150 @@
+"""The report of a kernels result: what it says of FP8, what it shows, and that it stands beside other kinds."""
+
+from itertools import pairwise
+
+import pytest
+
+from bench import kernels_plot, report
+from bench.kernels import gain
+from bench.kernels.grid import Shape
+from bench.result import write
+from kernels_tests.bench.kernel_samples import (
+    a_failed_row,
+    a_kernel_row,
+    a_kernels_result,
+    a_tolerance,
+    fa2_rows,
+)
+from kernels_tests.bench.samples import two_profiles
+
+
+def text_of(result) -> str:
+    return report.markdown([result], {})
+
+
+def message(*rows) -> str:
+    return gain.message(a_kernels_result(*rows), "fa2-sinks")
+
+
+def test_where_fp8_is_slower_and_from_where_it_pays():
+    assert message() == (
+        "FP8 through fa2-sinks: slower than BF16 at 1 x 2,048 (14.0 us against 10.0) and 1 x 8,192 (18.0 us against"
+        " 15.0); pays from a context of 32,768 tokens with 1 request at once; pays at every measured context with 8"
+        " requests at once; at best 1.29x as fast; relL2 at most 2.3e-03, with BF16 2.3e-03"
+    )
+
+
+def test_the_title_is_short():
+    result = a_kernels_result()
+    said = "FP8 through fa2-sinks: slower than BF16 at 1 x 2,048 and 1 x 8,192; at best 1.29x as fast"
+    assert kernels_plot.title(result) == said
+    many = [row for context in range(1024, 5120, 1024) for row in pair(context, 10, 12)]
+    assert "slower than BF16 at 4 of 4 shapes; at best 0.83x as fast" in kernels_plot.title(a_kernels_result(*many))
+
+
+def pair(context, bf16, e4m3, batch=1, **changes):
+    shape = Shape(batch, context)
+    return [a_kernel_row(shape, us=bf16, **changes), a_kernel_row(shape, kv_format="e4m3", us=e4m3, **changes)]
+
+
+def test_it_pays_from_after_the_last_context_where_it_does_not():
+    rows = [*pair(1024, 10, 8), *pair(2048, 10, 12), *pair(4096, 20, 15), *pair(8192, 40, 30)]
+    for order in (rows, rows[::-1]):
+        assert gain.pays_from(gain.gains(a_kernels_result(*order), "fa2-sinks")) == {1: 4096}
+    assert gain.pays_from(gain.gains(a_kernels_result(*rows[:4]), "fa2-sinks")) == {1: None}
+    assert "does not pay at the longest measured context with 1 request at once" in message(*rows[:4])
+
+
+def test_samples_that_overlap_are_no_difference():
+    near = pair(2048, 10.0, 10.1)
+    assert "slower than BF16 at no measured shape; does not pay" in message(*near)
+    apart = pair(2048, 10.0, 10.1, spread=0.001)
+    assert "slower than BF16 at 1 x 2,048 (10.1 us against 10.0)" in message(*apart)
+
+
+def test_a_failed_side_is_not_compared():
+    result = a_kernels_result(a_kernel_row(Shape(1, 2048)), a_failed_row(Shape(1, 2048), "fa2-sinks"))
+    assert gain.compared(result) == []
+    assert "FP8 through" not in text_of(result)
+
+
+def test_table_shows_time_ceiling_and_error():
+    shape = Shape(1, 131072)
+    rows = [
+        a_kernel_row(shape, us=84.0),
+        a_kernel_row(shape, kv_format="e4m3", us=65.0),
+        a_kernel_row(shape, "xqa-sinks", "e4m3", us=110.0, rel_l2=3.6e-2),
+        a_failed_row(Shape(1, 2048), "xqa-sinks"),
+    ]
+    text = text_of(a_kernels_result(*rows))
+    lines = [line for line in text.splitlines() if line.startswith("| 1 x ")]
+    # 134,217,728 bytes at 4.4 TB/s take 30.5 us.
+    assert lines[0] == (
+        "| 1 x 131,072 | 61.0 / 30.5 | 84.0 us, 73%, 2.3e-03 | 65.0 us, 47%, 2.3e-03 | 110 us, 28%, **3.6e-02** |"
+    )
+    assert lines[1] == "| 1 x 2,048 | 0.48 | not measured | not measured | **failed** |"
+    assert "| batch x context | floor bf16 / e4m3, us | fa2-sinks bf16 | fa2-sinks e4m3 | xqa-sinks e4m3 |" in text
+    assert r"- **Failed:** xqa-sinks e4m3 at 1 x 2,048: RuntimeError: no \| such kernel" in text
+    assert "Read ceiling of this run: 4.40 TB/s. 64 query heads over 8 KV heads of 64 values" in text
+    assert r"| xqa-sinks e4m3 | **failed**: RuntimeError: nvcc \| not found |" in text
+    assert "| fa2-sinks e4m3 | 21.3 |" in text
+    assert "| FlashInfer patch set | 0.6.14+0123456789ab |" in text
+
+
+def test_the_plans_tolerance_is_reported_as_measured():
+    text = text_of(a_kernels_result())
+    said = "48% to 66% of the elements miss rtol 0.01, atol 0.001 against a BF16 cache, 0% against the cache as stored"
+    assert f"- **Tolerance of the original plan, fa2-sinks e4m3:** {said}: storing eight bits rounds by more" in text
+    assert "| 4 x 1,024 | fa2-sinks e4m3 | 48% | 0% | 4.1e-02 | 2.2e-03 |" in text
+    assert "E4M3 has three bits of mantissa" in text
+    without = text_of(a_kernels_result(tolerance=[]))
+    assert "Tolerance" not in without and "three bits" not in without
+    failed = a_tolerance(Shape(1, 128)).model_copy(
+        update=dict.fromkeys(("missed_stored", "missed_bf16", "rel_l2_stored", "rel_l2_bf16")) | {"error": "x"}
+    )
+    text = text_of(a_kernels_result(tolerance=[failed]))
+    assert "| 1 x 128 | fa2-sinks e4m3 | **failed** |" in text and "**Tolerance" not in text
+
+
+def test_tables_are_whole():
+    rows = [*fa2_rows(), a_failed_row(Shape(1, 2048))]
+    for above, below in pairwise(text_of(a_kernels_result(*rows)).splitlines()):
+        if above.startswith("|") and below.startswith("|"):
+            bars = [line.replace(r"\|", "").count("|") for line in (above, below)]
+            assert bars[0] == bars[1], (above, below)
+
+
+def test_it_stands_beside_a_serving_result(tmp_path):
+    write(a_kernels_result(), tmp_path / "a.json")
+    write(two_profiles(), tmp_path / "b.json")
+    written = []
+    for folder, order in (("one", "ab"), ("two", "ba")):
+        report.write([tmp_path / f"{name}.json" for name in order], tmp_path / folder)
+        found = sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file())
+        written.append({path.relative_to(tmp_path / folder).as_posix(): path.read_bytes() for path in found})
+    assert written[0] == written[1]
+    text = written[0]["BENCHMARK_RESULTS.md"].decode()
+    assert "## Decode kernels on NVIDIA H200, FlashInfer 0.6.14, 2026-07-02" in text
+    assert "## tiny_gpt_oss on a CPU" in text
+    assert "](plots/20260702-120000-kernels.png)" in text and "plots/20260702-120000-kernels.png" in written[0]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.GLANCE_BEGIN}\n{report.GLANCE_END}\n")
+    report.write_glance([tmp_path / "a.json", tmp_path / "b.json"], readme)
+    assert "- **FP8 through fa2-sinks:** slower than BF16 at 1 x 2,048" in readme.read_text()
+
+
+@pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(Shape(1, 2048))], 0), (fa2_rows(), 1)])
+def test_a_plot_only_of_what_was_measured(tmp_path, rows, plots):
+    write(a_kernels_result(*rows), tmp_path / "a.json")
+    text = report.write([tmp_path / "a.json"], tmp_path).read_text()
+    assert len(list(tmp_path.glob("plots/*.png"))) == plots == text.count("![")
+
+
+def test_other_times_give_another_plot(tmp_path):
+    drawn = []
+    for name, us in (("one", 10.0), ("two", 10.4)):
+        rows = [a_kernel_row(Shape(1, 2048), us=us), *fa2_rows()[1:]]
+        write(a_kernels_result(*rows), tmp_path / f"{name}.json")
+        report.write([tmp_path / f"{name}.json"], tmp_path / name)
+        drawn.append((tmp_path / name / "plots" / "20260702-120000-kernels.png").read_bytes())
+    assert drawn[0] != drawn[1]
