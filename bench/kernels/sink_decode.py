@@ -11,45 +11,21 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import median
 
 import torch
-import triton
-import triton.language as tl
 
+from bench.kernels.ceiling import read_ceiling
+from bench.kernels.timing import graph_us
 from lowp.sink_decode import make_workspace, reference
 from lowp.sink_decode.launch import run
 
 GRID = [(1, 2048), (1, 8192), (1, 32768), (1, 131072), (8, 8192), (32, 2048), (32, 8192), (64, 8192), (128, 1024)]
 MORE = [(1, 4096), (1, 16384), (2, 8192), (4, 8192), (512, 256)]
 QUERY_HEADS, KV_HEADS, PAGE_SIZE = 64, 8, 16
-ROTATE_BYTES, CALLS, REPLAYS, MOST_LAYERS = 400_000_000, 16, 15, 250
+ROTATE_BYTES, MOST_LAYERS = 400_000_000, 250
 LAW_US, LAW_SHARE = 3.5, 0.93
 FORMATS = {"e4m3": torch.float8_e4m3fn, "bf16": torch.bfloat16}
-
-
-@triton.jit
-def _sweep(x, out, block: tl.constexpr, steps: tl.constexpr):
-    pid = tl.program_id(0)
-    total = tl.zeros((block,), tl.int32)
-    for i in range(steps):
-        total += tl.load(x + (pid * steps + i) * block + tl.arange(0, block))
-    tl.store(out + pid, tl.sum(total))
-
-
-def read_ceiling() -> float:
-    """Bytes a second of the fastest read-only sweep over 2 GiB."""
-    x = torch.randint(0, 100, (2**29,), dtype=torch.int32, device="cuda")
-    best = 0.0
-    for block, steps, warps in [(4096, 16, 8), (2048, 32, 4), (8192, 16, 8), (4096, 64, 8)]:
-        programs = x.numel() // (block * steps)
-        out = torch.empty(programs, dtype=torch.int32, device="cuda")
-
-        def sweep(block=block, steps=steps, warps=warps, programs=programs, out=out):
-            _sweep[(programs,)](x, out, block, steps, num_warps=warps)
-
-        milliseconds = triton.testing.do_bench(sweep, warmup=20, rep=60, return_mode="median")
-        best = max(best, x.nbytes / milliseconds * 1e3)
-    return best
 
 
 def layers(lengths, kv_format: str, head_dim: int = 64, window_left: int = -1, bound: int = 0) -> list[dict]:
@@ -112,31 +88,6 @@ def read_bytes(lengths, kv_format: str, head_dim: int = 64, window_left: int = -
     return 2 * tokens * KV_HEADS * head_dim * FORMATS[kv_format].itemsize
 
 
-def graph_us(calls) -> list[float]:
-    """Microseconds a call of each replay of one CUDA graph over all calls."""
-    calls = list(calls) * -(-CALLS // len(calls))
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    taken = []
-    for _ in range(REPLAYS + 3):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        taken.append(begin.elapsed_time(end) * 1e3 / len(calls))
-    return taken[3:]
-
-
 def error_of(arguments, rows: int = 4) -> float:
     """relL2 of `out` against the reference, in the first and the last rows."""
     batch = len(arguments["q"])
@@ -165,7 +116,7 @@ def measure(name, lengths, kv_format, ceiling, head_dim=64, window_left=-1, boun
                 "layers": len(made),
                 "bytes": read,
                 "shape": None if shape is None else repr(shape),
-                "us": sorted(samples)[len(samples) // 2],
+                "us": median(samples),
                 "samples_us": samples,
                 "floor_us": read / ceiling * 1e6,
                 "law_us": LAW_US + read / (LAW_SHARE * ceiling) * 1e6,
@@ -226,7 +177,7 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "read_ceiling_bytes_s": ceiling,
+        "read_ceiling_bytes_per_s": ceiling,
         "rows": rows,
     }
     chosen.out.write_text(json.dumps(record, indent=1) + "\n")
