@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_launch import doctor_checks as checks
+from vllm_launch import doctor_flashinfer
 from vllm_launch.cli import DEFAULT_PORT
 from vllm_launch.doctor_backends import choice
 from vllm_launch.doctor_checks import Finding
@@ -37,8 +38,8 @@ def findings(facts: Facts) -> list[Finding]:
     found += [
         checks.vllm(build),
         checks.torch(packages, facts.pins, build),
-        checks.flashinfer(packages, facts.pins, backend, facts.patch),
-        checks.prebuilt_kernels(packages, facts.patch),
+        doctor_flashinfer.flashinfer(packages, facts.pins, backend, facts.patch),
+        doctor_flashinfer.prebuilt_kernels(packages, facts.patch),
     ]
     if machine:
         found += checks.backends(machine.family, build, packages)

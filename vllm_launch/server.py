@@ -14,6 +14,7 @@ import requests
 from flashinfer_patches import jit_cache, package
 from vllm_launch import resolved
 from vllm_launch.errors import Problem
+from vllm_launch.failure_hint import failure_hint
 from vllm_launch.plan import KERNEL_CACHE, Plan, child_environment
 
 GRACE_S = 15.0
@@ -161,7 +162,7 @@ def _died(log: Path, offset: int, returncode: int) -> Problem:
     return Problem(
         "server",
         f"the server ended with exit code {returncode}; the end of its log:\n{_tail(log, offset)}",
-        resolved.failure_hint(_log_text(log, offset)) or f"read the whole log: {log}",
+        failure_hint(_log_text(log, offset)) or f"read the whole log: {log}",
     )
 
 

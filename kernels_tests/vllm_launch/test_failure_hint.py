@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_launch.resolved import failure_hint, read
+from vllm_launch.failure_hint import failure_hint
+from vllm_launch.resolved import read
 
 LOGS = Path(__file__).parent / "logs"
 

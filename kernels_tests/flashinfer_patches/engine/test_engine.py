@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from flashinfer_patches import engine, package, series
-from flashinfer_patches.errors import EXIT_CODES, PatchError
+from flashinfer_patches.errors import EXIT_CODES
 from flashinfer_patches.state import KEPT, LOCK
+from kernels_tests.flashinfer_patches.engine.refusal import refused
 from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
     CLEAN,
     DECODE,
     HEADER,
-    NEWER,
     SINKS,
     STEP,
     VERSION,
@@ -28,15 +28,6 @@ from kernels_tests.flashinfer_patches.engine.worlds import (
     write_series,
 )
 from vllm_launch import errors as launch_errors
-
-
-def refused(kind, action, *arguments):
-    """The one error of an action: its kind, and a message and remedy of one line each."""
-    with pytest.raises(PatchError) as caught:
-        action(*arguments)
-    error = caught.value
-    assert error.kind == kind and error.exit_code == EXIT_CODES[kind] and error.remedy
-    return error
 
 
 def test_apply_check_and_revert(site, root):
@@ -257,84 +248,6 @@ def test_modes_are_kept(site, root):
     assert (site / DECODE).stat().st_mode & 0o777 == 0o600
     engine.revert(site, root)
     assert (site / DECODE).stat().st_mode & 0o777 == 0o600
-
-
-def test_a_newer_patch_set_replaces_an_older_one(site, root):
-    old = engine.apply(site, root)
-    write_series(root, CLEAN, NEWER)
-    between = engine.status(site, root)
-    assert between.state == "partial" and set(between.files.values()) == {"older", "clean"}
-    new = engine.apply(site, root)
-    assert new.state == "applied" and new.patch_set != old.patch_set
-    assert package_tree(site) == expected(NEWER), "what only the older one made is gone"
-    assert HEADER not in {str(p.relative_to(site / KEPT / "originals")) for p in (site / KEPT).rglob("*.cuh")}
-    engine.revert(site, root)
-    assert tree(site) == expected(CLEAN)
-
-
-def test_an_older_patch_set_can_be_taken_out(site, root):
-    engine.apply(site, root)
-    write_series(root, CLEAN, NEWER)
-    engine.revert(site, root)
-    assert tree(site) == expected(CLEAN)
-
-
-def test_an_older_patch_set_without_its_originals_is_refused(site, root):
-    engine.apply(site, root)
-    write_series(root, CLEAN, NEWER)
-    shutil.rmtree(site / KEPT / "originals")
-    assert "originals" in refused("edited", engine.apply, site, root).message
-
-
-def test_another_release_is_installed_over_a_patched_one(site, root):
-    """pip removes what it installed: our created file and the originals stay, and are known as ours."""
-    other = {path: data + b"\n" for path, data in CLEAN.items()}
-    write_series(root, other, other | {DECODE: b"z = 3\n"}, version="0.7.2.post1")
-    engine.apply(site, root)
-    install(site, other, "0.7.2.post1")
-    assert engine.status(site, root).state == "partial" and (site / SINKS).exists()
-    engine.apply(site, root)
-    assert package_tree(site) == expected(other | {DECODE: b"z = 3\n"}, "0.7.2.post1")
-    engine.revert(site, root)
-    assert tree(site) == expected(other, "0.7.2.post1")
-
-
-def test_a_file_that_a_later_release_took_from_us_stays(site, root):
-    engine.apply(site, root)
-    install(site, CLEAN | {SINKS: APPLIED[SINKS]}, "0.8.0")
-    write(site, {"flashinfer_python-0.8.0.dist-info/RECORD": f"{SINKS},sha256=x,9\n".encode()})
-    engine.revert(site, root)
-    assert package_tree(site) == expected(CLEAN | {SINKS: APPLIED[SINKS]}, "0.8.0") and not (site / KEPT).exists()
-
-
-def test_what_a_patched_release_left_in_an_unknown_one_can_be_taken_out(site, root):
-    engine.apply(site, root)
-    install(site, version="0.8.0")
-    refused("version", engine.apply, site, root)
-    assert engine.revert(site, root).state == "unknown version"
-    assert tree(site) == expected(CLEAN, "0.8.0")
-
-
-def test_a_reinstalled_release_is_finished(site, root):
-    engine.apply(site, root)
-    install(site)
-    assert engine.status(site, root).state == "partial", "the created file is still there"
-    engine.apply(site, root)
-    assert package_tree(site) == expected(APPLIED)
-    install(site)
-    engine.revert(site, root)
-    assert tree(site) == expected(CLEAN)
-
-
-def test_a_half_applied_tree_without_originals_is_finished_both_ways(site, root, tmp_path):
-    write(site, {DECODE: APPLIED[DECODE]})
-    other = tmp_path / "other"
-    shutil.copytree(site, other)
-    assert engine.status(site, root).state == "partial"
-    engine.apply(site, root)
-    assert package_tree(site) == expected(APPLIED)
-    engine.revert(other, root)
-    assert tree(other) == expected(CLEAN)
 
 
 PATCH = "import sys; from pathlib import Path; from flashinfer_patches import engine, errors\n" + (
