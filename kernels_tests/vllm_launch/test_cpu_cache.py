@@ -131,3 +131,19 @@ def test_the_write_goes_through_the_rounding(monkeypatch, inputs):
     assert torch.equal(seen[0][0].float(), key.to(torch.float8_e4m3fn).float())
     assert torch.equal(seen[0][1].float(), value.to(torch.float8_e4m3fn).float())
     assert torch.equal(seen[1][0], key)
+
+
+def test_the_engine_sleeps_where_vllm_spins(monkeypatch):
+    """The name that vLLM's wait loop looks up is the one replaced, and the sleep is a short one."""
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    from vllm_launch import plugin
+
+    spin = shm_broadcast.sched_yield
+    monkeypatch.setattr(shm_broadcast, "sched_yield", spin)
+    slept = []
+    monkeypatch.setattr(plugin.time, "sleep", slept.append)
+    plugin.sleep_instead_of_spinning()
+    assert "sched_yield" in shm_broadcast.SpinCondition.wait.__code__.co_names
+    shm_broadcast.SpinCondition.wait.__globals__["sched_yield"]()
+    assert slept == [plugin.SPIN_SLEEP_S] and plugin.SPIN_SLEEP_S < 1e-3
