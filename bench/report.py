@@ -42,14 +42,16 @@ def write(
 
 
 def write_glance(results_paths: list[Path], path: Path) -> Path:
-    """Renew the lines between GLANCE_BEGIN and GLANCE_END in a Markdown file: what each result says in short.
+    """Renew the lines between GLANCE_BEGIN and GLANCE_END in a Markdown file: what each subject's newest result says.
 
     Raises Problem("file") where the file or its markers are missing.
     """
-    blocks = []
-    for one in _newest_first(results_paths):
-        short = report_kernels if one.kind == "kernels" else summary
-        blocks += [f"**{short.headline(one)}**", short.summary_lines(one)]
+    blocks, results = [], _newest_first(results_paths)
+    earlier = _earlier(results)
+    for one in results:
+        if one.id not in earlier:
+            short = report_kernels if one.kind == "kernels" else summary
+            blocks += [f"**{short.headline(one)}**", short.summary_lines(one)]
     try:
         before, rest = path.read_text(encoding="utf-8").split(GLANCE_BEGIN)
         _, after = rest.split(GLANCE_END)
@@ -63,6 +65,18 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
 def _newest_first(results_paths: list[Path]) -> list[ServingResult | KernelsResult]:
     results = [_widened(read(path)) for path in results_paths]
     return sorted(results, key=lambda one: (one.provenance.created.isoformat(), one.id), reverse=True)
+
+
+def _earlier(results: list[ServingResult | KernelsResult]) -> set[str]:
+    """Ids of the results that a newer one of the same model, machine and software stands before."""
+    seen, earlier = set(), set()
+    for one in results:
+        short = report_kernels if one.kind == "kernels" else summary
+        subject, _, _date = short.headline(one).rpartition(", ")
+        if subject in seen:
+            earlier.add(one.id)
+        seen.add(subject)
+    return earlier
 
 
 def _widened(result: ServingResult | AccuracyResult | KernelsResult) -> ServingResult | KernelsResult:
@@ -79,9 +93,11 @@ def _widened(result: ServingResult | AccuracyResult | KernelsResult) -> ServingR
 def markdown(results: list[ServingResult | KernelsResult], plot_names: dict[str, dict[str, str]]) -> str:
     """The report's text. plot_names: result id -> which plot -> the plot's relative path."""
     blocks = ["# Benchmark results", "Made from result files by `fp8-sinks bench report`, not by hand."]
+    earlier = _earlier(results)
     for result in results:
         of_kind = report_kernels.blocks if result.kind == "kernels" else _serving_blocks
-        blocks += of_kind(result, plot_names.get(result.id, {}))
+        heading, *rest = of_kind(result, plot_names.get(result.id, {}))
+        blocks += [f"{heading}, an earlier run" if result.id in earlier else heading, *rest]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -242,6 +242,20 @@ def test_glance_renews_only_what_is_between_the_markers(tmp_path):
     assert readme.read_text() == first
 
 
+def test_of_two_runs_alike_the_earlier_is_told_as_such_and_not_at_a_glance(tmp_path):
+    files = [tmp_path / f"{name}.json" for name in ("old", "new", "other")]
+    write(a_result(a_row(), a_row("fp8", "fp8"), identity="old", day=1), files[0])
+    write(a_result(a_row(), a_row("fp8", "fp8"), identity="new", day=2), files[1])
+    write(a_result(a_row(), a_row("fp8", "fp8"), identity="other", day=1, gpu=True), files[2])
+    report.write(files, tmp_path)
+    headings = [line for line in (tmp_path / "BENCHMARK_RESULTS.md").read_text().splitlines() if line[:3] == "## "]
+    assert [line.endswith(", an earlier run") for line in headings] == [False, False, True]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.GLANCE_BEGIN}\n{report.GLANCE_END}\n")
+    report.write_glance(files, readme)
+    assert "2026-07-02" in readme.read_text() and readme.read_text().count("2026-07-01") == 1
+
+
 def test_glance_needs_its_markers(tmp_path):
     write(a_result(*two_profiles().rows), tmp_path / "a.json")
     (tmp_path / "README.md").write_text("no place\n")
