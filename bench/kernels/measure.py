@@ -107,6 +107,7 @@ def _empty_cache(root: Path) -> tuple[Path, int]:
     """This run's own kernel cache, empty, and where every later import looks for it; and the bytes wiped."""
     folder = jit_cache.workspace(root / "flashinfer")
     wiped = sum(jit_cache.wipe(one.path) for one in jit_cache.caches(root / "flashinfer"))
+    jit_cache.make(folder)  # before FlashInfer, which writes into it as soon as it is imported
     os.environ["FLASHINFER_WORKSPACE_BASE"] = str(folder)
     os.environ["TRITON_CACHE_DIR"] = str(root / "triton")
     return folder, wiped

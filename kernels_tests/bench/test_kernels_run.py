@@ -88,6 +88,16 @@ def test_the_command_line_is_checked(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def _flashinfer_that_writes_when_imported(patch, site):
+    """As the real one does: its generated files begin with the import."""
+    (site / "flashinfer").mkdir(parents=True)
+    code = "import os, pathlib\npathlib.Path(os.environ['FLASHINFER_WORKSPACE_BASE'], '.cache').mkdir(parents=True)\n"
+    (site / "flashinfer" / "__init__.py").write_text(code)
+    patch.syspath_prepend(site)
+    patch.setitem(sys.modules, "flashinfer", None)
+    del sys.modules["flashinfer"]
+
+
 @pytest.fixture
 def fake_device(gpu_machine, tmp_path):
     """The whole run on a CPU: kernels are torch functions, a replay takes as many milliseconds as it has calls."""
@@ -110,7 +120,7 @@ def fake_device(gpu_machine, tmp_path):
     gpu_machine.setattr(inputs, "build", lambda shape, layers: build(shape, min(layers, 2), "cpu"))
     gpu_machine.setattr(timing, "graph_us", graph_us)
     gpu_machine.setattr(torch.cuda, "synchronize", lambda: None)
-    gpu_machine.setitem(sys.modules, "flashinfer", SimpleNamespace())
+    _flashinfer_that_writes_when_imported(gpu_machine, tmp_path / "site")
     gpu_machine.setitem(sys.modules, "bench.kernels.ceiling", SimpleNamespace(read_ceiling=lambda: 4e12))
     gpu_machine.setattr(measure.jit_cache, "workspace", lambda root: root / "flashinfer-0.6.14+x")
     for name in ("FLASHINFER_WORKSPACE_BASE", "TRITON_CACHE_DIR"):

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from kernels_tests.flashinfer_patches.cases import HEAD_DIM, QO_HEADS, faults, paged, queries, reference, sinks_near
+from kernels_tests.flashinfer_patches.cases import (
+    HEAD_DIM,
+    QO_HEADS,
+    SM_SCALE,
+    faults,
+    paged,
+    queries,
+    reference,
+    sinks_near,
+)
 
 E4M3 = torch.float8_e4m3fn
 LENGTHS = [1, 17, 128, 1000]
@@ -71,3 +80,36 @@ def test_the_check_sees_nan_and_a_broken_head():
     broken = expected.clone()
     broken[:, 5] *= 1.005
     assert any("head 5" in fault for fault in faults(broken, expected))
+
+
+def rounded_as_fa2_does(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, split: int, tile: int = 64) -> torch.Tensor:
+    """Plain decode of one request in float64, but for FA2's three BF16 roundings. k, v: [length, heads, head_dim]."""
+    bf16 = torch.bfloat16
+    logits = torch.einsum("hd,jhd->hj", q.double(), k) * (SM_SCALE / math.log(2))
+    outputs, denominators = [], []
+    for at, keys in zip(logits.split(split, 1), v.split(split), strict=True):
+        maximum = torch.full((len(q), 1), -math.inf, dtype=torch.float64)
+        total, output = torch.zeros_like(maximum), torch.zeros(len(q), HEAD_DIM, dtype=torch.float64)
+        for part, values in zip(at.split(tile, 1), keys.split(tile), strict=True):
+            raised = torch.maximum(maximum, part.amax(1, keepdim=True))
+            weights = torch.exp2(part - raised).to(bf16).double()
+            shrink = torch.exp2(maximum - raised)
+            output = output * shrink + torch.einsum("hj,jhd->hd", weights, values)
+            total, maximum = total * shrink + weights.sum(1, keepdim=True), raised
+        outputs.append((output / total).to(bf16).double())
+        denominators.append(maximum + total.log2())
+    shares = torch.softmax(torch.stack(denominators) * math.log(2), 0)
+    return (torch.stack(outputs) * shares).sum(0).to(bf16)
+
+
+def test_the_bound_on_an_element_is_what_fa2s_roundings_need():
+    """The very element that FA2 gave on an H200 (head 55, column 18), 5% over a bound of 2^-7 of the row's RMS."""
+    cache, q = paged(LENGTHS, E4M3, device="cpu"), queries(len(LENGTHS), torch.bfloat16, device="cpu")
+    expected = reference(q, cache.tokens, None)[0][3]
+    k, v = (x.repeat_interleave(QO_HEADS // x.shape[1], 1) for x in cache.tokens[3])
+    output = rounded_as_fa2_does(q[3], k, v, split=128)
+    assert f"{output[55, 18]:.6g} {expected[55, 18]:.6g}" == "-0.0128174 -0.0132354"
+    assert faults(output[None], expected[None]) == []
+    row = expected[55]
+    error, size = abs(output[55, 18] - row[18]), abs(row[18]) + row.square().mean().sqrt()
+    assert 2**-7 * size < error < 1.1 * 2**-7 * size
