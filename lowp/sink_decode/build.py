@@ -98,7 +98,10 @@ def function(config: Config, device_index: int):
 
 
 def launch(kernel, grid, config: Config, parameters: int, stream: int, overlap: bool) -> None:
-    """Launch on `stream`; parameters: address of the array of parameter addresses; overlap: see `launch.Shape`."""
+    """Launch on `stream`; parameters: address of the array of parameter addresses.
+
+    overlap: it may start before the previous kernel on the stream has ended; it waits for that itself.
+    """
     driver = _bindings("driver")
     launch_config = _launch_config(config.warps, config.shared_bytes, config.cluster, grid, overlap)
     launch_config.hStream = driver.CUstream(stream)

@@ -16,11 +16,12 @@ constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; slots of a warp
 constexpr int kTiles = TILES;                    // tiles of 16 tokens a step
 constexpr int kCluster = CLUSTER;                // CTAs that share a row as one cluster; 0: shares are planned here
 
-// Sizes that follow. A block is 16 tokens x 64 dims; a tile has a block for each half of the head_dim.
+// Sizes that follow. A half is 64 dims. A block of the ring is 16 tokens x 1 half at 16 bits, x all dims in e4m3.
 constexpr int kHalves = kHeadDim / 64, kHeads = 8 * kGroupTiles, kThreads = 32 * kWarps;
 constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
-constexpr int kRowBytes = 64 * (kE4m3 ? 1 : 2), kBlockBytes = 16 * kRowBytes;
-constexpr int kValuesAt = kTiles * kHalves * kBlockBytes;  // in a slot: keys, values, scales of both
+constexpr int kRowBytes = kE4m3 ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
+constexpr int kTileBytes = kE4m3 ? kBlockBytes : kHalves * kBlockBytes;
+constexpr int kValuesAt = kTiles * kTileBytes;  // in a slot: keys, values, scales of both
 constexpr int kScalesAt = 2 * kValuesAt;
 constexpr int kSlotBytes = kScalesAt + (kTokenScales ? kTiles * 128 : 0);
 constexpr int kRingBytes = kStages * kSlotBytes;

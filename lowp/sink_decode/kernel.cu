@@ -7,6 +7,8 @@
 //   merge.cuh   5. merge: warps, CTAs, sink, output
 #include "merge.cuh"
 
+constexpr int kOverlapSteps = 32;
+
 extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char shared[];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, kv_head = blockIdx.x;
@@ -70,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
     slot = slot + 1 == kStages ? 0 : slot + 1;
     next_slot = next_slot + 1 == kStages ? 0 : next_slot + 1;
   }
-  let_next_kernel_start();
+  // The next kernel's clusters, placed beside long-running ones, would crowd some GPCs (NOTES.md).
+  if (steps <= kOverlapSteps) let_next_kernel_start();
 
   // Merge. From here on a thread has 4 elements of the group's output, or several times 4.
   copies_wait<0>();  // the sinks, where there was no step
@@ -94,11 +97,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
   }
 #endif
   if constexpr (kCluster == 0) {
-    float* mine = partial_at(p, kv_head, blockIdx.y - p.batch);
+    float* mine = partial_at(p, kv_head, blockIdx.y);
     for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4) store_partial(mine, e, merge_warps(shared, e));
     unsigned* flag = reinterpret_cast<unsigned*>(shared + kFlagAt);
     if (!is_last(p.arrived + share.row * gridDim.x + kv_head, share.parts, flag)) return;
-    const float* first = partial_at(p, kv_head, blockIdx.y - p.batch - share.part);
+    const float* first = partial_at(p, kv_head, blockIdx.y - share.part);
     for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4)
       finish(p, shared, share.row, kv_head, e, merge_parts(first, share.parts, e), v_factor);
   }

@@ -11,7 +11,7 @@ from lowp.sink_decode import build
 from lowp.sink_decode.build import Config
 
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
-PART_BYTES = 2**19  # keys and values of a row that one CTA takes, where the rows alone fill the device
+PART_BYTES = 2**20  # keys and values of a row that one CTA takes, where the rows alone fill the device
 LONG_BYTES = 2**21  # rows over this are cut by plan: a batch of one such and many short must not take its length each
 
 
@@ -50,8 +50,7 @@ class Problem:
 class Shape:
     """A launch: warps a CTA, ring slots a warp, tiles of 16 tokens a step, CTAs an SM at least, CTAs that share a row.
 
-    cluster 0: shares are planned on the device; 1: one CTA a row and KV head. overlap: the kernel may be launched
-    before the previous one on its stream has ended (it waits for it itself).
+    cluster 0: shares are planned on the device; 1: one CTA a row and KV head.
     """
 
     warps: int
@@ -59,7 +58,6 @@ class Shape:
     tiles: int
     min_ctas: int
     cluster: int
-    overlap: bool = True
 
 
 @functools.cache
@@ -82,7 +80,8 @@ def device_of(device: torch.device) -> Device:
 def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Shape:
     """The launch for a batch whose sequences have up to `longest` tokens. Figures behind the rules: NOTES.md.
 
-    One sequence, or few rows: a cluster a row and KV head, CTAs that fill an SM each, on three quarters of the SMs.
+    Few rows: a cluster a row and KV head; of one sequence, or of rows that give a cluster two CTAs only, CTAs that fill
+    an SM each.
     Many rows: CTAs as small as it takes to have all on the device at once; a row of over PART_BYTES is cut.
     Bounds over LONG_BYTES, where lengths may differ most: planned shares, in any batch of more than one.
     """
@@ -100,20 +99,20 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
         return fit(problem, Shape(8, 3, tiles, 2, cluster), device)
     short = cluster == 1 or (cluster == 0 and row_bytes <= PART_BYTES)
     two_warps = short and (4 * device.sms < ctas <= 8 * device.sms or ctas > 12 * device.sms)
-    return fit(problem, Shape(*((2, 3, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster), device)
+    return fit(problem, Shape(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster), device)
 
 
 def _few_rows(problem, rows, row_bytes, device):
+    tiles = max(1, STEP_BYTES // problem.tile_bytes)
+    if 3 * device.sms / 4 < 8 * rows <= 2 * device.sms:
+        return Shape(4, 3, tiles, 4, 8)  # small CTAs: where one of the rows is long, the others soon leave it the SMs
     # Not all clusters of over 2 CTAs fit a whole device at once, since GPCs differ: a quarter is left.
-    cluster, tiles = max(2, min(8, 3 * device.sms // (4 * rows))), max(1, STEP_BYTES // problem.tile_bytes)
+    cluster = max(2, min(8, 3 * device.sms // (4 * rows)))
     steps = row_bytes / (STEP_BYTES * 8 * cluster)  # of a warp
     if steps <= 2:
         return Shape(8, 3, tiles, 2, cluster)
-    # The next kernel's clusters, placed beside this one's, would crowd some GPCs: dear where the loop is long.
-    overlap = steps <= 32
-    deep = Shape(8, 3, 2 * tiles, 1, cluster, overlap) if steps > 4 else Shape(8, 6, tiles, 1, cluster, overlap)
-    fits = shared_bytes(problem, deep) <= device.shared_per_cta
-    return deep if fits else Shape(8, 3, tiles, 1, cluster, overlap)
+    deep = Shape(8, 3, 2 * tiles, 1, cluster) if steps > 4 else Shape(8, 6, tiles, 1, cluster)
+    return deep if shared_bytes(problem, deep) <= device.shared_per_cta else Shape(8, 3, tiles, 1, cluster)
 
 
 def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
@@ -271,7 +270,7 @@ def run(
     grid = (kv_heads, shape.cluster, batch)
     if shape.cluster == 0:
         shares = shares_of(shape, kv_heads, device)
-        grid = (kv_heads, batch + shares, 1)
+        grid = (kv_heads, shares + batch, 1)
         needed = kv_heads * shares * _partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
         workspace = _checked_workspace(workspace, needed, q)
         params.shares = shares
@@ -282,8 +281,7 @@ def run(
         kernel = build.function(config, q.device.index)
         addresses = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         stream = torch.cuda.current_stream().cuda_stream
-        overlap = shape.overlap and device.clusters
-        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, overlap)
+        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, overlap=device.clusters)
 
 
 def _checked_workspace(workspace, needed, q):

@@ -1,14 +1,18 @@
 // Stage 1, load: each warp streams its own steps through its own ring in shared memory; no CTA barrier.
 //
-// A slot of the ring:   | keys: tile 0 half 0, half 1, tile 1 ... | values: the same | token scales: k, v of each tile |
-// A block in it (16 tokens x 64 dims), each cell a chunk of 16 bytes, c the chunk of the row:
+// A slot of the ring:   | keys: the blocks of tile 0, of tile 1 ... | values: the same | token scales: k, v of each tile |
+// A block in it, each cell 16 bytes, c the chunk of the row:
 //
-//   e4m3:     row r, 4 chunks of 64 bytes   cell c ^ (r / 2) % 4      so that readers of 4 rows or 8 rows
-//   16 bits:  row r, 8 chunks of 128 bytes  cell c ^ r % 8            at one column hit different banks
+//   e4m3, 64 dims:    row r of 4 chunks   cell c ^ (r / 2) % 4                  so that readers of 4 or 8 rows
+//   e4m3, 128 dims:   row r of 8 chunks   cell c ^ (r / 2) % 4 ^ 4 (r % 2)      at one column hit different banks
+//   16 bits, a half:  row r of 8 chunks   cell c ^ r % 8
 //
-// In device memory a token's dims are one row: an instruction reads whole lines of 128 bytes, of both halves if e4m3.
+// A line of 128 bytes of device memory goes to 128 bytes in a row of the ring: in two places it would be two requests.
 #pragma once
 #include "share.cuh"
+
+DEVICE int swizzle(int row) { return kE4m3 ? row / 2 % 4 ^ (kHalves - 1) * 4 * (row % 2) : row % 8; }
+DEVICE unsigned half_at(unsigned block, int half) { return kE4m3 ? block ^ (64 * half) : block + half * kBlockBytes; }
 
 struct Stream {
   const Params& p;
@@ -59,8 +63,8 @@ struct Stream {
     for (int j = 0; j < kTiles; j++) {
       const int owner = (i % kBatch) * kTiles + j;
       const unsigned long long offset = 16ull * __shfl_sync(kAllLanes, at, owner);
-      copy_tile(to + at_slot + j * kHalves * kBlockBytes, k + offset);
-      copy_tile(to + at_slot + j * kHalves * kBlockBytes + kValuesAt, v + offset);
+      copy_tile(to + at_slot + j * kTileBytes, k + offset);
+      copy_tile(to + at_slot + j * kTileBytes + kValuesAt, v + offset);
       if constexpr (kTokenScales) copy_4(scale_to + at_slot + j * 128, k_scale + __shfl_sync(kAllLanes, scale_at, owner));
     }
   }
@@ -79,10 +83,9 @@ struct Stream {
 
 DEVICE Stream make_stream(const Params& p, const Share& s, unsigned ring, int warp, int lane, int head) {
   const int row = lane * Stream::kCopyRows / 32, chunk = lane % (32 / Stream::kCopyRows);
-  const int cell = kE4m3 ? chunk % 4 ^ row / 2 : chunk ^ row, half = kE4m3 ? chunk / 4 : 0;
   const unsigned long long from = 16ull * (static_cast<unsigned long long>(head) * p.head_stride + row * p.slot_stride + chunk);
   Stream stream{p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
-  stream.to = opaque(ring + half * kBlockBytes + row * kRowBytes + cell * 16);
+  stream.to = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
     stream.k_scale = (lane < 16 ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
     stream.scale_to = ring + kScalesAt + lane * 4;

@@ -10,10 +10,10 @@
 // Every warp has as much as the others to one step, and where its first step begins needs no length.
 //
 // Cluster: the grid is [kv_heads, kCluster, batch]; a row is a cluster's.
-// Planned: the grid is [kv_heads, batch + shares]. CTA y < batch has row y, and begins as if nothing else were to be
-// known. A row that is long among the batch's it leaves to the CTAs from `batch` on: such rows are cut into parts in
-// proportion to their tiles, `shares` parts in all at most. Short rows never wait for the plan, and where no row is
-// long the other CTAs come last and end at once.
+// Planned: the grid is [kv_heads, shares + batch]. The first CTAs have the parts of rows that are long among the
+// batch's, in proportion to their tiles, `shares` parts in all at most: long work begins first. CTA shares + y has row
+// y, and begins as if nothing else were to be known; a row that is cut it leaves to the others. Short rows never wait
+// for the plan, and where no row is long the first CTAs end at once.
 #pragma once
 #include "config.cuh"
 
@@ -53,9 +53,9 @@ DEVICE void set_length(Share& s, const Params& p) {
 DEVICE Share clustered_share() { return {int(blockIdx.z), int(blockIdx.y), kCluster}; }
 
 // ---- planned shares. Every warp works them out alone: no barrier is needed.
-constexpr int kLeastPart = 8 * kTiles * kWarps;  // tiles: 8 steps a warp
+constexpr int kLeastPart = 4 * kTiles * kWarps;  // tiles: 4 steps a warp
 constexpr int kMostParts = 64;                   // one CTA merges them
-DEVICE bool is_long(int tiles) { return tiles >= 2 * kLeastPart; }
+DEVICE bool is_long(int tiles) { return tiles > 2 * kLeastPart; }
 
 // Tiles of all long rows.
 DEVICE int long_tiles(const Params& p) {
@@ -73,10 +73,10 @@ DEVICE int parts_of(const Params& p, int tiles, int all_tiles) {
   return is_long(tiles) ? max(1, min(min(int(unsigned(tiles * p.shares) / all_tiles), tiles / kLeastPart), kMostParts)) : 1;
 }
 
-// CTA batch + n has the n-th part, counted through the rows that are cut; parts = 0 where there are not so many.
+// CTA n has the n-th part, counted through the rows that are cut; parts = 0 where there are not so many.
 DEVICE Share planned_share(const Params& p) {
-  int before = int(blockIdx.y) - p.batch;  // parts before this CTA's that are not yet counted
-  if (before < 0) return {int(blockIdx.y), 0, 1};
+  int before = int(blockIdx.y);  // parts before this CTA's that are not yet counted
+  if (before >= p.shares) return {before - p.shares, 0, 1};
   const int lane = threadIdx.x & 31, all_tiles = long_tiles(p);
   for (int base = 0; all_tiles > 0 && base < p.batch; base += 32) {
     const int cut_into = base + lane < p.batch ? parts_of(p, tiles_of(p, base + lane), all_tiles) : 1;

@@ -30,12 +30,12 @@ struct Reader {                          // addresses in slot 0 of the ring
   unsigned k, v[2], scale;
   DEVICE Reader(unsigned ring, int lane) {
     const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    k = opaque(ring + row * kRowBytes + (kE4m3 ? t ^ (row >> 1) : (2 * t) ^ row) * 16);
+    k = opaque(ring + row * kRowBytes + ((kE4m3 ? t : 2 * t) ^ swizzle(row)) * 16);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int token = swapped(2 * t + j);
-      const int cell = kE4m3 ? ((g >> 1) ^ ((token >> 1) & 3)) * 16 + (g & 1) * 8 : (g ^ token) * 16;
-      v[j] = opaque(ring + kValuesAt + token * kRowBytes + cell);
+      const int at = kE4m3 ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
+      v[j] = opaque(ring + kValuesAt + token * kRowBytes + at);
     }
     scale = ring + kScalesAt + row * 4;
   }
@@ -53,7 +53,7 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
     for (int n = 0; n < kGroupTiles; n++) s[j][n][0] = s[j][n][1] = s[j][n][2] = s[j][n][3] = 0.f;
 #pragma unroll
     for (int half = 0; half < kHalves; half++) {
-      const unsigned block = k + (j * kHalves + half) * kBlockBytes;
+      const unsigned block = half_at(k + j * kTileBytes, half);
       unsigned low[8], high[8];  // rows g and g + 8: 16 dims of each, in pairs
       if constexpr (kE4m3) {
         const uint4 a = load_shared_16(block), b = load_shared_16(block + kBlockBytes / 2);
@@ -172,7 +172,7 @@ template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, un
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const unsigned address = at.v[i & 1] + slot + (j * kHalves + half) * kBlockBytes + (i >> 1) * (kBlockBytes / 2);
+        const unsigned address = half_at(at.v[i & 1] + slot + j * kTileBytes, half) + (i >> 1) * (kBlockBytes / 2);
         unsigned(&words)[kE4m3 ? 2 : 4] = v[j][half][i];
         if constexpr (kE4m3) {
           const uint2 x = load_shared_8(address);
