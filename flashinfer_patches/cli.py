@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flashinfer_patches import engine, jit_cache
+from flashinfer_patches import engine, jit_cache, sink_kernels
 from flashinfer_patches.state import Status
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -81,7 +81,8 @@ def _print(found: Status, as_json: bool) -> None:
 def cache() -> None:
     """The compiled kernels of a FlashInfer: one folder for each patch set, release, torch and CUDA.
 
-    Exit codes: 45 cannot be written; 46 being built into; 48 not a cache of ours, or hidden by prebuilt kernels.
+    Exit codes: 40 no FlashInfer; 45 cannot be written; 46 being built into; 48 not a cache of ours, or hidden by
+    prebuilt kernels; 50 cannot be compiled.
     """
 
 
@@ -92,6 +93,24 @@ def path(root, as_json):
     """Print the folder for the kernels of the installed FlashInfer (FLASHINFER_WORKSPACE_BASE)."""
     found = jit_cache.workspace(root)
     click.echo(json.dumps({"path": str(found)}) if as_json else found)
+
+
+@cache.command()
+@root
+@as_json
+def build(root, as_json):
+    """Compile the sink kernels that gpt-oss needs (BF16 query, BF16 and E4M3 KV cache, head_dim 64) for this GPU.
+
+    For programs that call the patched FlashInfer: start them with FLASHINFER_WORKSPACE_BASE set to what
+    `fp8-sinks cache path` prints, and none of them waits for a compiler. What is compiled already stays.
+    """
+    found = sink_kernels.build(root)
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+        return
+    for one in found.modules:
+        click.echo(f"{one.name}: " + (f"built in {one.seconds:.1f} s" if one.built else "there already"))
+    click.echo(found.path)
 
 
 @cache.command("list")

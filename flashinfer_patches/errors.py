@@ -4,6 +4,7 @@ Exit codes (also in the README; disjoint from those of vllm_launch.errors):
 
     40 target     41 version    42 edited     43 superseded  44 git
     45 write      46 lock       47 series     48 cache       49 fetch
+    50 build
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ EXIT_CODES = {
     "series": 47,  # the series does not do what its manifest says
     "cache": 48,  # not a kernel cache of ours, or one that prebuilt kernels would hide
     "fetch": 49,  # the wheel cannot be had, or is not the one that we know
+    "build": 50,  # kernels cannot be compiled here
 }
 
 

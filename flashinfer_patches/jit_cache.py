@@ -9,8 +9,9 @@ import importlib.util
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -102,9 +103,10 @@ def make(folder: Path) -> Path:
 def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: float = BUILD_TIMEOUT_S) -> bool:
     """Run build() unless an earlier process finished it for this folder; True if it ran. One builder at a time.
 
-    After a builder that was killed, the compiled files of all modules are suspect and go before the next build. What
-    build() raises is raised, and the next call builds again. Raises PatchError: "lock" after timeout_s seconds, naming
-    the holder; "write"; "cache".
+    After a builder that was killed, the compiled files of all modules are suspect and go before the next build, once
+    the compilers that it left running have ended. What build() raises is raised, and the next call builds again.
+    Raises PatchError: "lock", naming the holder, after timeout_s seconds for the lock or for those compilers; "write";
+    "cache".
     """
     if not re.fullmatch(r"\w[\w.+-]*", module):
         raise ValueError(f"module {module!r}: expected a letter or digit, then letters, digits and . _ + -")
@@ -113,6 +115,8 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
         folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder, f"builds {module}", timeout_s):
         make(folder)
+        if building.exists():
+            _wait_for_compilers(folder, timeout_s)
         with writing(folder):
             if building.exists():
                 _empty(folder)
@@ -176,6 +180,29 @@ def wipe(folder: Path) -> int:
 def _lock(folder: Path, what: str, timeout_s: float) -> AbstractContextManager[None]:
     """The lock of a cache: beside it, so that it outlives the folder."""
     return locking.held(folder.parent / f".{folder.name}.lock", what, timeout_s)
+
+
+def _wait_for_compilers(folder: Path, timeout_s: float) -> None:
+    """Return when no process works in `folder` any more: compilers outlive a killed builder, and go on writing."""
+    deadline = time.monotonic() + timeout_s
+    while left := _working_in(folder):
+        if time.monotonic() > deadline:
+            raise PatchError(
+                "lock",
+                f"{folder}: a build was cut off, and after {timeout_s:g} s its processes still run: {', '.join(left)}",
+                "wait until they have ended, or end them; then run this again",
+            )
+        time.sleep(locking.POLL_S)
+
+
+def _working_in(folder: Path) -> list[str]:
+    """ "pid N (name)" of this user's processes whose working directory is below `folder`, as ninja's and nvcc's is."""
+    place, found = str(folder.resolve()) + os.sep, []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended, or another user's
+            if os.readlink(process / "cwd").startswith(place):
+                found.append(f"pid {process.name} ({(process / 'comm').read_text().strip()})")
+    return found
 
 
 def _is_ours(folder: Path) -> bool:

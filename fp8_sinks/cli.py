@@ -16,7 +16,7 @@ def main() -> None:
 
     Exit codes: 0 done; 1 unexpected; 2 usage; 10 profile; 11 model; 12 address; 13 memory; 14 disk; 15 software;
     20 server; 21 resolved; 30 requests; 31 gate; 32 file; 33 compare; 40 target; 41 version; 42 edited; 43 superseded;
-    44 git; 45 write; 46 lock; 47 series; 48 cache; 49 fetch. Of doctor: 0 ready; 1 warnings; 2 cannot run.
+    44 git; 45 write; 46 lock; 47 series; 48 cache; 49 fetch; 50 build. Of doctor: 0 ready; 1 warnings; 2 cannot run.
     """
 
 

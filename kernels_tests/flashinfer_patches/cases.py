@@ -29,6 +29,10 @@ class Cache(NamedTuple):
     layout: str
 
     @property
+    def head_dim(self) -> int:
+        return self.k.shape[3]
+
+    @property
     def page_size(self) -> int:
         return self.k.shape[1] if self.layout == "NHD" else self.k.shape[2]
 
@@ -42,6 +46,7 @@ def paged(
     device: str = "cuda",
     seed: int = 0,
     total_pages: int | None = None,
+    head_dim: int = HEAD_DIM,
     key=lambda randn: randn,
 ) -> Cache:
     """A cache of randn tokens with a fragmented page table. key: changes the keys before they are stored."""
@@ -50,10 +55,10 @@ def paged(
     total = total_pages or sum(counts) + 3
     pages = torch.randperm(total, generator=generator)[: sum(counts)]
     # NaN through uint8: filling an FP8 tensor with NaN is not implemented on every device.
-    store = torch.full((2, total, page_size, KV_HEADS, HEAD_DIM), math.nan, dtype=torch.float32).to(dtype)
+    store = torch.full((2, total, page_size, KV_HEADS, head_dim), math.nan, dtype=torch.float32).to(dtype)
     tokens, exact, start = [], [], 0
     for length, count in zip(lengths, counts, strict=True):
-        values = torch.randn(2, length, KV_HEADS, HEAD_DIM, generator=generator)
+        values = torch.randn(2, length, KV_HEADS, head_dim, generator=generator)
         values[0] = key(values[0])
         values = values.bfloat16()
         stored = values.float().clamp(-E4M3_MAX, E4M3_MAX).to(dtype)
@@ -77,10 +82,12 @@ def paged(
     )
 
 
-def queries(count: int, dtype: torch.dtype, *, device: str = "cuda", seed: int = 1) -> torch.Tensor:
+def queries(
+    count: int, dtype: torch.dtype, *, device: str = "cuda", seed: int = 1, head_dim: int = HEAD_DIM
+) -> torch.Tensor:
     """randn queries, [count, query heads, head_dim]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, QO_HEADS, HEAD_DIM, generator=generator).to(dtype).to(device)
+    return torch.randn(count, QO_HEADS, head_dim, generator=generator).to(dtype).to(device)
 
 
 def reference(

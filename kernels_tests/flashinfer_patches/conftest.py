@@ -93,9 +93,9 @@ def built(workspace):
 
     bf16, fp16, e4m3 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
     stock = (bf16, bf16, bf16, torch.int32, HEAD_DIM, HEAD_DIM, 0, False, False)
-    pairs = ((bf16, e4m3), (bf16, bf16), (fp16, e4m3))
+    sinks = ((bf16, e4m3, 64), (bf16, bf16, 64), (fp16, e4m3, 64), (fp16, fp16, 64), (bf16, e4m3, 128))
     tasks = [
-        *((attention_sinks.sink_module, q, kv, q, torch.int32, HEAD_DIM, HEAD_DIM) for q, kv in pairs),
+        *((attention_sinks.sink_module, q, kv, q, torch.int32, dim, dim) for q, kv, dim in sinks),
         *((sink_wrapper, workspace, "NHD", kv) for kv in (e4m3, bf16)),
         (get_batch_prefill_module, "fa2", *stock, False),
         (decode.get_batch_decode_module, *stock),

@@ -1,14 +1,13 @@
 """The FP8 decode kernel, compiled by nvcc for the GPUs that we name: no spills, and it fits their shared memory."""
 
-import os
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from flashinfer_patches import sink_kernels
 from kernels_tests.flashinfer_patches.conftest import VERSIONS, run_script
 
 # Shared memory of a multiprocessor and the most that a block may ask for, bytes (CUDA programming guide).
@@ -34,16 +33,9 @@ def cases():
     return [pytest.param(*case, marks=[] if case == NORMAL else [pytest.mark.compile]) for case in ALL]
 
 
-def toolkit() -> Path | None:
-    """The CUDA toolkit: a folder with bin/nvcc and the headers, or None."""
-    found = shutil.which("nvcc")
-    places = [os.environ.get("CUDA_HOME"), found and Path(found).resolve().parents[1], "/usr/local/cuda"]
-    return next((Path(p) for p in places if p and (Path(p) / "include" / "cuda_runtime.h").exists()), None)
-
-
 @pytest.mark.parametrize(("version", "arch"), cases(), indirect=["version"])
 def test_decode_kernel_fits_and_does_not_spill(version, patched, arch, tmp_path):
-    cuda = toolkit()
+    cuda = sink_kernels.toolkit()
     if cuda is None:
         pytest.skip("needs a CUDA toolkit with nvcc; none here")
     (made,) = run_script("sources_script.py", patched, "bfloat16:float8_e4m3fn", "command", arch=arch, cuda=cuda)

@@ -53,13 +53,36 @@ def test_pages_layouts_and_windows(workspace, page_size, layout, window_left):
     torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize(("q_type", "kv_type"), [(BF16, E4M3), (BF16, BF16), (FP16, E4M3)], ids=str)
+@pytest.mark.parametrize(("q_type", "kv_type"), [(BF16, E4M3), (BF16, BF16), (FP16, E4M3), (FP16, FP16)], ids=str)
 def test_types_of_query_and_cache(workspace, q_type, kv_type):
     cache, q = paged(LENGTHS, kv_type), queries(len(LENGTHS), q_type)
     sinks = near(q, cache)
     output = plan(workspace, cache, q_type=q_type).run(q, (cache.k, cache.v), sinks=sinks)
     assert output.dtype == q_type
     assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
+
+
+def test_head_dim_128(workspace):
+    cache, q = paged(LENGTHS, E4M3, head_dim=128), queries(len(LENGTHS), BF16, head_dim=128)
+    options = {"k_scale": 0.37, "v_scale": 2.9}
+    shape = {"sm_scale": 128**-0.5}
+    sinks = near(q, cache, k_scale=0.37, **shape)
+    output = plan(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks, **options)
+    assert faults(output, reference(q, cache.tokens, sinks, **shape, **options)[0]) == []
+
+
+def test_three_queries_a_request(workspace):
+    """Decode as speculation asks for it: the last three tokens of each request, causal among themselves."""
+    import flashinfer
+
+    if flashinfer.__version__ == "0.6.14":
+        pytest.skip("0.6.14's fa2 decode computes one query a request")
+    lengths = [3, 17, 128, 1000]
+    cache, q = paged(lengths, E4M3), queries(3 * len(lengths), BF16)
+    shape = {"per_request": [3] * len(lengths)}
+    sinks = near(q, cache, **shape)
+    output = plan(workspace, cache, q_len_per_req=3).run(q, (cache.k, cache.v), sinks=sinks)
+    assert faults(output, reference(q, cache.tokens, sinks, **shape)[0]) == []
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 33, 127, 129, 255, 2049, 8191])
@@ -142,22 +165,50 @@ def test_the_check_tells_a_wrong_kernel(workspace, mutant):
     assert faults(output, reference(q, cache.tokens, wrong, **({"window_left": 127} | options | changes))[0])
 
 
-def test_a_cuda_graph_replays_new_lengths_pages_and_sinks(workspace):
+def graph_wrapper(workspace, cache, pages: int):
+    """A decode wrapper for CUDA graphs of the cache's batch, with room for `pages` pages."""
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
-    first = paged([100, 7, 512], E4M3, total_pages=80)
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(
+    return BatchDecodeWithPagedKVCacheWrapper(
         workspace,
         "NHD",
         use_cuda_graph=True,
         use_tensor_cores=True,
-        paged_kv_indptr_buffer=first.indptr.clone(),
-        paged_kv_indices_buffer=torch.zeros(80, dtype=torch.int32, device="cuda"),
-        paged_kv_last_page_len_buffer=first.last_page_len.clone(),
+        paged_kv_indptr_buffer=cache.indptr.clone(),
+        paged_kv_indices_buffer=torch.zeros(pages, dtype=torch.int32, device="cuda"),
+        paged_kv_last_page_len_buffer=cache.last_page_len.clone(),
     )
+
+
+def as_vllm_does(wrapper, cache, *, first: bool):
+    """Plan as vLLM's fast_plan_decode does: host tensors, plan() once, then fast_decode_plan, which copies nothing."""
+    from flashinfer.decode import fast_decode_plan
+
+    host = (cache.indptr.cpu(), cache.indices, cache.last_page_len.cpu(), QO_HEADS, 8, 64, 16)
+    types = {"q_data_type": BF16, "kv_data_type": E4M3, "fixed_split_size": -1, "disable_split_kv": False}
+    if first:
+        wrapper.plan(*host, o_data_type=BF16, use_sinks=True, **types)
+        return
+    wrapper._paged_kv_indptr_buf.copy_(cache.indptr)
+    wrapper._paged_kv_indices_buf[: len(cache.indices)].copy_(cache.indices)
+    wrapper._paged_kv_last_page_len_buf.copy_(cache.last_page_len)
+    fast_decode_plan(wrapper, *host, **types)
+
+
+@pytest.mark.parametrize("how", ["plan", "vLLM's fast plan"])
+def test_a_cuda_graph_replays_new_lengths_pages_and_sinks(workspace, how):
+    first = paged([100, 7, 512], E4M3, total_pages=80)
+    wrapper = graph_wrapper(workspace, first, pages=80)
+
+    def replan(cache, **options):
+        if how == "plan":
+            plan(workspace, cache, wrapper=wrapper)
+        else:
+            as_vllm_does(wrapper, cache, **options)
+
     k, v, q = first.k.clone(), first.v.clone(), queries(3, BF16)
     sinks, output = near(q, first), torch.empty_like(q)
-    plan(workspace, first, wrapper=wrapper)
+    replan(first, first=True)
     wrapper.run(q, (k, v), sinks=sinks, out=output, v_scale=1.5)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -168,7 +219,7 @@ def test_a_cuda_graph_replays_new_lengths_pages_and_sinks(workspace):
         v.view(torch.uint8).copy_(cache.v.view(torch.uint8))
         q.copy_(queries(3, BF16, seed=seed))
         sinks.copy_(near(q, cache))
-        plan(workspace, cache, wrapper=wrapper)
+        replan(cache, first=False)
         graph.replay()
         assert faults(output, reference(q, cache.tokens, sinks, v_scale=1.5)[0]) == []
 

@@ -7,7 +7,7 @@ from kernels_tests.flashinfer_patches.cases import SM_SCALE, faults, paged, quer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("built")]
 
-E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
+E4M3, BF16, FP16 = torch.float8_e4m3fn, torch.bfloat16, torch.float16
 # (length of the cache, queries) of each request; the averages reach each of FA2's three query tiles.
 BATCHES = {"tile 16": [(300, 1), (17, 2)], "tile 64": [(9, 4), (1000, 3)], "tile 128": [(200, 200), (513, 64)]}
 
@@ -30,6 +30,34 @@ def test_causal_prefill(workspace, batch, window_left, kv_type, layout):
     torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=5e-3)
     assert faults(output, reference(q, cache.tokens, sinks.roll(1), **shape, **scales)[0])
     assert faults(output, reference(q, cache.tokens, None, **shape, **scales)[0])
+
+
+@pytest.mark.parametrize("kv_type", [E4M3, BF16], ids=str)
+def test_two_to_four_queries_a_request(workspace, kv_type):
+    """Prefill of the shapes that speculative decoding asks for: many long requests, few queries each."""
+    from kernels_tests.flashinfer_patches.runs import plan_prefill
+
+    lengths, per_request = [2, 4, 17, 130, 999, 2049, 4096, 5000], [2, 4, 3, 2, 4, 3, 2, 4]
+    cache, q = paged(lengths, kv_type), queries(sum(per_request), BF16)
+    shape, scales = {"per_request": per_request}, {"k_scale": 0.37, "v_scale": 2.9}
+    sinks = sinks_near(reference(q, cache.tokens, None, k_scale=0.37, **shape)[1])
+    output = plan_prefill(workspace, cache, per_request).run(q, (cache.k, cache.v), sinks=sinks, **scales)
+    assert faults(output, reference(q, cache.tokens, sinks, **shape, **scales)[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("q_type", "kv_type", "head_dim"), [(FP16, FP16, 64), (FP16, E4M3, 64), (BF16, E4M3, 128)], ids=str
+)
+def test_types_and_head_dims_of_prefill(workspace, q_type, kv_type, head_dim):
+    from kernels_tests.flashinfer_patches.runs import plan_prefill
+
+    cache, q = paged([200, 31], kv_type, head_dim=head_dim), queries(70, q_type, head_dim=head_dim)
+    shape = {"per_request": [64, 6], "sm_scale": head_dim**-0.5, "window_left": 127}
+    sinks = sinks_near(reference(q, cache.tokens, None, **shape)[1])
+    wrapper = plan_prefill(workspace, cache, [64, 6], q_data_type=q_type, window_left=127)
+    output = wrapper.run(q, (cache.k, cache.v), sinks=sinks)
+    assert output.dtype == q_type
+    assert faults(output, reference(q, cache.tokens, sinks, **shape)[0]) == []
 
 
 def test_decode_is_prefill_of_one_token(workspace):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -175,50 +174,6 @@ def test_many_processes_build_once(folder):
     assert all(at_once(*[lambda: jit_cache.built_once(folder, "m", build)] * 6))
     assert log.read_text() == "begin\nend\n"
     assert not jit_cache.built_once(folder, "m", build) and jit_cache.built_once(folder, "other", build)
-
-
-BUILDER = """
-import sys, time
-from pathlib import Path
-from flashinfer_patches import jit_cache
-
-def build():
-    (Path(sys.argv[1]) / ".cache").mkdir()
-    (Path(sys.argv[1]) / ".cache" / "half.o").write_bytes(b"half")
-    print("building", flush=True)
-    time.sleep(60)
-
-jit_cache.built_once(Path(sys.argv[1]), "m", build)
-"""
-
-
-@pytest.fixture
-def builder(folder):
-    """A process in the middle of a build."""
-    process = subprocess.Popen([sys.executable, "-c", BUILDER, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "building\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_who_waits_is_told_for_whom(folder, builder):
-    for action in (lambda: jit_cache.built_once(folder, "m", pytest.fail, 0.2), lambda: jit_cache.wipe(folder)):
-        with pytest.raises(PatchError) as caught:
-            action()
-        assert caught.value.kind == "lock" and f"pid {builder.pid} (builds m)" in caught.value.message
-    assert (folder / ".cache" / "half.o").exists()
-
-
-def test_what_a_killed_builder_left_is_not_trusted(folder, builder):
-    builder.send_signal(signal.SIGKILL)
-    builder.wait()
-    assert jit_cache.caches(folder.parent)[0].interrupted
-    seen = []
-    assert jit_cache.built_once(folder, "m", lambda: seen.append((folder / ".cache").exists()), timeout_s=1)
-    assert seen == [False], "half an object was still there"
-    assert not jit_cache.caches(folder.parent)[0].interrupted
 
 
 def test_a_failed_build_is_raised_and_tried_again(folder):

@@ -1,0 +1,106 @@
+"""A builder that is waited for, and one that was killed in the middle of a build."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from flashinfer_patches import jit_cache
+from flashinfer_patches.errors import PatchError
+
+BUILDER = """
+import subprocess, sys, time
+from pathlib import Path
+from flashinfer_patches import jit_cache
+
+def build():
+    cache = Path(sys.argv[1]) / ".cache"
+    cache.mkdir()
+    (cache / "half.o").write_bytes(b"half")
+    compiler = subprocess.Popen(["sleep", sys.argv[2]], cwd=cache)
+    print(compiler.pid, flush=True)
+    time.sleep(60)
+
+jit_cache.built_once(Path(sys.argv[1]), "m", build)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return jit_cache.make(tmp_path / "caches" / "flashinfer-x")
+
+
+class Builder(NamedTuple):
+    """A process in the middle of a build, and the pid of the compiler that it runs there."""
+
+    process: subprocess.Popen
+    compiler: int
+
+
+@pytest.fixture
+def build(folder):
+    """Starts a builder whose compiler works for so many seconds."""
+    running = []
+
+    def start(compiler_s: float) -> Builder:
+        command = [sys.executable, "-c", BUILDER, str(folder), str(compiler_s)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        running.append(Builder(process, int(process.stdout.readline())))
+        return running[-1]
+
+    yield start
+    for builder in running:
+        builder.process.kill()
+        builder.process.wait()
+        builder.process.stdout.close()
+        with suppress(ProcessLookupError):
+            os.kill(builder.compiler, signal.SIGKILL)
+
+
+def test_who_waits_is_told_for_whom(folder, build):
+    builder = build(30)
+    for action in (lambda: jit_cache.built_once(folder, "m", pytest.fail, 0.2), lambda: jit_cache.wipe(folder)):
+        with pytest.raises(PatchError) as caught:
+            action()
+        assert caught.value.kind == "lock" and f"pid {builder.process.pid} (builds m)" in caught.value.message
+    assert (folder / ".cache" / "half.o").exists()
+
+
+def test_what_a_killed_builder_left_is_not_trusted(folder, build):
+    kill(build(0))
+    assert jit_cache.caches(folder.parent)[0].interrupted
+    seen = []
+    assert jit_cache.built_once(folder, "m", lambda: seen.append((folder / ".cache").exists()), timeout_s=1)
+    assert seen == [False], "half an object was still there"
+    assert not jit_cache.caches(folder.parent)[0].interrupted
+
+
+def test_the_compilers_of_a_killed_builder_end_before_the_next_build(folder, build):
+    builder = build(1)
+    kill(builder)
+    assert jit_cache.built_once(folder, "m", lambda: assert_ended(builder.compiler), timeout_s=10)
+
+
+def test_compilers_that_do_not_end_are_named(folder, build):
+    builder = build(30)
+    kill(builder)
+    with pytest.raises(PatchError) as caught:
+        jit_cache.built_once(folder, "m", pytest.fail, timeout_s=0.2)
+    assert caught.value.kind == "lock" and f"pid {builder.compiler} (sleep)" in caught.value.message
+    assert (folder / ".cache" / "half.o").exists(), "nothing is removed under a compiler"
+
+
+def kill(builder: Builder) -> None:
+    builder.process.send_signal(signal.SIGKILL)
+    builder.process.wait()
+
+
+def assert_ended(pid: int) -> None:
+    """The process is gone, or a zombie that nobody has waited for."""
+    with suppress(FileNotFoundError):
+        assert "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
