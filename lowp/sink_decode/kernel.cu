@@ -7,8 +7,6 @@
 //   merge.cuh   5. merge: warps, CTAs, sink, output
 #include "merge.cuh"
 
-constexpr int kOverlapSteps = 32;
-
 extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char shared[];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, kv_head = blockIdx.x;
@@ -72,8 +70,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
     slot = slot + 1 == kStages ? 0 : slot + 1;
     next_slot = next_slot + 1 == kStages ? 0 : next_slot + 1;
   }
-  // The next kernel's clusters, placed beside long-running ones, would crowd some GPCs (NOTES.md).
-  if (steps <= kOverlapSteps) let_next_kernel_start();
+  let_next_kernel_start();
 
   // Merge. From here on a thread has 4 elements of the group's output, or several times 4.
   copies_wait<0>();  // the sinks, where there was no step

@@ -50,7 +50,8 @@ class Problem:
 class Shape:
     """A launch: warps a CTA, ring slots a warp, tiles of 16 tokens a step, CTAs an SM at least, CTAs that share a row.
 
-    cluster 0: shares are planned on the device; 1: one CTA a row and KV head.
+    cluster 0: shares are planned on the device; 1: one CTA a row and KV head. overlap: the kernel may be launched
+    before the previous one on its stream has ended (it waits for it itself).
     """
 
     warps: int
@@ -58,6 +59,7 @@ class Shape:
     tiles: int
     min_ctas: int
     cluster: int
+    overlap: bool = True
 
 
 @functools.cache
@@ -111,8 +113,10 @@ def _few_rows(problem, rows, row_bytes, device):
     steps = row_bytes / (STEP_BYTES * 8 * cluster)  # of a warp
     if steps <= 2:
         return Shape(8, 3, tiles, 2, cluster)
-    deep = Shape(8, 3, 2 * tiles, 1, cluster) if steps > 4 else Shape(8, 6, tiles, 1, cluster)
-    return deep if shared_bytes(problem, deep) <= device.shared_per_cta else Shape(8, 3, tiles, 1, cluster)
+    overlap = steps <= 32  # the next kernel's clusters, placed beside this one's, would crowd some GPCs for long
+    deep = Shape(8, 3, 2 * tiles, 1, cluster, overlap) if steps > 4 else Shape(8, 6, tiles, 1, cluster, overlap)
+    fits = shared_bytes(problem, deep) <= device.shared_per_cta
+    return deep if fits else Shape(8, 3, tiles, 1, cluster, overlap)
 
 
 def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
@@ -281,7 +285,7 @@ def run(
         kernel = build.function(config, q.device.index)
         addresses = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         stream = torch.cuda.current_stream().cuda_stream
-        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, overlap=device.clusters)
+        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, shape.overlap and device.clusters)
 
 
 def _checked_workspace(workspace, needed, q):
