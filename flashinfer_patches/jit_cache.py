@@ -115,8 +115,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
         folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder, f"builds {module}", timeout_s):
         make(folder)
-        if building.exists():
-            _wait_for_compilers(folder, timeout_s)
+        _wait_for_compilers(folder, timeout_s)
         with writing(folder):
             if building.exists():
                 _empty(folder)
@@ -169,6 +168,7 @@ def wipe(folder: Path) -> int:
             "see what is: fp8-sinks cache list",
         )
     with _lock(folder, "wipes", 0), writing(folder):
+        _wait_for_compilers(folder, 0)
         freed = _size(folder)
         _empty(folder)
         # The marker goes last: what is left of an interrupted wipe can be wiped.
@@ -183,9 +183,9 @@ def _lock(folder: Path, what: str, timeout_s: float) -> AbstractContextManager[N
 
 
 def _wait_for_compilers(folder: Path, timeout_s: float) -> None:
-    """Return when no process works in `folder` any more: compilers outlive a killed builder, and go on writing."""
+    """After a killed builder, return when no process works in `folder` any more: compilers outlive it, and write on."""
     deadline = time.monotonic() + timeout_s
-    while left := _working_in(folder):
+    while (folder / BUILDING).exists() and (left := _working_in(folder)):
         if time.monotonic() > deadline:
             raise PatchError(
                 "lock",

@@ -30,7 +30,8 @@ def find(target: Path | None) -> Path:
         raise PatchError(
             "target",
             "no FlashInfer is installed in this environment",
-            "name the folder that holds one: --target DIR; `make patch` fetches a copy to patch",
+            "make setup DEVICE=gpu installs one; or name a folder that holds one: patch ... --target DIR, or"
+            " PYTHONPATH=DIR fp8-sinks cache ...; `make patch` fetches a copy to patch",
         )
     package = (target / "flashinfer").resolve()
     if not (package / "__init__.py").is_file() or package.name != "flashinfer":

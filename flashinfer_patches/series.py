@@ -81,6 +81,13 @@ def versions(root: Path | None = None) -> list[str]:
     return sorted(found, key=lambda version: [int(number) for number in re.findall(r"\d+", version)])
 
 
+def patches(version: str, root: Path | None = None) -> list[Path]:
+    """The patch files of a release, in order. Raises OSError where its order file cannot be read."""
+    folder = (root or ROOT) / version
+    lines = [line.strip() for line in (folder / "series").read_text().splitlines()]
+    return [folder / line for line in lines if line and not line.startswith("#")]
+
+
 def read(version: str, root: Path | None = None) -> Series:
     """The series of one release. Raises PatchError: "version" for one without, "series" for one that is not whole."""
     folder = (root or ROOT) / version
@@ -93,23 +100,19 @@ def read(version: str, root: Path | None = None) -> Series:
         )
     try:
         manifest = Manifest.model_validate_json((folder / "manifest").read_bytes())
-        lines = (folder / "series").read_text().splitlines()
+        ordered = patches(version, root)
     except (OSError, ValidationError) as error:
         raise PatchError("series", f"{folder} is not a whole series: {error}", REINSTALL_US) from error
-    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    present = {patch.name for patch in folder.glob("*.patch")}
-    if (
-        set(names) != present
-        or len(names) != len(present)
-        or (manifest.package, manifest.version) != (PACKAGE, version)
-    ):
+    present = sorted(folder.glob("*.patch"))
+    if sorted(ordered) != present or (manifest.package, manifest.version) != (PACKAGE, version):
+        listed, held = ([patch.name for patch in some] for some in (ordered, present))
         raise PatchError(
             "series",
-            f"{folder}: the order file lists {names}, the folder holds {sorted(present)},"
+            f"{folder}: the order file lists {listed}, the folder holds {held},"
             f" the manifest is for {manifest.package} {manifest.version}",
             REINSTALL_US,
         )
-    return Series(manifest=manifest, patches=[folder / name for name in names])
+    return Series(manifest=manifest, patches=ordered)
 
 
 def patch_set_hash(version: str, root: Path | None = None) -> str:

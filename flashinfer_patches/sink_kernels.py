@@ -47,7 +47,7 @@ def build(root: Path = jit_cache.ROOT, timeout_s: float = jit_cache.BUILD_TIMEOU
     the compilation fails; and what jit_cache.workspace and jit_cache.built_once raise. ValueError where FlashInfer is
     imported already, with another cache.
     """
-    _check()
+    _prepare()
     folder = jit_cache.make(jit_cache.workspace(root))
     if "flashinfer" in sys.modules and os.environ.get(WORKSPACE) != str(folder):
         raise ValueError(f"flashinfer is imported already, with {WORKSPACE}={os.environ.get(WORKSPACE)}, not {folder}")
@@ -60,8 +60,8 @@ def build(root: Path = jit_cache.ROOT, timeout_s: float = jit_cache.BUILD_TIMEOU
     return Kernels(path=folder, modules=[_built(folder, arch, *one, timeout_s) for one in GPT_OSS])
 
 
-def _check() -> None:
-    """Raise PatchError("build") where nothing can be built, with the reason that is cheapest to find first."""
+def _prepare() -> None:
+    """Set PATH and CUDA_HOME to where FlashInfer finds its tools; PatchError("build") where nothing can be built."""
     found = engine.status()
     if found.state != "applied":
         raise PatchError(

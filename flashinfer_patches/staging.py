@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flashinfer_patches import package
@@ -28,21 +28,59 @@ def backward(series: Series, after: Mapping[str, bytes | None]) -> Contents:
 
 
 def contained(series: Series, target: Path) -> bool:
-    """Whether every change of the series is in the files of `target` already, whatever else differs in them."""
+    """Whether every change of the series is in the files of `target` already, whatever else differs in them.
+
+    A file that the series creates has to be there as the series makes it.
+    """
     if shutil.which("git") is None:
         return False
     files = {file.path: package.content(target / file.path) for file in series.manifest.files}
     try:
-        _run(series, files, reverse=True)
+        # Without --unidiff-zero git looks for a change of a file's first or last lines nowhere else.
+        run(series.patches, files, "--reverse", "--unidiff-zero")
     except PatchError:
         return False
     return True
 
 
+def run(patches: Sequence[Path], contents: Mapping[str, bytes | None], *options: str) -> Contents:
+    """What `git apply` makes of the files in `contents` with these patches; options go to git.
+
+    With "--reverse" the last patch comes first. Raises PatchError: "git", "series" where a patch does not apply.
+    """
+    git = shutil.which("git")
+    if git is None:
+        raise PatchError("git", "git is not on PATH; it applies the patches", "install git, then run this again")
+    with tempfile.TemporaryDirectory(prefix="flashinfer-patches-") as folder:
+        stage = Path(folder).resolve()
+        for path, data in contents.items():
+            if data is not None:
+                (stage / path).parent.mkdir(parents=True, exist_ok=True)
+                (stage / path).write_bytes(data)
+        for patch in reversed(patches) if "--reverse" in options else patches:
+            done = subprocess.run(
+                [git, "apply", "--whitespace=nowarn", *options, str(patch.resolve())],
+                cwd=stage,
+                env=_environment(stage),
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
+            if done.returncode != 0:
+                raise PatchError(
+                    "series",
+                    f"{patch.name} of the series for {patch.parent.name} does not apply: {done.stderr.strip()}",
+                    REINSTALL_US,
+                )
+        found = {str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()}
+        return {path: package.content(stage / path) for path in found | set(contents)}
+
+
 def _proved(series: Series, contents: Mapping[str, bytes | None], *, reverse: bool) -> Contents:
     if not contents:
         return {}
-    result = _run(series, contents, reverse=reverse)
+    left_out = [f"--exclude={file.path}" for file in series.manifest.files if file.path not in contents]
+    result = run(series.patches, contents, *(["--reverse"] if reverse else []), *left_out)
     wanted = {
         file.path: file.before if reverse else file.after for file in series.manifest.files if file.path in contents
     }
@@ -55,37 +93,6 @@ def _proved(series: Series, contents: Mapping[str, bytes | None], *, reverse: bo
             REINSTALL_US,
         )
     return result
-
-
-def _run(series: Series, contents: Mapping[str, bytes | None], *, reverse: bool) -> Contents:
-    git = shutil.which("git")
-    if git is None:
-        raise PatchError("git", "git is not on PATH; it applies the patches", "install git, then run this again")
-    skipped = [f"--exclude={file.path}" for file in series.manifest.files if file.path not in contents]
-    options = ["--whitespace=nowarn", *(["--reverse"] if reverse else []), *skipped]
-    with tempfile.TemporaryDirectory(prefix="flashinfer-patches-") as folder:
-        stage = Path(folder).resolve()
-        for path, data in contents.items():
-            if data is not None:
-                (stage / path).parent.mkdir(parents=True, exist_ok=True)
-                (stage / path).write_bytes(data)
-        for patch in reversed(series.patches) if reverse else series.patches:
-            done = subprocess.run(
-                [git, "apply", *options, str(patch.resolve())],
-                cwd=stage,
-                env=_environment(stage),
-                capture_output=True,
-                text=True,
-                errors="replace",
-            )
-            if done.returncode != 0:
-                raise PatchError(
-                    "series",
-                    f"{patch.name} of the series for {series.manifest.version} does not apply: {done.stderr.strip()}",
-                    REINSTALL_US,
-                )
-        found = {str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()}
-        return {path: package.content(stage / path) for path in found | set(contents)}
 
 
 def _environment(stage: Path) -> dict[str, str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 VERSIONS = ["0.6.14", "0.7.2.post1"]
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
@@ -31,15 +30,13 @@ def pristine(version) -> Path:
 
 
 @pytest.fixture(scope="session")
-def patched(version, pristine, tmp_path_factory) -> Path:
+def patched(pristine, tmp_path_factory) -> Path:
     """A folder that holds the same package with the series applied; the other files are hard links where possible."""
-    from flashinfer_patches import make_manifest
+    from flashinfer_patches import engine
 
-    folder, staged = tmp_path_factory.mktemp("patched"), tmp_path_factory.mktemp("staged")
-    shutil.copytree(pristine / "flashinfer", folder / "flashinfer", copy_function=_link_or_copy)
-    make_manifest.stage(version, pristine, staged)
-    for name in make_manifest.touched(version):
-        os.replace(staged / name, folder / name)
+    folder = tmp_path_factory.mktemp("patched")
+    shutil.copytree(pristine, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+    engine.apply(folder)
     return folder
 
 

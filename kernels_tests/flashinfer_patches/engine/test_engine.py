@@ -161,7 +161,7 @@ def test_a_source_tree_says_no_release(site, root):
 @pytest.mark.parametrize("version", ["0.8.0", VERSION])
 def test_a_release_that_has_the_change_already(site, root, version):
     """Upstream took the fix and went on: other bytes, but every change of the series is in them."""
-    later = APPLIED | {DECODE: b"# a new header\n" + APPLIED[DECODE]}
+    later = APPLIED | {path: b"# a new header\n" + APPLIED[path] + b"# and an end\n" for path in (DECODE, HEADER)}
     install(site, later, version)
     assert engine.status(site, root).state == "superseded"
     for action in (engine.check, engine.apply, engine.revert):

@@ -77,14 +77,6 @@ def test_patched_sources_compile_as_python(release):
             compile((place / file.path).read_text(), file.path, "exec")
 
 
-def test_patches_say_why(release):
-    """The text above each patch's first diff: a reason, the thread upstream, and when it can go."""
-    version, _ = release
-    for patch in series.read(version).patches:
-        header = patch.read_text().partition("diff --git")[0].lower()
-        assert len(header) > 100 and "upstream" in header, patch.name
-
-
 def test_git_leaves_the_bytes_of_a_series_alone():
     if not (REPO / ".git").exists():
         pytest.skip("this is no git checkout")
