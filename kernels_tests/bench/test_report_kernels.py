@@ -6,7 +6,7 @@ import pytest
 
 from bench import kernels_plot, report
 from bench.kernels import gain
-from bench.kernels.grid import Shape
+from bench.kernels.shape import even
 from bench.result import write
 from kernels_tests.bench.kernel_samples import (
     a_failed_row,
@@ -43,7 +43,7 @@ def test_the_title_is_short():
 
 
 def pair(context, bf16, e4m3, batch=1, **changes):
-    shape = Shape(batch, context)
+    shape = even(batch, context)
     return [a_kernel_row(shape, us=bf16, **changes), a_kernel_row(shape, kv_format="e4m3", us=e4m3, **changes)]
 
 
@@ -63,18 +63,18 @@ def test_samples_that_overlap_are_no_difference():
 
 
 def test_a_failed_side_is_not_compared():
-    result = a_kernels_result(a_kernel_row(Shape(1, 2048)), a_failed_row(Shape(1, 2048), "fa2-sinks"))
+    result = a_kernels_result(a_kernel_row(even(1, 2048)), a_failed_row(even(1, 2048), "fa2-sinks"))
     assert gain.compared(result) == []
     assert "FP8 through" not in text_of(result)
 
 
 def test_table_shows_time_ceiling_and_error():
-    shape = Shape(1, 131072)
+    shape = even(1, 131072)
     rows = [
         a_kernel_row(shape, us=84.0),
         a_kernel_row(shape, kv_format="e4m3", us=65.0),
         a_kernel_row(shape, "xqa-sinks", "e4m3", us=110.0, rel_l2=3.6e-2),
-        a_failed_row(Shape(1, 2048), "xqa-sinks"),
+        a_failed_row(even(1, 2048), "xqa-sinks"),
     ]
     text = text_of(a_kernels_result(*rows))
     lines = [line for line in text.splitlines() if line.startswith("| 1 x ")]
@@ -99,7 +99,7 @@ def test_the_plans_tolerance_is_reported_as_measured():
     assert "E4M3 has three bits of mantissa" in text
     without = text_of(a_kernels_result(tolerance=[]))
     assert "Tolerance" not in without and "three bits" not in without
-    failed = a_tolerance(Shape(1, 128)).model_copy(
+    failed = a_tolerance(even(1, 128)).model_copy(
         update=dict.fromkeys(("missed_stored", "missed_bf16", "rel_l2_stored", "rel_l2_bf16")) | {"error": "x"}
     )
     text = text_of(a_kernels_result(tolerance=[failed]))
@@ -107,7 +107,7 @@ def test_the_plans_tolerance_is_reported_as_measured():
 
 
 def test_tables_are_whole():
-    rows = [*fa2_rows(), a_failed_row(Shape(1, 2048))]
+    rows = [*fa2_rows(), a_failed_row(even(1, 2048))]
     for above, below in pairwise(text_of(a_kernels_result(*rows)).splitlines()):
         if above.startswith("|") and below.startswith("|"):
             bars = [line.replace(r"\|", "").count("|") for line in (above, below)]
@@ -133,7 +133,7 @@ def test_it_stands_beside_a_serving_result(tmp_path):
     assert "- **FP8 through fa2-sinks:** slower than BF16 at 1 x 2,048" in readme.read_text()
 
 
-@pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(Shape(1, 2048))], 0), (fa2_rows(), 1)])
+@pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(even(1, 2048))], 0), (fa2_rows(), 1)])
 def test_a_plot_only_of_what_was_measured(tmp_path, rows, plots):
     write(a_kernels_result(*rows), tmp_path / "a.json")
     text = report.write([tmp_path / "a.json"], tmp_path).read_text()
@@ -143,7 +143,7 @@ def test_a_plot_only_of_what_was_measured(tmp_path, rows, plots):
 def test_other_times_give_another_plot(tmp_path):
     drawn = []
     for name, us in (("one", 10.0), ("two", 10.4)):
-        rows = [a_kernel_row(Shape(1, 2048), us=us), *fa2_rows()[1:]]
+        rows = [a_kernel_row(even(1, 2048), us=us), *fa2_rows()[1:]]
         write(a_kernels_result(*rows), tmp_path / f"{name}.json")
         report.write([tmp_path / f"{name}.json"], tmp_path / name)
         drawn.append((tmp_path / name / "plots" / "20260702-120000-kernels.png").read_bytes())
