@@ -1,5 +1,6 @@
 """A run of the kernel bench without a GPU: what it refuses, and a whole run on a pretended device."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -255,3 +256,31 @@ def test_inputs_that_do_not_fit_fail_that_shape_alone(fake_device):
     fake_device.patch.setattr(inputs, "build", too_large)
     result, _ = fake_device.execute(fake_device.kernel("a"), shapes=[even(4, 2048), even(2, 512)])
     assert [row.error for row in result.rows] == ["no inputs: RuntimeError: out of memory", None]
+
+
+def test_the_command_writes_result_and_report_and_can_be_cut_off(fake_device):
+    cut = []
+
+    def graph_us(calls):
+        for call in calls:
+            call()
+        if cut:
+            raise KeyboardInterrupt
+        cut.append(True)
+        return [10.0, 12.0, 11.0]
+
+    fake_device.patch.setattr(timing, "graph_us", graph_us)
+    fake_device.patch.setattr(peers, "KERNELS", [fake_device.kernel(peers.OURS, source="lowp")])
+    folder = fake_device.folder / "a run"
+    words = ["--run-dir", str(folder), "--shape", "2x512", "--shape", "1x1024"]
+    first = run(*words, "--json")
+    assert first.exit_code != 0 and first.stdout == "" and not (folder / "result.json").exists()
+    assert f"resume: fp8-sinks bench kernels --resume '{folder}'" in first.stderr
+    assert [path.name for path in sorted((folder / "steps").iterdir())] == ["2x512.json", "begun.json"]
+    fake_device.patch.setattr(timing, "graph_us", lambda calls: [[20.0], [call() for call in calls]][0])
+    done = run("--resume", str(folder), "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["batch"], row["time_us"]) for row in rows] == [(2, 11.0), (1, 20.0)]
+    assert json.loads((folder / "result.json").read_text()) == json.loads(done.stdout)
+    assert "sink-decode e4m3 within the law" in (folder / "report.md").read_text()
