@@ -267,8 +267,10 @@ def _span(values: list[float], written: Callable[[float], str]) -> str:
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
-def legend(figure: Figure, cell: Axes) -> None:
-    handles, labels = cell.get_legend_handles_labels()
+def legend(figure: Figure, *cells: Axes) -> None:
+    """A legend below the figure of what any of the cells shows, each label once."""
+    found = {label: handle for cell in cells for handle, label in zip(*cell.get_legend_handles_labels(), strict=True)}
+    labels, handles = list(found), list(found.values())
     columns = max(1, min(len(labels), LEGEND_CHARACTERS // max(map(len, labels))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 

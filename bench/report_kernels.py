@@ -1,25 +1,34 @@
 """The report's part on decode kernels, from a result of kind `kernels` alone."""
 
-from bench import kernels_plot, plots
+from bench import kernels_plot
 from bench import markdown as md
-from bench.kernels import gain
+from bench import report_kernels_tables as tables
+from bench.kernels import claims, gain
 from bench.kernels.gain import QUANTISED
-from bench.kernels.result import Build, KernelRow, KernelsResult, Tolerance
+from bench.kernels.peers import OURS
+from bench.kernels.result import KernelsResult
 from bench.report_tables import source_table
 
-# What a kernel that keeps BF16 accuracy may be off, relL2; the bound of the tests in kernels_tests.
-KERNEL_BOUND = 4e-3
+MOST_NAMED = 3  # shapes that a line names
 WORDS = {
+    OURS: "our kernel",
     "fa2-no-sinks": "FlashInfer's FA2 as released, without sinks",
     "fa2-sinks": "FA2 with our patches",
     "xqa-sinks": "FlashInfer's XQA as released",
+    "vllm-fa3": "vLLM's FlashAttention 3 (with an FP8 cache its query is FP8 too, quantised before the timed call)",
+    "vllm-triton": "vLLM's Triton attention, BF16 query",
 }
 
 NOTE = (
-    "Median of the replays of one CUDA graph, microseconds a call; % of ceiling: the bytes that a call must read over"
-    " that time, against the fastest read of this run; relL2: error of the timed calls' output against float64"
-    f" attention over the cache as stored. Bold: beyond {KERNEL_BOUND:g}, what a kernel with BF16 accuracy keeps."
-    " Caches, queries and outputs rotate through several times the GPU's own cache; each kernel at its faster setting."
+    "Time: median of the replays of one CUDA graph, microseconds a call. Floor: the bytes that a call must read over"
+    " the fastest read of this run. relL2: error of the timed calls' output against float64 attention over the cache"
+    " as stored, in the first and last two requests and the longest, of two layers; bold: beyond"
+    f" {tables.KERNEL_BOUND:g}, what a kernel with BF16 accuracy keeps. Caches, queries and outputs rotate through"
+    " several times the GPU's own cache; each kernel at its fastest setting."
+)
+BUILD_NOTE = (
+    "The smallest call of all, with an empty cache. FlashInfer's kernels compile several at once and wait for each"
+    f" other's share of the cores; {OURS} compiles a launch of its own for some shapes, in about the same time each."
 )
 REASON = (
     "That is the format, not a kernel: the tolerance asks for 1%, and the eight bits of an element cannot hold it."
@@ -36,27 +45,34 @@ def headline(result: KernelsResult) -> str:
 
 
 def summary_lines(result: KernelsResult) -> str:
-    """The result in a few lines: where FP8 pays and where it does not, the tolerance, what failed."""
-    lines = [md.text(gain.message(result, kernel)) for kernel in gain.compared(result)]
-    lines += _tolerance_lines(result)
-    lines += [f"Failed: {_name(row)} at {_shape(row)}: {md.text(row.error)}" for row in result.rows if row.error]
+    """The result in a few lines: what our kernel shows, where FP8 pays, the tolerance, what failed or was left out."""
+    lines = [
+        f"{md.text(one.topic)}: {'met' if one.met else '**not met**'}, {md.text(one.words)}"
+        for one in claims.claims(result)
+    ]
+    lines += [md.text(gain.message(result, kernel)) for kernel in gain.compared(result)]
+    lines += [*_tolerance_lines(result), *_failed_lines(result), *_left_out_lines(result)]
     return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
 
 
 def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
     """Markdown blocks of the whole section."""
     ceiling = f"Read ceiling of this run: {result.read_ceiling_bytes_per_s / 1e12:.2f} TB/s."
-    tolerance = _tolerance_table(result)
+    tolerance, left_out = tables.tolerance_table(result), tables.left_out_table(result)
     return [
         f"## {headline(result)}",
         summary_lines(result),
         *(f"![{md.text(kernels_plot.title(result))}]({path})" for path in plot_names.values()),
         f"{ceiling} {_geometry(result)}",
-        _time_table(result),
+        *tables.law_tables(result),
+        *tables.time_tables(result),
         NOTE,
-        *(["### The original plan's tolerance", tolerance, REASON] if tolerance else []),
+        *tables.own_gain_table(result),
+        *(["### The original plan's tolerance", md.details("Each call", [tolerance]), REASON] if tolerance else []),
+        *(["### Not measured", left_out] if left_out else []),
         "### Builds",
-        _build_table(result),
+        tables.build_table(result),
+        BUILD_NOTE,
         "### Where it comes from",
         source_table(result, [["kernels", md.text(_kernels(result))]]),
         md.details("Command", [md.block(md.shell(result.provenance.command), "sh")]),
@@ -79,66 +95,11 @@ def _tolerance_lines(result: KernelsResult) -> list[str]:
     return lines
 
 
-def _time_table(result: KernelsResult) -> str:
-    columns = _columns(result.rows)
-    places = list(dict.fromkeys((row.batch, row.context) for row in result.rows))
-    rows = {(row.batch, row.context, row.kernel, row.kv_format): row for row in result.rows}
-    lines = []
-    for place in places:
-        of_place = [row for row in result.rows if (row.batch, row.context) == place]
-        floors = {row.kv_format: row.kv_bytes / result.read_ceiling_bytes_per_s * 1e6 for row in of_place}
-        floor = " / ".join(plots.number(floors[name]) for name in sorted(floors))
-        lines.append([_shape(of_place[0]), floor, *(_cell(result, rows.get((*place, *one))) for one in columns)])
-    formats = " / ".join(sorted({row.kv_format for row in result.rows}))
-    return md.table(["batch x context", f"floor {formats}, us", *(" ".join(one) for one in columns)], lines)
-
-
-def _cell(result: KernelsResult, row: KernelRow | None) -> str:
-    if row is None:
-        return "not measured"
-    if row.error:
-        return "**failed**"
-    share = row.kv_bytes / (row.time_us * 1e-6) / result.read_ceiling_bytes_per_s
-    return f"{plots.number(row.time_us)} us, {share:.0%}, {_error(row.rel_l2)}"
-
-
-def _error(rel_l2: float) -> str:
-    return f"**{rel_l2:.1e}**" if rel_l2 > KERNEL_BOUND else f"{rel_l2:.1e}"
-
-
-def _tolerance_table(result: KernelsResult) -> str:
-    """Empty where nothing was held against it."""
-    lines = []
-    for one in result.tolerance:
-        name = f"{md.text(one.kernel)} {one.kv_format}"
-        cells = [_shape(one), name]
-        if one.error:
-            lines.append([*cells, "**failed**", "", "", ""])
-            continue
-        missed = (one.missed_bf16, one.missed_stored)
-        errors = (one.rel_l2_bf16, one.rel_l2_stored)
-        lines.append([*cells, *map(_percent, missed), *(f"{value:.1e}" for value in errors)])
-    headers = ["batch x context", "kernel", "misses it against a BF16 cache", "against the cache as stored"]
-    return md.table([*headers, "relL2, BF16 cache", "relL2, as stored"], lines) if lines else ""
-
-
-def _build_table(result: KernelsResult) -> str:
-    lines = [
-        [md.text(f"{one.kernel} {one.kv_format}"), f"**failed**: {md.text(one.error)}" if one.error else _seconds(one)]
-        for one in result.builds
-    ]
-    return md.table(["kernel", "compile, load and run once with an empty cache, s"], lines)
-
-
-def _seconds(build: Build) -> str:
-    return plots.number(build.seconds)
-
-
 def _geometry(result: KernelsResult) -> str:
     of = result.geometry
     return (
-        f"{of.query_heads} query heads over {of.kv_heads} KV heads of {of.head_dim} values, pages of {of.page_size}"
-        f" tokens ({of.layout}), {of.query_format} query, one query token a request."
+        f"{of.query_heads} query heads over {of.kv_heads} KV heads of {of.head_dim} values unless said, pages of"
+        f" {of.page_size} tokens ({of.layout}), {of.query_format} query, one query token a request."
     )
 
 
@@ -147,22 +108,28 @@ def _kernels(result: KernelsResult) -> str:
     return "; ".join(f"{name}: {WORDS[name]}" if name in WORDS else name for name in names)
 
 
-def _columns(rows: list[KernelRow]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row.kernel, row.kv_format) for row in rows))
+def _failed_lines(result: KernelsResult) -> list[str]:
+    """What failed, shapes of one kernel and error together."""
+    failed: dict[tuple[str, str], list[str]] = {}
+    for row in result.rows:
+        if row.error:
+            failed.setdefault((f"{row.kernel} {row.kv_format}", row.error), []).append(row.shape.words)
+    return [
+        f"Failed: {md.text(name)} at {'; '.join(shapes) if len(shapes) <= MOST_NAMED else f'{len(shapes)} shapes'}:"
+        f" {md.text(error)}"
+        for (name, error), shapes in failed.items()
+    ]
 
 
-def _name(row: KernelRow) -> str:
-    return md.text(f"{row.kernel} {row.kv_format}")
-
-
-def _shape(row: KernelRow | Tolerance) -> str:
-    return f"{row.batch} x {row.context:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
+def _left_out_lines(result: KernelsResult) -> list[str]:
+    """Kernels that were not measured at all."""
+    names: dict[str, list[str]] = {}
+    for one in result.left_out:
+        if one.shape is None:
+            names.setdefault(one.reason, []).append(f"{one.kernel} {one.kv_format}")
+    return [f"Left out: {md.text(', '.join(of_one))}: {md.text(reason)}" for reason, of_one in names.items()]
 
 
 def _percents(shares: list[float]) -> str:
-    lowest, highest = _percent(min(shares)), _percent(max(shares))
+    lowest, highest = tables.percent(min(shares)), tables.percent(max(shares))
     return lowest if lowest == highest else f"{lowest} to {highest}"

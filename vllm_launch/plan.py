@@ -20,6 +20,7 @@ CACHE_VARIABLES = {
     "VLLM_CACHE_ROOT": "vllm",
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "FP8_SINKS_KERNEL_CACHE": "lowp",
 }
 FIXED_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

@@ -2,9 +2,9 @@
 
 import torch
 
-from bench.kernels.inputs import Inputs
+from bench.kernels.inputs import Inputs, first_token, pages_of
 
-ROWS = 4  # requests of a layer that are looked at: the first and the last ones
+ROWS = 4  # requests of a layer that are looked at: the first and the last ones, and the longest
 LAYERS = 2
 
 
@@ -17,7 +17,7 @@ def attention(inputs: Inputs, kv_format: str, layer: int, row: int, *, sinks: bo
     """One request's exact output over its cache as stored in kv_format, float64 [query heads, head_dim].
 
     out_h = sum_j e^(s_hj) v_j / (e^sink_h + sum_j e^(s_hj)) with s_hj = sm_scale q_h . k_j, where query head h reads
-    KV head h // group. Without sinks the denominator is the sum alone.
+    KV head h // group, over the tokens j that are read. Without sinks the denominator is the sum alone.
     """
     k, v = (_tokens(inputs, cache, row) for cache in inputs.caches[kv_format][layer])
     q = inputs.q[layer][row].double().view(k.shape[1], -1, k.shape[2])
@@ -51,11 +51,16 @@ def missed(out: torch.Tensor, exact: torch.Tensor, rtol: float, atol: float) -> 
 
 
 def _places(inputs: Inputs) -> list[tuple[int, int]]:
-    rows = looked_at(inputs.shape.batch, ROWS)
+    lengths = inputs.shape.lengths
+    rows = sorted({*looked_at(len(lengths), ROWS), lengths.index(max(lengths))})
     return [(layer, row) for layer in looked_at(len(inputs.q), LAYERS) for row in rows]
 
 
 def _tokens(inputs: Inputs, cache: torch.Tensor, row: int) -> torch.Tensor:
-    """A request's keys or values in order, float64 [context, kv heads, head_dim]."""
-    pages = cache[inputs.block_table[row].long()].transpose(1, 2)
-    return pages.flatten(0, 1)[: inputs.shape.context].double()
+    """A request's keys or values that are read, in order, float64 [tokens, kv heads, head_dim]."""
+    first, page_size = first_token(inputs.shape, row), cache.shape[2]
+    begin = first // page_size
+    # Gathered as raw bits: indexing is not implemented for float8 on every device.
+    bits = cache.view(torch.uint8 if cache.dtype.itemsize == 1 else torch.int16)
+    pages = bits[inputs.block_table[row, begin : pages_of(inputs.shape, row)].long()].view(cache.dtype).transpose(1, 2)
+    return pages.double().flatten(0, 1)[first - begin * page_size : inputs.shape.lengths[row] - begin * page_size]

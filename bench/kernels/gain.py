@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple
 from bench.kernels.result import KernelRow, KernelsResult
 
 BASE, QUANTISED = "bf16", "e4m3"
+MOST_NAMED = 6  # shapes that a sentence names
+Verdict = Literal["faster", "slower", "equal"]
 
 
 class Gain(NamedTuple):
@@ -18,16 +20,20 @@ class Gain(NamedTuple):
         return self.base.time_us / self.row.time_us
 
     @property
-    def verdict(self) -> Literal["faster", "slower", "equal"]:
-        """Equal where the samples of the two overlap."""
-        if max(self.row.samples_us) < min(self.base.samples_us):
-            return "faster"
-        return "slower" if min(self.row.samples_us) > max(self.base.samples_us) else "equal"
+    def verdict(self) -> Verdict:
+        return verdict(self.row, self.base)
+
+
+def verdict(row: KernelRow, base: KernelRow) -> Verdict:
+    """What a row is against another; equal where the samples of the two overlap."""
+    if max(row.samples_us) < min(base.samples_us):
+        return "faster"
+    return "slower" if min(row.samples_us) > max(base.samples_us) else "equal"
 
 
 def gains(result: KernelsResult, kernel: str) -> list[Gain]:
-    """A kernel's gains at the shapes where it has times with both caches, in the result's order."""
-    rows = [row for row in result.rows if row.kernel == kernel and row.error is None]
+    """A kernel's gains where batch and context say everything and it has times with both, in the result's order."""
+    rows = [row for row in result.rows if row.kernel == kernel and row.error is None and row.shape.plain]
     base = {(row.batch, row.context): row for row in rows if row.kv_format == BASE}
     quantised = [row for row in rows if row.kv_format == QUANTISED]
     return [Gain(base[row.batch, row.context], row) for row in quantised if (row.batch, row.context) in base]
@@ -59,7 +65,8 @@ def message(result: KernelsResult, kernel: str) -> str:
         for gain in found
         if gain.verdict == "slower"
     ]
-    parts = [f"slower than BF16 at {_listed(slower)}" if slower else "slower than BF16 at no measured shape"]
+    few = f"at {_listed(slower)}" if slower else "at no measured shape"
+    parts = [f"slower than BF16 {few if len(slower) <= MOST_NAMED else _many(found)}"]
     parts += _pays_parts(found)
     if faster := [gain.value for gain in found if gain.verdict == "faster"]:
         parts.append(f"at best {max(faster):.2f}x as fast")
@@ -72,9 +79,13 @@ def short(result: KernelsResult, kernel: str) -> str:
     """The same without times and contexts, for a title."""
     found = gains(result, kernel)
     slower = [_shape(gain.row) for gain in found if gain.verdict == "slower"]
-    few = f"at {_listed(slower)}" if 0 < len(slower) < 4 else f"at {len(slower)} of {len(found)} shapes"
+    few = f"at {_listed(slower)}" if 0 < len(slower) < 4 else _many(found)
     best = max(gain.value for gain in found)
     return f"FP8 through {kernel}: slower than BF16 {few}; at best {best:.2f}x as fast"
+
+
+def _many(found: list[Gain]) -> str:
+    return f"at {sum(gain.verdict == 'slower' for gain in found)} of {len(found)} shapes"
 
 
 def _pays_parts(found: list[Gain]) -> list[str]:

@@ -1,61 +1,70 @@
 """Where kernels are measured, and how many bytes that is. Imports nothing heavy."""
 
+import random
 import re
-from typing import NamedTuple
 
 from bench.kernels.result import Geometry
+from bench.kernels.shape import HEAD_DIM, Shape, even
 
-GEOMETRY = Geometry(query_heads=64, kv_heads=8, head_dim=64, page_size=16, layout="HND", query_format="bf16")
+GEOMETRY = Geometry(query_heads=64, kv_heads=8, head_dim=HEAD_DIM, page_size=16, layout="HND", query_format="bf16")
 FORMAT_BYTES = {"bf16": 2, "e4m3": 1}  # of one stored value
 ROTATE_BYTES = 400_000_000  # several times any GPU's cache: a call finds none of its keys and values there
 LEAST_LAYERS = 2
 LEAST_TOKENS, MOST_TOKENS = 1 << 10, 1 << 23  # of all requests: fewer take too many layers, more too much memory
+WINDOW_LEFT = 127  # gpt-oss's sliding layers: the newest token and 127 before it
+LONGEST = 131072
 
-
-class Shape(NamedTuple):
-    """`batch` requests of `context` tokens each."""
-
-    batch: int
-    context: int
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.context}"
-
-
-GRID = [
-    Shape(*pair)
+STANDARD = [
+    even(*pair)
     for pair in (
         (1, 2048),
+        (1, 4096),
         (1, 8192),
+        (1, 16384),
         (1, 32768),
-        (1, 131072),
+        (1, LONGEST),
+        (2, 8192),
+        (4, 8192),
         (8, 8192),
         (32, 2048),
         (32, 8192),
         (64, 8192),
         (128, 1024),
+        (512, 256),
     )
 ]
+_drawn = random.Random(0)
+RAGGED = [
+    Shape((LONGEST, *(512,) * 31)),
+    Shape(tuple(_drawn.randint(512, 16384) for _ in range(32))),
+    Shape((8192, *(512,) * 3)),
+]
+WINDOWED = [even(*pair, window_left=WINDOW_LEFT) for pair in ((1, 8192), (8, 8192), (32, 8192), (128, 2048))]
+WIDE_HEADS = [even(*pair, head_dim=128) for pair in ((1, 8192), (8, 8192), (32, 8192))]
+WIDE_TABLES = [even(*pair, table_tokens=LONGEST) for pair in ((1, 2048), (8, 8192), (32, 2048))]
+GRID = [*STANDARD, *RAGGED, *WINDOWED, *WIDE_HEADS, *WIDE_TABLES]
 # The original plan's own shapes, for its tolerance alone: too small to time, their caches never leave the GPU's.
-PLAN_SHAPES = [Shape(batch, context) for batch in (1, 4) for context in (128, 1024)]
+PLAN_SHAPES = [even(batch, context) for batch in (1, 4) for context in (128, 1024)]
 RTOL, ATOL = 1e-2, 1e-3
 
 
 def parse(text: str) -> Shape:
-    """The shape written as BATCHxCONTEXT, such as 8x8192; raises ValueError for anything else."""
+    """The shape of GRID with that name, or the one written as BATCHxCONTEXT; raises ValueError for anything else."""
+    named = {str(shape): shape for shape in GRID}
+    if text in named:
+        return named[text]
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found or not LEAST_TOKENS <= int(found[1]) * int(found[2]) <= MOST_TOKENS:
         raise ValueError(
             f"{text!r} is no shape to time: expected BATCHxCONTEXT such as 8x8192,"
-            f" {LEAST_TOKENS:,} to {MOST_TOKENS:,} tokens in all"
+            f" {LEAST_TOKENS:,} to {MOST_TOKENS:,} tokens in all, or a name that --dry-run prints"
         )
-    return Shape(int(found[1]), int(found[2]))
+    return even(int(found[1]), int(found[2]))
 
 
 def kv_bytes(shape: Shape, kv_format: str) -> int:
     """Bytes of keys and values that one call must read."""
-    tokens = shape.batch * shape.context
-    return 2 * tokens * GEOMETRY.kv_heads * GEOMETRY.head_dim * FORMAT_BYTES[kv_format]
+    return 2 * shape.tokens * GEOMETRY.kv_heads * shape.head_dim * FORMAT_BYTES[kv_format]
 
 
 def layers(shape: Shape) -> int:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.kernels.grid import GEOMETRY, Shape
+from bench.kernels.grid import GEOMETRY
+from bench.kernels.shape import Shape
 
 DTYPES = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
 E4M3_MAX = 448.0
@@ -17,9 +18,10 @@ class Inputs:
 
     q: for each layer [batch, query heads, head_dim], bf16. caches: by storage format, for each layer K and V,
     [pages, kv heads, page, head_dim] (HND); every format holds the same values, rounded to it, without scales.
-    out: for each layer, like q, for a call to write. block_table: [batch, pages a request] int32, pages in random
-    order. seq_lens: [batch] int32. sinks: [query heads] fp32, natural log units, near the rows' log-sum-exp, so that
-    a sink that is dropped or shifted shows in the error.
+    out: for each layer, like q, for a call to write. block_table: [batch, pages of the widest row] int32, pages in
+    random order; beyond a row's length, and before its window, page 0, as where vLLM has given a page back.
+    seq_lens: [batch] int32. sinks: [query heads] fp32, natural log units, near the rows' log-sum-exp, so that a sink
+    that is dropped or shifted shows in the error; values that BF16 holds, which is what some kernels take.
     """
 
     shape: Shape
@@ -33,11 +35,10 @@ class Inputs:
 
 
 def build(shape: Shape, layers: int, device: str = "cuda", seed: int = 0) -> Inputs:
-    """The same inputs for the same arguments and kind of device; randn values. context: any number of tokens."""
+    """The same inputs for the same arguments and kind of device; randn values. lengths: any numbers of tokens."""
     random = torch.Generator(device).manual_seed(seed)
-    pages = -(-shape.context // GEOMETRY.page_size)
-    table = torch.randperm(shape.batch * pages, generator=random, device=device).int().view(shape.batch, pages)
-    size = (shape.batch * pages, GEOMETRY.kv_heads, GEOMETRY.page_size, GEOMETRY.head_dim)
+    table, pages = _table(shape, random, device)
+    size = (pages, GEOMETRY.kv_heads, GEOMETRY.page_size, shape.head_dim)
 
     def randn(*size) -> torch.Tensor:
         return torch.randn(size, generator=random, device=device, dtype=torch.bfloat16)
@@ -46,8 +47,9 @@ def build(shape: Shape, layers: int, device: str = "cuda", seed: int = 0) -> Inp
         return values if dtype == values.dtype else values.clamp(-E4M3_MAX, E4M3_MAX).to(dtype)
 
     exact = [(randn(*size), randn(*size)) for _ in range(layers)]
-    q = [randn(shape.batch, GEOMETRY.query_heads, GEOMETRY.head_dim) for _ in range(layers)]
-    # randn queries and keys give logits of about N(0, 1): their log-sum-exp is about log(context) + 1/2.
+    q = [randn(shape.batch, GEOMETRY.query_heads, shape.head_dim) for _ in range(layers)]
+    # randn queries and keys give logits of about N(0, 1): their log-sum-exp is about log(tokens read) + 1/2.
+    middle = math.log(min(shape.context, shape.window_left + 1) if shape.window_left >= 0 else shape.context) + 0.5
     spread = 4 * torch.rand(GEOMETRY.query_heads, generator=random, device=device) - 2
     return Inputs(
         shape=shape,
@@ -55,10 +57,32 @@ def build(shape: Shape, layers: int, device: str = "cuda", seed: int = 0) -> Inp
         caches={name: [(stored(k, dtype), stored(v, dtype)) for k, v in exact] for name, dtype in DTYPES.items()},
         out=[torch.empty_like(one) for one in q],
         block_table=table,
-        seq_lens=torch.full((shape.batch,), shape.context, dtype=torch.int32, device=device),
-        sinks=math.log(shape.context) + 0.5 + spread,
-        sm_scale=GEOMETRY.head_dim**-0.5,
+        seq_lens=torch.tensor(shape.lengths, dtype=torch.int32, device=device),
+        sinks=(middle + spread).bfloat16().float(),
+        sm_scale=shape.head_dim**-0.5,
     )
+
+
+def first_token(shape: Shape, row: int) -> int:
+    """The first token of a request that is read."""
+    return max(0, shape.lengths[row] - 1 - shape.window_left) if shape.window_left >= 0 else 0
+
+
+def pages_of(shape: Shape, row: int) -> int:
+    """Pages that a request's length spans."""
+    return -(-shape.lengths[row] // GEOMETRY.page_size)
+
+
+def _table(shape: Shape, random: torch.Generator, device: str) -> tuple[torch.Tensor, int]:
+    """The block table, and how many pages the caches have: those alone that are read."""
+    spans = [(first_token(shape, row) // GEOMETRY.page_size, pages_of(shape, row)) for row in range(shape.batch)]
+    counts = [end - begin for begin, end in spans]
+    order = torch.randperm(sum(counts), generator=random, device=device).int()
+    width = max(-(-shape.table_tokens // GEOMETRY.page_size), *(end for _, end in spans))
+    table = torch.zeros(shape.batch, width, dtype=torch.int32, device=device)
+    for row, (part, (begin, end)) in enumerate(zip(order.split(counts), spans, strict=True)):
+        table[row, begin:end] = part
+    return table, sum(counts)
 
 
 def poison(inputs: Inputs) -> None:

@@ -1,27 +1,33 @@
-"""The kernels that are measured, and how each is called. Imports FlashInfer only when a kernel is prepared."""
+"""The kernels that are measured, and how each is called. Imports a kernel's library only when it is prepared."""
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from bench.kernels import vllm_peers
 from bench.kernels.grid import GEOMETRY
+from bench.kernels.shape import HEAD_DIM, Shape
 from bench.kernels.timing import Call
 
 if TYPE_CHECKING:
     from bench.kernels.inputs import Inputs
 
 WORKSPACE_BYTES = 512 << 20
+OURS = "sink-decode"
+PDL, NO_PDL = "PDL", "no PDL"  # programmatic dependent launch: a kernel starts before the one ahead of it has ended
 
 
 class Kernel(NamedTuple):
     """A decode kernel with one storage format.
 
-    sinks: whether it computes them. patched: whether FlashInfer needs our series for it. prepare: from inputs and a
-    setting, a call for each layer, which writes that layer's out. settings: all are tried, the fastest counts.
+    source: whose it is. sinks: whether it computes them. patched: whether FlashInfer needs our series for it. prepare:
+    from inputs and a setting, a call for each layer, which writes that layer's out. settings: all are tried, the
+    fastest counts.
     """
 
     name: str
     kv_format: str
+    source: Literal["lowp", "flashinfer", "vllm"]
     sinks: bool
     patched: bool
     prepare: Callable[["Inputs", str, str, bool], list[Call]]
@@ -34,17 +40,45 @@ class Kernel(NamedTuple):
         """A call for each layer of the inputs."""
         return self.prepare(inputs, self.kv_format, setting, self.sinks)
 
+    def lacks(self, shape: Shape) -> str | None:
+        """Why it is not measured at a shape; None where it is."""
+        if shape.table_tokens and self.name != OURS:
+            return f"a block table wider than the batch needs is measured for {OURS} alone"
+        if not self.sinks and (shape.window_left >= 0 or shape.head_dim != HEAD_DIM):
+            return f"the kernel without sinks is measured with full attention and head_dim {HEAD_DIM} alone"
+        return None
+
+
+def _ours(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
+    """Our decode kernel through its public function: the checks of its arguments are not in a graph's time."""
+    from lowp.sink_decode import make_workspace, sink_decode
+
+    shape = inputs.shape
+    options = {
+        "sm_scale": inputs.sm_scale,
+        "window_left": shape.window_left,
+        "layout": GEOMETRY.layout,
+        "workspace": make_workspace(
+            shape.batch, GEOMETRY.query_heads, GEOMETRY.kv_heads, shape.head_dim, inputs.seq_lens.device
+        ),
+    }
+    return [
+        partial(sink_decode, q, k, v, inputs.block_table, inputs.seq_lens, inputs.sinks, out=out, **options)
+        for q, (k, v), out in zip(inputs.q, inputs.caches[kv_format], inputs.out, strict=True)
+    ]
+
 
 def _fa2(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
     """FlashInfer's FA2 through its decode wrapper; planned once for all layers, as vLLM does, for CUDA graphs."""
     import torch
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
-    batch, pages = inputs.block_table.shape
-    device = inputs.block_table.device
-    indptr = torch.arange(batch + 1, dtype=torch.int32, device=device) * pages
-    indices = inputs.block_table.flatten()
-    last_page = torch.full((batch,), (inputs.shape.context - 1) % GEOMETRY.page_size + 1, device=device).int()
+    page_size, seq_lens = GEOMETRY.page_size, inputs.seq_lens
+    pages = (seq_lens + page_size - 1) // page_size
+    indptr = torch.nn.functional.pad(pages.cumsum(0), (1, 0)).int()
+    used = torch.arange(inputs.block_table.shape[1], device=seq_lens.device) < pages[:, None]
+    indices = inputs.block_table[used]
+    last_page = (seq_lens - 1) % page_size + 1
     wrapper = BatchDecodeWithPagedKVCacheWrapper(
         _workspace("fa2"),
         GEOMETRY.layout,
@@ -61,8 +95,9 @@ def _fa2(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Ca
         last_page,
         GEOMETRY.query_heads,
         GEOMETRY.kv_heads,
-        GEOMETRY.head_dim,
-        GEOMETRY.page_size,
+        inputs.shape.head_dim,
+        page_size,
+        window_left=inputs.shape.window_left,
         q_data_type=inputs.q[0].dtype,
         kv_data_type=inputs.caches[kv_format][0][0].dtype,
         sm_scale=inputs.sm_scale,
@@ -86,6 +121,7 @@ def _xqa(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Ca
         "max_seq_len": inputs.shape.context,
         "bmm1_scale": inputs.sm_scale,
         "bmm2_scale": 1.0,
+        "window_left": inputs.shape.window_left,
         "sinks": inputs.sinks if sinks else None,
         "kv_layout": GEOMETRY.layout,
         "enable_pdl": setting == PDL,
@@ -105,13 +141,18 @@ def _workspace(_owner: str):
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
 
 
-PDL, NO_PDL = "PDL", "no PDL"  # programmatic dependent launch: a kernel starts before the one ahead of it has ended
 KERNELS = [
-    Kernel("fa2-no-sinks", "bf16", False, False, _fa2, (PDL, NO_PDL)),
-    Kernel("fa2-sinks", "bf16", True, True, _fa2, (PDL, NO_PDL)),
-    Kernel("fa2-sinks", "e4m3", True, True, _fa2, (PDL, NO_PDL)),
-    Kernel("xqa-sinks", "bf16", True, False, _xqa, (PDL, NO_PDL)),
-    Kernel("xqa-sinks", "e4m3", True, False, _xqa, (PDL, NO_PDL)),
+    Kernel(OURS, "bf16", "lowp", True, False, _ours, ("its own",)),
+    Kernel(OURS, "e4m3", "lowp", True, False, _ours, ("its own",)),
+    Kernel("fa2-no-sinks", "bf16", "flashinfer", False, False, _fa2, (PDL, NO_PDL)),
+    Kernel("fa2-sinks", "bf16", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),
+    Kernel("fa2-sinks", "e4m3", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),
+    Kernel("xqa-sinks", "bf16", "flashinfer", True, False, _xqa, (PDL, NO_PDL)),
+    Kernel("xqa-sinks", "e4m3", "flashinfer", True, False, _xqa, (PDL, NO_PDL)),
+    Kernel("vllm-fa3", "bf16", "vllm", True, False, vllm_peers.fa3, vllm_peers.FA3_SETTINGS),
+    Kernel("vllm-fa3", "e4m3", "vllm", True, False, vllm_peers.fa3, vllm_peers.FA3_SETTINGS),
+    Kernel("vllm-triton", "bf16", "vllm", True, False, vllm_peers.triton, ("vLLM's own",)),
+    Kernel("vllm-triton", "e4m3", "vllm", True, False, vllm_peers.triton, ("vLLM's own",)),
 ]
 
 

@@ -3,13 +3,14 @@
 import math
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from bench.kernels.shape import HEAD_DIM, Shape
 from bench.record import SCHEMA_VERSION, Provenance, Strict
 
 
 class Geometry(Strict):
-    """What all rows share. layout: FlashInfer's name of the cache's order of axes."""
+    """What all rows share, but for a head_dim of their own. layout: FlashInfer's name of the cache's order of axes."""
 
     query_heads: int
     kv_heads: int
@@ -20,32 +21,59 @@ class Geometry(Strict):
 
 
 class Build(Strict):
-    """First call of a kernel with an empty cache: compile, load, run once. Seconds; None where it failed."""
+    """First call of a kernel with an empty cache: compile, load, run once. Seconds; None where it failed.
+
+    With this head_dim, and with a sliding window or without, the smallest call of all. FlashInfer's kernels build at
+    the same time, several at once: each waits for the others' share of the cores.
+    """
 
     kernel: str
     kv_format: str
+    head_dim: int = HEAD_DIM
+    windowed: bool = False
     seconds: float | None
     error: str | None
+
+
+class LeftOut(Strict):
+    """A kernel that was not measured at `shape` (its name on the command line; None: at all), and why."""
+
+    kernel: str
+    kv_format: str
+    shape: str | None
+    reason: str
 
 
 class KernelRow(Strict):
     """One kernel at one shape: `batch` requests of `context` tokens each, one query token a request.
 
+    lengths: each request's tokens where they are not equal; context is the longest then. window_left: how many tokens
+    before the newest are read, -1 for all. table_tokens: tokens that the block table has room for, None for context.
     kv_bytes: keys and values that a call must read. time_us: median of samples_us, microseconds a call. rel_l2: error
-    of the timed calls' outputs, |out - exact| / |exact|, against float64 attention over the cache as stored. setting:
-    the kernel's fastest of those tried. A kernel that failed has `error` and no figures.
+    of the timed calls' outputs, |out - exact| / |exact|, against float64 attention over the cache as stored, in the
+    first and last two requests and the longest. setting: the kernel's fastest of those tried. A kernel that failed has
+    `error` and no figures.
     """
 
     kernel: str
     kv_format: str
     batch: int
     context: int
+    lengths: list[int] | None = None
+    window_left: int = -1
+    head_dim: int = HEAD_DIM
+    table_tokens: int | None = None
     kv_bytes: int
     time_us: float | None
     samples_us: list[float]
     rel_l2: float | None
     setting: str | None
     error: str | None
+
+    @property
+    def shape(self) -> Shape:
+        lengths = tuple(self.lengths or [self.context] * self.batch)
+        return Shape(lengths, self.window_left, self.head_dim, self.table_tokens or 0)
 
     @model_validator(mode="after")
     def _figures_or_error(self):
@@ -90,5 +118,6 @@ class KernelsResult(Strict):
     read_ceiling_bytes_per_s: float
     cache_wiped_bytes: int
     builds: list[Build]
+    left_out: list[LeftOut] = Field(default_factory=list)
     rows: list[KernelRow]
     tolerance: list[Tolerance]

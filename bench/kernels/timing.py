@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 WARMUPS, REPLAYS = 3, 21
+LEAST_REPLAYS, BUDGET_MS = 7, 500.0  # as few as that where replays take long
 LEAST_CALLS = 16  # in one graph: the launch of the graph itself is a small part then
 
 Call = Callable[[], object]
@@ -15,11 +16,16 @@ def repeated(calls: Sequence[Call]) -> list[Call]:
 
 
 def samples_us(replay_ms: Callable[[], float], calls: int) -> list[float]:
-    """Microseconds a call, of REPLAYS replays after WARMUPS that do not count.
+    """Microseconds a call, of REPLAYS replays after WARMUPS that do not count; of fewer beyond BUDGET_MS.
 
     replay_ms: replays all `calls` calls once and returns how long that took, milliseconds.
     """
-    return [replay_ms() * 1e3 / calls for _ in range(WARMUPS + REPLAYS)][WARMUPS:]
+    for _ in range(WARMUPS):
+        replay_ms()
+    taken: list[float] = []
+    while len(taken) < LEAST_REPLAYS or (len(taken) < REPLAYS and sum(taken) < BUDGET_MS):
+        taken.append(replay_ms())
+    return [milliseconds * 1e3 / calls for milliseconds in taken]
 
 
 def fastest(samples: dict[str, list[float]]) -> str:

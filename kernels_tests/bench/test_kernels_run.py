@@ -1,56 +1,41 @@
 """A run of the kernel bench without a GPU: what it refuses, and a whole run on a pretended device."""
 
+import json
+import os
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import exact, grid, inputs, measure, peers, timing
-from bench.kernels.grid import Shape
-from flashinfer_patches.state import Status
-from kernels_tests.bench.samples import a_result
+from bench.kernels import command, grid, inputs, peers, timing
+from bench.kernels import run as runs
+from bench.kernels.shape import Shape, even
+from bench.result import write
+from kernels_tests.bench.conftest import a_status
 from vllm_launch.errors import Problem
 
-SHAPES = (Shape(2, 512),)
 NO_GPU = LookupError("no NVIDIA driver answers")
 
 
-def a_status(state="applied") -> Status:
-    patch_set = "0.6.14+0123456789ab" if state == "applied" else None
-    return Status(target="/x", version="0.6.14", state=state, files={}, patch_set=patch_set, fingerprint="0" * 12)
-
-
-@pytest.fixture
-def gpu_machine(monkeypatch, tmp_path):
-    """A machine with a GPU and a patched FlashInfer, as far as check() and provenance look."""
-    monkeypatch.setattr(measure.machine, "detect", lambda _device: a_result(gpu=True).provenance.machine)
-    monkeypatch.setattr(measure.package, "installed", lambda: tmp_path)
-    monkeypatch.setattr(measure.package, "version", lambda _target: "0.6.14")
-    monkeypatch.setattr(measure.engine, "status", a_status)
-    monkeypatch.setattr(measure.provenance, "collect", lambda *_: a_result(gpu=True).provenance)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    return monkeypatch
-
-
-def refused(kernels=peers.KERNELS) -> Problem:
+def refused(kernels=peers.KERNELS, named=False) -> Problem:
     with pytest.raises(Problem) as caught:
-        measure.check(kernels)
+        runs.check(kernels, named)
     assert caught.value.kind == "software" and "\n" not in caught.value.message and caught.value.remedy
     return caught.value
 
 
 def test_a_machine_without_a_gpu_is_refused_first(gpu_machine):
-    measure.check(peers.KERNELS)
-    gpu_machine.setattr(measure.package, "installed", lambda: None)
-    gpu_machine.setattr(measure.machine, "detect", lambda _device: (_ for _ in ()).throw(NO_GPU))
+    runs.check(peers.KERNELS, named=False)
+    gpu_machine.setattr(runs.package, "installed", lambda: None)
+    gpu_machine.setattr(runs.machine, "detect", lambda _device: (_ for _ in ()).throw(NO_GPU))
     assert "no GPU to time kernels on: no NVIDIA driver answers" in refused().message
 
 
 def test_no_flashinfer_is_refused(gpu_machine):
-    gpu_machine.setattr(measure.package, "installed", lambda: None)
+    gpu_machine.setattr(runs.package, "installed", lambda: None)
     assert "no FlashInfer" in refused().message
 
 
@@ -61,11 +46,13 @@ def test_a_torch_without_cuda_is_refused(gpu_machine):
 
 @pytest.mark.parametrize("state", ["clean", "partial", "edited", "unknown version", "superseded"])
 def test_an_unpatched_flashinfer_is_refused_for_kernels_that_need_the_patch(gpu_machine, state):
-    gpu_machine.setattr(measure.engine, "status", lambda: a_status(state))
+    gpu_machine.setattr(runs.engine, "status", lambda: a_status(state))
     problem = refused()
     assert f"is {state}; fa2-sinks bf16, fa2-sinks e4m3: expected the patch series applied" in problem.message
-    assert "fp8-sinks patch apply" in problem.remedy and "--kernel fa2-no-sinks --kernel xqa-sinks" in problem.remedy
-    measure.check([kernel for kernel in peers.KERNELS if not kernel.patched])
+    assert "fp8-sinks patch apply" in problem.remedy and problem.remedy.endswith(
+        "without them: --kernel sink-decode --kernel fa2-no-sinks --kernel xqa-sinks"
+    )
+    runs.check([kernel for kernel in peers.KERNELS if not kernel.patched], named=False)
     assert "--kernel" not in refused([kernel for kernel in peers.KERNELS if kernel.patched]).remedy
 
 
@@ -83,59 +70,23 @@ def test_a_dry_run_needs_no_gpu():
 
 
 def test_the_command_line_is_checked(tmp_path):
-    for words in (["--shape", "8"], ["--kernel", "fa4"]):
+    for words in (["--shape", "8"], ["--kernel", "fa4"], ["--resume", str(tmp_path)]):
         assert run(*words, "--run-dir", str(tmp_path / "run")).exit_code == 2
     assert not (tmp_path / "run").exists()
 
 
-def _flashinfer_that_writes_when_imported(patch, site):
-    """As the real one does: its generated files begin with the import."""
-    (site / "flashinfer").mkdir(parents=True)
-    code = "import os, pathlib\npathlib.Path(os.environ['FLASHINFER_WORKSPACE_BASE'], '.cache').mkdir(parents=True)\n"
-    (site / "flashinfer" / "__init__.py").write_text(code)
-    patch.syspath_prepend(site)
-    patch.setitem(sys.modules, "flashinfer", None)
-    del sys.modules["flashinfer"]
-
-
-@pytest.fixture
-def fake_device(gpu_machine, tmp_path):
-    """The whole run on a CPU: kernels are torch functions, a replay takes as many milliseconds as it has calls."""
-
-    def prepare(made, kv_format, setting, sinks):
-        def call(layer):
-            for row in range(made.shape.batch):
-                made.out[layer][row] = exact.attention(made, kv_format, layer, row, sinks=sinks)
-
-        if setting == "broken":
-            raise RuntimeError(f"cannot at {made.shape}\n in {tmp_path}")
-        return [lambda layer=layer: call(layer) for layer in range(len(made.q) if setting != "lazy" else 0)]
-
-    def graph_us(calls):
-        for call in calls:
-            call()
-        return [10.0, 12.0, 11.0] if calls else [1.0]
-
-    build = inputs.build
-    gpu_machine.setattr(inputs, "build", lambda shape, layers: build(shape, min(layers, 2), "cpu"))
-    gpu_machine.setattr(timing, "graph_us", graph_us)
-    gpu_machine.setattr(torch.cuda, "synchronize", lambda: None)
-    _flashinfer_that_writes_when_imported(gpu_machine, tmp_path / "site")
-    gpu_machine.setitem(sys.modules, "bench.kernels.ceiling", SimpleNamespace(read_ceiling=lambda: 4e12))
-    gpu_machine.setattr(measure.jit_cache, "workspace", lambda root: root / "flashinfer-0.6.14+x")
-    for name in ("FLASHINFER_WORKSPACE_BASE", "TRITON_CACHE_DIR"):
-        gpu_machine.setenv(name, "the user's own")
-
-    def kernel(name, kv_format="e4m3", settings=("right",)):
-        return peers.Kernel(name, kv_format, True, True, prepare, settings)
-
-    def execute(*kernels, shapes=SHAPES):
-        said = []
-        run = tmp_path / "run"
-        request = measure.Request(list(kernels), list(shapes), run, ["fp8-sinks"], said.append, said.append)
-        return measure.execute(request), said
-
-    return SimpleNamespace(kernel=kernel, execute=execute, patch=gpu_machine, folder=tmp_path)
+def test_a_run_is_resumed_with_what_it_was_asked(tmp_path):
+    asked = command.Asked(kernels=["sink-decode"], shapes=["8x8192w127"])
+    write(asked, tmp_path / "request.json")
+    lines = run("--resume", str(tmp_path), "--dry-run").stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [["8x8192w127", "sink-decode"]] * 2
+    same = run("--run-dir", str(tmp_path), "--kernel", "sink-decode", "--shape", "8x8192w127", "--dry-run")
+    assert same.stdout.splitlines() == lines
+    other = run("--run-dir", str(tmp_path), "--dry-run")
+    assert other.exit_code == 32 and "holds a run of other kernels or shapes" in other.output
+    nothing = run("--resume", str(tmp_path / "none"), "--dry-run")
+    assert nothing.exit_code == 32 and "is no run of this bench" in nothing.output
+    assert "left out: a block table wider" in run("--dry-run", "--shape", "1x2048t131072").stdout
 
 
 def test_a_whole_run(fake_device):
@@ -156,13 +107,101 @@ def test_a_whole_run(fake_device):
     assert result.provenance.versions["flashinfer-python"] == "0.6.14"
 
 
-def test_the_cache_is_wiped_and_every_kernel_built_anew(fake_device):
+def test_a_cache_that_a_cut_off_run_left_is_wiped_and_every_kernel_built_anew(fake_device):
+    cache = fake_device.folder / "run" / "cache"
     first, _ = fake_device.execute(fake_device.kernel("a"))
-    (cache,) = (fake_device.folder / "run" / "cache" / "flashinfer").glob("flashinfer-*")
-    (cache / "kernel.so").write_bytes(b"12345678")
+    assert Path(os.environ["FP8_SINKS_KERNEL_CACHE"]).is_relative_to(cache)
+    left = [cache / "flashinfer" / "flashinfer-0.6.14+x" / "a.so", cache / "lowp" / "b.cubin", cache / "triton" / "c"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"12345678")
+    (fake_device.folder / "run" / "steps" / "begun.json").unlink()
     second, said = fake_device.execute(fake_device.kernel("a"))
-    assert first.cache_wiped_bytes == 0 and second.cache_wiped_bytes > 8 and not (cache / "kernel.so").exists()
-    assert sum(line.startswith("built a e4m3 in") for line in said) == 1
+    assert first.cache_wiped_bytes == 0 and second.cache_wiped_bytes > 24 and not any(path.exists() for path in left)
+    assert sum(line.startswith("built a e4m3, head_dim 64 in") for line in said) == 1
+
+
+def test_a_run_that_was_cut_off_goes_on(fake_device):
+    shapes = [even(2, 512), even(1, 1024)]
+    whole, _ = fake_device.execute(fake_device.kernel("a"), shapes=shapes)
+    kept = fake_device.folder / "run" / "cache" / "flashinfer" / "flashinfer-0.6.14+x" / "a.so"
+    kept.write_bytes(b"12345678")
+    (fake_device.folder / "run" / "steps" / "1x1024.json").unlink()
+    fake_device.prepared.clear()
+    again, said = fake_device.execute(fake_device.kernel("a"), shapes=shapes)
+    assert again == whole and kept.exists() and not any(line.startswith("built") for line in said)
+    timed = [shape for shape, *_ in fake_device.prepared if shape not in map(str, grid.PLAN_SHAPES)]
+    assert timed == [] and fake_device.prepared[0][0] == "1x1024"
+    assert not any(line.startswith("2x512 a e4m3:") for line in said)
+    assert sum(line.startswith("1x1024 a e4m3:") for line in said) == 1
+
+
+def test_a_run_does_not_go_on_on_another_gpu(fake_device):
+    fake_device.execute(fake_device.kernel("a"))
+    other = runs.machine.detect("gpu").model_copy(update={"name": "NVIDIA GB10"})
+    fake_device.patch.setattr(runs.machine, "detect", lambda _device: other)
+    with pytest.raises(Problem, match=r"this run began on NVIDIA H200, driver .* here is NVIDIA GB10"):
+        fake_device.execute(fake_device.kernel("a"))
+
+
+def test_builds_for_each_head_dim_and_window(fake_device):
+    whole = fake_device.kernel("a", settings=("broken with 128",))
+    bare = fake_device.kernel("b", sinks=False)
+    shapes = [even(2, 512), even(2, 512, window_left=127), even(2, 512, head_dim=128), even(2, 512, table_tokens=1024)]
+    result, _ = fake_device.execute(whole, bare, fake_device.kernel(peers.OURS, source="lowp"), shapes=shapes)
+    assert [(one.kernel, one.head_dim, one.windowed, one.error is None) for one in result.builds] == [
+        *(("a", 64, False, True), ("a", 64, True, True), ("a", 128, False, False)),
+        ("b", 64, False, True),
+        *((peers.OURS, 64, False, True), (peers.OURS, 64, True, True), (peers.OURS, 128, False, True)),
+    ]
+    errors = {(row.kernel, str(row.shape)): row.error for row in result.rows}
+    assert errors["a", "2x512"] is errors["a", "2x512w127"] is None and "not built" in errors["a", "2x512d128"]
+    assert ("b", "2x512w127") not in errors and ("a", "2x512t1024") not in errors
+    assert errors[peers.OURS, "2x512t1024"] is None
+    assert [(one.kernel, one.shape) for one in result.left_out] == [
+        ("a", "2x512t1024"),
+        ("b", "2x512w127"),
+        ("b", "2x512d128"),
+        ("b", "2x512t1024"),
+    ]
+    assert all(one.reason for one in result.left_out)
+
+
+def test_rows_of_other_shapes_are_measured_right(fake_device):
+    shapes = [Shape((300, 16, 100)), even(2, 512, window_left=127), even(1, 512, head_dim=128)]
+    result, _ = fake_device.execute(fake_device.kernel("a"), shapes=shapes)
+    assert [row.shape for row in result.rows] == shapes
+    assert [row.kv_bytes for row in result.rows] == [416 * 1024, 256 * 1024, 512 * 2048]
+    assert all(1e-3 < row.rel_l2 < 2.5e-3 for row in result.rows)
+
+
+def test_vllm_that_is_missing_is_left_out_by_name_or_refused_where_it_was_asked_for(fake_device):
+    kernels = fake_device.kernel("a"), fake_device.kernel("vllm-fa3", source="vllm")
+    result, said = fake_device.execute(*kernels)
+    assert [(one.kernel, one.shape, one.reason) for one in result.left_out] == [
+        ("vllm-fa3", None, "vLLM is not installed")
+    ]
+    assert {row.kernel for row in result.rows} == {one.kernel for one in result.builds} == {"a"}
+    assert "vllm-fa3 e4m3 is left out: vLLM is not installed" in said
+    assert "vllm-fa3 cannot be measured: vLLM is not installed" in refused(kernels, named=True).message
+    runs.check(kernels[:1], named=True)
+
+
+def test_a_vllm_without_the_kernel_is_left_out_too(fake_device):
+    fake_device.patch.setattr(runs.vllm_peers, "find_spec", lambda _name: object())
+    fake_device.patch.setitem(sys.modules, "vllm", None)
+    kernel = fake_device.kernel("vllm-triton", source="vllm")
+    result, _ = fake_device.execute(kernel, fake_device.kernel("a"))
+    assert "vLLM's kernel cannot be imported: ModuleNotFoundError" in result.left_out[0].reason
+    (fake_device.folder / "run" / "steps" / "begun.json").unlink()
+    with pytest.raises(Problem, match="vllm-triton cannot be measured: vLLM's kernel cannot be imported"):
+        fake_device.execute(kernel, named=True)
+
+
+def test_our_kernel_alone_needs_no_flashinfer(fake_device):
+    fake_device.patch.setattr(runs.package, "installed", lambda: None)
+    result, _ = fake_device.execute(fake_device.kernel(peers.OURS, source="lowp"))
+    assert result.rows[0].error is None and "flashinfer-python" not in result.provenance.versions
 
 
 def test_a_flashinfer_that_cannot_be_imported_is_one_error(fake_device):
@@ -173,7 +212,7 @@ def test_a_flashinfer_that_cannot_be_imported_is_one_error(fake_device):
 
 def test_a_failed_kernel_keeps_its_rows(fake_device):
     broken = fake_device.kernel("b", settings=("broken",))
-    result, said = fake_device.execute(fake_device.kernel("a"), broken, shapes=[Shape(2, 512), Shape(1, 1024)])
+    result, said = fake_device.execute(fake_device.kernel("a"), broken, shapes=[even(2, 512), even(1, 1024)])
     assert [(row.kernel, row.error is None) for row in result.rows] == [("a", True), ("b", False)] * 2
     assert (
         result.rows[1].error
@@ -196,22 +235,52 @@ def test_what_comes_after_a_dead_gpu_does_not_carry_its_error(fake_device):
         raise RuntimeError("an illegal memory access was encountered")
 
     fake_device.patch.setattr(timing, "graph_us", explode)
-    shapes = [Shape(2, 512), Shape(1, 1024)]
+    shapes = [even(2, 512), even(1, 1024)]
     result, _ = fake_device.execute(fake_device.kernel("a"), fake_device.kernel("b"), shapes=shapes)
     errors = [row.error for row in result.rows]
     assert errors[0] == "RuntimeError: an illegal memory access was encountered"
     assert errors[1:] == ["not run: a e4m3 at 2x512 left the GPU unusable for this process"] * 3
     assert result.tolerance == []
+    steps = fake_device.folder / "run" / "steps"
+    assert (steps / "2x512.json").exists() and not (steps / "1x1024.json").exists(), "another process can measure it"
 
 
 def test_inputs_that_do_not_fit_fail_that_shape_alone(fake_device):
     build = inputs.build
 
     def too_large(shape, layers):
-        if shape.batch == 4 and shape.context == 2048:
+        if shape == even(4, 2048):
             raise RuntimeError("out of memory")
         return build(shape, layers)
 
     fake_device.patch.setattr(inputs, "build", too_large)
-    result, _ = fake_device.execute(fake_device.kernel("a"), shapes=[Shape(4, 2048), Shape(2, 512)])
+    result, _ = fake_device.execute(fake_device.kernel("a"), shapes=[even(4, 2048), even(2, 512)])
     assert [row.error for row in result.rows] == ["no inputs: RuntimeError: out of memory", None]
+
+
+def test_the_command_writes_result_and_report_and_can_be_cut_off(fake_device):
+    cut = []
+
+    def graph_us(calls):
+        for call in calls:
+            call()
+        if cut:
+            raise KeyboardInterrupt
+        cut.append(True)
+        return [10.0, 12.0, 11.0]
+
+    fake_device.patch.setattr(timing, "graph_us", graph_us)
+    fake_device.patch.setattr(peers, "KERNELS", [fake_device.kernel(peers.OURS, source="lowp")])
+    folder = fake_device.folder / "a run"
+    words = ["--run-dir", str(folder), "--shape", "2x512", "--shape", "1x1024"]
+    first = run(*words, "--json")
+    assert first.exit_code != 0 and first.stdout == "" and not (folder / "result.json").exists()
+    assert f"resume: fp8-sinks bench kernels --resume '{folder}'" in first.stderr
+    assert [path.name for path in sorted((folder / "steps").iterdir())] == ["2x512.json", "begun.json"]
+    fake_device.patch.setattr(timing, "graph_us", lambda calls: [[20.0], [call() for call in calls]][0])
+    done = run("--resume", str(folder), "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["batch"], row["time_us"]) for row in rows] == [(2, 11.0), (1, 20.0)]
+    assert json.loads((folder / "result.json").read_text()) == json.loads(done.stdout)
+    assert "sink-decode e4m3 within the law" in (folder / "report.md").read_text()

@@ -6,7 +6,8 @@ import pytest
 
 from bench import kernels_plot, report
 from bench.kernels import gain
-from bench.kernels.grid import Shape
+from bench.kernels.result import LeftOut
+from bench.kernels.shape import even
 from bench.result import write
 from kernels_tests.bench.kernel_samples import (
     a_failed_row,
@@ -14,6 +15,7 @@ from kernels_tests.bench.kernel_samples import (
     a_kernels_result,
     a_tolerance,
     fa2_rows,
+    our_rows,
 )
 from kernels_tests.bench.samples import two_profiles
 
@@ -43,7 +45,7 @@ def test_the_title_is_short():
 
 
 def pair(context, bf16, e4m3, batch=1, **changes):
-    shape = Shape(batch, context)
+    shape = even(batch, context)
     return [a_kernel_row(shape, us=bf16, **changes), a_kernel_row(shape, kv_format="e4m3", us=e4m3, **changes)]
 
 
@@ -63,29 +65,30 @@ def test_samples_that_overlap_are_no_difference():
 
 
 def test_a_failed_side_is_not_compared():
-    result = a_kernels_result(a_kernel_row(Shape(1, 2048)), a_failed_row(Shape(1, 2048), "fa2-sinks"))
+    result = a_kernels_result(a_kernel_row(even(1, 2048)), a_failed_row(even(1, 2048), "fa2-sinks"))
     assert gain.compared(result) == []
     assert "FP8 through" not in text_of(result)
 
 
-def test_table_shows_time_ceiling_and_error():
-    shape = Shape(1, 131072)
+def test_tables_show_time_floor_and_error():
+    shape = even(1, 131072)
     rows = [
         a_kernel_row(shape, us=84.0),
         a_kernel_row(shape, kv_format="e4m3", us=65.0),
         a_kernel_row(shape, "xqa-sinks", "e4m3", us=110.0, rel_l2=3.6e-2),
-        a_failed_row(Shape(1, 2048), "xqa-sinks"),
+        a_failed_row(even(1, 2048), "xqa-sinks"),
     ]
     text = text_of(a_kernels_result(*rows))
-    lines = [line for line in text.splitlines() if line.startswith("| 1 x ")]
+    e4m3, bf16 = text.index("### All kernels, e4m3 cache"), text.index("### All kernels, bf16 cache")
+    lines = [line for line in text[e4m3:bf16].splitlines() if line.startswith("|")]
     # 134,217,728 bytes at 4.4 TB/s take 30.5 us.
-    assert lines[0] == (
-        "| 1 x 131,072 | 61.0 / 30.5 | 84.0 us, 73%, 2.3e-03 | 65.0 us, 47%, 2.3e-03 | 110 us, 28%, **3.6e-02** |"
-    )
-    assert lines[1] == "| 1 x 2,048 | 0.48 | not measured | not measured | **failed** |"
-    assert "| batch x context | floor bf16 / e4m3, us | fa2-sinks bf16 | fa2-sinks e4m3 | xqa-sinks e4m3 |" in text
+    assert lines[0] == "| batch x context | floor, us | fa2-sinks | xqa-sinks |"
+    assert lines[2] == "| 1 x 131,072 | 30.5 | 65.0, 2.3e-03 | 110, **3.6e-02** |"
+    assert lines[3] == "| 1 x 2,048 | 0.48 | not measured | **failed** |"
+    assert "| 1 x 131,072 | 61.0 | 84.0, 2.3e-03 |" in text[bf16:]
     assert r"- **Failed:** xqa-sinks e4m3 at 1 x 2,048: RuntimeError: no \| such kernel" in text
     assert "Read ceiling of this run: 4.40 TB/s. 64 query heads over 8 KV heads of 64 values" in text
+    assert "against the law" not in text and "own BF16" not in text and "### Not measured" not in text
     assert r"| xqa-sinks e4m3 | **failed**: RuntimeError: nvcc \| not found |" in text
     assert "| fa2-sinks e4m3 | 21.3 |" in text
     assert "| FlashInfer patch set | 0.6.14+0123456789ab |" in text
@@ -99,16 +102,47 @@ def test_the_plans_tolerance_is_reported_as_measured():
     assert "E4M3 has three bits of mantissa" in text
     without = text_of(a_kernels_result(tolerance=[]))
     assert "Tolerance" not in without and "three bits" not in without
-    failed = a_tolerance(Shape(1, 128)).model_copy(
+    failed = a_tolerance(even(1, 128)).model_copy(
         update=dict.fromkeys(("missed_stored", "missed_bf16", "rel_l2_stored", "rel_l2_bf16")) | {"error": "x"}
     )
     text = text_of(a_kernels_result(tolerance=[failed]))
     assert "| 1 x 128 | fa2-sinks e4m3 | **failed** |" in text and "**Tolerance" not in text
 
 
+def test_failures_of_one_kind_are_one_line():
+    shapes = [even(batch, 2048) for batch in (1, 2, 3, 4)]
+    text = text_of(a_kernels_result(*fa2_rows(), *map(a_failed_row, shapes[:3])))
+    assert "- **Failed:** xqa-sinks e4m3 at 1 x 2,048; 2 x 2,048; 3 x 2,048: RuntimeError" in text
+    assert "xqa-sinks e4m3 at 4 shapes: RuntimeError" in text_of(a_kernels_result(*map(a_failed_row, shapes)))
+
+
+def test_other_shapes_are_no_part_of_where_fp8_pays():
+    odd = pair(2048, 10, 5, window_left=127) + pair(2048, 10, 5, head_dim=128) + pair(2048, 10, 5, table_tokens=4096)
+    odd += pair(2048, 10, 5, batch=2, lengths=[2048, 16])
+    assert message(*pair(2048, 10, 12), *odd) == message(*pair(2048, 10, 12))
+    assert gain.compared(a_kernels_result(*odd)) == []
+
+
+def test_many_slower_shapes_are_counted():
+    rows = [row for context in range(1024, 8192, 1024) for row in pair(context, 10, 12)]
+    assert "slower than BF16 at 7 of 7 shapes; does not pay" in message(*rows)
+
+
+def left_out(kernel, shape, reason) -> LeftOut:
+    return LeftOut(kernel=kernel, kv_format="e4m3", shape=shape, reason=reason)
+
+
+def test_what_was_left_out_is_said():
+    some = [left_out("a", shape, "cannot") for shape in ("1x2", "3x4")]
+    some += [left_out("b", shape, "cannot") for shape in ("1x2", "3x4")]
+    text = text_of(a_kernels_result(left_out=[*some, left_out("vllm-fa3", None, "no vLLM")]))
+    assert "| a e4m3, b e4m3 | 1x2, 3x4 | cannot |" in text and "| vllm-fa3 e4m3 | all shapes | no vLLM |" in text
+    assert "- **Left out:** vllm-fa3 e4m3: no vLLM" in text and "- **Left out:** a" not in text
+
+
 def test_tables_are_whole():
-    rows = [*fa2_rows(), a_failed_row(Shape(1, 2048))]
-    for above, below in pairwise(text_of(a_kernels_result(*rows)).splitlines()):
+    rows = [*fa2_rows(), *our_rows(), a_failed_row(even(1, 2048))]
+    for above, below in pairwise(text_of(a_kernels_result(*rows, left_out=[left_out("a", None, "b")])).splitlines()):
         if above.startswith("|") and below.startswith("|"):
             bars = [line.replace(r"\|", "").count("|") for line in (above, below)]
             assert bars[0] == bars[1], (above, below)
@@ -133,7 +167,7 @@ def test_it_stands_beside_a_serving_result(tmp_path):
     assert "- **FP8 through fa2-sinks:** slower than BF16 at 1 x 2,048" in readme.read_text()
 
 
-@pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(Shape(1, 2048))], 0), (fa2_rows(), 1)])
+@pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(even(1, 2048))], 0), (fa2_rows(), 1)])
 def test_a_plot_only_of_what_was_measured(tmp_path, rows, plots):
     write(a_kernels_result(*rows), tmp_path / "a.json")
     text = report.write([tmp_path / "a.json"], tmp_path).read_text()
@@ -143,7 +177,7 @@ def test_a_plot_only_of_what_was_measured(tmp_path, rows, plots):
 def test_other_times_give_another_plot(tmp_path):
     drawn = []
     for name, us in (("one", 10.0), ("two", 10.4)):
-        rows = [a_kernel_row(Shape(1, 2048), us=us), *fa2_rows()[1:]]
+        rows = [a_kernel_row(even(1, 2048), us=us), *fa2_rows()[1:]]
         write(a_kernels_result(*rows), tmp_path / f"{name}.json")
         report.write([tmp_path / f"{name}.json"], tmp_path / name)
         drawn.append((tmp_path / name / "plots" / "20260702-120000-kernels.png").read_bytes())

@@ -1,0 +1,77 @@
+"""What one decode call is asked: plain data. Imports nothing heavy."""
+
+from itertools import groupby
+from typing import NamedTuple
+
+HEAD_DIM = 64  # gpt-oss's
+MOST_GROUPS = 3  # of equal lengths that a name spells out
+
+
+class Shape(NamedTuple):
+    """A batch: each request's tokens, and what else a kernel must know.
+
+    window_left: how many tokens before the newest are read, -1 for all. table_tokens: tokens that the block table has
+    room for, 0 for as many as the longest request has.
+    """
+
+    lengths: tuple[int, ...]
+    window_left: int = -1
+    head_dim: int = HEAD_DIM
+    table_tokens: int = 0
+
+    @property
+    def batch(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest request."""
+        return max(self.lengths)
+
+    @property
+    def ragged(self) -> bool:
+        return len(set(self.lengths)) > 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether batch and context say everything."""
+        return self == even(self.batch, self.context)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens' keys and values one call must read."""
+        if self.window_left < 0:
+            return sum(self.lengths)
+        return sum(min(length, self.window_left + 1) for length in self.lengths)
+
+    def __str__(self) -> str:
+        """On the command line: 8x8192, 1x131072+31x512, 32x8192w127, 8x8192d128, 8x8192t131072."""
+        window = f"w{self.window_left}" if self.window_left >= 0 else ""
+        head_dim = f"d{self.head_dim}" if self.head_dim != HEAD_DIM else ""
+        table = f"t{self.table_tokens}" if self.table_tokens else ""
+        groups = self._groups()
+        lengths = "+".join(f"{count}x{length}" for count, length in groups) if groups else self._range("x", "-", "d")
+        return lengths + window + head_dim + table
+
+    @property
+    def words(self) -> str:
+        """In a report: 8 x 8,192, window of 128."""
+        groups = self._groups()
+        parts = [" + ".join(f"{count} x {length:,}" for count, length in groups) or self._range(" x ", " to ", ",d")]
+        parts += [f"window of {self.window_left + 1}"] if self.window_left >= 0 else []
+        parts += [f"head_dim {self.head_dim}"] if self.head_dim != HEAD_DIM else []
+        parts += [f"table for {self.table_tokens:,}"] if self.table_tokens else []
+        return ", ".join(parts)
+
+    def _groups(self) -> list[tuple[int, int]]:
+        """How many requests of which length, in order; none where that is too long to say."""
+        found = [(len(list(group)), length) for length, group in groupby(self.lengths)]
+        return found if len(found) <= MOST_GROUPS else []
+
+    def _range(self, times: str, to: str, form: str) -> str:
+        return f"{self.batch}{times}{min(self.lengths):{form}}{to}{max(self.lengths):{form}}"
+
+
+def even(batch: int, context: int, **more: int) -> Shape:
+    """`batch` requests of `context` tokens each."""
+    return Shape((context,) * batch, **more)

@@ -1,0 +1,144 @@
+"""vLLM's own decode kernels, called as its attention backends call them. Imports vLLM only when one is prepared.
+
+Arguments as in vLLM 0.26's v1/attention/backends/flash_attn.py and triton_attn.py.
+"""
+
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from bench.kernels.grid import GEOMETRY
+from bench.kernels.timing import Call
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.kernels.inputs import Inputs
+
+# FA3 counts its own splits in every call, or gets what vLLM computes once for all layers of a captured step.
+FA3_SETTINGS = (SPLITS_BY_FA3, SPLITS_BY_VLLM) = ("splits by FA3", "splits planned by vLLM")
+MOST_SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
+SEGMENTS = 16  # parts of a row in Triton: vLLM's NUM_PAR_SOFTMAX_SEGMENTS
+LEAST_GRID = 128  # vLLM's MIN_LAUNCH_GRID_SIZE_2D: batches of more sequences times KV heads are not cut
+
+
+def missing() -> str | None:
+    """Why vLLM's kernels cannot be measured here, without importing it."""
+    return None if find_spec("vllm") else "vLLM is not installed"
+
+
+def unusable(name: str) -> str | None:
+    """The same for one of them by its name, with an import: "vllm-fa3" or "vllm-triton"."""
+    if reason := missing():
+        return reason
+    try:
+        if name == "vllm-triton":
+            from vllm.v1.attention.ops.triton_unified_attention import unified_attention  # noqa: F401
+
+            return None
+        from vllm.vllm_flash_attn import fa_version_unsupported_reason
+
+        return fa_version_unsupported_reason(3)
+    except Exception as error:  # a vLLM of another release or for another device fails in many ways
+        return f"vLLM's kernel cannot be imported: {type(error).__name__}: {error}"
+
+
+def fa3(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
+    """FlashAttention 3 of vLLM; with an FP8 cache its query is FP8 too, quantised here, before the timed calls."""
+    import torch
+    from vllm.vllm_flash_attn import flash_attn_varlen_func, get_scheduler_metadata
+
+    shape, device = inputs.shape, inputs.seq_lens.device
+    cache_dtype = inputs.caches[kv_format][0][0].dtype
+    fp8 = cache_dtype == torch.float8_e4m3fn
+    scale = torch.ones(1, device=device).expand(shape.batch, GEOMETRY.kv_heads) if fp8 else None
+    options = {
+        "max_seqlen_q": 1,
+        "cu_seqlens_q": _query_starts(inputs),
+        "max_seqlen_k": shape.context,
+        "seqused_k": inputs.seq_lens,
+        "softmax_scale": inputs.sm_scale,
+        "causal": True,
+        "window_size": list(_window(inputs)),
+        "block_table": inputs.block_table,
+        "q_descale": scale,
+        "k_descale": scale,
+        "v_descale": scale,
+        "fa_version": 3,
+        "s_aux": inputs.sinks.bfloat16() if sinks else None,
+    }
+    if setting == SPLITS_BY_VLLM:
+        options["num_splits"] = MOST_SPLITS
+        options["scheduler_metadata"] = get_scheduler_metadata(
+            batch_size=shape.batch,
+            max_seqlen_q=1,
+            max_seqlen_k=shape.context,
+            num_heads_q=GEOMETRY.query_heads,
+            num_heads_kv=GEOMETRY.kv_heads,
+            headdim=shape.head_dim,
+            cache_seqlens=inputs.seq_lens,
+            qkv_dtype=cache_dtype,
+            cu_seqlens_q=options["cu_seqlens_q"],
+            page_size=GEOMETRY.page_size,
+            causal=True,
+            window_size=_window(inputs),
+            num_splits=MOST_SPLITS,
+        )
+    return [
+        partial(flash_attn_varlen_func, q.to(cache_dtype), *_nhd(kv), out=out, **options)
+        for q, kv, out in zip(inputs.q, inputs.caches[kv_format], inputs.out, strict=True)
+    ]
+
+
+def triton(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
+    """vLLM's Triton unified attention with a BF16 query; few sequences are cut into segments, as vLLM decides."""
+    import torch
+    from vllm.v1.attention.ops.triton_unified_attention import unified_attention
+    from vllm.v1.kv_cache_interface import KVQuantMode
+
+    shape, device = inputs.shape, inputs.seq_lens.device
+    fp8 = inputs.caches[kv_format][0][0].dtype == torch.float8_e4m3fn
+    scale = torch.ones(1, device=device).expand(shape.batch, GEOMETRY.kv_heads)
+    most_cut = LEAST_GRID // GEOMETRY.kv_heads
+    parts = (most_cut, GEOMETRY.query_heads, SEGMENTS)
+    options = {
+        "cu_seqlens_q": _query_starts(inputs),
+        "max_seqlen_q": 1,
+        "seqused_k": inputs.seq_lens,
+        "max_seqlen_k": shape.context,
+        "softmax_scale": inputs.sm_scale,
+        "causal": True,
+        "window_size": _window(inputs),
+        "block_table": inputs.block_table,
+        "softcap": 0.0,
+        "q_descale": None,
+        "k_descale": scale,
+        "v_descale": scale,
+        "seq_threshold_3D": most_cut,
+        "num_par_softmax_segments": SEGMENTS,
+        "softmax_segm_output": torch.empty(*parts, shape.head_dim, device=device),
+        "softmax_segm_max": torch.empty(parts, device=device),
+        "softmax_segm_expsum": torch.empty(parts, device=device),
+        "sinks": inputs.sinks.bfloat16() if sinks else None,
+        "kv_quant_mode": KVQuantMode.FP8_PER_TENSOR if fp8 else KVQuantMode.NONE,
+    }
+    return [
+        partial(unified_attention, q, *_nhd(kv), out, **options)
+        for q, kv, out in zip(inputs.q, inputs.caches[kv_format], inputs.out, strict=True)
+    ]
+
+
+def _query_starts(inputs: "Inputs") -> "torch.Tensor":
+    import torch
+
+    return torch.arange(inputs.shape.batch + 1, dtype=torch.int32, device=inputs.seq_lens.device)
+
+
+def _window(inputs: "Inputs") -> tuple[int, int]:
+    """vLLM's window of a layer: tokens before the newest, and after it."""
+    return (-1, -1) if inputs.shape.window_left < 0 else (inputs.shape.window_left, 0)
+
+
+def _nhd(cache: tuple["torch.Tensor", "torch.Tensor"]) -> list["torch.Tensor"]:
+    """Keys and values in vLLM's own order of axes, [pages, page, kv heads, head_dim]: the same values, copied."""
+    return [one.transpose(1, 2).contiguous() for one in cache]

@@ -1,0 +1,85 @@
+"""A machine with a GPU, pretended: kernels are torch functions on the CPU, their times made up."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench.kernels import exact, inputs, measure, peers, timing
+from bench.kernels import run as runs
+from bench.kernels.shape import even
+from flashinfer_patches.state import Status
+from kernels_tests.bench.samples import a_result
+
+SHAPES = (even(2, 512),)
+
+
+def a_status(state="applied") -> Status:
+    patch_set = "0.6.14+0123456789ab" if state == "applied" else None
+    return Status(target="/x", version="0.6.14", state=state, files={}, patch_set=patch_set, fingerprint="0" * 12)
+
+
+@pytest.fixture
+def gpu_machine(monkeypatch, tmp_path):
+    """A machine with a GPU and a patched FlashInfer and no vLLM, as far as check() and provenance look."""
+    monkeypatch.setattr(runs.machine, "detect", lambda _device: a_result(gpu=True).provenance.machine)
+    monkeypatch.setattr(runs.package, "installed", lambda: tmp_path)
+    monkeypatch.setattr(runs.package, "version", lambda _target: "0.6.14")
+    monkeypatch.setattr(runs.engine, "status", a_status)
+    monkeypatch.setattr(runs.provenance, "collect", lambda *_: a_result(gpu=True).provenance)
+    monkeypatch.setattr(runs.vllm_peers, "find_spec", lambda _name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return monkeypatch
+
+
+def _flashinfer_that_writes_when_imported(patch, site):
+    """As the real one does: its generated files begin with the import."""
+    (site / "flashinfer").mkdir(parents=True)
+    code = "import os, pathlib\npathlib.Path(os.environ['FLASHINFER_WORKSPACE_BASE'], '.cache').mkdir(parents=True)\n"
+    (site / "flashinfer" / "__init__.py").write_text(code)
+    patch.syspath_prepend(site)
+    patch.setitem(sys.modules, "flashinfer", None)
+    del sys.modules["flashinfer"]
+
+
+@pytest.fixture
+def fake_device(gpu_machine, tmp_path):
+    """The whole run on a CPU: a replay's times are the same for all; `calls` counts what was prepared."""
+    prepared = []
+
+    def prepare(made, kv_format, setting, sinks):
+        def call(layer):
+            for row in range(made.shape.batch):
+                made.out[layer][row] = exact.attention(made, kv_format, layer, row, sinks=sinks)
+
+        prepared.append((str(made.shape), kv_format, setting))
+        if setting == "broken" or (setting == "broken with 128" and made.shape.head_dim == 128):
+            raise RuntimeError(f"cannot at {made.shape}\n in {tmp_path}")
+        return [lambda layer=layer: call(layer) for layer in range(len(made.q) if setting != "lazy" else 0)]
+
+    def graph_us(calls):
+        for call in calls:
+            call()
+        return [10.0, 12.0, 11.0] if calls else [1.0]
+
+    build = inputs.build
+    gpu_machine.setattr(inputs, "build", lambda shape, layers: build(shape, min(layers, 2), "cpu"))
+    gpu_machine.setattr(timing, "graph_us", graph_us)
+    gpu_machine.setattr(torch.cuda, "synchronize", lambda: None)
+    _flashinfer_that_writes_when_imported(gpu_machine, tmp_path / "site")
+    gpu_machine.setitem(sys.modules, "bench.kernels.ceiling", SimpleNamespace(read_ceiling=lambda: 4e12))
+    gpu_machine.setattr(runs.jit_cache, "workspace", lambda root: root / "flashinfer-0.6.14+x")
+    for name in (*runs.CACHE_VARIABLES, "VLLM_LOGGING_STREAM"):
+        gpu_machine.setenv(name, "the user's own")
+
+    def kernel(name, kv_format="e4m3", settings=("right",), source="flashinfer", sinks=True):
+        return peers.Kernel(name, kv_format, source, sinks, source == "flashinfer", prepare, settings)
+
+    def execute(*kernels, shapes=SHAPES, named=False):
+        said = []
+        run = tmp_path / "run"
+        request = measure.Request(list(kernels), list(shapes), run, ["fp8-sinks"], said.append, said.append, named)
+        return runs.execute(request), said
+
+    return SimpleNamespace(kernel=kernel, execute=execute, patch=gpu_machine, folder=tmp_path, prepared=prepared)

@@ -1,0 +1,70 @@
+"""How FlashInfer's kernels are called, without a GPU: stand-ins that compute what they are given."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from bench.kernels import exact, inputs, peers
+from bench.kernels.shape import Shape, even
+from lowp.sink_decode import reference
+
+SHAPES = [even(2, 32), Shape((300, 16, 100)), even(2, 200, window_left=127), even(1, 40, head_dim=128)]
+
+
+class Wrapper:
+    """BatchDecodeWithPagedKVCacheWrapper: builds block table and lengths anew from what was planned."""
+
+    def __init__(self, _workspace, layout, **options):
+        assert layout == "HND" and options["use_cuda_graph"] and options["backend"] == "fa2"
+        self.buffers = [options[f"paged_kv_{name}_buffer"] for name in ("indptr", "indices", "last_page_len")]
+
+    def plan(self, indptr, indices, last_page, heads, kv_heads, head_dim, page_size, *, use_sinks=False, **options):
+        assert all(torch.equal(*pair) for pair in zip(self.buffers, (indptr, indices, last_page), strict=True))
+        assert {one.dtype for one in (indptr, indices, last_page)} == {torch.int32}
+        assert (heads, kv_heads, page_size) == (64, 8, 16) and options["q_data_type"] == torch.bfloat16
+        counts = indptr.diff()
+        self.lengths, self.use_sinks, self.planned = (counts - 1) * page_size + last_page, use_sinks, options
+        self.planned["head_dim"] = head_dim
+        self.table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int32)
+        for row, part in enumerate(indices.split(counts.tolist())):
+            self.table[row, : len(part)] = part
+
+    def run(self, q, kv, *, out, enable_pdl, sinks=None):
+        assert (sinks is not None) == self.use_sinks and isinstance(enable_pdl, bool)
+        assert kv[0].dtype == self.planned["kv_data_type"] and q.shape[2] == self.planned["head_dim"]
+        sinks = torch.full((64,), -torch.inf) if sinks is None else sinks
+        options = {"sm_scale": self.planned["sm_scale"], "window_left": self.planned["window_left"], "layout": "HND"}
+        out.copy_(reference(q, *kv, self.table, self.lengths, sinks, **options)[0])
+
+
+def xqa(q, kv, *, workspace_buffer, block_tables, seq_lens, max_seq_len, sinks, out, **options):
+    """trtllm_batch_decode_with_kv_cache with backend xqa."""
+    assert max_seq_len == seq_lens.max() and options["backend"] == "xqa" and options["bmm2_scale"] == 1
+    same = {"sm_scale": options["bmm1_scale"], "window_left": options["window_left"], "layout": options["kv_layout"]}
+    out.copy_(reference(q, *kv, block_tables, seq_lens, sinks, **same)[0])
+
+
+@pytest.fixture(autouse=True)
+def flashinfer(monkeypatch):
+    for name, content in {
+        "flashinfer": {"BatchDecodeWithPagedKVCacheWrapper": Wrapper},
+        "flashinfer.decode": {"trtllm_batch_decode_with_kv_cache": xqa},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content, __path__=[])
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(peers, "_workspace", lambda _owner: None)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kernel", [one for one in peers.KERNELS if one.source == "flashinfer"], ids=str)
+def test_flashinfers_kernels_get_the_inputs(kernel, shape):
+    made = inputs.build(shape, layers=2, device="cpu")
+    expected = exact.expected(made, kernel.kv_format, sinks=kernel.sinks)
+    for setting in kernel.settings:
+        inputs.poison(made)
+        for call in kernel.calls(made, setting):
+            call()
+        assert 1e-3 < exact.rel_l2(exact.outputs(made), expected) < 2.5e-3
