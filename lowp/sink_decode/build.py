@@ -77,13 +77,19 @@ def compile_nvrtc(options: list[str]) -> tuple[bytes, str]:
     texts = [(HERE / name).read_bytes() for name in SOURCES]
     program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(texts[0], b"kernel.cu", len(headers), texts[1:], headers))
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    log = b" " * _checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
+    log = _buffer(_checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program)))
     _checked(nvrtc, nvrtc.nvrtcGetProgramLog(program, log))
+    said = log.rstrip(b"\0").decode()
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"NVRTC does not compile kernel.cu with {' '.join(options)}:\n{log.decode()}")
-    code = b" " * _checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program))
+        raise RuntimeError(f"NVRTC does not compile kernel.cu with {' '.join(options)}:\n{said}")
+    code = _buffer(_checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
     _checked(nvrtc, nvrtc.nvrtcGetCUBIN(program, code))
-    return code, log.decode()
+    return code, said
+
+
+def _buffer(size: int) -> bytes:
+    """Bytes that cuda.bindings writes into. Python shares all bytes of one character, and all of none: never those."""
+    return bytes(max(2, size))
 
 
 @functools.cache
