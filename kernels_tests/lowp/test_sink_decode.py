@@ -26,8 +26,9 @@ def dense(arguments, case):
                     continue
                 page, slot = int(arguments["block_table"][b, j // case.page_size]), j % case.page_size
                 at = (page, slot, h) if case.layout == "NHD" else (page, h, slot)
-                scale_at = {"none": None, "tensor": (0,), "head": (h,), "token_head": at}[case.granularity]
-                for name, into in (("k", keys), ("v", values)):
+                where = {"none": None, "tensor": (0,), "head": (h,), "channel": (h,), "token_head": at}
+                for name, into, of in (("k", keys, case.granularity), ("v", values, case.v_granularity)):
+                    scale_at = where[of or case.granularity]
                     scale = 1.0 if scale_at is None else arguments[f"{name}_scale"][scale_at].double()
                     into.append(arguments[f"{name}_cache"][at].double() * scale)
             if not keys:
@@ -49,6 +50,9 @@ def dense(arguments, case):
         {"granularity": "token_head", "page_size": 32, "window_left": 0},
         {"kv_format": "bf16", "granularity": "none", "head_dim": 128, "sinks": -math.inf},
         {"kv_format": "fp16", "query": "fp16", "granularity": "none", "query_heads": 6, "sinks": 80.0},
+        {"kv_format": "int8", "granularity": "token_head", "layout": "NHD"},
+        {"kv_format": "int8", "granularity": "channel", "v_granularity": "token_head", "window_left": 9},
+        {"kv_format": "int8", "granularity": "channel", "v_granularity": "head", "head_dim": 128},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()) or "plain",
 )
@@ -84,6 +88,25 @@ MUTANTS = {
     "pages exchanged": lambda a: shifted(a, block_table=a["block_table"].roll(1, 0)),
     "heads exchanged": lambda a: shifted(a, k_cache=a["k_cache"].flip(1)),
 }
+
+
+INT8_MUTANTS = {
+    "scales of the next channel": lambda a: shifted(a, k_scale=a["k_scale"].roll(1, 1)),
+    "channel scales of the next head": lambda a: shifted(a, k_scale=a["k_scale"].roll(1, 0)),
+    "channel scales dropped": lambda a: shifted(a, k_scale=a["k_scale"].mean().view(1)),
+    "scales of the next token": lambda a: shifted(a, v_scale=a["v_scale"].roll(1, 2)),
+    "K scaled like V": lambda a: shifted(a, k_scale=a["v_scale"]),
+    "bytes without sign": lambda a: shifted(a, v_cache=a["v_cache"].view(torch.uint8)),
+}
+
+
+@pytest.mark.parametrize("mutant", INT8_MUTANTS)
+def test_the_tight_test_catches_in_int8(mutant):
+    case = Case((777, 801), query_heads=8, kv_heads=2, kv_format="int8", granularity="channel", poison=False)
+    arguments = build(dataclasses.replace(case, v_granularity="token_head"))
+    exact, _ = reference(**arguments)
+    assert tight.problems(exact.to(torch.bfloat16), exact) == []
+    assert tight.problems(INT8_MUTANTS[mutant](arguments).to(torch.bfloat16), exact)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
@@ -135,7 +158,8 @@ MISTAKES = {
     "lengths": (lambda a: {"seq_lens": a["seq_lens"][1:]}, ValueError, "seq_lens has shape"),
     "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
     "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
-    "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "for one of K"),
+    "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "K: token_head, of V"),
+    "per channel": (lambda a: {"k_scale": torch.ones(2, 64)}, NotImplementedError, "per channel of a K in e4m3"),
     "sm_scale": (lambda a: {"sm_scale": math.nan}, ValueError, "sm_scale is nan"),
     "window": (lambda a: {"window_left": -2}, ValueError, "window_left is -2"),
     "out shape": (lambda a: {"out": a["q"][:2]}, ValueError, "out has shape"),
@@ -155,6 +179,13 @@ def test_combinations_that_are_not_built_are_told():
     arguments = build(dataclasses.replace(SMALL, kv_format="bf16", query="fp16"))
     with pytest.raises(NotImplementedError, match="fp16 query over a bf16"):
         sink_decode(**arguments)
+    arguments = build(dataclasses.replace(SMALL, kv_format="int8"))
+    with pytest.raises(NotImplementedError, match="per channel of V; this kernel has them of a K in int8"):
+        sink_decode(**arguments | {"v_scale": torch.ones(2, 64)})
+    with pytest.raises(NotImplementedError, match="K: head, of V: token_head"):
+        sink_decode(**arguments | {"v_scale": torch.ones(arguments["v_cache"].shape[:3])})
+    with pytest.raises(ValueError, match="an int8 cache without k_scale or v_scale"):
+        sink_decode(**arguments | {"v_scale": None})
     arguments = build(dataclasses.replace(SMALL, query_heads=34))
     with pytest.raises(NotImplementedError, match="34 query heads over 2 KV heads"):
         sink_decode(**arguments)

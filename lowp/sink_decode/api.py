@@ -4,9 +4,10 @@ import math
 
 import torch
 
+from lowp.sink_decode.params import granularity
 from lowp.sink_decode.reference import reference
 
-KV_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3"}
+KV_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3", torch.int8: "int8"}
 PAGE_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (64, 128)
 LARGEST_GROUP = 16
@@ -34,14 +35,15 @@ def sink_decode(
 
     q: [batch, query_heads, head_dim], bf16 or fp16; rows may be strided. head_dim 64 or 128.
     k_cache, v_cache: [pages, page_size, kv_heads, head_dim] (layout NHD) or [pages, kv_heads, page_size, head_dim]
-        (HND), bf16, fp16 or float8_e4m3fn; equal strides, the last one 1: views of one tensor that holds both are
+        (HND), bf16, fp16, float8_e4m3fn or int8; equal strides, the last one 1: views of one tensor that holds both are
         taken without a copy. page_size 16, 32, 64 or 128; 1 to 16 query heads per KV head.
     block_table: [batch, max_pages] int32; an entry is read only where its page is in use.
     seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size; 0 gives out = 0, lse = sinks.
     sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink.
     sm_scale: a positive float. window_left: how many tokens before the newest are read, -1 for all.
     k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token
-        and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides).
+        and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides). int8
+        needs both, and its k_scale may be [kv_heads, head_dim], one per channel, beside any v_scale.
     out: like q, contiguous; made if None. lse: [batch, query_heads] fp32, natural log of the denominator with the
         sink in it; written if given. workspace: from `make_workspace`, for one stream at a time; made if None.
 
@@ -140,27 +142,33 @@ def _check_table(q, block_table, seq_lens):
 def _check_scales(k_cache, k_scale, v_scale, layout):
     per_token = tuple(k_cache.shape[:3])
     kv_heads = per_token[2 if layout == "NHD" else 1]
+    per_channel = (kv_heads, k_cache.shape[3])
+    if k_cache.dtype == torch.int8 and (k_scale is None or v_scale is None):
+        raise ValueError("an int8 cache without k_scale or v_scale; expected both")
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if scale is None:
             continue
         if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32 or scale.device != k_cache.device:
             got = f"{scale.dtype} on {scale.device}" if isinstance(scale, torch.Tensor) else type(scale).__name__
             raise TypeError(f"{name} is {got}; expected None or an fp32 tensor on {k_cache.device}")
-        contiguous = scale.numel() == 1 or (tuple(scale.shape) == (kv_heads,) and scale.is_contiguous())
+        contiguous = scale.numel() == 1 or (tuple(scale.shape) in ((kv_heads,), per_channel) and scale.is_contiguous())
         if not contiguous and tuple(scale.shape) != per_token:
             raise ValueError(
-                f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) contiguous, or {per_token}"
+                f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) or {per_channel} "
+                f"contiguous, or {per_token}"
             )
-    token_head = [granularity(scale) == "token_head" for scale in (k_scale, v_scale)]
-    if any(token_head) and (not all(token_head) or k_scale.stride() != v_scale.stride()):
-        raise NotImplementedError("scales per token and head for one of K and V, or of unequal strides")
-
-
-def granularity(scale):
-    """none, tensor, head or token_head, by a valid scale's shape."""
-    if scale is None or scale.numel() == 1:
-        return "none" if scale is None else "tensor"
-    return "token_head" if scale.dim() == 3 else "head"
+    of_k, of_v = granularity(k_scale), granularity(v_scale)
+    if of_v == "channel" or (of_k == "channel" and k_cache.dtype != torch.int8):
+        whose = "V" if of_v == "channel" else f"a K in {KV_DTYPES[k_cache.dtype]}"
+        raise NotImplementedError(f"scales per channel of {whose}; this kernel has them of a K in int8")
+    if of_k == "channel" and k_scale.data_ptr() % 16:
+        raise ValueError("k_scale is not aligned; expected an address that is a multiple of 16 bytes")
+    unequal = of_k != of_v or k_scale.stride() != v_scale.stride()
+    if of_k != "channel" and "token_head" in (of_k, of_v) and unequal:
+        raise NotImplementedError(
+            f"scales of K: {of_k}, of V: {of_v}, or of unequal strides; this kernel has scales per token and head for "
+            "both, of equal strides, or for V beside a K per channel"
+        )
 
 
 def _check_outputs(q, out, lse):

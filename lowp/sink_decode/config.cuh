@@ -5,10 +5,11 @@
 // The problem.
 constexpr int kHeadDim = HEAD_DIM;               // 64 or 128
 constexpr bool kQueryBf16 = QUERY_BF16;          // the query and the output: bf16 or fp16
-constexpr bool kE4m3 = KV_E4M3;                  // the cache: e4m3, or 16 bits:
-constexpr bool kKvBf16 = KV_BF16;                //   bf16 (the MMAs run in bf16), else fp16 (in fp16, as for e4m3)
+constexpr bool kE4m3 = KV_E4M3, kInt8 = KV_INT8; // the cache: e4m3, int8, or 16 bits:
+constexpr bool kKvBf16 = KV_BF16;                //   bf16 (the MMAs run in bf16), else fp16 (in fp16, as for 8 bits)
 constexpr int kGroupTiles = GROUP_TILES;         // query heads of a KV head, in tiles of 8
-constexpr bool kTokenScales = TOKEN_SCALES;      // one scale per token and head, else per head
+constexpr bool kTokenScales = TOKEN_SCALES;      // one scale per token and head, else per head; of the keys only
+constexpr bool kChannelScales = CHANNEL_SCALES;  //   without this: the keys' scales per channel and head
 constexpr bool kWindow = WINDOW;                 // window_left >= 0
 
 // The launch.
@@ -19,7 +20,8 @@ constexpr int kCluster = CLUSTER;                // CTAs that share a row as one
 // Sizes that follow. A block is 16 tokens x 64 dims; a tile has a block for each half of the head_dim.
 constexpr int kHalves = kHeadDim / 64, kHeads = 8 * kGroupTiles, kThreads = 32 * kWarps;
 constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
-constexpr int kRowBytes = 64 * (kE4m3 ? 1 : 2), kBlockBytes = 16 * kRowBytes;
+constexpr bool kOneByte = kE4m3 || kInt8;
+constexpr int kRowBytes = 64 * (kOneByte ? 1 : 2), kBlockBytes = 16 * kRowBytes;
 constexpr int kValuesAt = kTiles * kHalves * kBlockBytes;  // in a slot: keys, values, scales of both
 constexpr int kScalesAt = 2 * kValuesAt;
 constexpr int kSlotBytes = kScalesAt + (kTokenScales ? kTiles * 128 : 0);
@@ -32,7 +34,7 @@ struct Params {
   const int* table;          // [batch, table_width], rows table_stride apart
   const int* lengths;        // [batch]
   const float* sinks;        // [kv_heads * group]
-  const float* k_scale;      // null (1), or strides below
+  const float* k_scale;      // null (1), strides below, or [kv_heads, head_dim] per channel
   const float* v_scale;
   char* out;                 // [batch, heads, head_dim]
   float* lse;                // [batch, heads] or null

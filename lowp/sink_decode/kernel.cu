@@ -34,10 +34,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
   load_query(raw, p, share.row, kv_head, lane);
   if (threadIdx.x < p.group) copy_4(shared_address(shared + kSinksAt) + threadIdx.x * 4, p.sinks + kv_head * p.group + threadIdx.x);
   float k_scale = 1.f, v_scale = 1.f;
-  if constexpr (!kTokenScales) {
+  if constexpr (!kTokenScales && !kChannelScales)
     if (p.k_scale) k_scale = load_float(p.k_scale + kv_head * p.k_scale_head);
+  if constexpr (!kTokenScales)
     if (p.v_scale) v_scale = load_float(p.v_scale + kv_head * p.v_scale_head);
-  }
 
   // The steps of this warp: kStages - 1 are under way while one is computed.
   const int all_steps = (share.end - share.first + kTiles - 1) / kTiles;

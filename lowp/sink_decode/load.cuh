@@ -3,10 +3,10 @@
 // A slot of the ring:   | keys: tile 0 half 0, half 1, tile 1 ... | values: the same | token scales: k, v of each tile |
 // A block in it (16 tokens x 64 dims), each cell a chunk of 16 bytes, c the chunk of the row:
 //
-//   e4m3:     row r, 4 chunks of 64 bytes   cell c ^ (r / 2) % 4      so that readers of 4 rows or 8 rows
+//   8 bits:   row r, 4 chunks of 64 bytes   cell c ^ (r / 2) % 4      so that readers of 4 rows or 8 rows
 //   16 bits:  row r, 8 chunks of 128 bytes  cell c ^ r % 8            at one column hit different banks
 //
-// In device memory a token's dims are one row: an instruction reads whole lines of 128 bytes, of both halves if e4m3.
+// In device memory a token's dims are one row: an instruction reads whole lines of 128 bytes, of both halves if 8 bits.
 #pragma once
 #include "share.cuh"
 
@@ -15,7 +15,8 @@ struct Stream {
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
-  const float* k_scale;     // token scales: k's in lanes 0-15, v's in lanes 16-31, at this lane's slot of a tile
+  const float* k_scale;     // token scales: k's in lanes 0-15 (v's, not used, if k has channel scales), v's in lanes
+                            //   16-31, at this lane's slot of a tile
   unsigned to;              // where the first keys' chunk goes in the ring
   unsigned scale_to;
   int worker;               // this warp among the kWorkers that deal out the tiles
@@ -23,7 +24,7 @@ struct Stream {
   unsigned raw, next_raw;   // table entries of this batch of steps and the next, one a lane
   unsigned at, scale_at;    // where the tile of this lane begins: cache in 16 bytes, scales in floats
 
-  static constexpr int kCopyRows = kE4m3 && kHalves == 1 ? 8 : 4;  // rows of 4 or 8 chunks
+  static constexpr int kCopyRows = kOneByte && kHalves == 1 ? 8 : 4;  // rows of 4 or 8 chunks
   static constexpr int kBatch = 32 / kTiles;  // steps whose entries one register of the warp holds
 
   // The tile whose entry this lane holds in a batch.
@@ -67,10 +68,10 @@ struct Stream {
 
   // The warp copies a tile of keys or values, kCopyRows rows at a time. Every other time a bit of the swizzle turns.
   DEVICE void copy_tile(unsigned into, const char* from) const {
-    constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kE4m3 ? 32 : 64;
+    constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kOneByte ? 32 : 64;
     const unsigned rows = 16u * kCopyRows * p.slot_stride;
 #pragma unroll
-    for (int half = 0; half < (kE4m3 ? 1 : kHalves); half++)
+    for (int half = 0; half < (kOneByte ? 1 : kHalves); half++)
 #pragma unroll
       for (int i = 0; i < 16 / kCopyRows; i++)
         copy_16((into ^ (i % 2 * kTurn)) + half * kBlockBytes + i * kCopyRows * kRowBytes, from + i * rows + half * kRowBytes);
@@ -79,12 +80,12 @@ struct Stream {
 
 DEVICE Stream make_stream(const Params& p, const Share& s, unsigned ring, int warp, int lane, int head) {
   const int row = lane * Stream::kCopyRows / 32, chunk = lane % (32 / Stream::kCopyRows);
-  const int cell = kE4m3 ? chunk % 4 ^ row / 2 : chunk ^ row, half = kE4m3 ? chunk / 4 : 0;
+  const int cell = kOneByte ? chunk % 4 ^ row / 2 : chunk ^ row, half = kOneByte ? chunk / 4 : 0;
   const unsigned long long from = 16ull * (static_cast<unsigned long long>(head) * p.head_stride + row * p.slot_stride + chunk);
   Stream stream{p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
   stream.to = opaque(ring + half * kBlockBytes + row * kRowBytes + cell * 16);
   if constexpr (kTokenScales) {
-    stream.k_scale = (lane < 16 ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
+    stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
     stream.scale_to = ring + kScalesAt + lane * 4;
   }
   stream.worker = kCluster ? s.part * kWarps + warp : warp;

@@ -3,10 +3,15 @@
 // Where the MMAs run in fp16, a head is first multiplied by the power of two that brings its largest element to
 // [2^14, 2^15): bf16 reaches far over fp16's 65504, and small queries would be subnormal. The factor is exact, and the
 // scores are divided by it.
+//
+// Keys scaled per channel: sum of q_d (k_d scale_d) = sum of (q_d scale_d) k_d, so that the query takes the scales.
 #pragma once
 #include "step.cuh"
 
-using RawQuery = uint4[kGroupTiles][kHalves][2];  // head 8 tile + g, dims 16t .. 16t + 15 of each half
+struct RawQuery {
+  uint4 q[kGroupTiles][kHalves][2];  // head 8 tile + g, dims 16t .. 16t + 15 of each half
+  uint4 k_scale[kHalves][4];         // channel scales: fp32, the same dims
+};
 
 DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int lane) {
   const int g = lane >> 2, t = lane & 3;
@@ -18,8 +23,14 @@ DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 2; i++)
-        raw[n][half][i] = head < p.group ? load_16(from + 128 * half + 16 * i) : make_uint4(0u, 0u, 0u, 0u);
+        raw.q[n][half][i] = head < p.group ? load_16(from + 128 * half + 16 * i) : make_uint4(0u, 0u, 0u, 0u);
   }
+  if constexpr (kChannelScales)
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        raw.k_scale[half][i] = load_16(p.k_scale + kv_head * kHeadDim + 64 * half + 16 * t + 4 * i);
 }
 
 // to_log2 becomes sm_scale x k_scale x log2 e over the head's power of two.
@@ -34,9 +45,14 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, float to_log2, int lane
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const uint4 four = raw[n][half][i / 4];
+        const uint4 four = raw.q[n][half][i / 4];
         const unsigned word = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
         x[half][i] = unpack<kQueryBf16>(word);
+        if constexpr (kChannelScales) {
+          const uint4 scales = raw.k_scale[half][i / 2];
+          x[half][i].x *= __uint_as_float(i % 2 ? scales.z : scales.x);
+          x[half][i].y *= __uint_as_float(i % 2 ? scales.w : scales.y);
+        }
         largest = fmaxf(largest, fmaxf(fabsf(x[half][i].x), fabsf(x[half][i].y)));
       }
     if constexpr (!kKvBf16) {

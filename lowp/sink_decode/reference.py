@@ -55,4 +55,6 @@ def _read(cache, page, slot, scale):
     stored = bits[page, slot].view(cache.dtype).double()
     if scale is None or scale.numel() == 1:
         return stored * (1.0 if scale is None else scale.double().view(()))
+    if scale.dim() == 2:
+        return stored * scale.double()
     return stored * (scale[page, slot] if scale.dim() == 3 else scale).double()[..., None]

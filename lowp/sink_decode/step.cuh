@@ -30,11 +30,11 @@ struct Reader {                          // addresses in slot 0 of the ring
   unsigned k, v[2], scale;
   DEVICE Reader(unsigned ring, int lane) {
     const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    k = opaque(ring + row * kRowBytes + (kE4m3 ? t ^ (row >> 1) : (2 * t) ^ row) * 16);
+    k = opaque(ring + row * kRowBytes + (kOneByte ? t ^ (row >> 1) : (2 * t) ^ row) * 16);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int token = swapped(2 * t + j);
-      const int cell = kE4m3 ? ((g >> 1) ^ ((token >> 1) & 3)) * 16 + (g & 1) * 8 : (g ^ token) * 16;
+      const int cell = kOneByte ? ((g >> 1) ^ ((token >> 1) & 3)) * 16 + (g & 1) * 8 : (g ^ token) * 16;
       v[j] = opaque(ring + kValuesAt + token * kRowBytes + cell);
     }
     scale = ring + kScalesAt + row * 4;
@@ -43,7 +43,12 @@ struct Reader {                          // addresses in slot 0 of the ring
 
 using Scores = float[kTiles][kGroupTiles][4];     // (token g, head 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
-using RawValues = unsigned[kTiles][kHalves][4][kE4m3 ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
+using RawValues = unsigned[kTiles][kHalves][4][kOneByte ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
+
+DEVICE void to_fp16(unsigned x, unsigned& low, unsigned& high) {  // four stored bytes, two pairs
+  if constexpr (kInt8) from_int8(x, low, high);
+  else from_e4m3(x, low, high);
+}
 
 // ---- scores
 DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
@@ -55,13 +60,13 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
     for (int half = 0; half < kHalves; half++) {
       const unsigned block = k + (j * kHalves + half) * kBlockBytes;
       unsigned low[8], high[8];  // rows g and g + 8: 16 dims of each, in pairs
-      if constexpr (kE4m3) {
+      if constexpr (kOneByte) {
         const uint4 a = load_shared_16(block), b = load_shared_16(block + kBlockBytes / 2);
         const unsigned wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int x = 0; x < 4; x++) {
-          from_e4m3(wa[x], low[2 * x], low[2 * x + 1]);
-          from_e4m3(wb[x], high[2 * x], high[2 * x + 1]);
+          to_fp16(wa[x], low[2 * x], low[2 * x + 1]);
+          to_fp16(wb[x], high[2 * x], high[2 * x + 1]);
         }
       } else {
 #pragma unroll
@@ -93,7 +98,8 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
     for (int j = 0; j < kTiles; j++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float key = load_shared_float(scale + j * 128 + i * 32), value = load_shared_float(scale + j * 128 + i * 32 + 64);
+        const float key = kChannelScales ? 1.f : load_shared_float(scale + j * 128 + i * 32);
+        const float value = load_shared_float(scale + j * 128 + i * 32 + 64);
         add[j][i] = log2_fast(fmaxf(value, 0x1p-60f));  // also of NaN in a slot that is masked
 #pragma unroll
         for (int n = 0; n < kGroupTiles; n++) { s[j][n][2 * i] *= key; s[j][n][2 * i + 1] *= key; }
@@ -173,8 +179,8 @@ template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, un
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const unsigned address = at.v[i & 1] + slot + (j * kHalves + half) * kBlockBytes + (i >> 1) * (kBlockBytes / 2);
-        unsigned(&words)[kE4m3 ? 2 : 4] = v[j][half][i];
-        if constexpr (kE4m3) {
+        unsigned(&words)[kOneByte ? 2 : 4] = v[j][half][i];
+        if constexpr (kOneByte) {
           const uint2 x = load_shared_8(address);
           words[0] = x.x; words[1] = x.y;
         } else {
@@ -205,8 +211,8 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
           const auto& y = v[j][half][2 * i + 1];
           unsigned& first = a[j][half][m][2 * i];
           unsigned& second = a[j][half][m][2 * i + 1];
-          if constexpr (kE4m3) {
-            from_e4m3(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
+          if constexpr (kOneByte) {
+            to_fp16(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
           } else {
             first = __byte_perm(x[m], y[m], 0x5410);
             second = __byte_perm(x[m], y[m], 0x7632);
