@@ -158,7 +158,7 @@ MISTAKES = {
     "lengths": (lambda a: {"seq_lens": a["seq_lens"][1:]}, ValueError, "seq_lens has shape"),
     "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
     "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
-    "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "K: token_head, of V"),
+    "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "of K: token"),
     "per channel": (lambda a: {"k_scale": torch.ones(2, 64)}, NotImplementedError, "per channel of a K in e4m3"),
     "sm_scale": (lambda a: {"sm_scale": math.nan}, ValueError, "sm_scale is nan"),
     "window": (lambda a: {"window_left": -2}, ValueError, "window_left is -2"),

@@ -24,6 +24,7 @@ class Config:
     kv_e4m3: bool
     kv_int8: bool
     kv_bf16: bool
+    query_tokens: int
     group_tiles: int
     token_scales: bool
     channel_scales: bool

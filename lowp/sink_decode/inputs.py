@@ -19,6 +19,7 @@ class Case:
     granularity: of the scales: none, tensor, head, token_head or channel; v_granularity: V's, where it is another.
     layout: NHD, HND, or interleaved (HND views of one [pages, kv_heads, page_size, 2 * head_dim]).
     sinks: "near" each row's log-sum-exp, or a number for all heads. q_factor: multiplies q.
+    query_tokens: a sequence; of one, q has no axis.
     growth: nats by which the scores grow from a row's first token to the longest row's last; not for int8.
     poison: NaN (int8: -128) in every slot and page that no sequence uses, NaN in the scales of each such token, and
         entries out of range where the table is unused.
@@ -37,6 +38,7 @@ class Case:
     window_left: int = -1
     sinks: str | float = "near"
     q_factor: float = 1.0
+    query_tokens: int = 1
     growth: float = 0.0
     poison: bool = True
     max_length: int = 0
@@ -67,7 +69,8 @@ def build(case: Case, device: str = "cpu") -> dict:
             worst = -128 if cache.dtype == torch.int8 else math.nan
             poison = torch.full((case.head_dim,), worst, device=device).to(cache.dtype)
             _bits(_slots(case, cache))[position < 0] = _bits(poison)
-    q = torch.randn(len(case.lengths), case.query_heads, case.head_dim, generator=random, device=device)
+    tokens = () if case.query_tokens == 1 else (case.query_tokens,)
+    q = torch.randn(len(case.lengths), *tokens, case.query_heads, case.head_dim, generator=random, device=device)
     if case.growth:
         q[..., 0] = 4
     k_scale, v_scale = _scales(case, position, random, device)

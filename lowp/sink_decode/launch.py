@@ -9,7 +9,7 @@ import torch
 
 from lowp.sink_decode import build
 from lowp.sink_decode.build import Config
-from lowp.sink_decode.params import granularity, params_of
+from lowp.sink_decode.params import granularity, params_of, query_tokens_of
 
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
 PART_BYTES = 2**19  # keys and values of a row that one CTA takes, where the rows alone fill the device
@@ -41,10 +41,11 @@ class Problem:
     token_scales: bool
     window: bool
     channel_scales: bool = False
+    query_tokens: int = 1
 
     @property
     def group_tiles(self) -> int:
-        return math.ceil(self.group / 8)
+        return math.ceil(self.group * self.query_tokens / 8)
 
     @property
     def tile_bytes(self) -> int:
@@ -131,10 +132,13 @@ def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
     state = problem.head_dim // 64 * problem.group_tiles
     one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
     warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
-    for stages in range(shape.stages, 1, -1):
+    if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
+        shape = replace(shape, tiles=1, stages=shape.stages * shape.tiles)
+    least = max(2, math.ceil(_exchange_bytes(problem) / slot_bytes(problem, shape)))
+    for stages in range(max(shape.stages, least), least - 1, -1):
         one = replace(shape, stages=stages, min_ctas=1)
         needed = shared_bytes(problem, one)
-        if needed <= device.shared_per_cta and one.stages * slot_bytes(problem, one) >= _exchange_bytes(problem):
+        if needed <= device.shared_per_cta:
             ctas = min(shape.min_ctas, warps_per_sm // shape.warps, device.shared_per_sm // (needed + 1024))
             return replace(one, min_ctas=max(1, ctas))
     if shape.warps > 2:
@@ -155,6 +159,8 @@ def shared_bytes(problem: Problem, shape: Shape) -> int:
     """Shared memory of a CTA (merge.cuh)."""
     heads = 8 * problem.group_tiles
     used = shape.warps * shape.stages * slot_bytes(problem, shape) + heads * shape.warps * 8 + heads * 4
+    tile_halves = problem.group_tiles * problem.head_dim // 64
+    used += 1024 * tile_halves if tile_halves > 5 else 0  # the query (config.cuh)
     if shape.cluster > 1:
         slice_floats = math.ceil(heads * problem.head_dim / 4 / shape.cluster) * 4
         return used + shape.cluster * (slice_floats * 4 + heads * 8) + 8
@@ -171,6 +177,7 @@ def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> P
         token_scales=granularity(v_scale) == "token_head",
         window=window_left >= 0,
         channel_scales=granularity(k_scale) == "channel",
+        query_tokens=query_tokens_of(q),
     )
 
 
@@ -183,6 +190,7 @@ def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
         kv_e4m3=problem.kv_dtype == torch.float8_e4m3fn,
         kv_int8=problem.kv_dtype == torch.int8,
         kv_bf16=problem.kv_dtype == torch.bfloat16,
+        query_tokens=problem.query_tokens,
         group_tiles=problem.group_tiles,
         token_scales=problem.token_scales,
         channel_scales=problem.channel_scales,
@@ -233,12 +241,12 @@ def run(
 ):
     """Launch for arguments that `api` has checked. shape: instead of the one that `choose` gives."""
     page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
-    batch, _, head_dim = q.shape
+    batch, head_dim = q.shape[0], q.shape[-1]
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     device = device_of(q.device)
     problem = problem_of(q, k_cache, k_scale, v_scale, layout, window_left)
     width = block_table.shape[1]
-    longest = width * page_size if window_left < 0 else min(width * page_size, window_left + 1)
+    longest = width * page_size if window_left < 0 else min(width * page_size, window_left + problem.query_tokens)
     shape = shape or choose(problem, batch, kv_heads, longest, device)
     params = params_of(
         q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, k_scale, v_scale, layout, out, lse

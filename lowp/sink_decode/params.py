@@ -15,6 +15,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_int) for name in ["k_scale_head", "v_scale_head", "scale_page", "scale_head", "scale_slot"]),
         ("window_left", ctypes.c_int),
         ("shares", ctypes.c_int),
+        ("q_token_stride", ctypes.c_int),
     )
 
 
@@ -23,6 +24,11 @@ def granularity(scale) -> str:
     if scale is None or scale.numel() == 1:
         return "none" if scale is None else "tensor"
     return {1: "head", 2: "channel", 3: "token_head"}[scale.dim()]
+
+
+def query_tokens_of(q) -> int:
+    """Query tokens a sequence: of q's 4 axes the second; 3 axes have one."""
+    return q.shape[1] if q.dim() == 4 else 1
 
 
 def params_of(
@@ -57,6 +63,7 @@ def params_of(
         k_scale_head=int(granularity(k_scale) == "head"),
         v_scale_head=int(granularity(v_scale) == "head"),
         window_left=window_left,
+        q_token_stride=q.stride(1) * q.element_size() if q.dim() == 4 else 0,
     )
     if granularity(v_scale) == "token_head":
         params.scale_page, params.scale_head, params.scale_slot = (

@@ -124,6 +124,7 @@ DEVICE float load_shared_float(unsigned a) {
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(r) : "r"(a));
   return r;
 }
+DEVICE void store_shared_4(unsigned a, unsigned x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(a), "r"(x) : "memory"); }
 
 // Asynchronous copies from global to shared memory; groups complete in order.
 DEVICE void copy_16(unsigned to, const void* from) {

@@ -1,10 +1,10 @@
 // Stages 2 to 4, one step of one warp: scores, softmax, values. With g = lane / 4 and t = lane % 4:
 //
-//   scores   S^T (16 tokens x 8 heads) = K (A) Q^T (B)      a tile of keys and a tile of heads: head_dim / 16 MMAs
+//   scores   S^T (16 tokens x 8 columns) = K (A) Q^T (B)    a tile of keys and a tile of columns: head_dim / 16 MMAs
 //            K: the lane's 16 bytes (8 dims at 16 bits: twice that) of rows g and g + 8 are its A elements; which dims
 //            an MMA sums over is free, so Q is loaded in the same order: 16 dims from 16 t on of each half
-//   softmax  P = exp2(c S - m): the lane has heads 2t, 2t + 1 of tokens g, g + 8
-//   values   O^T (16 dims x 8 heads) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
+//   softmax  P = exp2(c S - m): the lane has columns 2t, 2t + 1 of tokens g, g + 8
+//   values   O^T (16 dims x 8 columns) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
 //            V: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 the lane has dims 8g .. 8g + 7 of each half; bytes of two tokens
 //            are interleaved to pairs; MMA m (0-3) has dims 8g + 2m (A row g) and 8g + 2m + 1 (row g + 8)
 //
@@ -16,14 +16,23 @@
 DEVICE int swapped(int x) { return x ^ ((x >> 1) & 1); }  // 0 1 3 2 4 5 7 6
 
 struct State {                           // of a warp, so far
-  float max[kGroupTiles][2];             // heads 8 tile + 2t, 2t + 1; in log2 units; the scale of the sums below
+  float max[kGroupTiles][2];             // columns 8 tile + 2t, 2t + 1; log2 units; the scale of the sums below
   float sum[kGroupTiles][2];             // this lane's tokens only
-  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, head 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1)
+  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, column 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1)
 };
 
 struct Query {
-  unsigned b[kGroupTiles][kHalves][8];   // B elements: head g, dims 16t .. 16t + 15 of each half
-  float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; heads 2t, 2t + 1
+  // B elements: column g, dims 16t .. 16t + 15 of each half. In shared memory, if there: [tile][half][dim / 4][lane].
+  unsigned b[kQueryShared ? 1 : kGroupTiles][kHalves][8];
+  unsigned at;                           // this lane's first, in shared memory
+  float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
+  unsigned tokens;                       // query tokens of the same columns: 2 bits each
+
+  DEVICE unsigned address(int n, int half, int x) const { return at + ((n * kHalves + half) * 4 + x) * 256; }
+  DEVICE uint2 four_dims(int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
+    if constexpr (kQueryShared) return load_shared_8(address(n, half, x));
+    else return {b[n][half][2 * x], b[n][half][2 * x + 1]};
+  }
 };
 
 struct Reader {                          // addresses in slot 0 of the ring
@@ -41,7 +50,7 @@ struct Reader {                          // addresses in slot 0 of the ring
   }
 };
 
-using Scores = float[kTiles][kGroupTiles][4];     // (token g, head 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+using Scores = float[kTiles][kGroupTiles][4];     // (token g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
 using RawValues = unsigned[kTiles][kHalves][4][kOneByte ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
 
@@ -79,9 +88,10 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
 #pragma unroll
       for (int x = 0; x < 4; x++)
 #pragma unroll
-        for (int n = 0; n < kGroupTiles; n++)
-          mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], q.b[n][half][2 * x],
-                       q.b[n][half][2 * x + 1]);
+        for (int n = 0; n < kGroupTiles; n++) {
+          const uint2 b = q.four_dims(n, half, x);
+          mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], b.x, b.y);
+        }
     }
   }
 }
@@ -110,10 +120,13 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
     for (int j = 0; j < kTiles; j++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int here = token + 16 * j + 8 * i;
-        if (here < from || here >= to)
 #pragma unroll
-          for (int n = 0; n < kGroupTiles; n++) s[j][n][2 * i] = s[j][n][2 * i + 1] = -__int_as_float(0x7f800000);
+        for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+          for (int x = 0; x < 2; x++) {
+            const int before = token + 16 * j + 8 * i - (kQueryTokens > 1 ? q.tokens >> (4 * n + 2 * x) & 3 : 0);
+            if (before < from || before >= to) s[j][n][2 * i + x] = -__int_as_float(0x7f800000);
+          }
       }
   }
   float top[kGroupTiles][2], over = kNothing;
@@ -189,7 +202,7 @@ template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, un
         }
         if constexpr (kEdge) {  // what is masked may be NaN, and 0 x NaN is NaN
           const int t = threadIdx.x & 3, token = tile_token + 16 * j + 8 * (i >> 1) + swapped(2 * t + (i & 1));
-          if (token < from || token >= to)
+          if (token < from || token >= to + kQueryTokens - 1)
 #pragma unroll
             for (unsigned& word : words) word = 0u;
         }
@@ -220,7 +233,8 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
         }
 }
 
-// One step: the tiles in a slot, the first of which begins at `token`; tokens outside [from, to) are masked if kEdge.
+// One step: the tiles in a slot, the first of which begins at `token`. If kEdge, masked: query token i sees the tokens
+// [from + i, to + i), or all before to + i without a window.
 template <bool kEdge>
 DEVICE void compute_step(State& st, const Query& q, const Reader& at, unsigned slot, int token, int from, int to) {
   Scores s;
