@@ -100,6 +100,46 @@ INT8_MUTANTS = {
 }
 
 
+TOKEN_CASE = Case((777, 801), query_heads=8, kv_heads=2, granularity="head", query_tokens=3, poison=False)
+TOKEN_MUTANTS = {
+    "the causal mask one long": lambda a: each_token(a, 1),
+    "the causal mask one short": lambda a: each_token(a, -1),
+    "no causal mask": lambda a: reference(**a | {"q": a["q"].view(6, 8, 64)} | repeated(a, 3))[0].view(2, 3, 8, 64),
+    "query tokens in the other order": lambda a: shifted(a, q=a["q"].flip(1)).flip(1),
+}
+
+
+def each_token(arguments, longer=0):
+    """Several query tokens as calls of one token, on sequences that are cut behind its position."""
+    tokens = arguments["q"].shape[1]
+    ends = [(arguments["seq_lens"] - tokens + 1 + i + longer).clamp(min=0) for i in range(tokens)]
+    return torch.stack([shifted(arguments, q=arguments["q"][:, i], seq_lens=ends[i]) for i in range(tokens)], 1)
+
+
+def repeated(arguments, times):
+    return {name: arguments[name].repeat_interleave(times, 0) for name in ("block_table", "seq_lens")}
+
+
+@pytest.mark.parametrize("window_left", [-1, 0, 20])
+def test_query_tokens_are_as_many_calls(window_left):
+    case = dataclasses.replace(TOKEN_CASE, lengths=(1, 0, 2, 17, 40, 33), window_left=window_left, poison=True)
+    arguments = build(case)
+    out, lse = reference(**arguments)
+    assert torch.allclose(out, each_token(arguments), rtol=1e-12, atol=1e-14)
+    unseen = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
+    for b, i in unseen:
+        assert (out[b, i] == 0).all() and torch.equal(lse[b, i].float(), arguments["sinks"])
+    assert (out.abs().sum((2, 3)) == 0).sum() == len(unseen)
+
+
+@pytest.mark.parametrize("mutant", TOKEN_MUTANTS)
+def test_the_tight_test_catches_with_query_tokens(mutant):
+    arguments = build(dataclasses.replace(TOKEN_CASE, window_left=15 if "long" in mutant else -1, lengths=(30, 24)))
+    exact, _ = reference(**arguments)
+    assert tight.problems(exact.to(torch.bfloat16), exact) == []
+    assert tight.problems(TOKEN_MUTANTS[mutant](arguments).to(torch.bfloat16), exact)
+
+
 @pytest.mark.parametrize("mutant", INT8_MUTANTS)
 def test_the_tight_test_catches_in_int8(mutant):
     case = Case((777, 801), query_heads=8, kv_heads=2, kv_format="int8", granularity="channel", poison=False)
@@ -186,6 +226,15 @@ def test_combinations_that_are_not_built_are_told():
         sink_decode(**arguments | {"v_scale": torch.ones(arguments["v_cache"].shape[:3])})
     with pytest.raises(ValueError, match="an int8 cache without k_scale or v_scale"):
         sink_decode(**arguments | {"v_scale": None})
+    many = [
+        (4, 16, 64, "64; this kernel has up to 48"),
+        (3, 16, 128, "48; this kernel has up to 32"),
+        (5, 1, 64, "1 to 4"),
+    ]
+    for tokens, group, head_dim, words in many:
+        arguments = build(Case((9,), group, 1, head_dim, query_tokens=tokens))
+        with pytest.raises(NotImplementedError, match=words):
+            sink_decode(**arguments)
     arguments = build(dataclasses.replace(SMALL, query_heads=34))
     with pytest.raises(NotImplementedError, match="34 query heads over 2 KV heads"):
         sink_decode(**arguments)
