@@ -125,7 +125,8 @@ def test_query_tokens_are_as_many_calls(kv_format, window_left, head_dim):
     for i in range(4):
         one = arguments | {"q": arguments["q"][:, i], "seq_lens": arguments["seq_lens"] - 3 + i}
         alone, alone_lse = run(one)
-        assert tight.problems(out[:, i], alone.double()) == []
+        apart = (out[:, i].double() - alone.double()).norm(dim=-1)
+        assert (apart <= 8e-3 * alone.double().norm(dim=-1)).all()  # either is within 4e-3 of the exact one
         assert (lse[:, i] - alone_lse).abs().max() < 1e-3
 
 
