@@ -2,7 +2,7 @@
 // reference.py has the formula.
 //
 //   share.cuh   which part of which row this CTA has               a CTA: some tokens of one row and one KV head,
-//   load.cuh    1. load: block table, keys, values to the ring              for all query heads of the group,
+//   load.cuh    1. load: block table, keys, values to the ring              for all query heads and tokens
 //   query.cuh   the query as MMA operand                           a warp: every so many-th step of it, alone
 //   step.cuh    2. scores  3. softmax  4. values, step by step
 //   merge.cuh   5. merge: warps, CTAs, sink, output
@@ -59,6 +59,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++) state.max[n][0] = state.max[n][1] = kNothing;
   const Reader reader(ring, lane);
+  // Query token i sees the tokens from + i to to + i - 1; without a window, from leaves out none.
   const int to = share.length - kQueryTokens + 1;
   const int from = kQueryTokens == 1 ? share.from : kWindow ? to - 1 - p.window_left : -kQueryTokens;
   int token = (share.first + stream.worker * kTiles) * 16, slot = 0, next_slot = kStages - 1;

@@ -15,8 +15,8 @@ struct Stream {
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
-  const float* k_scale;     // token scales: k's in lanes 0-15 (v's, not used, if k has channel scales), v's in lanes
-                            //   16-31, at this lane's slot of a tile
+  const float* k_scale;     // token scales at this lane's slot of a tile: k's in lanes 0-15, v's in lanes 16-31; where
+                            //   k has channel scales, v's in both
   unsigned to;              // where the first keys' chunk goes in the ring
   unsigned scale_to;
   int worker;               // this warp among the kWorkers that deal out the tiles

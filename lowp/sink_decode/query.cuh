@@ -80,6 +80,7 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const float scaled = to_log2 / (kE4m3 ? kE4m3Unit : 1.f);
+      // Columns past the last may spill into one another's bits; nothing reads what they compute.
       q.tokens |= query_token(p, 8 * n + 2 * t + i) << (4 * n + 2 * i);
       q.to_log2[n][i] = kKvBf16 ? scaled : __fdividef(scaled, __shfl_sync(kAllLanes, factor, 8 * t + 4 * i));
     }

@@ -22,7 +22,7 @@ struct State {                           // of a warp, so far
 };
 
 struct Query {
-  // B elements: column g, dims 16t .. 16t + 15 of each half. In shared memory, if there: [tile][half][dim / 4][lane].
+  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [tile][half][4 dims][lane].
   unsigned b[kQueryShared ? 1 : kGroupTiles][kHalves][8];
   unsigned at;                           // this lane's first, in shared memory
   float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
@@ -233,8 +233,8 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
         }
 }
 
-// One step: the tiles in a slot, the first of which begins at `token`. If kEdge, masked: query token i sees the tokens
-// [from + i, to + i), or all before to + i without a window.
+// One step: the tiles in a slot, the first of which begins at `token`. If kEdge, tokens are masked: query token i
+// sees from + i to to + i - 1.
 template <bool kEdge>
 DEVICE void compute_step(State& st, const Query& q, const Reader& at, unsigned slot, int token, int from, int to) {
   Scores s;
