@@ -30,14 +30,18 @@ def run(arguments, shape=None, **more):
     if shape is None:
         sink_decode(**arguments, out=out, lse=lse, **more)
         return out, lse
-    device = launch.device_of(q.device)
+    more.setdefault("workspace", None)
+    launch.run(**arguments, out=out, lse=lse, shape=fitted(arguments, shape), **more)
+    return out, lse
+
+
+def fitted(arguments, shape):
+    """The shape as far as the device and the problem allow; skips where it needs clusters that the device lacks."""
+    device = launch.device_of(arguments["q"].device)
     if shape.cluster > 1 and not device.clusters:
         pytest.skip(f"{device.arch} has no clusters")
-    names = ("k_cache", "k_scale", "v_scale", "layout", "window_left")
-    problem = launch.problem_of(q, *(arguments[name] for name in names))
-    more.setdefault("workspace", None)
-    launch.run(**arguments, out=out, lse=lse, shape=launch.fit(problem, shape, device), **more)
-    return out, lse
+    names = ("q", "k_cache", "k_scale", "v_scale", "layout", "window_left")
+    return launch.fit(launch.problem_of(*(arguments[name] for name in names)), shape, device)
 
 
 def check(arguments, shape=None, **more):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
+from lowp.formats import amax_scale, quantize
 from lowp.sink_decode import reference, sink_decode
 from lowp.sink_decode.inputs import POISON_PAGE, Case, build
 
@@ -173,6 +174,22 @@ def test_the_api_runs_on_a_cpu():
     assert sink_decode(**arguments, out=out, lse=lse) is out
     exact, exact_lse = reference(**arguments)
     assert tight.problems(out, exact) == [] and torch.allclose(lse.double(), exact_lse)
+
+
+@pytest.mark.parametrize("k_granularity", ["channel", "token_head"])
+def test_int8_costs_at_most_2_percent(k_granularity):
+    """The format's bound against bf16 storage of the same values, with scales as `formats` makes them."""
+    case = Case((777, 801), query_heads=8, kv_heads=2, kv_format="bf16", layout="NHD", sinks=0.0, poison=False)
+    arguments = build(case)
+    exact, _ = reference(**arguments)
+    stored = {}
+    for name, granularity in (("k", k_granularity), ("v", "token_head")):
+        cache = arguments[f"{name}_cache"]
+        scale = amax_scale(cache, "int8", granularity, "NHD")
+        stored[f"{name}_cache"] = quantize(cache, "int8", scale).values
+        stored[f"{name}_scale"] = scale[0, 0] if granularity == "channel" else scale[..., 0]
+    out = sink_decode(**arguments | stored)
+    assert ((out.double() - exact).norm(dim=-1) / exact.norm(dim=-1)).max() <= 0.02
 
 
 def strided(tensor):
