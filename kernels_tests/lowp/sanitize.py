@@ -22,6 +22,13 @@ CASES = [
     Case((200,) * 66, max_length=512),
     Case((64,) * 130, query_heads=8, kv_heads=8),
     Case((20,) * 80, window_left=15),
+    Case((300, 33), kv_format="int8", granularity="token_head"),
+    Case((300, 33, 0), kv_format="int8", granularity="channel", v_granularity="token_head", head_dim=128, layout="NHD"),
+    Case((600,), kv_format="int8", granularity="channel", v_granularity="head", max_length=8192),
+    Case((300, 2), query_tokens=4, window_left=31),
+    Case((300, 2), query_tokens=4, head_dim=128, kv_format="int8", granularity="head"),
+    Case((5000, 17, 4200), query_tokens=3, max_length=40000, query_heads=16, kv_heads=1),
+    Case((70,) * 130, query_tokens=2, query_heads=40, kv_heads=8, kv_format="bf16"),
     Case((300, 33), head_dim=128, query_heads=16, kv_heads=1, kv_format="fp16", query="fp16"),
 ]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
+from lowp.formats import amax_scale, quantize
 from lowp.sink_decode import reference, sink_decode
 from lowp.sink_decode.inputs import POISON_PAGE, Case, build
 
@@ -26,8 +27,9 @@ def dense(arguments, case):
                     continue
                 page, slot = int(arguments["block_table"][b, j // case.page_size]), j % case.page_size
                 at = (page, slot, h) if case.layout == "NHD" else (page, h, slot)
-                scale_at = {"none": None, "tensor": (0,), "head": (h,), "token_head": at}[case.granularity]
-                for name, into in (("k", keys), ("v", values)):
+                where = {"none": None, "tensor": (0,), "head": (h,), "channel": (h,), "token_head": at}
+                for name, into, of in (("k", keys, case.granularity), ("v", values, case.v_granularity)):
+                    scale_at = where[of or case.granularity]
                     scale = 1.0 if scale_at is None else arguments[f"{name}_scale"][scale_at].double()
                     into.append(arguments[f"{name}_cache"][at].double() * scale)
             if not keys:
@@ -49,6 +51,9 @@ def dense(arguments, case):
         {"granularity": "token_head", "page_size": 32, "window_left": 0},
         {"kv_format": "bf16", "granularity": "none", "head_dim": 128, "sinks": -math.inf},
         {"kv_format": "fp16", "query": "fp16", "granularity": "none", "query_heads": 6, "sinks": 80.0},
+        {"kv_format": "int8", "granularity": "token_head", "layout": "NHD"},
+        {"kv_format": "int8", "granularity": "channel", "v_granularity": "token_head", "window_left": 9},
+        {"kv_format": "int8", "granularity": "channel", "v_granularity": "head", "head_dim": 128},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()) or "plain",
 )
@@ -86,6 +91,65 @@ MUTANTS = {
 }
 
 
+INT8_MUTANTS = {
+    "scales of the next channel": lambda a: shifted(a, k_scale=a["k_scale"].roll(1, 1)),
+    "channel scales of the next head": lambda a: shifted(a, k_scale=a["k_scale"].roll(1, 0)),
+    "channel scales dropped": lambda a: shifted(a, k_scale=a["k_scale"].mean().view(1)),
+    "scales of the next token": lambda a: shifted(a, v_scale=a["v_scale"].roll(1, 2)),
+    "K scaled like V": lambda a: shifted(a, k_scale=a["v_scale"]),
+    "bytes without sign": lambda a: shifted(a, v_cache=a["v_cache"].view(torch.uint8)),
+}
+
+
+TOKEN_CASE = Case((777, 801), query_heads=8, kv_heads=2, granularity="head", query_tokens=3, poison=False)
+TOKEN_MUTANTS = {
+    "the causal mask one long": lambda a: each_token(a, 1),
+    "the causal mask one short": lambda a: each_token(a, -1),
+    "no causal mask": lambda a: reference(**a | {"q": a["q"].view(6, 8, 64)} | repeated(a, 3))[0].view(2, 3, 8, 64),
+    "query tokens in the other order": lambda a: shifted(a, q=a["q"].flip(1)).flip(1),
+}
+
+
+def each_token(arguments, longer=0):
+    """Several query tokens as calls of one token, on sequences that are cut behind its position."""
+    tokens = arguments["q"].shape[1]
+    ends = [(arguments["seq_lens"] - tokens + 1 + i + longer).clamp(min=0) for i in range(tokens)]
+    return torch.stack([shifted(arguments, q=arguments["q"][:, i], seq_lens=ends[i]) for i in range(tokens)], 1)
+
+
+def repeated(arguments, times):
+    return {name: arguments[name].repeat_interleave(times, 0) for name in ("block_table", "seq_lens")}
+
+
+@pytest.mark.parametrize("window_left", [-1, 0, 20])
+def test_query_tokens_are_as_many_calls(window_left):
+    case = dataclasses.replace(TOKEN_CASE, lengths=(1, 0, 2, 17, 40, 33), window_left=window_left, poison=True)
+    arguments = build(case)
+    out, lse = reference(**arguments)
+    assert torch.allclose(out, each_token(arguments), rtol=1e-12, atol=1e-14)
+    unseen = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
+    for b, i in unseen:
+        assert (out[b, i] == 0).all() and torch.equal(lse[b, i].float(), arguments["sinks"])
+    assert (out.abs().sum((2, 3)) == 0).sum() == len(unseen)
+
+
+@pytest.mark.parametrize("mutant", TOKEN_MUTANTS)
+def test_the_tight_test_catches_with_query_tokens(mutant):
+    arguments = build(dataclasses.replace(TOKEN_CASE, window_left=15 if "long" in mutant else -1, lengths=(30, 24)))
+    exact, _ = reference(**arguments)
+    assert tight.problems(exact.to(torch.bfloat16), exact) == []
+    assert tight.problems(TOKEN_MUTANTS[mutant](arguments).to(torch.bfloat16), exact)
+
+
+@pytest.mark.parametrize("mutant", INT8_MUTANTS)
+def test_the_tight_test_catches_in_int8(mutant):
+    case = Case((777, 801), query_heads=8, kv_heads=2, kv_format="int8", granularity="channel", poison=False)
+    arguments = build(dataclasses.replace(case, v_granularity="token_head"))
+    exact, _ = reference(**arguments)
+    assert tight.problems(exact.to(torch.bfloat16), exact) == []
+    assert tight.problems(INT8_MUTANTS[mutant](arguments).to(torch.bfloat16), exact)
+
+
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_tight_test_catches(mutant):
     case = Case(lengths=(777, 801), query_heads=8, kv_heads=2, granularity="head", window_left=255, poison=False)
@@ -112,6 +176,22 @@ def test_the_api_runs_on_a_cpu():
     assert tight.problems(out, exact) == [] and torch.allclose(lse.double(), exact_lse)
 
 
+@pytest.mark.parametrize("k_granularity", ["channel", "token_head"])
+def test_int8_costs_at_most_2_percent(k_granularity):
+    """The format's bound against bf16 storage of the same values, with scales as `formats` makes them."""
+    case = Case((777, 801), query_heads=8, kv_heads=2, kv_format="bf16", layout="NHD", sinks=0.0, poison=False)
+    arguments = build(case)
+    exact, _ = reference(**arguments)
+    stored = {}
+    for name, granularity in (("k", k_granularity), ("v", "token_head")):
+        cache = arguments[f"{name}_cache"]
+        scale = amax_scale(cache, "int8", granularity, "NHD")
+        stored[f"{name}_cache"] = quantize(cache, "int8", scale).values
+        stored[f"{name}_scale"] = scale[0, 0] if granularity == "channel" else scale[..., 0]
+    out = sink_decode(**arguments | stored)
+    assert ((out.double() - exact).norm(dim=-1) / exact.norm(dim=-1)).max() <= 0.02
+
+
 def strided(tensor):
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
@@ -135,7 +215,8 @@ MISTAKES = {
     "lengths": (lambda a: {"seq_lens": a["seq_lens"][1:]}, ValueError, "seq_lens has shape"),
     "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
     "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
-    "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "for one of K"),
+    "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "of K: token"),
+    "per channel": (lambda a: {"k_scale": torch.ones(2, 64)}, NotImplementedError, "per channel of a K in e4m3"),
     "sm_scale": (lambda a: {"sm_scale": math.nan}, ValueError, "sm_scale is nan"),
     "window": (lambda a: {"window_left": -2}, ValueError, "window_left is -2"),
     "out shape": (lambda a: {"out": a["q"][:2]}, ValueError, "out has shape"),
@@ -155,6 +236,22 @@ def test_combinations_that_are_not_built_are_told():
     arguments = build(dataclasses.replace(SMALL, kv_format="bf16", query="fp16"))
     with pytest.raises(NotImplementedError, match="fp16 query over a bf16"):
         sink_decode(**arguments)
+    arguments = build(dataclasses.replace(SMALL, kv_format="int8"))
+    with pytest.raises(NotImplementedError, match="per channel of V; this kernel has them of a K in int8"):
+        sink_decode(**arguments | {"v_scale": torch.ones(2, 64)})
+    with pytest.raises(NotImplementedError, match="K: head, of V: token_head"):
+        sink_decode(**arguments | {"v_scale": torch.ones(arguments["v_cache"].shape[:3])})
+    with pytest.raises(ValueError, match="an int8 cache without k_scale or v_scale"):
+        sink_decode(**arguments | {"v_scale": None})
+    many = [
+        (4, 16, 64, "64; this kernel has up to 48"),
+        (3, 16, 128, "48; this kernel has up to 32"),
+        (5, 1, 64, "1 to 4"),
+    ]
+    for tokens, group, head_dim, words in many:
+        arguments = build(Case((9,), group, 1, head_dim, query_tokens=tokens))
+        with pytest.raises(NotImplementedError, match=words):
+            sink_decode(**arguments)
     arguments = build(dataclasses.replace(SMALL, query_heads=34))
     with pytest.raises(NotImplementedError, match="34 query heads over 2 KV heads"):
         sink_decode(**arguments)

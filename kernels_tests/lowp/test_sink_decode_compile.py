@@ -32,6 +32,23 @@ PROBLEMS = [
     Problem(128, 5, True, torch.float16, True, True),
     Problem(128, 16, True, torch.bfloat16, False, False),
     Problem(128, 16, True, torch.float8_e4m3fn, True, True),
+    Problem(64, 8, True, torch.int8, False, False),
+    Problem(64, 8, True, torch.int8, True, True),
+    Problem(64, 8, True, torch.int8, True, False, channel_scales=True),
+    Problem(128, 8, True, torch.int8, True, False, channel_scales=True),
+    Problem(128, 8, True, torch.int8, True, True),
+    Problem(128, 16, True, torch.int8, True, False),
+    Problem(64, 8, True, torch.float8_e4m3fn, False, False, query_tokens=2),
+    Problem(64, 8, True, torch.float8_e4m3fn, False, True, query_tokens=4),
+    Problem(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
+    Problem(64, 16, True, torch.int8, True, True, query_tokens=3),
+    Problem(64, 16, True, torch.bfloat16, False, False, query_tokens=3),
+    Problem(64, 5, True, torch.int8, True, True, query_tokens=3),
+    Problem(64, 1, True, torch.int8, True, True, query_tokens=4),
+    Problem(128, 8, True, torch.float8_e4m3fn, True, True, query_tokens=4),
+    Problem(128, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
+    Problem(128, 8, True, torch.bfloat16, False, False, query_tokens=4),
+    Problem(128, 8, True, torch.int8, True, True, query_tokens=3),
 ]
 
 
@@ -66,9 +83,14 @@ def check(problem, shape, device, folder):
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
-def test_the_first_launch_compiles(tmp_path):
+@pytest.mark.parametrize(
+    "problem",
+    [GPT_OSS, Problem(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4)],
+    ids=["e4m3", "int8, 4 query tokens"],
+)
+def test_the_first_launch_compiles(problem, tmp_path):
     device = DEVICES["sm_90a"]
-    check(GPT_OSS, launch.choose(GPT_OSS, 1, 8, 2048, device), device, tmp_path)
+    check(problem, launch.choose(problem, 1, 8, 2048, device), device, tmp_path)
 
 
 @pytest.mark.compile
@@ -95,7 +117,7 @@ def test_the_launch_depends_on_batch_and_width_alone(arch):
 def test_a_problem_that_does_not_fit_is_told():
     small = Device("sm_80", False, 1, 16_384, 16_384)
     with pytest.raises(NotImplementedError, match="does not fit 16384 bytes"):
-        launch.choose(PROBLEMS[-2], 1, 8, 100, small)
+        launch.choose(PROBLEMS[7], 1, 8, 100, small)
 
 
 def test_a_missing_toolkit_is_told(monkeypatch):

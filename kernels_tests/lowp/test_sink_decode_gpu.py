@@ -8,59 +8,13 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
+from kernels_tests.lowp.on_gpu import SHAPES, check, run
 from lowp.sink_decode import launch, make_workspace, reference, sink_decode
 from lowp.sink_decode.inputs import Case, build
-from lowp.sink_decode.launch import Shape
 
 pytestmark = pytest.mark.gpu
 
 ODD = (1, 0, 15, 16, 17, 31, 33, 64, 1000, 2047, 2500)
-# Every form, and an odd cluster; stages and CTAs an SM are cut down to what fits.
-SHAPES = {
-    "chosen": None,
-    "cluster 8": Shape(8, 3, 2, 2, cluster=8),
-    "cluster 8, long steps": Shape(8, 3, 4, 1, cluster=8),
-    "cluster 8, six slots": Shape(8, 6, 2, 1, cluster=8),
-    "cluster 5": Shape(4, 3, 2, 4, cluster=5),
-    "one CTA, 2 warps": Shape(2, 3, 2, 8, cluster=1),
-    "planned": Shape(8, 3, 2, 2, cluster=0),
-    "planned, 4 warps": Shape(4, 3, 2, 4, cluster=0),
-    "planned, 2 warps": Shape(2, 2, 2, 8, cluster=0),
-}
-
-
-def run(arguments, shape=None, **more):
-    """(out, lse) of the kernel in the chosen launch, or in `shape` as far as it fits; both poisoned before."""
-    q = arguments["q"]
-    out, lse = torch.full_like(q, math.nan), torch.full(q.shape[:2], math.nan, device=q.device)
-    if shape is None:
-        sink_decode(**arguments, out=out, lse=lse, **more)
-        return out, lse
-    device = launch.device_of(q.device)
-    if shape.cluster > 1 and not device.clusters:
-        pytest.skip(f"{device.arch} has no clusters")
-    scale = arguments["k_scale"]
-    heads = arguments["k_cache"].shape[2 if arguments["layout"] == "NHD" else 1]
-    problem = launch.Problem(
-        q.shape[2],
-        q.shape[1] // heads,
-        q.dtype == torch.bfloat16,
-        arguments["k_cache"].dtype,
-        scale is not None and scale.dim() == 3,
-        arguments["window_left"] >= 0,
-    )
-    more.setdefault("workspace", None)
-    launch.run(**arguments, out=out, lse=lse, shape=launch.fit(problem, shape, device), **more)
-    return out, lse
-
-
-def check(arguments, shape=None, **more):
-    out, lse = run(arguments, shape, **more)
-    exact, exact_lse = reference(**arguments)
-    assert tight.problems(out, exact) == []
-    error = (lse.double() - exact_lse).abs().nan_to_num(nan=math.inf)
-    error[lse == exact_lse] = 0  # infinities
-    assert error.max() < 2e-3 + 1e-6 * exact_lse.abs().nan_to_num(posinf=0, neginf=0).max()
 
 
 def combinations(count):

@@ -4,12 +4,15 @@ import math
 
 import torch
 
+from lowp.sink_decode.params import granularity, query_tokens_of
 from lowp.sink_decode.reference import reference
 
-KV_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3"}
+KV_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3", torch.int8: "int8"}
 PAGE_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (64, 128)
 LARGEST_GROUP = 16
+MOST_QUERY_TOKENS = 4
+MOST_COLUMNS = {64: 48, 128: 32}  # by head_dim: query heads of a KV head x query tokens
 LAYOUTS = ("NHD", "HND")
 
 
@@ -30,20 +33,25 @@ def sink_decode(
     lse=None,
     workspace=None,
 ):
-    """Attention of one query token a sequence over a paged, quantised KV cache; `reference` states the formula.
+    """Attention of each sequence's last 1 to 4 tokens over a paged, quantised KV cache; `reference` has the formula.
 
-    q: [batch, query_heads, head_dim], bf16 or fp16; rows may be strided. head_dim 64 or 128.
+    q: [batch, query_tokens, query_heads, head_dim], or [batch, query_heads, head_dim] for one token; bf16 or fp16;
+        batch and query tokens may be strided. head_dim 64 or 128. 1 to 4 query tokens, the last positions of the
+        sequence, whose keys are in the cache: token i of n sees the keys up to its own position, length - n + i.
     k_cache, v_cache: [pages, page_size, kv_heads, head_dim] (layout NHD) or [pages, kv_heads, page_size, head_dim]
-        (HND), bf16, fp16 or float8_e4m3fn; equal strides, the last one 1: views of one tensor that holds both are
-        taken without a copy. page_size 16, 32, 64 or 128; 1 to 16 query heads per KV head.
+        (HND), bf16, fp16, float8_e4m3fn or int8; equal strides, the last one 1: views of one tensor that holds both are
+        taken without a copy. page_size 16, 32, 64 or 128; 1 to 16 query heads per KV head, which times the query
+        tokens are at most 48, or 32 with head_dim 128.
     block_table: [batch, max_pages] int32; an entry is read only where its page is in use.
-    seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size; 0 gives out = 0, lse = sinks.
+    seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size. A query token before the first
+        position (of a sequence shorter than the query tokens) sees nothing: out = 0, lse = sinks.
     sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink.
-    sm_scale: a positive float. window_left: how many tokens before the newest are read, -1 for all.
+    sm_scale: a positive float. window_left: how many tokens before a query token's own it sees, -1 for all.
     k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token
-        and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides).
-    out: like q, contiguous; made if None. lse: [batch, query_heads] fp32, natural log of the denominator with the
-        sink in it; written if given. workspace: from `make_workspace`, for one stream at a time; made if None.
+        and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides). int8
+        needs both, and its k_scale may be [kv_heads, head_dim], one per channel, beside any v_scale.
+    out: like q, contiguous; made if None. lse: q's shape without head_dim, fp32, natural log of the denominator with
+        the sink in it; written if given. workspace: from `make_workspace`, for one stream at a time; made if None.
 
     Returns out. Lengths, table and scales are read on the device only: given out and workspace, a call allocates
     nothing, does not synchronise, and can be captured in a CUDA graph whose replays see other lengths and tables.
@@ -74,24 +82,36 @@ def sink_decode(
     return out
 
 
-def make_workspace(batch, query_heads, kv_heads, head_dim, device):
-    """Zeroed scratch memory for calls of up to `batch` sequences of any length on one stream: a uint8 tensor."""
+def make_workspace(batch, query_heads, kv_heads, head_dim, device, query_tokens=1):
+    """Zeroed scratch memory for calls on one stream: a uint8 tensor.
+
+    The calls have up to `batch` sequences of any length, with up to `query_tokens` query tokens each.
+    """
     from lowp.sink_decode import launch
 
-    size = launch.workspace_bytes(batch, query_heads, kv_heads, head_dim, launch.device_of(torch.device(device)))
+    found = launch.device_of(torch.device(device))
+    size = launch.workspace_bytes(batch, query_heads * query_tokens, kv_heads, head_dim, found)
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
 def _check_query(q, sinks):
     if q.dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"q has dtype {q.dtype}; expected torch.bfloat16 or torch.float16")
-    if q.dim() != 3:
-        raise ValueError(f"q has shape {tuple(q.shape)}; expected [batch, query_heads, head_dim]")
-    if q.shape[2] not in HEAD_DIMS:
-        raise NotImplementedError(f"head_dim is {q.shape[2]}; this kernel has {_words(HEAD_DIMS)}")
-    if q.stride()[1:] != (q.shape[2], 1) or q.stride(0) % 8 or q.data_ptr() % 16:
+    if q.dim() not in (3, 4):
+        raise ValueError(
+            f"q has shape {tuple(q.shape)}; expected [batch, query_heads, head_dim] or "
+            "[batch, query_tokens, query_heads, head_dim]"
+        )
+    query_heads, head_dim = q.shape[-2:]
+    if head_dim not in HEAD_DIMS:
+        raise NotImplementedError(f"head_dim is {head_dim}; this kernel has {_words(HEAD_DIMS)}")
+    if not 1 <= query_tokens_of(q) <= MOST_QUERY_TOKENS:
+        raise NotImplementedError(
+            f"{query_tokens_of(q)} query tokens a sequence; this kernel has 1 to {MOST_QUERY_TOKENS}"
+        )
+    if q.stride()[-2:] != (head_dim, 1) or any(stride % 8 for stride in q.stride()[:-2]) or q.data_ptr() % 16:
         raise ValueError(f"q has strides {q.stride()}; expected contiguous heads, rows at multiples of 16 bytes")
-    _check_like("sinks", sinks, q, torch.float32, (q.shape[1],))
+    _check_like("sinks", sinks, q, torch.float32, (query_heads,))
 
 
 def _check_cache(q, k_cache, v_cache, layout):
@@ -102,8 +122,8 @@ def _check_cache(q, k_cache, v_cache, layout):
             raise TypeError(f"{name} has dtype {cache.dtype}; expected {_words(KV_DTYPES)}")
         if cache.device != q.device:
             raise ValueError(f"{name} is on {cache.device}; expected q's device, {q.device}")
-        if cache.dim() != 4 or cache.shape[3] != q.shape[2]:
-            raise ValueError(f"{name} has shape {tuple(cache.shape)}; expected 4 axes, the last of {q.shape[2]}")
+        if cache.dim() != 4 or cache.shape[3] != q.shape[-1]:
+            raise ValueError(f"{name} has shape {tuple(cache.shape)}; expected 4 axes, the last of {q.shape[-1]}")
         in_16_bytes = [stride * cache.element_size() % 16 == 0 for stride in cache.stride()[:3]]
         if cache.stride(3) != 1 or not all(in_16_bytes) or cache.data_ptr() % 16:
             raise ValueError(
@@ -121,10 +141,17 @@ def _check_cache(q, k_cache, v_cache, layout):
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     if page_size not in PAGE_SIZES:
         raise NotImplementedError(f"page size is {page_size} (layout {layout}); this kernel has {_words(PAGE_SIZES)}")
-    if q.shape[1] % kv_heads or not 1 <= q.shape[1] // kv_heads <= LARGEST_GROUP:
+    query_heads, head_dim = q.shape[-2:]
+    if query_heads % kv_heads or not 1 <= query_heads // kv_heads <= LARGEST_GROUP:
         raise NotImplementedError(
-            f"{q.shape[1]} query heads over {kv_heads} KV heads (layout {layout}); "
+            f"{query_heads} query heads over {kv_heads} KV heads (layout {layout}); "
             f"this kernel has whole head groups of 1 to {LARGEST_GROUP}"
+        )
+    columns = query_heads // kv_heads * query_tokens_of(q)
+    if columns > MOST_COLUMNS[head_dim]:
+        raise NotImplementedError(
+            f"{query_heads // kv_heads} query heads a KV head and {query_tokens_of(q)} query tokens are {columns}; "
+            f"this kernel has up to {MOST_COLUMNS[head_dim]} with head_dim {head_dim}"
         )
     if k_cache.shape[0] * k_cache.stride(0) * k_cache.element_size() > 2**36:
         raise NotImplementedError(f"a cache of {k_cache.shape[0]} pages spans over 64 GiB; offsets have 32 bits x 16 B")
@@ -140,27 +167,33 @@ def _check_table(q, block_table, seq_lens):
 def _check_scales(k_cache, k_scale, v_scale, layout):
     per_token = tuple(k_cache.shape[:3])
     kv_heads = per_token[2 if layout == "NHD" else 1]
+    per_channel = (kv_heads, k_cache.shape[3])
+    if k_cache.dtype == torch.int8 and (k_scale is None or v_scale is None):
+        raise ValueError("an int8 cache without k_scale or v_scale; expected both")
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if scale is None:
             continue
         if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32 or scale.device != k_cache.device:
             got = f"{scale.dtype} on {scale.device}" if isinstance(scale, torch.Tensor) else type(scale).__name__
             raise TypeError(f"{name} is {got}; expected None or an fp32 tensor on {k_cache.device}")
-        contiguous = scale.numel() == 1 or (tuple(scale.shape) == (kv_heads,) and scale.is_contiguous())
+        contiguous = scale.numel() == 1 or (tuple(scale.shape) in ((kv_heads,), per_channel) and scale.is_contiguous())
         if not contiguous and tuple(scale.shape) != per_token:
             raise ValueError(
-                f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) contiguous, or {per_token}"
+                f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) or {per_channel} "
+                f"contiguous, or {per_token}"
             )
-    token_head = [granularity(scale) == "token_head" for scale in (k_scale, v_scale)]
-    if any(token_head) and (not all(token_head) or k_scale.stride() != v_scale.stride()):
-        raise NotImplementedError("scales per token and head for one of K and V, or of unequal strides")
-
-
-def granularity(scale):
-    """none, tensor, head or token_head, by a valid scale's shape."""
-    if scale is None or scale.numel() == 1:
-        return "none" if scale is None else "tensor"
-    return "token_head" if scale.dim() == 3 else "head"
+    of_k, of_v = granularity(k_scale), granularity(v_scale)
+    if of_v == "channel" or (of_k == "channel" and k_cache.dtype != torch.int8):
+        whose = "V" if of_v == "channel" else f"a K in {KV_DTYPES[k_cache.dtype]}"
+        raise NotImplementedError(f"scales per channel of {whose}; this kernel has them of a K in int8")
+    if of_k == "channel" and k_scale.data_ptr() % 16:
+        raise ValueError("k_scale is not aligned; expected an address that is a multiple of 16 bytes")
+    by_token = of_k != "channel" and "token_head" in (of_k, of_v)
+    if by_token and (of_k != of_v or k_scale.stride() != v_scale.stride()):
+        raise NotImplementedError(
+            f"scales of K: {of_k}, of V: {of_v}, or of unequal strides; this kernel has scales per token and head for "
+            "both, of equal strides, or for V beside a K per channel"
+        )
 
 
 def _check_outputs(q, out, lse):
@@ -168,7 +201,7 @@ def _check_outputs(q, out, lse):
     if out.data_ptr() % 16:
         raise ValueError("out is not aligned; expected an address that is a multiple of 16 bytes")
     if lse is not None:
-        _check_like("lse", lse, q, torch.float32, tuple(q.shape[:2]))
+        _check_like("lse", lse, q, torch.float32, tuple(q.shape[:-1]))
 
 
 def _check_like(name, tensor, q, dtype, shape, rows_only=False):

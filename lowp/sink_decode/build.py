@@ -22,9 +22,12 @@ class Config:
     head_dim: int
     query_bf16: bool
     kv_e4m3: bool
+    kv_int8: bool
     kv_bf16: bool
+    query_tokens: int
     group_tiles: int
     token_scales: bool
+    channel_scales: bool
     window: bool
     warps: int
     stages: int

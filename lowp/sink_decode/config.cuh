@@ -5,10 +5,12 @@
 // The problem.
 constexpr int kHeadDim = HEAD_DIM;               // 64 or 128
 constexpr bool kQueryBf16 = QUERY_BF16;          // the query and the output: bf16 or fp16
-constexpr bool kE4m3 = KV_E4M3;                  // the cache: e4m3, or 16 bits:
-constexpr bool kKvBf16 = KV_BF16;                //   bf16 (the MMAs run in bf16), else fp16 (in fp16, as for e4m3)
-constexpr int kGroupTiles = GROUP_TILES;         // query heads of a KV head, in tiles of 8
-constexpr bool kTokenScales = TOKEN_SCALES;      // one scale per token and head, else per head
+constexpr bool kE4m3 = KV_E4M3, kInt8 = KV_INT8; // the cache: e4m3, int8, or 16 bits:
+constexpr bool kKvBf16 = KV_BF16;                //   bf16 (the MMAs run in bf16), else fp16 (in fp16, as for 8 bits)
+constexpr int kQueryTokens = QUERY_TOKENS;       // 1 to 4, the last positions of the sequence
+constexpr int kGroupTiles = GROUP_TILES;         // columns (query heads of a KV head x query tokens), in tiles of 8
+constexpr bool kTokenScales = TOKEN_SCALES;      // one scale per token and head, else per head; of the keys only
+constexpr bool kChannelScales = CHANNEL_SCALES;  //   without this: the keys' scales per channel and head
 constexpr bool kWindow = WINDOW;                 // window_left >= 0
 
 // The launch.
@@ -16,27 +18,30 @@ constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; slots of a warp
 constexpr int kTiles = TILES;                    // tiles of 16 tokens a step
 constexpr int kCluster = CLUSTER;                // CTAs that share a row as one cluster; 0: shares are planned here
 
-// Sizes that follow. A half is 64 dims. A block of the ring is 16 tokens x 1 half at 16 bits, x all dims in e4m3.
-constexpr int kHalves = kHeadDim / 64, kHeads = 8 * kGroupTiles, kThreads = 32 * kWarps;
+// Sizes that follow. A half is 64 dims. A block of the ring is 16 tokens x 1 half at 16 bits, x all dims at 8 bits.
+constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;
 constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
-constexpr int kRowBytes = kE4m3 ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
-constexpr int kTileBytes = kE4m3 ? kBlockBytes : kHalves * kBlockBytes;
+constexpr bool kOneByte = kE4m3 || kInt8;
+constexpr int kRowBytes = kOneByte ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
+constexpr int kTileBytes = kOneByte ? kBlockBytes : kHalves * kBlockBytes;
 constexpr int kValuesAt = kTiles * kTileBytes;  // in a slot: keys, values, scales of both
 constexpr int kScalesAt = 2 * kValuesAt;
 constexpr int kSlotBytes = kScalesAt + (kTokenScales ? kTiles * 128 : 0);
 constexpr int kRingBytes = kStages * kSlotBytes;
+constexpr bool kQueryShared = kGroupTiles * kHalves > 5;   // the query does not fit the registers beside the state
+constexpr int kQueryBytes = kQueryShared ? kGroupTiles * kHalves * 1024 : 0;
 
 struct Params {
-  const char* q;             // [batch, heads, head_dim], rows q_stride bytes apart
+  const char* q;             // [batch, query tokens, heads, head_dim], strides below in bytes
   const char* k;             // caches: page, head and slot strides below
   const char* v;
   const int* table;          // [batch, table_width], rows table_stride apart
   const int* lengths;        // [batch]
   const float* sinks;        // [kv_heads * group]
-  const float* k_scale;      // null (1), or strides below
+  const float* k_scale;      // null (1), strides below, or [kv_heads, head_dim] per channel
   const float* v_scale;
-  char* out;                 // [batch, heads, head_dim]
-  float* lse;                // [batch, heads] or null
+  char* out;                 // [batch, query tokens, heads, head_dim]
+  float* lse;                // [batch, query tokens, heads] or null
   float* partials;           // planned shares: [kv_heads, shares, kPartialFloats]
   unsigned* arrived;         // planned shares: [batch, kv_heads], zero between launches
   float sm_scale;
@@ -47,4 +52,5 @@ struct Params {
   int scale_page, scale_head, scale_slot;          // scales per token and head, in floats
   int window_left;                                 // tokens before the newest that are read
   int shares;                                      // planned shares: CTAs for the parts of long rows, a KV head
+  int q_token_stride;                              // as q_stride, from query token to query token
 };

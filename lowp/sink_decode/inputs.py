@@ -9,16 +9,20 @@ from lowp.formats import FORMATS
 
 POISON_PAGE = 2**30  # a block table entry that must never be followed
 CHUNK = 2**26  # values made at once
+INT8_UNIT = 40  # what stands for 1 in an int8 cache, before its scales
 
 
 @dataclass(frozen=True)
 class Case:
     """What to build.
 
-    granularity: of the scales: none, tensor, head or token_head. layout: NHD, HND, or interleaved (HND views of one
-    [pages, kv_heads, page_size, 2 * head_dim]). sinks: "near" each row's log-sum-exp, or a number for all heads.
-    q_factor: multiplies q. growth: nats by which the scores grow from a row's first token to the longest row's last.
-    poison: NaN in every slot and page that no sequence uses, and entries out of range where the table is unused.
+    granularity: of the scales: none, tensor, head, token_head or channel; v_granularity: V's, where it is another.
+    layout: NHD, HND, or interleaved (HND views of one [pages, kv_heads, page_size, 2 * head_dim]).
+    sinks: "near" each row's log-sum-exp, or a number for all heads. q_factor: multiplies q.
+    query_tokens: a sequence; of one, q has no axis.
+    growth: nats by which the scores grow from a row's first token to the longest row's last; not for int8.
+    poison: NaN (int8: -128) in every slot and page that no sequence uses, NaN in the scales of each such token, and
+        entries out of range where the table is unused.
     """
 
     lengths: tuple[int, ...]
@@ -29,10 +33,12 @@ class Case:
     kv_format: str = "e4m3"
     query: str = "bf16"
     granularity: str = "none"
+    v_granularity: str | None = None
     layout: str = "HND"
     window_left: int = -1
     sinks: str | float = "near"
     q_factor: float = 1.0
+    query_tokens: int = 1
     growth: float = 0.0
     poison: bool = True
     max_length: int = 0
@@ -60,9 +66,11 @@ def build(case: Case, device: str = "cpu") -> dict:
         _slots(case, k_cache)[..., 0] = rising.clamp(max=440).to(dtype)[..., None]
     if case.poison:
         for cache in (k_cache, v_cache):
-            nan = torch.full((case.head_dim,), math.nan, device=device).to(cache.dtype)
-            _bits(_slots(case, cache))[position < 0] = _bits(nan)
-    q = torch.randn(len(case.lengths), case.query_heads, case.head_dim, generator=random, device=device)
+            worst = -128 if cache.dtype == torch.int8 else math.nan
+            poison = torch.full((case.head_dim,), worst, device=device).to(cache.dtype)
+            _bits(_slots(case, cache))[position < 0] = _bits(poison)
+    tokens = () if case.query_tokens == 1 else (case.query_tokens,)
+    q = torch.randn(len(case.lengths), *tokens, case.query_heads, case.head_dim, generator=random, device=device)
     if case.growth:
         q[..., 0] = 4
     k_scale, v_scale = _scales(case, position, random, device)
@@ -91,7 +99,8 @@ def _caches(case, pages, random, device):
         step = max(1, CHUNK // cache[0].numel())
         for start in range(0, pages, step):
             part = cache[start : start + step]
-            part.copy_(torch.randn(part.shape, generator=random, device=device))
+            values = torch.randn(part.shape, generator=random, device=device)
+            part.copy_(values if dtype != torch.int8 else (values * INT8_UNIT).round().clamp(-127, 127))
         made += list(cache.split(case.head_dim, dim=-1))
     return made
 
@@ -115,18 +124,30 @@ def _bits(tensor):
 
 
 def _scales(case, position, random, device):
-    shapes = {"none": None, "tensor": (1,), "head": (case.kv_heads,), "token_head": (*position.shape, case.kv_heads)}
-    shape = shapes[case.granularity]
-    if shape is None:
-        return None, None
-    k_scale = 0.5 + torch.rand(shape, generator=random, device=device)
-    v_scale = torch.exp2(6 * torch.rand(shape, generator=random, device=device) - 4)
-    if case.granularity == "token_head":
-        for scale in (k_scale, v_scale):
-            scale[position < 0] = math.nan if case.poison else 1.0
-        if case.layout != "NHD":
-            k_scale, v_scale = k_scale.transpose(1, 2), v_scale.transpose(1, 2)
+    k_granularity, v_granularity = case.granularity, case.v_granularity or case.granularity
+    k_scale = _scale(case, k_granularity, position, lambda x: 0.5 + x, random, device)
+    v_scale = _scale(case, v_granularity, position, lambda x: torch.exp2(6 * x - 4), random, device)
     return k_scale, v_scale
+
+
+def _scale(case, granularity, position, spread, random, device):
+    if granularity == "none":
+        return None
+    shapes = {
+        "tensor": (1,),
+        "head": (case.kv_heads,),
+        "channel": (case.kv_heads, case.head_dim),
+        "token_head": (*position.shape, case.kv_heads),
+    }
+    scale = spread(torch.rand(shapes[granularity], generator=random, device=device)) / _unit(case)
+    if granularity == "token_head":
+        scale[position < 0] = math.nan if case.poison else 1.0
+    return scale.transpose(1, 2) if granularity == "token_head" and case.layout != "NHD" else scale
+
+
+def _unit(case):
+    """What stands for 1 in the cache."""
+    return INT8_UNIT if case.kv_format == "int8" else 1
 
 
 def _sinks(case, random, device):

@@ -1,7 +1,8 @@
-// Decode attention with sinks over a paged, quantised KV cache: one query token a sequence (reference.py: the formula).
+// Decode attention with sinks over a paged, quantised KV cache: 1 to 4 query tokens a sequence.
+// reference.py has the formula.
 //
 //   share.cuh   which part of which row this CTA has               a CTA: some tokens of one row and one KV head,
-//   load.cuh    1. load: block table, keys, values to the ring              for all query heads of the group
+//   load.cuh    1. load: block table, keys, values to the ring              for all query heads and tokens
 //   query.cuh   the query as MMA operand                           a warp: every so many-th step of it, alone
 //   step.cuh    2. scores  3. softmax  4. values, step by step
 //   merge.cuh   5. merge: warps, CTAs, sink, output
@@ -32,12 +33,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
   stream.end = share.end;
   RawQuery raw;
   load_query(raw, p, share.row, kv_head, lane);
-  if (threadIdx.x < p.group) copy_4(shared_address(shared + kSinksAt) + threadIdx.x * 4, p.sinks + kv_head * p.group + threadIdx.x);
-  float k_scale = 1.f, v_scale = 1.f;
-  if constexpr (!kTokenScales) {
-    if (p.k_scale) k_scale = load_float(p.k_scale + kv_head * p.k_scale_head);
-    if (p.v_scale) v_scale = load_float(p.v_scale + kv_head * p.v_scale_head);
+  if (threadIdx.x < columns_of(p)) {
+    const unsigned head = threadIdx.x - query_token(p, threadIdx.x) * p.group;
+    copy_4(shared_address(shared + kSinksAt) + threadIdx.x * 4, p.sinks + kv_head * p.group + head);
   }
+  float k_scale = 1.f, v_scale = 1.f;
+  if constexpr (!kTokenScales && !kChannelScales)
+    if (p.k_scale) k_scale = load_float(p.k_scale + kv_head * p.k_scale_head);
+  if constexpr (!kTokenScales)
+    if (p.v_scale) v_scale = load_float(p.v_scale + kv_head * p.v_scale_head);
 
   // The steps of this warp: kStages - 1 are under way while one is computed.
   const int all_steps = (share.end - share.first + kTiles - 1) / kTiles;
@@ -48,11 +52,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
     copies_commit();
   }
   Query query;
-  prepare_query(query, raw, p.sm_scale * k_scale * kLog2E, lane);
+  if constexpr (kQueryShared) query.at = shared_address(shared + kQueryAt) + lane * 8;
+  prepare_query(query, raw, p, p.sm_scale * k_scale * kLog2E, lane);
+  if constexpr (kQueryShared) __syncthreads();
   State state = {};
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++) state.max[n][0] = state.max[n][1] = kNothing;
   const Reader reader(ring, lane);
+  // Query token i sees the tokens from + i to to + i - 1; without a window, from leaves out none.
+  const int to = share.length - kQueryTokens + 1;
+  const int from = kQueryTokens == 1 ? share.from : kWindow ? to - 1 - p.window_left : -kQueryTokens;
   int token = (share.first + stream.worker * kTiles) * 16, slot = 0, next_slot = kStages - 1;
 #pragma unroll 1
   for (int i = 0; i < steps; i++) {
@@ -62,21 +71,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
     copies_wait<kStages - 1>();
     __syncwarp();  // what other lanes copied is visible
     const unsigned at = slot * kSlotBytes;
-    if (token + 16 * kTiles > share.length || (kWindow && token < share.from))
-      compute_step<true>(state, query, reader, at, token, share.from, share.length);
+    if (token + 16 * kTiles > to || (kWindow && token < from + kQueryTokens - 1))
+      compute_step<true>(state, query, reader, at, token, from, to);
     else
-      compute_step<false>(state, query, reader, at, token, share.from, share.length);
+      compute_step<false>(state, query, reader, at, token, from, to);
     token += kWorkers * kTiles * 16;
     slot = slot + 1 == kStages ? 0 : slot + 1;
     next_slot = next_slot + 1 == kStages ? 0 : next_slot + 1;
   }
   let_next_kernel_start();
 
-  // Merge. From here on a thread has 4 elements of the group's output, or several times 4.
+  // Merge. From here on a thread has 4 elements of the columns' output, or several times 4.
   copies_wait<0>();  // the sinks, where there was no step
   store_state(state, shared, warp, lane);
   __syncthreads();
-  const int elements = p.group * kHeadDim;
+  const int elements = columns_of(p) * kHeadDim;
   const float v_factor = v_scale / (kE4m3 ? kE4m3Unit : 1.f);
   if (kCluster == 1 || (kCluster == 0 && share.parts == 1)) {
     for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4)

@@ -1,4 +1,4 @@
-"""The launch configuration, from batch size and the table's width alone; parameters; the launch."""
+"""The launch configuration, from batch size and the table's width alone; the launch."""
 
 import ctypes
 import functools
@@ -9,6 +9,7 @@ import torch
 
 from lowp.sink_decode import build
 from lowp.sink_decode.build import Config
+from lowp.sink_decode.params import granularity, params_of, query_tokens_of
 
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
 PART_BYTES = 2**20  # keys and values of a row that one CTA takes, where the rows alone fill the device
@@ -28,7 +29,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Problem:
-    """What the kernel is built for, beside the launch: see config.cuh."""
+    """What the kernel is built for, beside the launch: see config.cuh.
+
+    token_scales: V's scales, and K's too unless channel_scales, are per token and head.
+    """
 
     head_dim: int
     group: int
@@ -36,10 +40,12 @@ class Problem:
     kv_dtype: torch.dtype
     token_scales: bool
     window: bool
+    channel_scales: bool = False
+    query_tokens: int = 1
 
     @property
     def group_tiles(self) -> int:
-        return math.ceil(self.group / 8)
+        return math.ceil(self.group * self.query_tokens / 8)
 
     @property
     def tile_bytes(self) -> int:
@@ -127,12 +133,15 @@ def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
     # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
     # state needs 168, then 255.
     state = problem.head_dim // 64 * problem.group_tiles
-    one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype.itemsize == 1
+    one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
     warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
-    for stages in range(shape.stages, 1, -1):
+    if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
+        shape = replace(shape, tiles=1, stages=shape.stages * shape.tiles)
+    least = max(2, math.ceil(_exchange_bytes(problem) / slot_bytes(problem, shape)))
+    for stages in range(max(shape.stages, least), least - 1, -1):
         one = replace(shape, stages=stages, min_ctas=1)
         needed = shared_bytes(problem, one)
-        if needed <= device.shared_per_cta and one.stages * slot_bytes(problem, one) >= _exchange_bytes(problem):
+        if needed <= device.shared_per_cta:
             ctas = min(shape.min_ctas, warps_per_sm // shape.warps, device.shared_per_sm // (needed + 1024))
             return replace(one, min_ctas=max(1, ctas))
     if shape.warps > 2:
@@ -153,10 +162,26 @@ def shared_bytes(problem: Problem, shape: Shape) -> int:
     """Shared memory of a CTA (merge.cuh)."""
     heads = 8 * problem.group_tiles
     used = shape.warps * shape.stages * slot_bytes(problem, shape) + heads * shape.warps * 8 + heads * 4
+    tile_halves = problem.group_tiles * problem.head_dim // 64
+    used += 1024 * tile_halves if tile_halves > 5 else 0  # the query (config.cuh)
     if shape.cluster > 1:
         slice_floats = math.ceil(heads * problem.head_dim / 4 / shape.cluster) * 4
         return used + shape.cluster * (slice_floats * 4 + heads * 8) + 8
     return used if shape.cluster == 1 else used + 4
+
+
+def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> Problem:
+    """What a call needs built."""
+    return Problem(
+        head_dim=q.shape[-1],
+        group=q.shape[-2] // k_cache.shape[2 if layout == "NHD" else 1],
+        query_bf16=q.dtype == torch.bfloat16,
+        kv_dtype=k_cache.dtype,
+        token_scales=granularity(v_scale) == "token_head",
+        window=window_left >= 0,
+        channel_scales=granularity(k_scale) == "channel",
+        query_tokens=query_tokens_of(q),
+    )
 
 
 def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
@@ -166,9 +191,12 @@ def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
         head_dim=problem.head_dim,
         query_bf16=problem.query_bf16,
         kv_e4m3=problem.kv_dtype == torch.float8_e4m3fn,
+        kv_int8=problem.kv_dtype == torch.int8,
         kv_bf16=problem.kv_dtype == torch.bfloat16,
+        query_tokens=problem.query_tokens,
         group_tiles=problem.group_tiles,
         token_scales=problem.token_scales,
+        channel_scales=problem.channel_scales,
         window=problem.window,
         warps=shape.warps,
         stages=shape.stages,
@@ -196,21 +224,6 @@ def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, 
     return most * _partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4
 
 
-class Params(ctypes.Structure):
-    """config.cuh's Params."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ["q", "k", "v", "table", "lengths", "sinks", "k_scale", "v_scale"]),
-        *((name, ctypes.c_void_p) for name in ["out", "lse", "partials", "arrived"]),
-        ("sm_scale", ctypes.c_float),
-        *((name, ctypes.c_int) for name in ["batch", "group", "q_stride", "table_stride", "table_width", "page_shift"]),
-        *((name, ctypes.c_uint) for name in ["page_stride", "head_stride", "slot_stride"]),
-        *((name, ctypes.c_int) for name in ["k_scale_head", "v_scale_head", "scale_page", "scale_head", "scale_slot"]),
-        ("window_left", ctypes.c_int),
-        ("shares", ctypes.c_int),
-    )
-
-
 def run(
     q,
     k_cache,
@@ -231,46 +244,16 @@ def run(
 ):
     """Launch for arguments that `api` has checked. shape: instead of the one that `choose` gives."""
     page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
-    batch, query_heads, head_dim = q.shape
+    batch, head_dim = q.shape[0], q.shape[-1]
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     device = device_of(q.device)
-    token_scales = k_scale is not None and k_scale.dim() == 3
-    problem = Problem(
-        head_dim, query_heads // kv_heads, q.dtype == torch.bfloat16, k_cache.dtype, token_scales, window_left >= 0
-    )
+    problem = problem_of(q, k_cache, k_scale, v_scale, layout, window_left)
     width = block_table.shape[1]
-    longest = width * page_size if window_left < 0 else min(width * page_size, window_left + 1)
+    longest = width * page_size if window_left < 0 else min(width * page_size, window_left + problem.query_tokens)
     shape = shape or choose(problem, batch, kv_heads, longest, device)
-    units = [k_cache.stride(axis) * k_cache.element_size() // 16 for axis in (0, head_axis, page_axis)]
-    params = Params(
-        q=q.data_ptr(),
-        k=k_cache.data_ptr(),
-        v=v_cache.data_ptr(),
-        table=block_table.data_ptr(),
-        lengths=seq_lens.data_ptr(),
-        sinks=sinks.data_ptr(),
-        k_scale=None if k_scale is None else k_scale.data_ptr(),
-        v_scale=None if v_scale is None else v_scale.data_ptr(),
-        out=out.data_ptr(),
-        lse=None if lse is None else lse.data_ptr(),
-        sm_scale=sm_scale,
-        batch=batch,
-        group=problem.group,
-        q_stride=q.stride(0) * q.element_size(),
-        table_stride=block_table.stride(0),
-        table_width=width,
-        page_shift=(page_size // 16).bit_length() - 1,
-        page_stride=units[0],
-        head_stride=units[1],
-        slot_stride=units[2],
-        k_scale_head=int(k_scale is not None and k_scale.numel() > 1),
-        v_scale_head=int(v_scale is not None and v_scale.numel() > 1),
-        window_left=window_left,
+    params = params_of(
+        q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, k_scale, v_scale, layout, out, lse
     )
-    if token_scales:
-        params.scale_page, params.scale_head, params.scale_slot = (
-            k_scale.stride(axis) for axis in (0, head_axis, page_axis)
-        )
     grid = (kv_heads, shape.cluster, batch)
     if shape.cluster == 0:
         shares = shares_of(shape, kv_heads, device)

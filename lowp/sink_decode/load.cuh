@@ -3,23 +3,24 @@
 // A slot of the ring:   | keys: the blocks of tile 0, of tile 1 ... | values: the same | token scales: k, v of each tile |
 // A block in it, each cell 16 bytes, c the chunk of the row:
 //
-//   e4m3, 64 dims:    row r of 4 chunks   cell c ^ (r / 2) % 4                  so that readers of 4 or 8 rows
-//   e4m3, 128 dims:   row r of 8 chunks   cell c ^ (r / 2) % 4 ^ 4 (r % 2)      at one column hit different banks
-//   16 bits, a half:  row r of 8 chunks   cell c ^ r % 8
+//   8 bits, 64 dims:    row r of 4 chunks   cell c ^ (r / 2) % 4                so that readers of 4 or 8 rows
+//   8 bits, 128 dims:   row r of 8 chunks   cell c ^ (r / 2) % 4 ^ 4 (r % 2)    at one column hit different banks
+//   16 bits, a half:    row r of 8 chunks   cell c ^ r % 8
 //
 // A line of 128 bytes of device memory goes to 128 bytes in a row of the ring: in two places it would be two requests.
 #pragma once
 #include "share.cuh"
 
-DEVICE int swizzle(int row) { return kE4m3 ? row / 2 % 4 ^ (kHalves - 1) * 4 * (row % 2) : row % 8; }
-DEVICE unsigned half_at(unsigned block, int half) { return kE4m3 ? block ^ (64 * half) : block + half * kBlockBytes; }
+DEVICE int swizzle(int row) { return kOneByte ? row / 2 % 4 ^ (kHalves - 1) * 4 * (row % 2) : row % 8; }
+DEVICE unsigned half_at(unsigned block, int half) { return kOneByte ? block ^ (64 * half) : block + half * kBlockBytes; }
 
 struct Stream {
   const Params& p;
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
-  const float* k_scale;     // token scales: k's in lanes 0-15, v's in lanes 16-31, at this lane's slot of a tile
+  const float* k_scale;     // token scales at this lane's slot of a tile: k's in lanes 0-15, v's in lanes 16-31; where
+                            //   k has channel scales, v's in both
   unsigned to;              // where the first keys' chunk goes in the ring
   unsigned scale_to;
   int worker;               // this warp among the kWorkers that deal out the tiles
@@ -27,7 +28,7 @@ struct Stream {
   unsigned raw, next_raw;   // table entries of this batch of steps and the next, one a lane
   unsigned at, scale_at;    // where the tile of this lane begins: cache in 16 bytes, scales in floats
 
-  static constexpr int kCopyRows = kE4m3 && kHalves == 1 ? 8 : 4;  // rows of 4 or 8 chunks
+  static constexpr int kCopyRows = kOneByte && kHalves == 1 ? 8 : 4;  // rows of 4 or 8 chunks
   static constexpr int kBatch = 32 / kTiles;  // steps whose entries one register of the warp holds
 
   // The tile whose entry this lane holds in a batch.
@@ -71,10 +72,10 @@ struct Stream {
 
   // The warp copies a tile of keys or values, kCopyRows rows at a time. Every other time a bit of the swizzle turns.
   DEVICE void copy_tile(unsigned into, const char* from) const {
-    constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kE4m3 ? 32 : 64;
+    constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kOneByte ? 32 : 64;
     const unsigned rows = 16u * kCopyRows * p.slot_stride;
 #pragma unroll
-    for (int half = 0; half < (kE4m3 ? 1 : kHalves); half++)
+    for (int half = 0; half < (kOneByte ? 1 : kHalves); half++)
 #pragma unroll
       for (int i = 0; i < 16 / kCopyRows; i++)
         copy_16((into ^ (i % 2 * kTurn)) + half * kBlockBytes + i * kCopyRows * kRowBytes, from + i * rows + half * kRowBytes);
@@ -87,7 +88,7 @@ DEVICE Stream make_stream(const Params& p, const Share& s, unsigned ring, int wa
   Stream stream{p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
   stream.to = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
-    stream.k_scale = (lane < 16 ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
+    stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
     stream.scale_to = ring + kScalesAt + lane * 4;
   }
   stream.worker = kCluster ? s.part * kWarps + warp : warp;

@@ -2,26 +2,27 @@
 //
 // A partial is (o, max, sum) of a set of tokens: o = sum of 2^(s - max) v, sum = sum of 2^(s - max). Two merge as
 //   m = max(m1, m2),  o = 2^(m1 - m) o1 + 2^(m2 - m) o2,  likewise the sums.
-// A thread merges 4 dims of one head: element e = head * head_dim + dim of the row's group. All merges run in the
+// A thread merges 4 dims of one column: element e = column * head_dim + dim. All merges run in the
 // order of warps and of parts, whoever comes last: the output is the same bits every time.
 //
-// Shared memory:  | rings; then each warp's o in its own: [heads, head_dim + 4] | max, sum [heads, warps] | sinks |
-//                 cluster: | o of each part, this CTA's slice | max, sum [parts, heads] | barrier |  planned: | flag |
+// Shared memory:  | rings; then each warp's o in its own: [columns, head_dim + 4] | max, sum [columns, warps] | sinks | query |
+//                 cluster: | o of each part, this CTA's slice | max, sum [parts, columns] | barrier |  planned: | flag |
 #pragma once
 #include "query.cuh"
 
-constexpr int kOutStride = kHeadDim + 4;                    // floats; the 4 spread heads over the banks
-constexpr int kPartialFloats = kHeads * kHeadDim + 2 * kHeads;  // in device memory: o, then (max, sum) of each head
+constexpr int kOutStride = kHeadDim + 4;                    // floats; the 4 spread columns over the banks
+constexpr int kPartialFloats = kColumns * kHeadDim + 2 * kColumns;  // in device memory: o, then (max, sum) of each column
 constexpr int kMaxSumAt = kWarps * kRingBytes;
-constexpr int kSinksAt = kMaxSumAt + kHeads * kWarps * 8;
-constexpr int kReceivedAt = kSinksAt + kHeads * 4;
-constexpr int kSliceFloats = (kHeads * kHeadDim / 4 + kRanks - 1) / kRanks * 4;
+constexpr int kSinksAt = kMaxSumAt + kColumns * kWarps * 8;
+constexpr int kQueryAt = kSinksAt + kColumns * 4;
+constexpr int kReceivedAt = kQueryAt + kQueryBytes;
+constexpr int kSliceFloats = (kColumns * kHeadDim / 4 + kRanks - 1) / kRanks * 4;
 constexpr int kReceivedMaxSumAt = kReceivedAt + kRanks * kSliceFloats * 4;
-constexpr int kBarrierAt = kReceivedMaxSumAt + kRanks * kHeads * 8;
+constexpr int kBarrierAt = kReceivedMaxSumAt + kRanks * kColumns * 8;
 constexpr int kFlagAt = kReceivedAt;
 constexpr int kSharedBytes = kCluster > 1 ? kBarrierAt + 8 : kCluster == 1 ? kReceivedAt : kFlagAt + 4;
 static_assert(kSharedBytes == SHARED_BYTES, "launch.py computes the same");
-static_assert(kRingBytes >= kHeads * kOutStride * 4, "a warp's output must fit its ring");
+static_assert(kRingBytes >= kColumns * kOutStride * 4, "a warp's output must fit its ring");
 
 struct Partial {
   float4 o;
@@ -65,15 +66,15 @@ DEVICE void store_state(State& st, char* shared, int warp, int lane) {
   for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-      const int head = 8 * n + 2 * t + x;
+      const int column = 8 * n + 2 * t + x;
       float sum = st.sum[n][x];
 #pragma unroll
       for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
-      if (g == 0) max_sum[head * kWarps + warp] = make_float2(st.max[n][x], sum);
+      if (g == 0) max_sum[column * kWarps + warp] = make_float2(st.max[n][x], sum);
 #pragma unroll
       for (int half = 0; half < kHalves; half++) {
         const auto& m = st.out[n][half];
-        float4* to = reinterpret_cast<float4*>(o + head * kOutStride + 64 * half + 8 * g);
+        float4* to = reinterpret_cast<float4*>(o + column * kOutStride + 64 * half + 8 * g);
         to[0] = make_float4(m[0][x], m[0][x + 2], m[1][x], m[1][x + 2]);
         to[1] = make_float4(m[2][x], m[2][x + 2], m[3][x], m[3][x + 2]);
       }
@@ -81,53 +82,55 @@ DEVICE void store_state(State& st, char* shared, int warp, int lane) {
 }
 
 DEVICE Partial merge_warps(const char* shared, int element) {
-  const int head = element / kHeadDim, dim = element % kHeadDim;
-  const float2* max_sum = reinterpret_cast<const float2*>(shared + kMaxSumAt) + head * kWarps;
+  const int column = element / kHeadDim, dim = element % kHeadDim;
+  const float2* max_sum = reinterpret_cast<const float2*>(shared + kMaxSumAt) + column * kWarps;
   return merge<kWarps>(kWarps, [&](int warp) {
-    const float* o = reinterpret_cast<const float*>(shared + warp * kRingBytes) + head * kOutStride + dim;
+    const float* o = reinterpret_cast<const float*>(shared + warp * kRingBytes) + column * kOutStride + dim;
     return Partial{*reinterpret_cast<const float4*>(o), max_sum[warp].x, max_sum[warp].y};
   });
 }
 
 // ---- the row's partial to the output: the sink joins the denominator
 DEVICE void finish(const Params& p, const char* shared, int row, int kv_head, int element, const Partial& x, float v_scale) {
-  const int head = element / kHeadDim;
-  const float sink = reinterpret_cast<const float*>(shared + kSinksAt)[head] * kLog2E;
+  const int column = element / kHeadDim;
+  const float sink = reinterpret_cast<const float*>(shared + kSinksAt)[column] * kLog2E;
   const float top = fmaxf(x.max, sink), shrink = exp2_fast(x.max - top);
   const float sum = x.sum * shrink + exp2_fast(sink - top);
   const float factor = sum > 0.f ? __fdividef(shrink * v_scale, sum) : 0.f;
-  const long long at = static_cast<long long>(row) * gridDim.x * p.group + kv_head * p.group;
+  // Column to place in the output: a query token's heads of all KV heads come before the next token's.
+  const int token = query_token(p, column), row_token = row * kQueryTokens + token;
+  const long long at = static_cast<long long>(row_token) * gridDim.x * p.group + (kv_head - token) * p.group;
   const uint2 packed = {pack<kQueryBf16>(x.o.x * factor, x.o.y * factor), pack<kQueryBf16>(x.o.z * factor, x.o.w * factor)};
   *reinterpret_cast<uint2*>(p.out + (at * kHeadDim + element) * 2) = packed;
-  if (p.lse && element % kHeadDim == 0) p.lse[at + head] = kLn2 * (top + log2_fast(sum));
+  if (p.lse && element % kHeadDim == 0) p.lse[at + column] = kLn2 * (top + log2_fast(sum));
 }
 
 #if __CUDA_ARCH__ >= 900
 // ---- CTAs of a cluster: CTA r finishes the r-th slice of the elements; partials arrive by st.async on its barrier.
 // Thread 0 of every CTA, before the cluster meets: how many bytes will come.
 DEVICE void expect_partials(const Params& p, unsigned barrier, int rank) {
-  const int from = rank * kSliceFloats, to = min(from + kSliceFloats, p.group * kHeadDim);
-  const int heads = to > from ? (to - 1) / kHeadDim - from / kHeadDim + 1 : 0;
+  const int from = rank * kSliceFloats, to = min(from + kSliceFloats, columns_of(p) * kHeadDim);
+  const int columns = to > from ? (to - 1) / kHeadDim - from / kHeadDim + 1 : 0;
   barrier_init(barrier);
-  barrier_expect(barrier, kRanks * (max(to - from, 0) * 4 + heads * 8));
+  barrier_expect(barrier, kRanks * (max(to - from, 0) * 4 + columns * 8));
 }
 
 DEVICE void send_partial(char* shared, int rank, int element, const Partial& x) {
-  const int owner = element / kSliceFloats, place = element % kSliceFloats, head = element / kHeadDim;
+  const int owner = element / kSliceFloats, place = element % kSliceFloats, column = element / kHeadDim;
   const unsigned barrier = address_in(owner, shared_address(shared + kBarrierAt));
   send(address_in(owner, shared_address(shared + kReceivedAt) + (rank * kSliceFloats + place) * 4), x.o, barrier);
   if (place == 0 || element % kHeadDim == 0)
-    send(address_in(owner, shared_address(shared + kReceivedMaxSumAt) + (rank * kHeads + head) * 8),
+    send(address_in(owner, shared_address(shared + kReceivedMaxSumAt) + (rank * kColumns + column) * 8),
          make_float2(x.max, x.sum), barrier);
 }
 
 DEVICE Partial merge_cluster(const char* shared, int element) {
-  const int place = element % kSliceFloats, head = element / kHeadDim;
+  const int place = element % kSliceFloats, column = element / kHeadDim;
   const float* o = reinterpret_cast<const float*>(shared + kReceivedAt) + place;
-  const float2* max_sum = reinterpret_cast<const float2*>(shared + kReceivedMaxSumAt) + head;
+  const float2* max_sum = reinterpret_cast<const float2*>(shared + kReceivedMaxSumAt) + column;
   return merge<kRanks>(kRanks, [&](int part) {
-    const float2 of_head = max_sum[part * kHeads];
-    return Partial{*reinterpret_cast<const float4*>(o + part * kSliceFloats), of_head.x, of_head.y};
+    const float2 of_column = max_sum[part * kColumns];
+    return Partial{*reinterpret_cast<const float4*>(o + part * kSliceFloats), of_column.x, of_column.y};
   });
 }
 #endif
@@ -140,14 +143,14 @@ DEVICE float* partial_at(const Params& p, int kv_head, int item) {
 DEVICE void store_partial(float* to, int element, const Partial& x) {
   *reinterpret_cast<float4*>(to + element) = x.o;
   if (element % kHeadDim == 0)
-    reinterpret_cast<float2*>(to + kHeads * kHeadDim)[element / kHeadDim] = make_float2(x.max, x.sum);
+    reinterpret_cast<float2*>(to + kColumns * kHeadDim)[element / kHeadDim] = make_float2(x.max, x.sum);
 }
 
 DEVICE Partial merge_parts(const float* first, int parts, int element) {
   return merge<12>(parts, [&](int part) {
     const float* from = first + static_cast<long long>(part) * kPartialFloats;
-    const float2 of_head = load_fresh_8(reinterpret_cast<const float2*>(from + kHeads * kHeadDim) + element / kHeadDim);
-    return Partial{load_fresh_16(from + element), of_head.x, of_head.y};
+    const float2 of_column = load_fresh_8(reinterpret_cast<const float2*>(from + kColumns * kHeadDim) + element / kHeadDim);
+    return Partial{load_fresh_16(from + element), of_column.x, of_column.y};
   });
 }
 

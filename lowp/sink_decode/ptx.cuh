@@ -49,6 +49,14 @@ DEVICE void from_e4m3(unsigned x, unsigned& low, unsigned& high) {
 }
 #endif
 
+// Four int8 as two pairs of fp16, exactly: a byte whose sign bit is turned is the value + 128, and 0x6400 + n the fp16
+// of 1024 + n.
+DEVICE void from_int8(unsigned x, unsigned& low, unsigned& high) {
+  const unsigned turned = x ^ 0x80808080u;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(low) : "r"(__byte_perm(turned, 0x64646464u, 0x4140)), "r"(0x64806480u));
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(high) : "r"(__byte_perm(turned, 0x64646464u, 0x4342)), "r"(0x64806480u));
+}
+
 // D += A B for A of 16 x 16, B of 16 x 8. With g = lane / 4, t = lane % 4 a lane holds
 //   A: a0 (g, 2t..), a1 (g + 8, 2t..), a2 (g, 2t + 8..), a3 (g + 8, 2t + 8..)    B: b0 (2t.., g), b1 (2t + 8.., g)
 //   D: d0, d1 (g, 2t..), d2, d3 (g + 8, 2t..)                                    (.. is that element and the next)
@@ -116,6 +124,7 @@ DEVICE float load_shared_float(unsigned a) {
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(r) : "r"(a));
   return r;
 }
+DEVICE void store_shared_4(unsigned a, unsigned x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(a), "r"(x) : "memory"); }
 
 // Asynchronous copies from global to shared memory; groups complete in order.
 DEVICE void copy_16(unsigned to, const void* from) {

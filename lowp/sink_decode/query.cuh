@@ -1,30 +1,48 @@
-// The query of one KV head's group, in the order of the MMAs' B elements (see step.cuh).
+// The queries of one KV head, in the order of the MMAs' B elements (see step.cuh).
 //
-// Where the MMAs run in fp16, a head is first multiplied by the power of two that brings its largest element to
+// A column is a query head of the group, of one query token: column c is head c % group of token c / group.
+//
+// Where the MMAs run in fp16, a column is first multiplied by the power of two that brings its largest element to
 // [2^14, 2^15): bf16 reaches far over fp16's 65504, and small queries would be subnormal. The factor is exact, and the
 // scores are divided by it.
+//
+// Keys scaled per channel: sum of q_d (k_d scale_d) = sum of (q_d scale_d) k_d, so that the query takes the scales.
 #pragma once
 #include "step.cuh"
 
-using RawQuery = uint4[kGroupTiles][kHalves][2];  // head 8 tile + g, dims 16t .. 16t + 15 of each half
+DEVICE int columns_of(const Params& p) { return p.group * kQueryTokens; }
+DEVICE int query_token(const Params& p, int column) { return kQueryTokens > 1 ? column / p.group : 0; }
+
+struct RawQuery {
+  uint4 q[kGroupTiles][kHalves][2];  // column 8 tile + g, dims 16t .. 16t + 15 of each half
+  uint4 k_scale[kHalves][4];         // channel scales: fp32, the same dims
+};
 
 DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int lane) {
   const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++) {
-    const int head = 8 * n + g;
+    const int column = 8 * n + g, token = query_token(p, column), head = column - token * p.group;
     const char* from = p.q + static_cast<long long>(row) * p.q_stride + (kv_head * p.group + head) * (2 * kHeadDim) + 32 * t;
+    if constexpr (kQueryTokens > 1) from += static_cast<long long>(token) * p.q_token_stride;
 #pragma unroll
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 2; i++)
-        raw[n][half][i] = head < p.group ? load_16(from + 128 * half + 16 * i) : make_uint4(0u, 0u, 0u, 0u);
+        raw.q[n][half][i] = column < columns_of(p) ? load_16(from + 128 * half + 16 * i) : make_uint4(0u, 0u, 0u, 0u);
   }
+  if constexpr (kChannelScales)
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        raw.k_scale[half][i] = load_16(p.k_scale + kv_head * kHeadDim + 64 * half + 16 * t + 4 * i);
 }
 
-// to_log2 becomes sm_scale x k_scale x log2 e over the head's power of two.
-DEVICE void prepare_query(Query& q, const RawQuery& raw, float to_log2, int lane) {
+// to_log2 becomes sm_scale x k_scale x log2 e over the column's power of two.
+DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float to_log2, int lane) {
   const int t = lane & 3;
+  q.tokens = 0u;
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++) {
     float factor = 1.f;
@@ -34,9 +52,14 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, float to_log2, int lane
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const uint4 four = raw[n][half][i / 4];
+        const uint4 four = raw.q[n][half][i / 4];
         const unsigned word = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
         x[half][i] = unpack<kQueryBf16>(word);
+        if constexpr (kChannelScales) {
+          const uint4 scales = raw.k_scale[half][i / 2];
+          x[half][i].x *= __uint_as_float(i % 2 ? scales.z : scales.x);
+          x[half][i].y *= __uint_as_float(i % 2 ? scales.w : scales.y);
+        }
         largest = fmaxf(largest, fmaxf(fabsf(x[half][i].x), fabsf(x[half][i].y)));
       }
     if constexpr (!kKvBf16) {
@@ -48,11 +71,17 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, float to_log2, int lane
 #pragma unroll
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
-      for (int i = 0; i < 8; i++) q.b[n][half][i] = pack<kKvBf16>(x[half][i].x * factor, x[half][i].y * factor);
-    // Head 2t + i is head g of the lanes 8t + 4i on; the unit of converted keys cancels here.
+      for (int i = 0; i < 8; i++) {
+        const unsigned two = pack<kKvBf16>(x[half][i].x * factor, x[half][i].y * factor);
+        if constexpr (!kQueryShared) q.b[n][half][i] = two;
+        else if (threadIdx.x < 32) store_shared_4(q.address(n, half, i / 2) + i % 2 * 4, two);  // all warps' is the same
+      }
+    // Column 2t + i is column g of the lanes 8t + 4i on; the unit of converted keys cancels here.
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const float scaled = to_log2 / (kE4m3 ? kE4m3Unit : 1.f);
+      // Columns past the last may spill into one another's bits; nothing reads what they compute.
+      q.tokens |= query_token(p, 8 * n + 2 * t + i) << (4 * n + 2 * i);
       q.to_log2[n][i] = kKvBf16 ? scaled : __fdividef(scaled, __shfl_sync(kAllLanes, factor, 8 * t + 4 * i));
     }
   }

@@ -25,7 +25,7 @@ struct Share {
 };
 
 DEVICE int first_token(const Params& p, int length) {
-  return kWindow ? max(0, length - 1 - p.window_left) : 0;
+  return kWindow ? max(0, length - kQueryTokens - p.window_left) : 0;
 }
 
 DEVICE int row_length(const Params& p, int row) {

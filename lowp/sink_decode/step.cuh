@@ -1,10 +1,10 @@
 // Stages 2 to 4, one step of one warp: scores, softmax, values. With g = lane / 4 and t = lane % 4:
 //
-//   scores   S^T (16 tokens x 8 heads) = K (A) Q^T (B)      a tile of keys and a tile of heads: head_dim / 16 MMAs
+//   scores   S^T (16 tokens x 8 columns) = K (A) Q^T (B)    a tile of keys and a tile of columns: head_dim / 16 MMAs
 //            K: the lane's 16 bytes (8 dims at 16 bits: twice that) of rows g and g + 8 are its A elements; which dims
 //            an MMA sums over is free, so Q is loaded in the same order: 16 dims from 16 t on of each half
-//   softmax  P = exp2(c S - m): the lane has heads 2t, 2t + 1 of tokens g, g + 8
-//   values   O^T (16 dims x 8 heads) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
+//   softmax  P = exp2(c S - m): the lane has columns 2t, 2t + 1 of tokens g, g + 8
+//   values   O^T (16 dims x 8 columns) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
 //            V: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 the lane has dims 8g .. 8g + 7 of each half; bytes of two tokens
 //            are interleaved to pairs; MMA m (0-3) has dims 8g + 2m (A row g) and 8g + 2m + 1 (row g + 8)
 //
@@ -16,34 +16,48 @@
 DEVICE int swapped(int x) { return x ^ ((x >> 1) & 1); }  // 0 1 3 2 4 5 7 6
 
 struct State {                           // of a warp, so far
-  float max[kGroupTiles][2];             // heads 8 tile + 2t, 2t + 1; in log2 units; the scale of the sums below
+  float max[kGroupTiles][2];             // columns 8 tile + 2t, 2t + 1; log2 units; the scale of the sums below
   float sum[kGroupTiles][2];             // this lane's tokens only
-  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, head 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1)
+  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, column 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1)
 };
 
 struct Query {
-  unsigned b[kGroupTiles][kHalves][8];   // B elements: head g, dims 16t .. 16t + 15 of each half
-  float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; heads 2t, 2t + 1
+  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [tile][half][4 dims][lane].
+  unsigned b[kQueryShared ? 1 : kGroupTiles][kHalves][8];
+  unsigned at;                           // this lane's first, in shared memory
+  float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
+  unsigned tokens;                       // query tokens of the same columns: 2 bits each
+
+  DEVICE unsigned address(int n, int half, int x) const { return at + ((n * kHalves + half) * 4 + x) * 256; }
+  DEVICE uint2 four_dims(int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
+    if constexpr (kQueryShared) return load_shared_8(address(n, half, x));
+    else return {b[n][half][2 * x], b[n][half][2 * x + 1]};
+  }
 };
 
 struct Reader {                          // addresses in slot 0 of the ring
   unsigned k, v[2], scale;
   DEVICE Reader(unsigned ring, int lane) {
     const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    k = opaque(ring + row * kRowBytes + ((kE4m3 ? t : 2 * t) ^ swizzle(row)) * 16);
+    k = opaque(ring + row * kRowBytes + ((kOneByte ? t : 2 * t) ^ swizzle(row)) * 16);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int token = swapped(2 * t + j);
-      const int at = kE4m3 ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
+      const int at = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
       v[j] = opaque(ring + kValuesAt + token * kRowBytes + at);
     }
     scale = ring + kScalesAt + row * 4;
   }
 };
 
-using Scores = float[kTiles][kGroupTiles][4];     // (token g, head 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+using Scores = float[kTiles][kGroupTiles][4];     // (token g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
-using RawValues = unsigned[kTiles][kHalves][4][kE4m3 ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
+using RawValues = unsigned[kTiles][kHalves][4][kOneByte ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
+
+DEVICE void to_fp16(unsigned x, unsigned& low, unsigned& high) {  // four stored bytes, two pairs
+  if constexpr (kInt8) from_int8(x, low, high);
+  else from_e4m3(x, low, high);
+}
 
 // ---- scores
 DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
@@ -55,13 +69,13 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
     for (int half = 0; half < kHalves; half++) {
       const unsigned block = half_at(k + j * kTileBytes, half);
       unsigned low[8], high[8];  // rows g and g + 8: 16 dims of each, in pairs
-      if constexpr (kE4m3) {
+      if constexpr (kOneByte) {
         const uint4 a = load_shared_16(block), b = load_shared_16(block + kBlockBytes / 2);
         const unsigned wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int x = 0; x < 4; x++) {
-          from_e4m3(wa[x], low[2 * x], low[2 * x + 1]);
-          from_e4m3(wb[x], high[2 * x], high[2 * x + 1]);
+          to_fp16(wa[x], low[2 * x], low[2 * x + 1]);
+          to_fp16(wb[x], high[2 * x], high[2 * x + 1]);
         }
       } else {
 #pragma unroll
@@ -74,9 +88,10 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
 #pragma unroll
       for (int x = 0; x < 4; x++)
 #pragma unroll
-        for (int n = 0; n < kGroupTiles; n++)
-          mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], q.b[n][half][2 * x],
-                       q.b[n][half][2 * x + 1]);
+        for (int n = 0; n < kGroupTiles; n++) {
+          const uint2 b = q.four_dims(n, half, x);
+          mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], b.x, b.y);
+        }
     }
   }
 }
@@ -93,7 +108,8 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
     for (int j = 0; j < kTiles; j++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float key = load_shared_float(scale + j * 128 + i * 32), value = load_shared_float(scale + j * 128 + i * 32 + 64);
+        const float key = kChannelScales ? 1.f : load_shared_float(scale + j * 128 + i * 32);
+        const float value = load_shared_float(scale + j * 128 + i * 32 + 64);
         add[j][i] = log2_fast(fmaxf(value, 0x1p-60f));  // also of NaN in a slot that is masked
 #pragma unroll
         for (int n = 0; n < kGroupTiles; n++) { s[j][n][2 * i] *= key; s[j][n][2 * i + 1] *= key; }
@@ -104,10 +120,13 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
     for (int j = 0; j < kTiles; j++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int here = token + 16 * j + 8 * i;
-        if (here < from || here >= to)
 #pragma unroll
-          for (int n = 0; n < kGroupTiles; n++) s[j][n][2 * i] = s[j][n][2 * i + 1] = -__int_as_float(0x7f800000);
+        for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+          for (int x = 0; x < 2; x++) {
+            const int before = token + 16 * j + 8 * i - (kQueryTokens > 1 ? q.tokens >> (4 * n + 2 * x) & 3 : 0);
+            if (before < from || before >= to) s[j][n][2 * i + x] = -__int_as_float(0x7f800000);
+          }
       }
   }
   float top[kGroupTiles][2], over = kNothing;
@@ -173,8 +192,8 @@ template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, un
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const unsigned address = half_at(at.v[i & 1] + slot + j * kTileBytes, half) + (i >> 1) * (kBlockBytes / 2);
-        unsigned(&words)[kE4m3 ? 2 : 4] = v[j][half][i];
-        if constexpr (kE4m3) {
+        unsigned(&words)[kOneByte ? 2 : 4] = v[j][half][i];
+        if constexpr (kOneByte) {
           const uint2 x = load_shared_8(address);
           words[0] = x.x; words[1] = x.y;
         } else {
@@ -183,7 +202,7 @@ template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, un
         }
         if constexpr (kEdge) {  // what is masked may be NaN, and 0 x NaN is NaN
           const int t = threadIdx.x & 3, token = tile_token + 16 * j + 8 * (i >> 1) + swapped(2 * t + (i & 1));
-          if (token < from || token >= to)
+          if (token < from || token >= to + kQueryTokens - 1)
 #pragma unroll
             for (unsigned& word : words) word = 0u;
         }
@@ -205,8 +224,8 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
           const auto& y = v[j][half][2 * i + 1];
           unsigned& first = a[j][half][m][2 * i];
           unsigned& second = a[j][half][m][2 * i + 1];
-          if constexpr (kE4m3) {
-            from_e4m3(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
+          if constexpr (kOneByte) {
+            to_fp16(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
           } else {
             first = __byte_perm(x[m], y[m], 0x5410);
             second = __byte_perm(x[m], y[m], 0x7632);
@@ -214,7 +233,8 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
         }
 }
 
-// One step: the tiles in a slot, the first of which begins at `token`; tokens outside [from, to) are masked if kEdge.
+// One step: the tiles in a slot, the first of which begins at `token`. If kEdge, tokens are masked: query token i
+// sees from + i to to + i - 1.
 template <bool kEdge>
 DEVICE void compute_step(State& st, const Query& q, const Reader& at, unsigned slot, int token, int from, int to) {
   Scores s;

@@ -1,0 +1,53 @@
+"""The decode kernel on a GPU, in any launch, against the float64 reference."""
+
+import math
+
+import pytest
+import torch
+
+from kernels_tests.lowp import tight
+from lowp.sink_decode import launch, reference, sink_decode
+from lowp.sink_decode.launch import Shape
+
+# Every form, and an odd cluster; stages and CTAs an SM are cut down to what fits.
+SHAPES = {
+    "chosen": None,
+    "cluster 8": Shape(8, 3, 2, 2, cluster=8),
+    "cluster 8, long steps": Shape(8, 3, 4, 1, cluster=8),
+    "cluster 8, six slots": Shape(8, 6, 2, 1, cluster=8),
+    "cluster 5": Shape(4, 3, 2, 4, cluster=5),
+    "one CTA, 2 warps": Shape(2, 3, 2, 8, cluster=1),
+    "planned": Shape(8, 3, 2, 2, cluster=0),
+    "planned, 4 warps": Shape(4, 3, 2, 4, cluster=0),
+    "planned, 2 warps": Shape(2, 2, 2, 8, cluster=0),
+}
+
+
+def run(arguments, shape=None, **more):
+    """(out, lse) of the kernel in the chosen launch, or in `shape` as far as it fits; both poisoned before."""
+    q = arguments["q"]
+    out, lse = torch.full_like(q, math.nan), torch.full(q.shape[:-1], math.nan, device=q.device)
+    if shape is None:
+        sink_decode(**arguments, out=out, lse=lse, **more)
+        return out, lse
+    more.setdefault("workspace", None)
+    launch.run(**arguments, out=out, lse=lse, shape=fitted(arguments, shape), **more)
+    return out, lse
+
+
+def fitted(arguments, shape):
+    """The shape as far as the device and the problem allow; skips where it needs clusters that the device lacks."""
+    device = launch.device_of(arguments["q"].device)
+    if shape.cluster > 1 and not device.clusters:
+        pytest.skip(f"{device.arch} has no clusters")
+    names = ("q", "k_cache", "k_scale", "v_scale", "layout", "window_left")
+    return launch.fit(launch.problem_of(*(arguments[name] for name in names)), shape, device)
+
+
+def check(arguments, shape=None, **more):
+    out, lse = run(arguments, shape, **more)
+    exact, exact_lse = reference(**arguments)
+    assert tight.problems(out, exact) == []
+    error = (lse.double() - exact_lse).abs().nan_to_num(nan=math.inf)
+    error[lse == exact_lse] = 0  # infinities
+    assert error.max() < 2e-3 + 1e-6 * exact_lse.abs().nan_to_num(posinf=0, neginf=0).max()
