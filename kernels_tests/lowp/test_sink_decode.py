@@ -167,8 +167,9 @@ def test_rounding_to_fp16_passes_where_the_output_is_subnormal():
     assert tight.problems(exact.bfloat16() * 1.02, exact)
 
 
-def test_the_api_runs_on_a_cpu():
-    arguments = build(SMALL)
+@pytest.mark.parametrize("granularity", ["none", "tensor", "head", "token_head"])
+def test_the_api_runs_on_a_cpu(granularity):
+    arguments = build(dataclasses.replace(SMALL, granularity=granularity))
     lse = torch.empty(5, 8)
     out = torch.empty_like(arguments["q"])
     assert sink_decode(**arguments, out=out, lse=lse) is out
