@@ -188,8 +188,8 @@ def _check_scales(k_cache, k_scale, v_scale, layout):
         raise NotImplementedError(f"scales per channel of {whose}; this kernel has them of a K in int8")
     if of_k == "channel" and k_scale.data_ptr() % 16:
         raise ValueError("k_scale is not aligned; expected an address that is a multiple of 16 bytes")
-    unequal = of_k != of_v or k_scale.stride() != v_scale.stride()
-    if of_k != "channel" and "token_head" in (of_k, of_v) and unequal:
+    by_token = of_k != "channel" and "token_head" in (of_k, of_v)
+    if by_token and (of_k != of_v or k_scale.stride() != v_scale.stride()):
         raise NotImplementedError(
             f"scales of K: {of_k}, of V: {of_v}, or of unequal strides; this kernel has scales per token and head for "
             "both, of equal strides, or for V beside a K per channel"
