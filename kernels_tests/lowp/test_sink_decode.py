@@ -167,20 +167,9 @@ def test_rounding_to_fp16_passes_where_the_output_is_subnormal():
     assert tight.problems(exact.bfloat16() * 1.02, exact)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"granularity": "none"},
-        {"granularity": "tensor", "v_granularity": "none"},
-        {"granularity": "token_head"},
-        {"kv_format": "int8", "granularity": "channel", "v_granularity": "token_head"},
-        {"kv_format": "int8", "granularity": "channel", "v_granularity": "tensor"},
-    ],
-    ids=lambda changes: "-".join(changes.values()) or "head",
-)
-def test_the_api_runs_on_a_cpu(changes):
-    arguments = build(dataclasses.replace(SMALL, **changes))
+@pytest.mark.parametrize("granularity", ["none", "tensor", "head", "token_head"])
+def test_the_api_runs_on_a_cpu(granularity):
+    arguments = build(dataclasses.replace(SMALL, granularity=granularity))
     lse = torch.empty(5, 8)
     out = torch.empty_like(arguments["q"])
     assert sink_decode(**arguments, out=out, lse=lse) is out
