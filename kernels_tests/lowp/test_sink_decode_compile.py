@@ -49,6 +49,8 @@ PROBLEMS = [
     Problem(128, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
     Problem(128, 8, True, torch.bfloat16, False, False, query_tokens=4),
     Problem(128, 8, True, torch.int8, True, True, query_tokens=3),
+    Problem(128, 16, True, torch.int8, True, True, query_tokens=2),
+    Problem(64, 10, True, torch.int8, True, True, query_tokens=4),
 ]
 
 

@@ -242,9 +242,15 @@ DEVICE void compute_step(State& st, const Query& q, const Reader& at, unsigned s
   RawValues v;
   Columns columns;
   compute_scores(s, q, at.k + slot);
-  load_values<kEdge>(v, at, slot, token, from, to);
-  to_columns(columns, v);
+  if constexpr (!kQueryShared) {  // the values arrive beside the softmax; many columns have no registers for that
+    load_values<kEdge>(v, at, slot, token, from, to);
+    to_columns(columns, v);
+  }
   compute_softmax<kEdge>(st, s, w, q, at.scale + slot, token + swapped((threadIdx.x & 31) >> 2), from, to);
+  if constexpr (kQueryShared) {
+    load_values<kEdge>(v, at, slot, token, from, to);
+    to_columns(columns, v);
+  }
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
 #pragma unroll
