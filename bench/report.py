@@ -21,12 +21,12 @@ GLANCE_BEGIN, GLANCE_END = "<!-- results: begin, written by `make report` -->", 
 def write(
     results_paths: list[Path], folder: Path, name: str = "BENCHMARK_RESULTS.md", plots_folder: str = "plots"
 ) -> Path:
-    """Write folder/name and its plots in folder/plots_folder, newest result first; returns the report's path.
+    """Write folder/name, servers before kernels and newest first, and its plots; returns the report's path.
 
     Raises Problem("file") for a file that is no result and for two of the same id, Problem("disk") where it
     cannot write.
     """
-    results = _newest_first(results_paths)
+    results = _in_order(results_paths)
     ids = [_file_name(one.id) for one in results]
     twice = sorted({one for one in ids if ids.count(one) > 1})
     if twice:
@@ -46,12 +46,14 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
 
     Raises Problem("file") where the file or its markers are missing.
     """
-    blocks, results = [], _newest_first(results_paths)
+    blocks, results = [], _in_order(results_paths)
     earlier = _earlier(results)
     for one in results:
         if one.id not in earlier:
-            short = report_kernels if one.kind == "kernels" else summary
-            blocks += [f"**{short.headline(one)}**", short.summary_lines(one)]
+            if one.kind == "kernels":
+                blocks += [f"**{report_kernels.headline(one)}**", report_kernels.glance_lines(one)]
+            else:
+                blocks += [f"**{summary.headline(one)}**", summary.summary_lines(one)]
     try:
         before, rest = path.read_text(encoding="utf-8").split(GLANCE_BEGIN)
         _, after = rest.split(GLANCE_END)
@@ -62,9 +64,11 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
     return path
 
 
-def _newest_first(results_paths: list[Path]) -> list[ServingResult | KernelsResult]:
+def _in_order(results_paths: list[Path]) -> list[ServingResult | KernelsResult]:
+    """Servers before kernels, the newest first."""
     results = [_widened(read(path)) for path in results_paths]
-    return sorted(results, key=lambda one: (one.provenance.created.isoformat(), one.id), reverse=True)
+    newest = sorted(results, key=lambda one: (one.provenance.created.isoformat(), one.id), reverse=True)
+    return sorted(newest, key=lambda one: one.kind == "kernels")
 
 
 def _earlier(results: list[ServingResult | KernelsResult]) -> set[str]:

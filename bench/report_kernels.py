@@ -44,15 +44,34 @@ def headline(result: KernelsResult) -> str:
     return md.text(f"Decode kernels on {source.machine.name}, FlashInfer {version}, {source.created:%Y-%m-%d}")
 
 
+def glance_lines(result: KernelsResult) -> str:
+    """The result in the fewest lines: our kernel against the others, and where FP8 pays through each."""
+    lines = [md.text(gain.message(result, kernel)) for kernel in gain.compared(result)]
+    return _listed([*_ours_lines(result), *lines])
+
+
 def summary_lines(result: KernelsResult) -> str:
     """The result in a few lines: what our kernel shows, where FP8 pays, the tolerance, what failed or was left out."""
-    lines = [
+    lines = _ours_lines(result)
+    lines += [
         f"{md.text(one.topic)}: {'met' if one.met else '**not met**'}, {md.text(one.words)}"
         for one in claims.claims(result)
     ]
     lines += [md.text(gain.message(result, kernel)) for kernel in gain.compared(result)]
-    lines += [*_tolerance_lines(result), *_failed_lines(result), *_left_out_lines(result)]
+    return _listed([*lines, *_tolerance_lines(result), *_failed_lines(result), *_left_out_lines(result)])
+
+
+def _listed(lines: list[str]) -> str:
+    """Lines of the form "topic: words"."""
     return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
+
+
+def _ours_lines(result: KernelsResult) -> list[str]:
+    """Our kernel with an FP8 cache, where it was measured."""
+    if not claims.ours(result, QUANTISED):
+        return []
+    law = f"the law is {claims.LAW_US:g} us + bytes / ({claims.LAW_SHARE:g} x read ceiling)"
+    return [f"{md.text(kernels_plot.title(result))}; {law}"]
 
 
 def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
@@ -81,18 +100,21 @@ def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
 
 def _tolerance_lines(result: KernelsResult) -> list[str]:
     """How much of each kernel's output misses the original plan's tolerance against a BF16 cache."""
-    lines = []
+    said: dict[str, list[str]] = {}
     for kernel in dict.fromkeys(one.kernel for one in result.tolerance):
         found = [one for one in result.tolerance if (one.kernel, one.kv_format) == (kernel, QUANTISED)]
         found = [one for one in found if one.error is None]
         if found:
             of_bf16, stored = ([getattr(one, key) for one in found] for key in ("missed_bf16", "missed_stored"))
-            lines.append(
-                f"Tolerance of the original plan, {md.text(kernel)} {QUANTISED}: {_percents(of_bf16)} of the elements"
-                f" miss rtol {found[0].rtol:g}, atol {found[0].atol:g} against a BF16 cache, {_percents(stored)}"
-                " against the cache as stored: storing eight bits rounds by more than that, whatever the kernel"
+            words = (
+                f"{_percents(of_bf16)} of the elements miss rtol {found[0].rtol:g}, atol {found[0].atol:g} against a"
+                f" BF16 cache, {_percents(stored)} against the cache as stored: storing eight bits rounds by more than"
+                " that, whatever the kernel"
             )
-    return lines
+            said.setdefault(words, []).append(md.text(kernel))
+    return [
+        f"Tolerance of the original plan, {', '.join(kernels)} {QUANTISED}: {words}" for words, kernels in said.items()
+    ]
 
 
 def _geometry(result: KernelsResult) -> str:

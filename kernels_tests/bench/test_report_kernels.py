@@ -165,6 +165,24 @@ def test_it_stands_beside_a_serving_result(tmp_path):
     readme.write_text(f"{report.GLANCE_BEGIN}\n{report.GLANCE_END}\n")
     report.write_glance([tmp_path / "a.json", tmp_path / "b.json"], readme)
     assert "- **FP8 through fa2-sinks:** slower than BF16 at 1 x 2,048" in readme.read_text()
+    assert "Tolerance" in text and "Tolerance" not in readme.read_text()
+
+
+def test_servers_come_before_kernels(tmp_path):
+    write(a_kernels_result(*our_rows()), tmp_path / "newer.json")
+    write(two_profiles(), tmp_path / "older.json")
+    text = report.write([tmp_path / "newer.json", tmp_path / "older.json"], tmp_path).read_text()
+    assert text.index("## tiny_gpt_oss") < text.index("## Decode kernels")
+    assert "the law is 3.5 us + bytes / (0.93 x read ceiling)" in text
+
+
+def test_kernels_of_which_the_tolerance_says_the_same_share_a_line():
+    alike = [a_tolerance(even(1, 128)).model_copy(update={"kernel": name}) for name in ("b", "a")]
+    other = a_tolerance(even(1, 128)).model_copy(update={"kernel": "c", "missed_stored": 0.25})
+    lines = text_of(a_kernels_result(tolerance=[*alike, other])).splitlines()
+    said = [line.partition(":**")[0] for line in lines if line.startswith("- **Tolerance")]
+    start = "- **Tolerance of the original plan, "
+    assert said == [f"{start}b, a e4m3", f"{start}c e4m3"]
 
 
 @pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(even(1, 2048))], 0), (fa2_rows(), 1)])

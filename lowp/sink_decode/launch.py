@@ -12,7 +12,7 @@ from lowp.sink_decode.build import Config
 from lowp.sink_decode.params import granularity, params_of, query_tokens_of
 
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
-PART_BYTES = 2**19  # keys and values of a row that one CTA takes, where the rows alone fill the device
+PART_BYTES = 2**20  # keys and values of a row that one CTA takes, where the rows alone fill the device
 LONG_BYTES = 2**21  # rows over this are cut by plan: a batch of one such and many short must not take its length each
 
 
@@ -101,7 +101,7 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     elif 2 * rows <= device.sms:
         return fit(problem, _few_rows(problem, rows, row_bytes, device), device)
     else:
-        cluster = min(4, math.ceil(row_bytes / PART_BYTES))
+        cluster = min(8, math.ceil(row_bytes / PART_BYTES))
     ctas = rows * max(1, cluster)
     if ctas <= 2 * device.sms:
         return fit(problem, Shape(8, 3, tiles, 2, cluster), device)
