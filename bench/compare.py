@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import click
 
-from bench import plots, report_summary
-from bench.report_roofline import with_noise
+from bench import plots
+from bench.report import summary
+from bench.report.roofline import with_noise
 from bench.result import Rate, ServingResult, ServingRow, read
 from vllm_launch import arguments
 from vllm_launch.errors import Problem
@@ -107,7 +108,7 @@ def _sides(file: str, profile: str | None) -> dict[str, Side]:
     result = read(Path(file))
     if result.kind != "serving":
         raise click.UsageError(f"{file} is a result of kind {result.kind}: only serving results are compared")
-    accuracy = report_summary.accuracies(result)
+    accuracy = summary.accuracies(result)
     sides = {row.profile: Side(file, result, row, accuracy[row.profile]) for row in result.rows}
     if profile is not None and profile not in sides:
         raise click.UsageError(f"{file} has no profile {profile!r}; it has {', '.join(sides) or 'none'}")

@@ -3,7 +3,7 @@
 import click
 
 from bench.cli import bench
-from bench.roofline_command import roofline
+from bench.roofline.command import roofline
 from flashinfer_patches.cli import cache, patch
 from vllm_launch.cli import serve
 from vllm_launch.doctor import doctor

@@ -127,10 +127,10 @@ def _create(folder: Path, asked: Asked) -> None:
 
 def _finish(result: results.KernelsResult, folder: Path, as_json: bool) -> None:
     """Write result and report, and print where they are. Raises Problem("software") where no kernel ran at all."""
-    from bench import report  # brings matplotlib
+    from bench.report import document  # brings matplotlib
 
     results.write(result, folder / "result.json")
-    path = report.write([folder / "result.json"], folder, name="report.md")
+    path = document.write([folder / "result.json"], folder, name="report.md")
     talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True, highlight=False, markup=False)
     if as_json:
         click.echo(result.model_dump_json(indent=1))

@@ -10,9 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bench import compare, report
+from bench import compare
 from bench.cli import bench
 from bench.provenance import REPO
+from bench.report import document
 from bench.result import AccuracyResult, AccuracyRow, Failure, Rate, ServingResult, write
 from kernels_tests.bench.samples import a_match, a_rate, a_resolved, a_result, a_row, two_profiles
 from vllm_launch.errors import EXIT_CODES, Problem
@@ -88,7 +89,7 @@ def test_noise_is_that_of_the_report(tmp_path, seed):
     rates = [[a_rate(depth, decode=[chance.gauss(500, 20) for _ in range(3)]) for depth in (0, 1024)] for _ in "ab"]
     result = a_result(a_row(rates=rates[0]), a_row("fp8", "fp8", rates=rates[1]))
     (path,) = saved(tmp_path, result)
-    in_report = re.findall(r"\| \d+ \((\*\*)?([\d.x]+)(?:\*\*)? ± ([\d.]+)\) \|", report.markdown([result], {}))
+    in_report = re.findall(r"\| \d+ \((\*\*)?([\d.x]+)(?:\*\*)? ± ([\d.]+)\) \|", document.markdown([result], {}))
     found = loads(*profiles(path))
     assert [(bool(bold), ratio, noise) for bold, ratio, noise in in_report] == [
         (verdict != "inside the noise", *compare.with_noise(ratio, noise).split(" ± "))

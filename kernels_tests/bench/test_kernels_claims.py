@@ -2,10 +2,10 @@
 
 import pytest
 
-from bench import kernels_plot, report
 from bench.kernels import claims
 from bench.kernels.peers import OURS
 from bench.kernels.shape import Shape, even
+from bench.report import document, kernels_plot
 from kernels_tests.bench.kernel_samples import a_failed_row, a_kernel_row, a_kernels_result, our_rows
 
 SMALL, LARGE = even(1, 2048), even(32, 8192)
@@ -89,13 +89,13 @@ def test_many_misses_are_counted():
 
 
 def test_the_report_says_it():
-    text = report.markdown([a_kernels_result(*our_rows(), row(LARGE, 100.0, kernel="xqa-sinks", rel_l2=3.7e-2))], {})
+    text = document.markdown([a_kernels_result(*our_rows(), row(LARGE, 100.0, kernel="xqa-sinks", rel_l2=3.7e-2))], {})
     assert f"- **{OURS} e4m3 within the law on the grid:** met, at all 2 shapes" in text
     slow = [row(SMALL, 5.0)]
-    assert "on the grid:** **not met**, at 1 of 1 shape:" in report.markdown([a_kernels_result(*slow)], {})
+    assert "on the grid:** **not met**, at 1 of 1 shape:" in document.markdown([a_kernels_result(*slow)], {})
     law = text[text.index(f"### {OURS} e4m3 against the law") :]
     assert "| 1 x 2,048 | 0.48 | 4.01 | 3.30 | 14% | met | 1.7e-03 |" in law
-    assert "| **+24.6%** |" in report.markdown([a_kernels_result(*slow)], {})
+    assert "| **+24.6%** |" in document.markdown([a_kernels_result(*slow)], {})
     assert "| 32 x 8,192 | 61.0 | 65.0, 1.7e-03 | 100, **3.7e-02** | 1.54x, xqa-sinks |" in text
     assert "| 1 x 2,048 | 0.48 | 3.30, 1.7e-03 |" not in text, "where nobody else was measured there is no comparison"
     assert "| 32 x 8,192 | 536.9 | 130, 1.7e-03 | 65.0, 1.7e-03 | 2.00x |" in text

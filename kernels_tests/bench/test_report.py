@@ -4,15 +4,16 @@ from itertools import pairwise
 
 import pytest
 
-from bench import plots, report, report_summary
+from bench import plots
 from bench.provenance import REPO
+from bench.report import document, summary
 from bench.result import Failure, ServingResult, write
 from kernels_tests.bench.samples import a_match, a_rate, a_record, a_result, a_row, rates_around, two_profiles
 from vllm_launch.errors import Problem
 
 
 def text_of(result: ServingResult) -> str:
-    return report.markdown([result], {})
+    return document.markdown([result], {})
 
 
 def line_with(text: str, start: str) -> str:
@@ -36,7 +37,7 @@ def test_same_files_give_the_same_bytes_in_any_order(tmp_path):
     write(a_result(a_row(), a_row("fp8", "fp8"), identity="later", day=2, gpu=True), files[1])
     written = []
     for folder, order in (("one", files), ("two", files[::-1])):
-        report.write(order, tmp_path / folder)
+        document.write(order, tmp_path / folder)
         found = sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file())
         written.append({path.relative_to(tmp_path / folder).as_posix(): path.read_bytes() for path in found})
     assert written[0] == written[1]
@@ -52,14 +53,14 @@ def test_same_files_give_the_same_bytes_in_any_order(tmp_path):
 def test_other_samples_give_other_bytes(tmp_path):
     for name, middle in (("one", 500.0), ("two", 501.0)):
         write(two_profiles(rates=rates_around(middle, seed=1)), tmp_path / f"{name}.json")
-        report.write([tmp_path / f"{name}.json"], tmp_path / name)
+        document.write([tmp_path / f"{name}.json"], tmp_path / name)
     plot = "plots/20260701-120000-decode.png"
     assert (tmp_path / "one" / plot).read_bytes() != (tmp_path / "two" / plot).read_bytes()
 
 
 def test_plots_carry_no_date_and_no_version(tmp_path):
     write(two_profiles(), tmp_path / "a.json")
-    report.write([tmp_path / "a.json"], tmp_path)
+    document.write([tmp_path / "a.json"], tmp_path)
     for path in tmp_path.glob("plots/*.png"):
         assert not any(chunk in path.read_bytes() for chunk in (b"tEXt", b"iTXt", b"tIME"))
 
@@ -81,7 +82,7 @@ def test_speed_without_accuracy_is_not_plotted(tmp_path):
     plotted = []
     for name, decode in (("one", 7654.0), ("two", 77.0)):
         write(two_profiles(rates=[a_rate(decode=[decode])], greedy=[]), tmp_path / f"{name}.json")
-        report.write([tmp_path / f"{name}.json"], tmp_path / name)
+        document.write([tmp_path / f"{name}.json"], tmp_path / name)
         plotted.append((tmp_path / name / "plots/20260701-120000-decode.png").read_bytes())
     assert plotted[0] == plotted[1]
 
@@ -175,14 +176,14 @@ def test_an_unfinished_run_says_what_failed_and_what_is_missing(tmp_path):
     assert line_with(text, "| Decode at 288 ").endswith("| 510 | not measured |")
     assert line_with(text, "| Server start").endswith("| 21.4 / 20.9 | - / - |")
     write(result, tmp_path / "a.json")
-    assert report.write([tmp_path / "a.json"], tmp_path, name="report.md").exists()
+    assert document.write([tmp_path / "a.json"], tmp_path, name="report.md").exists()
     assert len(list(tmp_path.glob("plots/*.png"))) == 3
 
 
 def test_a_run_without_anything_still_reports(tmp_path):
     nothing = {"resolved": None, "starts": [], "wiped": None, "completion": None, "rates": []}
     write(a_result(a_row(**nothing)), tmp_path / "a.json")
-    text = report.write([tmp_path / "a.json"], tmp_path).read_text()
+    text = document.write([tmp_path / "a.json"], tmp_path).read_text()
     assert "### Starts" not in text and "![" not in text and "Decode at" not in text
     assert not list(tmp_path.glob("plots/*"))
 
@@ -195,8 +196,8 @@ def test_points_that_were_not_reached_are_counted():
 
 def test_only_a_cpu_carries_the_note_on_speed():
     rows = (a_row(), a_row("fp8", "fp8"))
-    assert report_summary.CPU_NOTE in text_of(a_result(*rows))
-    assert report_summary.CPU_NOTE not in text_of(a_result(*rows, gpu=True))
+    assert summary.CPU_NOTE in text_of(a_result(*rows))
+    assert summary.CPU_NOTE not in text_of(a_result(*rows, gpu=True))
 
 
 def test_requested_beside_resolved_and_commands():
@@ -221,24 +222,24 @@ def test_tables_are_whole():
 def test_the_same_result_twice_is_refused(tmp_path):
     write(two_profiles(), tmp_path / "a.json")
     with pytest.raises(Problem, match="two results have the id 20260701-120000"):
-        report.write([tmp_path / "a.json", tmp_path / "a.json"], tmp_path)
+        document.write([tmp_path / "a.json", tmp_path / "a.json"], tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path):
     write(two_profiles(), tmp_path / "a.json")
     with pytest.raises(Problem, match="cannot write the report"):
-        report.write([tmp_path / "a.json"], tmp_path / "a.json")
+        document.write([tmp_path / "a.json"], tmp_path / "a.json")
 
 
 def test_glance_renews_only_what_is_between_the_markers(tmp_path):
     write(a_result(*two_profiles().rows), tmp_path / "a.json")
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{report.GLANCE_BEGIN}\nstale lines\n{report.GLANCE_END}\n\nafter\n")
-    report.write_glance([tmp_path / "a.json"], readme)
+    readme.write_text(f"before\n\n{document.GLANCE_BEGIN}\nstale lines\n{document.GLANCE_END}\n\nafter\n")
+    document.write_glance([tmp_path / "a.json"], readme)
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("\nafter\n")
     assert "stale lines" not in first and "holds 2.00x the tokens" in first
-    report.write_glance([tmp_path / "a.json"], readme)
+    document.write_glance([tmp_path / "a.json"], readme)
     assert readme.read_text() == first
 
 
@@ -247,12 +248,12 @@ def test_of_two_runs_alike_the_earlier_is_told_as_such_and_not_at_a_glance(tmp_p
     write(a_result(a_row(), a_row("fp8", "fp8"), identity="old", day=1), files[0])
     write(a_result(a_row(), a_row("fp8", "fp8"), identity="new", day=2), files[1])
     write(a_result(a_row(), a_row("fp8", "fp8"), identity="other", day=1, gpu=True), files[2])
-    report.write(files, tmp_path)
+    document.write(files, tmp_path)
     headings = [line for line in (tmp_path / "BENCHMARK_RESULTS.md").read_text().splitlines() if line[:3] == "## "]
     assert [line.endswith(", an earlier run") for line in headings] == [False, False, True]
     readme = tmp_path / "README.md"
-    readme.write_text(f"{report.GLANCE_BEGIN}\n{report.GLANCE_END}\n")
-    report.write_glance(files, readme)
+    readme.write_text(f"{document.GLANCE_BEGIN}\n{document.GLANCE_END}\n")
+    document.write_glance(files, readme)
     assert "2026-07-02" in readme.read_text() and readme.read_text().count("2026-07-01") == 1
 
 
@@ -260,19 +261,19 @@ def test_glance_needs_its_markers(tmp_path):
     write(a_result(*two_profiles().rows), tmp_path / "a.json")
     (tmp_path / "README.md").write_text("no place\n")
     with pytest.raises(Problem, match="no place for the results"):
-        report.write_glance([tmp_path / "a.json"], tmp_path / "README.md")
+        document.write_glance([tmp_path / "a.json"], tmp_path / "README.md")
 
 
 def test_the_committed_report_is_what_its_results_give(tmp_path):
     """BENCHMARK_RESULTS.md, its plots and the README's results, byte for byte."""
     results = sorted((REPO / "results").glob("*.json"))
-    made = report.write(results, tmp_path, plots_folder="results/plots")
+    made = document.write(results, tmp_path, plots_folder="results/plots")
     assert made.read_bytes() == (REPO / "BENCHMARK_RESULTS.md").read_bytes(), "run: make report"
     names = {path.name for path in (tmp_path / "results" / "plots").iterdir()}
     assert names == {path.name for path in (REPO / "results" / "plots").iterdir()}
     readme = tmp_path / "README.md"
     readme.write_bytes((REPO / "README.md").read_bytes())
-    report.write_glance(results, readme)
+    document.write_glance(results, readme)
     assert readme.read_bytes() == (REPO / "README.md").read_bytes(), "run: make report"
 
 

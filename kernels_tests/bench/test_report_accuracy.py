@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bench import report_accuracy as report
+from bench.report import accuracy as report
 from kernels_tests.bench.samples import a_match, a_record, a_row, a_sink_check
 
 NOT_RUN = a_sink_check(

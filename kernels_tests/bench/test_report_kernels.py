@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from bench import kernels_plot, report
 from bench.kernels import gain
 from bench.kernels.result import LeftOut
 from bench.kernels.shape import even
+from bench.report import document, kernels_plot
 from bench.result import write
 from kernels_tests.bench.kernel_samples import (
     a_failed_row,
@@ -21,7 +21,7 @@ from kernels_tests.bench.samples import two_profiles
 
 
 def text_of(result) -> str:
-    return report.markdown([result], {})
+    return document.markdown([result], {})
 
 
 def message(*rows) -> str:
@@ -153,7 +153,7 @@ def test_it_stands_beside_a_serving_result(tmp_path):
     write(two_profiles(), tmp_path / "b.json")
     written = []
     for folder, order in (("one", "ab"), ("two", "ba")):
-        report.write([tmp_path / f"{name}.json" for name in order], tmp_path / folder)
+        document.write([tmp_path / f"{name}.json" for name in order], tmp_path / folder)
         found = sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file())
         written.append({path.relative_to(tmp_path / folder).as_posix(): path.read_bytes() for path in found})
     assert written[0] == written[1]
@@ -162,8 +162,8 @@ def test_it_stands_beside_a_serving_result(tmp_path):
     assert "## tiny_gpt_oss on a CPU" in text
     assert "](plots/20260702-120000-kernels.png)" in text and "plots/20260702-120000-kernels.png" in written[0]
     readme = tmp_path / "README.md"
-    readme.write_text(f"{report.GLANCE_BEGIN}\n{report.GLANCE_END}\n")
-    report.write_glance([tmp_path / "a.json", tmp_path / "b.json"], readme)
+    readme.write_text(f"{document.GLANCE_BEGIN}\n{document.GLANCE_END}\n")
+    document.write_glance([tmp_path / "a.json", tmp_path / "b.json"], readme)
     assert "- **FP8 through fa2-sinks:** slower than BF16 at 1 x 2,048" in readme.read_text()
     assert "Tolerance" in text and "Tolerance" not in readme.read_text()
 
@@ -171,7 +171,7 @@ def test_it_stands_beside_a_serving_result(tmp_path):
 def test_servers_come_before_kernels(tmp_path):
     write(a_kernels_result(*our_rows()), tmp_path / "newer.json")
     write(two_profiles(), tmp_path / "older.json")
-    text = report.write([tmp_path / "newer.json", tmp_path / "older.json"], tmp_path).read_text()
+    text = document.write([tmp_path / "newer.json", tmp_path / "older.json"], tmp_path).read_text()
     assert text.index("## tiny_gpt_oss") < text.index("## Decode kernels")
     assert "the law is 3.5 us + bytes / (0.93 x read ceiling)" in text
 
@@ -188,7 +188,7 @@ def test_kernels_of_which_the_tolerance_says_the_same_share_a_line():
 @pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(even(1, 2048))], 0), (fa2_rows(), 1)])
 def test_a_plot_only_of_what_was_measured(tmp_path, rows, plots):
     write(a_kernels_result(*rows), tmp_path / "a.json")
-    text = report.write([tmp_path / "a.json"], tmp_path).read_text()
+    text = document.write([tmp_path / "a.json"], tmp_path).read_text()
     assert len(list(tmp_path.glob("plots/*.png"))) == plots == text.count("![")
 
 
@@ -197,6 +197,6 @@ def test_other_times_give_another_plot(tmp_path):
     for name, us in (("one", 10.0), ("two", 10.4)):
         rows = [a_kernel_row(even(1, 2048), us=us), *fa2_rows()[1:]]
         write(a_kernels_result(*rows), tmp_path / f"{name}.json")
-        report.write([tmp_path / f"{name}.json"], tmp_path / name)
+        document.write([tmp_path / f"{name}.json"], tmp_path / name)
         drawn.append((tmp_path / name / "plots" / "20260702-120000-kernels.png").read_bytes())
     assert drawn[0] != drawn[1]

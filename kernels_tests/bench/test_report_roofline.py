@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from bench import report_roofline
+from bench.report import roofline as report_roofline
 from bench.result import Rate, ServingResult
-from bench.roofline import gain, pays_from
-from bench.shape import load
+from bench.roofline.prediction import gain, pays_from
+from bench.roofline.shape import load
 from kernels_tests.bench.samples import a_resolved, a_result, a_row
 
 LARGE = load("gpt-oss-120b")

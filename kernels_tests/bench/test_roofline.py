@@ -8,8 +8,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import roofline, roofline_command, shape
-from bench.roofline_plot import roofline_message
+from bench.roofline import command as roofline_command
+from bench.roofline import prediction as roofline
+from bench.roofline import shape
+from bench.roofline.plot import roofline_message
 from vllm_launch.errors import EXIT_CODES
 from vllm_launch.model import Model
 from vllm_launch.resolved import Resolved

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import shape
+from bench.roofline import shape
 from vllm_launch.errors import Problem
 
 LARGE, SMALL = shape.load("gpt-oss-120b"), shape.load("gpt-oss-20b")

@@ -8,7 +8,7 @@ is a limit. Bytes are the whole model's: for several GPUs, give the sum of their
 from bisect import bisect_left
 from typing import NamedTuple
 
-from bench.shape import Shape, of_model
+from bench.roofline.shape import Shape, of_model
 from vllm_launch.model import Model
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 

@@ -3,10 +3,11 @@
 import math
 from statistics import median
 
-from bench import markdown as md
-from bench import plots, report_accuracy
-from bench import report_tables as tables
-from bench.report_tables import NOT_SHOWN
+from bench import plots
+from bench.report import accuracy as report_accuracy
+from bench.report import markdown as md
+from bench.report import tables
+from bench.report.tables import NOT_SHOWN
 from bench.result import Rate, ServingResult, ServingRow
 
 SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference

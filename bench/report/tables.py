@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from statistics import median
 
-from bench import markdown as md
 from bench import plots
 from bench.kernels.result import KernelsResult
+from bench.report import markdown as md
 from bench.result import GreedyMatch, Rate, ServingResult
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 

@@ -6,12 +6,14 @@ Law: a speed is shown only beside an accuracy record.
 import re
 from pathlib import Path
 
-from bench import plots, report_accuracy, report_kernels, report_roofline
-from bench import report_summary as summary
-from bench import report_tables as tables
+from bench import plots
 from bench.kernels.result import KernelsResult
-from bench.kernels_plot import kernels_plot
-from bench.report_tables import NOT_SHOWN
+from bench.report import accuracy as report_accuracy
+from bench.report import kernels as report_kernels
+from bench.report import roofline as report_roofline
+from bench.report import summary, tables
+from bench.report.kernels_plot import kernels_plot
+from bench.report.tables import NOT_SHOWN
 from bench.result import AccuracyResult, AccuracyRow, ServingResult, ServingRow, read, write_text
 from vllm_launch.errors import Problem
 

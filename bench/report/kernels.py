@@ -1,13 +1,13 @@
 """The report's part on decode kernels, from a result of kind `kernels` alone."""
 
-from bench import kernels_plot
-from bench import markdown as md
-from bench import report_kernels_tables as tables
 from bench.kernels import claims, gain
 from bench.kernels.gain import QUANTISED
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelsResult
-from bench.report_tables import source_table
+from bench.report import kernels_plot
+from bench.report import kernels_tables as tables
+from bench.report import markdown as md
+from bench.report.tables import source_table
 
 MOST_NAMED = 3  # shapes that a line names
 WORDS = {

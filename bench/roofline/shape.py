@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from vllm_launch.errors import Problem
 from vllm_launch.model import Model
 
-SHIPPED = Path(__file__).resolve().parent.parent / "models" / "configs"
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "configs"
 BYTES_16 = 2
 BYTES_MXFP4 = (4 + 8 / 32) / 8  # four bits, and an eight-bit scale for each block of 32
 

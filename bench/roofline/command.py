@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bench.roofline import (
+from bench.roofline.prediction import (
     GAINS,
     KV_FORMATS,
     active_experts,
@@ -16,7 +16,7 @@ from bench.roofline import (
     predict,
     weight_bytes,
 )
-from bench.shape import Shape, load
+from bench.roofline.shape import Shape, load
 from vllm_launch.errors import Problem
 
 BATCHES, CONTEXTS = (1, 8, 32, 128), (2048, 8192, 32768, 131072)
@@ -66,7 +66,7 @@ def roofline(model, bandwidth, batches, contexts, as_json, plot):
         raise click.UsageError(f"--context {contexts[-1]}: {shape.name} ends at {shape.max_context} tokens")
     click.echo((as_json_text if as_json else as_text)(shape, bandwidth, batches, contexts))
     if plot:
-        from bench.roofline_plot import roofline_plot  # matplotlib is slow to load
+        from bench.roofline.plot import roofline_plot  # matplotlib is slow to load
 
         try:
             roofline_plot(shape, bandwidth, batches, plot)

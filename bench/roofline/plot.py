@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from bench.plots import MARKERS, NUMBER, STYLE, colour_of, legend, new_figure, requests, save
-from bench.roofline import GAINS, gain, pays_from, predict
-from bench.shape import Shape
+from bench.roofline.prediction import GAINS, gain, pays_from, predict
+from bench.roofline.shape import Shape
 
 PAYS = GAINS[-1]
 

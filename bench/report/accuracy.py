@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from bench import markdown as md
 from bench import plots
 from bench.accuracy import FIGURES, PATHS, gate_words, sink_words
-from bench.report_tables import GREEDY_LIMIT
+from bench.report import markdown as md
+from bench.report.tables import GREEDY_LIMIT
 from bench.result import AccuracyRecord, AccuracyRow, Agreement, Figure
 
 NO_RECORD = "no record"

@@ -6,11 +6,11 @@ A gain is a decode rate over the base profile's. By bytes it is bytes of a step 
 import math
 from statistics import median
 
-from bench import markdown as md
 from bench import plots
+from bench.report import markdown as md
 from bench.result import Rate, ServingResult, ServingRow
-from bench.roofline import GAINS, Point, gain, pays_from, predict_measured
-from bench.shape import Shape, names, of_model
+from bench.roofline.prediction import GAINS, Point, gain, pays_from, predict_measured
+from bench.roofline.shape import Shape, names, of_model
 
 SMALL_WEIGHTS = 100e6  # bytes; at 273 GB/s fewer are read in less than 0.4 ms, and launches take longer than that
 # What the project set out to reach, tokens/s: gpt-oss-120b on a DGX Spark, prompt of 2048 tokens, one request.

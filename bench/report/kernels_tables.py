@@ -1,12 +1,12 @@
 """The tables of the report's part on decode kernels, each for one question."""
 
-from bench import markdown as md
 from bench import plots
 from bench.kernels import claims
 from bench.kernels.gain import BASE, QUANTISED
 from bench.kernels.peers import OURS
 from bench.kernels.result import Build, KernelRow, KernelsResult
 from bench.kernels.shape import HEAD_DIM
+from bench.report import markdown as md
 
 # What a kernel that keeps BF16 accuracy may be off, relL2; the bound of the tests in kernels_tests.
 KERNEL_BOUND = 4e-3

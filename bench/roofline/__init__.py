@@ -1,0 +1,1 @@
+"""What a decode step must read, by bytes, and what follows for an FP8 KV cache."""
