@@ -69,7 +69,9 @@ def cubin(config: Config) -> bytes:
                 unfinished.write_bytes(compile_nvrtc(options)[0])
                 unfinished.replace(path)
     except Timeout as error:
-        raise RuntimeError(f"{lock} was held for {LOCK_TIMEOUT_S} s by another build; end it, then call again") from error
+        raise RuntimeError(
+            f"{lock} was held for {LOCK_TIMEOUT_S} s by another build; end it, then call again"
+        ) from error
     return path.read_bytes()
 
 
