@@ -1,11 +1,11 @@
-"""Calls that the kernel's 32-bit offsets cannot reach; no GPU needed."""
+"""What the kernel is given to work on: offsets that it can reach, a workspace that fits; no GPU needed."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from lowp.sink_decode import sink_decode
+from lowp.sink_decode import launch, sink_decode
 from lowp.sink_decode.inputs import Case, build
 from lowp.sink_decode.params import params_of
 
@@ -47,3 +47,24 @@ def test_a_window_longer_than_an_int32_is_full_attention():
         call = arguments | {"window_left": window_left, "out": arguments["q"], "lse": None}
         assert params_of(**call).window_left == given
     assert torch.equal(sink_decode(**arguments | {"window_left": 2**31 + 5}), sink_decode(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("workspace", "error", "words"),
+    [
+        (torch.zeros(16), TypeError, "workspace is torch.float32; expected"),
+        (torch.zeros(80, dtype=torch.uint8, device="meta"), ValueError, "80 bytes on meta"),
+        (torch.zeros(160, dtype=torch.uint8)[::2], ValueError, r"strides \(2,\)"),
+        (torch.zeros(96, dtype=torch.uint8)[4:], ValueError, "expected a whole one"),
+        (torch.zeros(81, dtype=torch.uint8), ValueError, "81 bytes"),
+        (torch.zeros(64, dtype=torch.uint8), ValueError, "workspace has 64 bytes; this call needs 80"),
+    ],
+    ids=["dtype", "device", "strides", "address", "size", "small"],
+)
+def test_a_workspace_that_does_not_fit_is_told(workspace, error, words):
+    q = torch.zeros(1)
+    with pytest.raises(error, match=words):
+        launch._checked_workspace(workspace, 70, q)
+    whole = torch.zeros(80, dtype=torch.uint8)
+    assert launch._checked_workspace(whole, 70, q) is whole
+    assert launch._checked_workspace(None, 70, q).tolist() == [0] * 80
