@@ -81,8 +81,8 @@ def _print(found: Status, as_json: bool) -> None:
 def cache() -> None:
     """The compiled kernels of a FlashInfer: one folder for each patch set, release, torch and CUDA.
 
-    Exit codes: 40 no FlashInfer; 45 cannot be written; 46 being built into; 48 not a cache of ours, or hidden by
-    prebuilt kernels; 50 cannot be compiled.
+    Exit codes: 40 no FlashInfer; 42 half patched; 45 cannot be written; 46 being built into; 47 broken series; 48 not a
+    cache of ours, or hidden by prebuilt kernels; 50 cannot be compiled.
     """
 
 
