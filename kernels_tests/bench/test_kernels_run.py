@@ -214,11 +214,7 @@ def test_a_failed_kernel_keeps_its_rows(fake_device):
     broken = fake_device.kernel("b", settings=("broken",))
     result, said = fake_device.execute(fake_device.kernel("a"), broken, shapes=[even(2, 512), even(1, 1024)])
     assert [(row.kernel, row.error is None) for row in result.rows] == [("a", True), ("b", False)] * 2
-    assert (
-        result.rows[1].error
-        == "not built: RuntimeError: cannot at 1x16 in $TMP/" + str(fake_device.folder).removeprefix("/tmp/")
-        or "$TMP" in result.rows[1].error
-    )
+    assert result.rows[1].error.startswith("not built: RuntimeError: cannot at 1x16 in $TMP/")
     assert result.builds[1].seconds is None and "cannot at 1x16" in result.builds[1].error
     assert any(line.startswith("2x512 b e4m3: FAILED: not built") for line in said)
     assert {one.kernel for one in result.tolerance} == {"a"}
@@ -261,7 +257,7 @@ def test_inputs_that_do_not_fit_fail_that_shape_alone(fake_device):
 def test_the_command_writes_result_and_report_and_can_be_cut_off(fake_device):
     cut = []
 
-    def graph_us(calls):
+    def graph_us(calls, _clear):
         for call in calls:
             call()
         if cut:
@@ -277,7 +273,7 @@ def test_the_command_writes_result_and_report_and_can_be_cut_off(fake_device):
     assert first.exit_code != 0 and first.stdout == "" and not (folder / "result.json").exists()
     assert f"resume: fp8-sinks bench kernels --resume '{folder}'" in first.stderr
     assert [path.name for path in sorted((folder / "steps").iterdir())] == ["2x512.json", "begun.json"]
-    fake_device.patch.setattr(timing, "graph_us", lambda calls: [[20.0], [call() for call in calls]][0])
+    fake_device.patch.setattr(timing, "graph_us", lambda calls, _clear: [[20.0], [call() for call in calls]][0])
     done = run("--resume", str(folder), "--json")
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)["rows"]
