@@ -60,9 +60,11 @@ def execute(request: Request) -> KernelsResult:
     check(request.kernels, request.named)
     folder = request.folder / "steps"
     folder.mkdir(parents=True, exist_ok=True)
-    wiped = _caches(request.folder / "cache", keep=(folder / "begun.json").exists())
+    resumed = (folder / "begun.json").exists()
+    wiped = _caches(request.folder / "cache", keep=resumed)
     begun = step(folder / "begun.json", Begun, lambda: _begin(request, wiped))
-    _check_same_gpu(begun.provenance)
+    if resumed:
+        _check_same(begun.provenance, _provenance(request))
     absent = {(one.kernel, one.kv_format) for one in begun.left_out}
     kernels = [kernel for kernel in request.kernels if (kernel.name, kernel.kv_format) not in absent]
     request = measure.Request(**(vars(request) | {"kernels": kernels}))
@@ -250,16 +252,21 @@ def _check_flashinfer(kernels: list[Kernel]) -> None:
         )
 
 
-def _check_same_gpu(begun: Provenance) -> None:
-    """Times of two GPUs do not belong into one result."""
-    here = machine.detect("gpu")
-    if (here.name, here.driver) != (begun.machine.name, begun.machine.driver):
+def _check_same(begun: Provenance, here: Provenance) -> None:
+    """Times of two GPUs, or of two releases or commits, do not belong into one result, which names one."""
+    was, now = _what_times_depend_on(begun), _what_times_depend_on(here)
+    if changed := [name for name in was | now if was.get(name) != now.get(name)]:
+        then, today = (", ".join(f"{name} {one.get(name)}" for name in changed) for one in (was, now))
         raise Problem(
             "software",
-            f"this run began on {begun.machine.name}, driver {begun.machine.driver};"
-            f" here is {here.name}, driver {here.driver}",
-            "go on there, or begin a new run: another --run-dir",
+            f"this run began with {then}; here is {today}",
+            "go on with what it began with, or begin a new run: another --run-dir",
         )
+
+
+def _what_times_depend_on(source: Provenance) -> dict[str, str | None]:
+    known = {"GPU": source.machine.name, "driver": source.machine.driver, "patch set": source.patch}
+    return known | {"commit": source.git_commit} | source.versions
 
 
 def _no_vllm(name: str, reason: str) -> Problem:

@@ -86,6 +86,10 @@ def test_a_run_is_resumed_with_what_it_was_asked(tmp_path):
     assert other.exit_code == 32 and "holds a run of other kernels or shapes" in other.output
     nothing = run("--resume", str(tmp_path / "none"), "--dry-run")
     assert nothing.exit_code == 32 and "is no run of this bench" in nothing.output
+    for gone in ({"kernels": ["sink-decode", "fa9"], "shapes": []}, {"kernels": [], "shapes": ["8x8192w126"]}):
+        (tmp_path / "request.json").write_text(json.dumps(gone))
+        unknown = run("--resume", str(tmp_path), "--dry-run")
+        assert unknown.exit_code == 32 and "is no run of this bench" in unknown.output
     assert "left out: a block table wider" in run("--dry-run", "--shape", "1x2048t131072").stdout
 
 
@@ -136,11 +140,20 @@ def test_a_run_that_was_cut_off_goes_on(fake_device):
     assert sum(line.startswith("1x1024 a e4m3:") for line in said) == 1
 
 
-def test_a_run_does_not_go_on_on_another_gpu(fake_device):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda one: {"machine": one.machine.model_copy(update={"name": "NVIDIA GB10"})}, "GPU NVIDIA GB10"),
+        (lambda one: {"versions": one.versions | {"torch": "9.9"}}, "torch 9.9"),
+        (lambda _: {"patch": "0.6.14+new"}, r"patch set 0\.6\.14\+new"),
+        (lambda _: {"git_commit": "0" * 40}, "commit 0000"),
+    ],
+)
+def test_a_run_does_not_go_on_where_times_would_be_others(fake_device, change, words):
     fake_device.execute(fake_device.kernel("a"))
-    other = runs.machine.detect("gpu").model_copy(update={"name": "NVIDIA GB10"})
-    fake_device.patch.setattr(runs.machine, "detect", lambda _device: other)
-    with pytest.raises(Problem, match=r"this run began on NVIDIA H200, driver .* here is NVIDIA GB10"):
+    began = runs.provenance.collect()
+    fake_device.patch.setattr(runs.provenance, "collect", lambda *_: began.model_copy(update=change(began)))
+    with pytest.raises(Problem, match=rf"this run began with \w[^;]*; here is {words}[^,]*$"):
         fake_device.execute(fake_device.kernel("a"))
 
 
