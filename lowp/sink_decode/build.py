@@ -51,7 +51,8 @@ def cache_folder() -> Path:
 def cubin(config: Config) -> bytes:
     """The compiled kernel, from the cache or built now, by one process at a time.
 
-    Raises RuntimeError where there is no NVRTC, the build fails, or another process holds the lock for too long.
+    Raises RuntimeError where there is no NVRTC, the build fails, the folder cannot be written, or another process holds
+    the lock for too long.
     """
     nvrtc = _bindings("nvrtc")
     options = ["-std=c++17", f"-arch={config.arch}", *(f"-D{name}={value}" for name, value in config.defines.items())]
@@ -60,9 +61,9 @@ def cubin(config: Config) -> bytes:
     path = cache_folder() / "sink_decode" / f"{hashlib.sha256(content).hexdigest()[:32]}.cubin"
     if path.exists():
         return path.read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=LOCK_TIMEOUT_S):
             if not path.exists():
                 unfinished = path.with_suffix(f".{os.getpid()}")
@@ -71,6 +72,11 @@ def cubin(config: Config) -> bytes:
     except Timeout as error:
         raise RuntimeError(
             f"{lock} was held for {LOCK_TIMEOUT_S} s by another build; end it, then call again"
+        ) from error
+    except OSError as error:
+        raise RuntimeError(
+            f"{error.filename or path} cannot be written: {error.strerror}; expected a folder for compiled kernels, "
+            "with space: name one by FP8_SINKS_KERNEL_CACHE"
         ) from error
     return path.read_bytes()
 
