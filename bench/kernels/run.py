@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from bench import provenance
@@ -65,9 +66,7 @@ def execute(request: Request) -> KernelsResult:
     begun = step(folder / "begun.json", Begun, lambda: _begin(request, wiped))
     if resumed:
         _check_same(begun.provenance, _provenance(request))
-    absent = {(one.kernel, one.kv_format) for one in begun.left_out}
-    kernels = [kernel for kernel in request.kernels if (kernel.name, kernel.kv_format) not in absent]
-    request = measure.Request(**(vars(request) | {"kernels": kernels}))
+    request = replace(request, kernels=_present(request.kernels, begun.left_out))
     broken = Broken({_key(one): f"not built: {one.error}" for one in begun.builds if one.error})
     rows = []
     for shape in request.shapes:
@@ -102,8 +101,6 @@ def _begin(request: Request, wiped: int) -> Begun:
             what = f"FlashInfer cannot be imported: {message(error)}"
             raise Problem("software", what, "install what it depends on: make setup DEVICE=gpu") from error
     left_out = _absent(request)
-    absent = {(one.kernel, one.kv_format) for one in left_out}
-    kernels = [kernel for kernel in request.kernels if (kernel.name, kernel.kv_format) not in absent]
     request.say("read ceiling")
     from bench.kernels.ceiling import read_ceiling  # imports torch and Triton, which read the environment set before
 
@@ -113,7 +110,7 @@ def _begin(request: Request, wiped: int) -> Begun:
         provenance=source,
         read_ceiling_bytes_per_s=ceiling,
         cache_wiped_bytes=wiped,
-        builds=_builds(request, kernels),
+        builds=_builds(request, _present(request.kernels, left_out)),
         left_out=left_out,
     )
 
@@ -158,6 +155,11 @@ def _absent(request: Request) -> list[LeftOut]:
             request.done(f"{kernel} is left out: {reason}")
             found.append(LeftOut(kernel=kernel.name, kv_format=kernel.kv_format, shape=None, reason=reason))
     return found
+
+
+def _present(kernels: list[Kernel], left_out: list[LeftOut]) -> list[Kernel]:
+    absent = {(one.kernel, one.kv_format) for one in left_out}
+    return [kernel for kernel in kernels if (kernel.name, kernel.kv_format) not in absent]
 
 
 def _lacking(request: Request) -> list[LeftOut]:
