@@ -6,7 +6,7 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from flashinfer_patches import jit_cache
+from flashinfer_patches import jit_cache, locking
 from flashinfer_patches.errors import EXIT_CODES
 from fp8_sinks.cli import main
 from kernels_tests.flashinfer_patches.engine.worlds import (
@@ -73,6 +73,14 @@ def test_cache_commands(installed, tmp_path):
     assert "not caches of ours: theirs" in done.stderr
     assert [path.name for path in (tmp_path / "caches").iterdir()] == ["theirs"]
     assert json.loads(run("cache", "wipe", "--root", tmp_path / "caches", "--json").stdout) == {}
+
+
+def test_what_was_wiped_before_a_locked_cache_is_said(tmp_path):
+    first, second = (jit_cache.make(tmp_path / name) for name in "ab")
+    with locking.held(tmp_path / ".b.lock", "builds m", 0):
+        done = run("cache", "wipe", "--root", tmp_path)
+    assert done.exit_code == EXIT_CODES["lock"] and "builds m" in done.stderr
+    assert done.stdout == f"{first}  0.0 MiB freed\n" and not first.exists() and second.exists()
 
 
 @pytest.mark.parametrize(
