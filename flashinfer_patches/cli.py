@@ -81,8 +81,8 @@ def _print(found: Status, as_json: bool) -> None:
 def cache() -> None:
     """The compiled kernels of a FlashInfer: one folder for each patch set, release, torch and CUDA.
 
-    Exit codes: 40 no FlashInfer; 45 cannot be written; 46 being built into; 48 not a cache of ours, or hidden by
-    prebuilt kernels; 50 cannot be compiled.
+    Exit codes: 40 no FlashInfer; 42 half patched; 45 cannot be written; 46 being built into; 47 broken series; 48 not a
+    cache of ours, or hidden by prebuilt kernels; 50 cannot be compiled.
     """
 
 
@@ -132,12 +132,13 @@ def list_(root, as_json):
 @as_json
 def wipe(root, as_json):
     """Remove every cache of ours below --root, and nothing else."""
-    freed = {str(one.path): jit_cache.wipe(one.path) for one in jit_cache.caches(root)}
+    freed = {}
+    for one in jit_cache.caches(root):
+        freed[str(one.path)] = bytes_ = jit_cache.wipe(one.path)
+        if not as_json:  # at once: the next cache may be locked
+            click.echo(f"{one.path}  {bytes_ / (1 << 20):.1f} MiB freed")
     left = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
     if left:
         click.echo(f"left alone in {root}, not caches of ours: {', '.join(left)}", err=True)
     if as_json:
         click.echo(json.dumps(freed, indent=2))
-        return
-    for path, bytes_ in freed.items():
-        click.echo(f"{path}  {bytes_ / (1 << 20):.1f} MiB freed")

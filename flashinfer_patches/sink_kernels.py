@@ -41,11 +41,11 @@ class Kernels(Strict):
 def build(root: Path = jit_cache.ROOT, timeout_s: float = jit_cache.BUILD_TIMEOUT_S) -> Kernels:
     """Compile and load the sink modules for this machine's GPU; those that are in the cache already are left alone.
 
-    Imports FlashInfer, with its cache moved below `root`: call it in a process that has not imported FlashInfer yet,
-    and that forks no CUDA user. timeout_s: for another builder, in each module. Raises PatchError: "target" where no
-    FlashInfer is installed; "build" where it is not patched, where torch, a GPU, nvcc or ninja is missing, or where
-    the compilation fails; and what jit_cache.workspace and jit_cache.built_once raise. ValueError where FlashInfer is
-    imported already, with another cache.
+    Imports FlashInfer, with its cache moved below `root`, and starts CUDA: call it in a process that has not imported
+    FlashInfer yet, and whose later forks do not use CUDA. timeout_s: for another builder, in each module. Raises
+    PatchError: "target" where no FlashInfer is installed; "build" where it is not patched, where torch, a GPU, nvcc or
+    ninja is missing, or where the compilation fails; and what jit_cache.workspace and jit_cache.built_once raise.
+    ValueError where FlashInfer is imported already, with another cache.
     """
     _prepare()
     folder = jit_cache.make(jit_cache.workspace(root))

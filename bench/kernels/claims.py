@@ -15,7 +15,7 @@ MOST_NAMED = 4  # shapes that a sentence names
 
 
 class Claim(NamedTuple):
-    """topic: what is claimed. met: whether it holds wherever it was measured. words: where, and where not."""
+    """topic: what is claimed. met: whether it holds wherever our kernel was tried. words: where, and where not."""
 
     topic: str
     met: bool
@@ -53,9 +53,10 @@ def peers_at(result: KernelsResult, row: KernelRow, kv_format: str) -> list[Kern
 
 
 def claims(result: KernelsResult) -> list[Claim]:
-    """Every claim that this result has figures for."""
+    """Every claim that this result has rows for; a call of our kernel that failed meets none."""
     ceiling = result.read_ceiling_bytes_per_s
-    rows = {kv_format: ours(result, kv_format) for kv_format in (QUANTISED, BASE)}
+    tried = [row for row in result.rows if row.kernel == OURS]
+    rows = {kv_format: [row for row in tried if row.kv_format == kv_format] for kv_format in (QUANTISED, BASE)}
     found = []
     for kv_format, of_one in rows.items():
         grids = {
@@ -85,7 +86,7 @@ def claims(result: KernelsResult) -> list[Claim]:
     found += _claim(
         f"{OURS} {QUANTISED} at least {GAIN}x as fast as its own BF16 from {GAIN_BYTES / 1e6:.0f} MB of BF16 cache on",
         large,
-        lambda row: _small_gain(of_base[row.shape].time_us / row.time_us),
+        lambda row: _small_gain(of_base[row.shape], row),
     )
     found += _claim(
         f"{OURS} {QUANTISED} within relL2 {REL_L2:g}",
@@ -99,7 +100,7 @@ def _claim(topic: str, rows: list[KernelRow], miss: Callable[[KernelRow], str | 
     """The claim over rows, of which `miss` says how one misses it; none without rows."""
     if not rows:
         return []
-    missed = [f"{row.shape.words} ({words})" for row in rows if (words := miss(row))]
+    missed = [f"{row.shape.words} ({words})" for row in rows if (words := "failed" if row.error else miss(row))]
     shapes = f"{len(rows)} shape{'s' if len(rows) > 1 else ''}"
     if not missed:
         return [Claim(topic, True, f"at {'all ' if len(rows) > 1 else ''}{shapes}")]
@@ -128,5 +129,8 @@ def _against(row: KernelRow, other: KernelRow) -> str:
     return f"{row.time_us:.1f} us against {other.time_us:.1f} of {other.kernel} {other.kv_format}"
 
 
-def _small_gain(gain: float) -> str | None:
+def _small_gain(base: KernelRow, row: KernelRow) -> str | None:
+    if base.error:
+        return f"{base.kv_format} failed"
+    gain = base.time_us / row.time_us
     return f"{gain:.2f}x" if gain < GAIN else None

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import result as results
@@ -24,6 +24,15 @@ class Asked(Strict):
 
     kernels: list[str]
     shapes: list[str]
+
+    @model_validator(mode="after")
+    def _known(self):
+        """Another commit may have other names: none may be left out silently."""
+        if unknown := sorted({*self.kernels} - {*peers.names()}):
+            raise ValueError(f"no kernels of this bench: {', '.join(unknown)}")
+        for text in self.shapes:
+            grid.parse(text)
+        return self
 
 
 def _shapes(_context, _option, texts: tuple[str, ...]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from bench import provenance
@@ -60,12 +61,12 @@ def execute(request: Request) -> KernelsResult:
     check(request.kernels, request.named)
     folder = request.folder / "steps"
     folder.mkdir(parents=True, exist_ok=True)
-    wiped = _caches(request.folder / "cache", keep=(folder / "begun.json").exists())
+    resumed = (folder / "begun.json").exists()
+    wiped = _caches(request.folder / "cache", keep=resumed)
     begun = step(folder / "begun.json", Begun, lambda: _begin(request, wiped))
-    _check_same_gpu(begun.provenance)
-    absent = {(one.kernel, one.kv_format) for one in begun.left_out}
-    kernels = [kernel for kernel in request.kernels if (kernel.name, kernel.kv_format) not in absent]
-    request = measure.Request(**(vars(request) | {"kernels": kernels}))
+    if resumed:
+        _check_same(begun.provenance, _provenance(request))
+    request = replace(request, kernels=_present(request.kernels, begun.left_out))
     broken = Broken({_key(one): f"not built: {one.error}" for one in begun.builds if one.error})
     rows = []
     for shape in request.shapes:
@@ -100,8 +101,6 @@ def _begin(request: Request, wiped: int) -> Begun:
             what = f"FlashInfer cannot be imported: {message(error)}"
             raise Problem("software", what, "install what it depends on: make setup DEVICE=gpu") from error
     left_out = _absent(request)
-    absent = {(one.kernel, one.kv_format) for one in left_out}
-    kernels = [kernel for kernel in request.kernels if (kernel.name, kernel.kv_format) not in absent]
     request.say("read ceiling")
     from bench.kernels.ceiling import read_ceiling  # imports torch and Triton, which read the environment set before
 
@@ -111,7 +110,7 @@ def _begin(request: Request, wiped: int) -> Begun:
         provenance=source,
         read_ceiling_bytes_per_s=ceiling,
         cache_wiped_bytes=wiped,
-        builds=_builds(request, kernels),
+        builds=_builds(request, _present(request.kernels, left_out)),
         left_out=left_out,
     )
 
@@ -156,6 +155,11 @@ def _absent(request: Request) -> list[LeftOut]:
             request.done(f"{kernel} is left out: {reason}")
             found.append(LeftOut(kernel=kernel.name, kv_format=kernel.kv_format, shape=None, reason=reason))
     return found
+
+
+def _present(kernels: list[Kernel], left_out: list[LeftOut]) -> list[Kernel]:
+    absent = {(one.kernel, one.kv_format) for one in left_out}
+    return [kernel for kernel in kernels if (kernel.name, kernel.kv_format) not in absent]
 
 
 def _lacking(request: Request) -> list[LeftOut]:
@@ -250,16 +254,21 @@ def _check_flashinfer(kernels: list[Kernel]) -> None:
         )
 
 
-def _check_same_gpu(begun: Provenance) -> None:
-    """Times of two GPUs do not belong into one result."""
-    here = machine.detect("gpu")
-    if (here.name, here.driver) != (begun.machine.name, begun.machine.driver):
+def _check_same(begun: Provenance, here: Provenance) -> None:
+    """Times of two GPUs, or of two releases or commits, do not belong into one result, which names one."""
+    was, now = _what_times_depend_on(begun), _what_times_depend_on(here)
+    if changed := [name for name in was | now if was.get(name) != now.get(name)]:
+        then, today = (", ".join(f"{name} {one.get(name)}" for name in changed) for one in (was, now))
         raise Problem(
             "software",
-            f"this run began on {begun.machine.name}, driver {begun.machine.driver};"
-            f" here is {here.name}, driver {here.driver}",
-            "go on there, or begin a new run: another --run-dir",
+            f"this run began with {then}; here is {today}",
+            "go on with what it began with, or begin a new run: another --run-dir",
         )
+
+
+def _what_times_depend_on(source: Provenance) -> dict[str, str | None]:
+    known = {"GPU": source.machine.name, "driver": source.machine.driver, "patch set": source.patch}
+    return known | {"commit": source.git_commit} | source.versions
 
 
 def _no_vllm(name: str, reason: str) -> Problem:

@@ -33,8 +33,11 @@ def fastest(samples: dict[str, list[float]]) -> str:
     return min(samples, key=lambda setting: median(samples[setting]))
 
 
-def graph_us(calls: Sequence[Call]) -> list[float]:
-    """Samples (microseconds a call) of the calls in turn, captured in one CUDA graph on the current device."""
+def graph_us(calls: Sequence[Call], clear: Call) -> list[float]:
+    """Samples (microseconds a call) of the calls in turn, captured in one CUDA graph on the current device.
+
+    clear: undoes what calls before the replays wrote, so that what is there afterwards is the replays' own.
+    """
     import torch
 
     calls = repeated(calls)
@@ -49,6 +52,7 @@ def graph_us(calls: Sequence[Call]) -> list[float]:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
+    clear()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def replay_ms() -> float:

@@ -58,7 +58,8 @@ def fake_device(gpu_machine, tmp_path):
             raise RuntimeError(f"cannot at {made.shape}\n in {tmp_path}")
         return [lambda layer=layer: call(layer) for layer in range(len(made.q) if setting != "lazy" else 0)]
 
-    def graph_us(calls):
+    def graph_us(calls, clear):
+        clear()
         for call in calls:
             call()
         return [10.0, 12.0, 11.0] if calls else [1.0]

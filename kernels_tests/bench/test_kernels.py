@@ -2,6 +2,8 @@
 
 import json
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +208,26 @@ def test_calls_are_repeated_in_whole_rounds():
     calls = [lambda: 1, lambda: 2, lambda: 3]
     assert timing.repeated(calls) == calls * 6
     assert timing.repeated(calls * 7) == calls * 7
+
+
+def test_what_calls_wrote_before_the_replays_is_cleared(monkeypatch):
+    """Else a graph that writes nothing would pass with what the first, eager calls left."""
+    done = []
+    stream = SimpleNamespace(wait_stream=lambda _other: None)
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _end: 32.0)
+    for name, value in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": nullcontext,
+        "synchronize": lambda: None,
+        "graph": nullcontext,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: done.append("replay")),
+        "Event": lambda **_: event,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    samples = timing.graph_us([lambda: done.append("call")] * 16, lambda: done.append("clear"))
+    assert done == ["call"] * 32 + ["clear"] + ["replay"] * (timing.WARMUPS + len(samples))
+    assert set(samples) == {2000.0}
 
 
 def test_the_fastest_setting_is_that_of_the_smallest_median():

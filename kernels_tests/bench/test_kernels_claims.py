@@ -82,6 +82,17 @@ def test_error():
     assert found(row(SMALL, 3.3, rel_l2=2.01e-3))[topic].words == "at 1 of 1 shape: 1 x 2,048 (2.01e-03)"
 
 
+def test_a_call_of_ours_that_failed_meets_no_claim():
+    good = [row(SMALL, 3.3), row(SMALL, 9.0, "bf16", "fa2-sinks"), row(LARGE, 100.0, kernel="xqa-sinks")]
+    got = found(*good, a_failed_row(LARGE, OURS), row(LARGE, 118, "bf16"))
+    for topic in ("within the law on the grid", "faster than every other kernel's FP8 and BF16", "within relL2 0.002"):
+        assert got[f"e4m3 {topic}"].words == "at 1 of 2 shapes: 32 x 8,192 (failed)"
+    gain = "e4m3 at least 1.8x as fast as its own BF16 from 256 MB of BF16 cache on"
+    assert got[gain].words == "at 1 of 1 shape: 32 x 8,192 (failed)"
+    no_base = a_failed_row(LARGE, OURS, "bf16")
+    assert found(row(LARGE, 65), no_base)[gain].words == "at 1 of 1 shape: 32 x 8,192 (bf16 failed)"
+
+
 def test_many_misses_are_counted():
     rows = [row(even(batch, 2048), 100.0) for batch in range(1, 7)]
     words = found(*rows)["e4m3 within the law on the grid"].words

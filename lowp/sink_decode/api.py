@@ -40,9 +40,9 @@ def sink_decode(
         sequence, whose keys are in the cache: token i of n sees the keys up to its own position, length - n + i.
     k_cache, v_cache: [pages, page_size, kv_heads, head_dim] (layout NHD) or [pages, kv_heads, page_size, head_dim]
         (HND), bf16, fp16, float8_e4m3fn or int8; equal strides, the last one 1: views of one tensor that holds both are
-        taken without a copy. page_size 16, 32, 64 or 128; 1 to 16 query heads per KV head, which times the query
-        tokens are at most 48, or 32 with head_dim 128.
-    block_table: [batch, max_pages] int32; an entry is read only where its page is in use.
+        taken without a copy. They span up to 64 GiB, the slots of a page up to 4 GiB. page_size 16, 32, 64 or 128; 1 to
+        16 query heads per KV head, which times the query tokens are at most 48, or 32 with head_dim 128.
+    block_table: [batch, max_pages] int32, rows may be strided; entries whose page is not in use may be anything.
     seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size. A query token before the first
         position (of a sequence shorter than the query tokens) sees nothing: out = 0, lse = sinks.
     sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink.
@@ -54,7 +54,9 @@ def sink_decode(
         the sink in it; written if given. workspace: from `make_workspace`, for one stream at a time; made if None.
 
     Returns out. Lengths, table and scales are read on the device only: given out and workspace, a call allocates
-    nothing, does not synchronise, and can be captured in a CUDA graph whose replays see other lengths and tables.
+    nothing, does not synchronise, and can be captured in a CUDA graph whose replays see other lengths and tables. The
+    first call of a configuration (formats, scales, geometry, batch size, the table's width) may have to compile it,
+    under a second (NOTES.md), and loads it: make it before the capture.
     On CPU tensors the float64 reference computes.
     Raises TypeError (dtype), ValueError (shape, stride, device) or NotImplementedError (a combination not built).
     """
@@ -142,7 +144,7 @@ def _check_cache(q, k_cache, v_cache, layout):
     if page_size not in PAGE_SIZES:
         raise NotImplementedError(f"page size is {page_size} (layout {layout}); this kernel has {_words(PAGE_SIZES)}")
     query_heads, head_dim = q.shape[-2:]
-    if query_heads % kv_heads or not 1 <= query_heads // kv_heads <= LARGEST_GROUP:
+    if not kv_heads or query_heads % kv_heads or not 1 <= query_heads // kv_heads <= LARGEST_GROUP:
         raise NotImplementedError(
             f"{query_heads} query heads over {kv_heads} KV heads (layout {layout}); "
             f"this kernel has whole head groups of 1 to {LARGEST_GROUP}"
@@ -153,8 +155,12 @@ def _check_cache(q, k_cache, v_cache, layout):
             f"{query_heads // kv_heads} query heads a KV head and {query_tokens_of(q)} query tokens are {columns}; "
             f"this kernel has up to {MOST_COLUMNS[head_dim]} with head_dim {head_dim}"
         )
-    if k_cache.shape[0] * k_cache.stride(0) * k_cache.element_size() > 2**36:
-        raise NotImplementedError(f"a cache of {k_cache.shape[0]} pages spans over 64 GiB; offsets have 32 bits x 16 B")
+    slots = page_size * k_cache.stride(page_axis) * k_cache.element_size()
+    if _span(k_cache) * k_cache.element_size() > 2**36 or slots > 2**32:
+        raise NotImplementedError(
+            f"a cache of shape {tuple(k_cache.shape)} and strides {k_cache.stride()} spans over 64 GiB, or a page's "
+            "slots over 4 GiB; this kernel's offsets have 32 bits, of 16 bytes and of 1"
+        )
 
 
 def _check_table(q, block_table, seq_lens):
@@ -173,9 +179,11 @@ def _check_scales(k_cache, k_scale, v_scale, layout):
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if scale is None:
             continue
-        if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32 or scale.device != k_cache.device:
-            got = f"{scale.dtype} on {scale.device}" if isinstance(scale, torch.Tensor) else type(scale).__name__
-            raise TypeError(f"{name} is {got}; expected None or an fp32 tensor on {k_cache.device}")
+        if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32:
+            got = scale.dtype if isinstance(scale, torch.Tensor) else type(scale).__name__
+            raise TypeError(f"{name} is {got}; expected None or an fp32 tensor")
+        if scale.device != k_cache.device:
+            raise ValueError(f"{name} is on {scale.device}; expected the cache's device, {k_cache.device}")
         contiguous = scale.numel() == 1 or (tuple(scale.shape) in ((kv_heads,), per_channel) and scale.is_contiguous())
         if not contiguous and tuple(scale.shape) != per_token:
             raise ValueError(
@@ -193,6 +201,11 @@ def _check_scales(k_cache, k_scale, v_scale, layout):
         raise NotImplementedError(
             f"scales of K: {of_k}, of V: {of_v}, or of unequal strides; this kernel has scales per token and head for "
             "both, of equal strides, or for V beside a K per channel"
+        )
+    if of_v == "token_head" and _span(v_scale) > 2**31:
+        raise NotImplementedError(
+            f"v_scale of shape {tuple(v_scale.shape)} and strides {v_scale.stride()} spans over 8 GiB; this kernel's "
+            "offsets of scales have 31 bits, of 4 bytes"
         )
 
 
@@ -215,6 +228,11 @@ def _check_like(name, tensor, q, dtype, shape, rows_only=False):
     contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 if rows_only else tensor.is_contiguous()
     if not contiguous:
         raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous{' rows' if rows_only else ''}")
+
+
+def _span(tensor):
+    """Elements from a tensor's first to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _words(values):

@@ -51,25 +51,33 @@ def cache_folder() -> Path:
 def cubin(config: Config) -> bytes:
     """The compiled kernel, from the cache or built now, by one process at a time.
 
-    Raises RuntimeError where there is no NVRTC, the build fails, or another process holds the lock for too long.
+    Raises RuntimeError where there is no NVRTC, the build fails, the folder cannot be written, or another process holds
+    the lock for too long.
     """
     nvrtc = _bindings("nvrtc")
     options = ["-std=c++17", f"-arch={config.arch}", *(f"-D{name}={value}" for name, value in config.defines.items())]
-    version = _checked(nvrtc, nvrtc.nvrtcVersion())
+    _, *version = nvrtc.nvrtcVersion()  # major, minor
     content = repr((version, options)).encode() + b"".join((HERE / name).read_bytes() for name in SOURCES)
     path = cache_folder() / "sink_decode" / f"{hashlib.sha256(content).hexdigest()[:32]}.cubin"
     if path.exists():
         return path.read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=LOCK_TIMEOUT_S):
             if not path.exists():
                 unfinished = path.with_suffix(f".{os.getpid()}")
                 unfinished.write_bytes(compile_nvrtc(options)[0])
                 unfinished.replace(path)
     except Timeout as error:
-        raise RuntimeError(f"{lock} was held for {LOCK_TIMEOUT_S} s by another build; end it, or delete it") from error
+        raise RuntimeError(
+            f"{lock} was held for {LOCK_TIMEOUT_S} s by another build; end it, then call again"
+        ) from error
+    except OSError as error:
+        raise RuntimeError(
+            f"{error.filename or path} cannot be written: {error.strerror}; expected a folder for compiled kernels, "
+            "with space: name one by FP8_SINKS_KERNEL_CACHE"
+        ) from error
     return path.read_bytes()
 
 
@@ -112,18 +120,19 @@ def launch(kernel, grid, config: Config, parameters: int, stream: int, overlap: 
     overlap: it may start before the previous kernel on the stream has ended; it waits for that itself.
     """
     driver = _bindings("driver")
-    launch_config = _launch_config(config.warps, config.shared_bytes, config.cluster, grid, overlap)
-    launch_config.hStream = driver.CUstream(stream)
+    launch_config = _launch_config(config.warps, config.shared_bytes, config.cluster, grid, stream, overlap)
     _checked(driver, driver.cuLaunchKernelEx(launch_config, kernel, parameters, 0))
 
 
 @functools.lru_cache(maxsize=4096)
-def _launch_config(warps, shared_bytes, cluster, grid, overlap):
+def _launch_config(warps, shared_bytes, cluster, grid, stream, overlap):
+    """One object for each stream, never changed: threads may launch at the same time."""
     driver = _bindings("driver")
     made = driver.CUlaunchConfig()
     made.gridDimX, made.gridDimY, made.gridDimZ = grid
     made.blockDimX, made.blockDimY, made.blockDimZ = 32 * warps, 1, 1
     made.sharedMemBytes = shared_bytes
+    made.hStream = driver.CUstream(stream)
     attributes = []
     if cluster > 1:
         shape = driver.CUlaunchAttribute()
@@ -141,7 +150,7 @@ def _launch_config(warps, shared_bytes, cluster, grid, overlap):
 
 @functools.cache
 def _bindings(name):
-    """cuda.bindings.<name>, its library loaded."""
+    """cuda.bindings.<name>; nvrtc with its library loaded. Raises RuntimeError where one of them is missing."""
     try:
         if name == "nvrtc":
             from cuda.bindings import nvrtc

@@ -1,4 +1,4 @@
-"""The launch configuration, from batch size and the table's width alone; the launch."""
+"""The launch configuration, from the problem, the batch size, the table's width and the device alone; the launch."""
 
 import ctypes
 import functools
@@ -91,7 +91,8 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     Few rows: a cluster a row and KV head; of one sequence, or of rows that give a cluster two CTAs only, CTAs that fill
     an SM each.
     Many rows: CTAs as small as it takes to have all on the device at once; a row of over PART_BYTES is cut.
-    Bounds over LONG_BYTES, where lengths may differ most: planned shares, in any batch of more than one.
+    Bounds over LONG_BYTES, where lengths may differ most: planned shares; not of one sequence with 8 KV heads or more,
+    whose clusters are enough for the device.
     """
     rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
     row_bytes = longest * problem.tile_bytes // 16
@@ -242,7 +243,10 @@ def run(
     workspace,
     shape=None,
 ):
-    """Launch for arguments that `api` has checked. shape: instead of the one that `choose` gives."""
+    """Launch for arguments that `api` has checked. shape: instead of the one that `choose` gives, for tests.
+
+    Raises TypeError or ValueError for a workspace that does not fit, where the launch needs one.
+    """
     page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
     batch, head_dim = q.shape[0], q.shape[-1]
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
@@ -275,8 +279,14 @@ def _checked_workspace(workspace, needed, q):
     needed = math.ceil(needed / 16) * 16
     if workspace is None:
         return torch.zeros(needed, dtype=torch.uint8, device=q.device)
-    if workspace.dtype != torch.uint8 or workspace.device != q.device or not workspace.is_contiguous():
-        raise TypeError(f"workspace is {workspace.dtype} on {workspace.device}; expected one from make_workspace")
+    if workspace.dtype != torch.uint8:
+        raise TypeError(f"workspace is {workspace.dtype}; expected one from make_workspace, torch.uint8")
+    aligned = workspace.data_ptr() % 16 == 0 and workspace.numel() % 4 == 0
+    if workspace.device != q.device or not workspace.is_contiguous() or not aligned:
+        raise ValueError(
+            f"workspace has {workspace.numel()} bytes on {workspace.device}, strides {workspace.stride()}; expected a "
+            f"whole one from make_workspace on {q.device}"
+        )
     if workspace.numel() < needed:
         raise ValueError(
             f"workspace has {workspace.numel()} bytes; this call needs {needed}: make_workspace(batch=...)"

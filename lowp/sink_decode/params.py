@@ -2,6 +2,8 @@
 
 import ctypes
 
+LONGEST_WINDOW = 2**30  # more than any length, and still an int32 beside one
+
 
 class Params(ctypes.Structure):
     """config.cuh's Params."""
@@ -62,7 +64,7 @@ def params_of(
         slot_stride=slot_stride,
         k_scale_head=int(granularity(k_scale) == "head"),
         v_scale_head=int(granularity(v_scale) == "head"),
-        window_left=window_left,
+        window_left=min(window_left, LONGEST_WINDOW),
         q_token_stride=q.stride(1) * q.element_size() if q.dim() == 4 else 0,
     )
     if granularity(v_scale) == "token_head":

@@ -1,11 +1,12 @@
 """The commands as a user or a script calls them."""
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
 
-from flashinfer_patches import jit_cache
+from flashinfer_patches import jit_cache, locking
 from flashinfer_patches.errors import EXIT_CODES
 from fp8_sinks.cli import main
 from kernels_tests.flashinfer_patches.engine.worlds import (
@@ -74,8 +75,18 @@ def test_cache_commands(installed, tmp_path):
     assert json.loads(run("cache", "wipe", "--root", tmp_path / "caches", "--json").stdout) == {}
 
 
-@pytest.mark.parametrize("group", ["patch", "cache"])
-def test_help_names_every_exit_code_that_is_documented(group):
-    said = run(group, "--help").stdout
-    assert any(str(code) in said for code in EXIT_CODES.values())
+def test_what_was_wiped_before_a_locked_cache_is_said(tmp_path):
+    first, second = (jit_cache.make(tmp_path / name) for name in "ab")
+    with locking.held(tmp_path / ".b.lock", "builds m", 0):
+        done = run("cache", "wipe", "--root", tmp_path)
+    assert done.exit_code == EXIT_CODES["lock"] and "builds m" in done.stderr
+    assert done.stdout == f"{first}  0.0 MiB freed\n" and not first.exists() and second.exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "others"), [("patch", {"cache", "fetch", "build"}), ("cache", {"version", "superseded", "git", "fetch"})]
+)
+def test_help_names_the_exit_codes_of_its_commands(group, others):
+    told = {int(word) for word in re.findall(r"\b\d\d\b", run(group, "--help").stdout)}
+    assert told == {code for kind, code in EXIT_CODES.items() if kind not in others}
     assert all(f"{code} {kind}" in " ".join(run("--help").stdout.split()) for kind, code in EXIT_CODES.items())

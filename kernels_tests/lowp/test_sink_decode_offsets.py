@@ -1,0 +1,70 @@
+"""What the kernel is given to work on: offsets that it can reach, a workspace that fits; no GPU needed."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lowp.sink_decode import launch, sink_decode
+from lowp.sink_decode.inputs import Case, build
+from lowp.sink_decode.params import params_of
+
+SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
+
+
+def wide(changes):
+    """The arguments of a call whose tensors have no memory, some with other strides (of pages, heads, slots, dims)."""
+    case = dataclasses.replace(SMALL, granularity="token_head")
+    arguments = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in build(case).items()
+    }
+    for kind, (pages, strides) in changes.items():
+        for name in (f"k_{kind}", f"v_{kind}"):
+            old = arguments[name]
+            arguments[name] = torch.empty_strided((pages, *old.shape[1:]), strides, dtype=old.dtype, device="meta")
+    return arguments
+
+
+TOO_WIDE = {
+    "pages": ({"cache": (2**25 + 1, (2048, 1024, 64, 1)), "scale": (2**25 + 1, (32, 16, 1))}, "spans over 64 GiB"),
+    "heads": ({"cache": (8, (1024, 2**36, 64, 1)), "scale": (8, (32, 16, 1))}, "spans over 64 GiB"),
+    "slots": ({"cache": (8, (128, 64, 2**29, 1)), "scale": (8, (32, 16, 1))}, "a page's slots over 4 GiB"),
+    # fp32 scales that lie inside a cache's pages have the pages' stride
+    "scales": ({"cache": (2**21, (2**13, 2**12, 64, 1)), "scale": (2**21, (2**11, 2**10, 16))}, "spans over 8 GiB"),
+}
+
+
+@pytest.mark.parametrize("what", TOO_WIDE)
+def test_what_32_bit_offsets_do_not_reach_is_told(what):
+    changes, words = TOO_WIDE[what]
+    with pytest.raises(NotImplementedError, match=words):
+        sink_decode(**wide(changes))
+
+
+def test_a_window_longer_than_an_int32_is_full_attention():
+    arguments = build(SMALL)
+    for window_left, given in ((2**31 + 5, 2**30), (127, 127), (-1, -1)):
+        call = arguments | {"window_left": window_left, "out": arguments["q"], "lse": None}
+        assert params_of(**call).window_left == given
+    assert torch.equal(sink_decode(**arguments | {"window_left": 2**31 + 5}), sink_decode(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("workspace", "error", "words"),
+    [
+        (torch.zeros(16), TypeError, "workspace is torch.float32; expected"),
+        (torch.zeros(80, dtype=torch.uint8, device="meta"), ValueError, "80 bytes on meta"),
+        (torch.zeros(160, dtype=torch.uint8)[::2], ValueError, r"strides \(2,\)"),
+        (torch.zeros(96, dtype=torch.uint8)[4:], ValueError, "expected a whole one"),
+        (torch.zeros(81, dtype=torch.uint8), ValueError, "81 bytes"),
+        (torch.zeros(64, dtype=torch.uint8), ValueError, "workspace has 64 bytes; this call needs 80"),
+    ],
+    ids=["dtype", "device", "strides", "address", "size", "small"],
+)
+def test_a_workspace_that_does_not_fit_is_told(workspace, error, words):
+    q = torch.zeros(1)
+    with pytest.raises(error, match=words):
+        launch._checked_workspace(workspace, 70, q)
+    whole = torch.zeros(80, dtype=torch.uint8)
+    assert launch._checked_workspace(whole, 70, q) is whole
+    assert launch._checked_workspace(None, 70, q).tolist() == [0] * 80
