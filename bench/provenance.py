@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,8 @@ def redact(text: str) -> str:
     # The longest first: an environment inside the checkout is still $ENV.
     for place in sorted(places, key=len, reverse=True):
         if place != os.sep:
-            text = text.replace(place, places[place])
+            # A whole folder: not the beginning of another one's name.
+            text = re.sub(rf"{re.escape(place)}(?!\w|[.-]\w)", lambda _, name=places[place]: name, text)
     return text
 
 

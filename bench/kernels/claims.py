@@ -71,16 +71,18 @@ def claims(result: KernelsResult) -> list[Claim]:
             topic = f"{OURS} {kv_format} within {f'{slack:g}x ' if slack > 1 else ''}the law {where}"
             found += _claim(topic, of_kind, lambda row, slack=slack: _law_miss(row, ceiling, slack))
     quantised, base = rows.values()
-    found += _claim(
+    against_all = _claim(
         f"{OURS} {QUANTISED} faster than every other kernel's FP8 and BF16",
         [row for row in quantised if peers_at(result, row, QUANTISED) or peers_at(result, row, BASE)],
         lambda row: _not_faster(result, row),
     )
-    found += _claim(
+    against_base = _claim(
         f"{OURS} {BASE} not slower than any other kernel's BF16",
         [row for row in base if peers_at(result, row, BASE)],
         lambda row: _slower(result, row),
     )
+    found += [_but_for(one, result, (QUANTISED, BASE)) for one in against_all]
+    found += [_but_for(one, result, (BASE,)) for one in against_base]
     of_base = {row.shape: row for row in base}
     large = [row for row in quantised if row.shape in of_base and of_base[row.shape].kv_bytes >= GAIN_BYTES]
     found += _claim(
@@ -107,6 +109,13 @@ def _claim(topic: str, rows: list[KernelRow], miss: Callable[[KernelRow], str | 
     named = "; ".join(missed[:MOST_NAMED])
     rest = f"; and {len(missed) - MOST_NAMED} more" if len(missed) > MOST_NAMED else ""
     return [Claim(topic, False, f"at {len(missed)} of {shapes}: {named}{rest}")]
+
+
+def _but_for(claim: Claim, result: KernelsResult, formats: tuple[str, ...]) -> Claim:
+    """The claim, with the other kernels that failed at some shape and so were not compared there."""
+    failed = [row for row in result.rows if row.kernel != OURS and row.error and row.kv_format in formats]
+    names = ", ".join(dict.fromkeys(f"{row.kernel} {row.kv_format}" for row in failed))
+    return claim._replace(words=f"{claim.words}; not compared where they failed: {names}") if names else claim
 
 
 def _law_miss(row: KernelRow, ceiling: float, slack: float) -> str | None:

@@ -126,6 +126,9 @@ def _planned(kernel: peers.Kernel, shape: Shape) -> str:
 
 
 def _create(folder: Path, asked: Asked) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "request.json").exists():
+        what = f"{folder} is not empty, and holds no run of this bench"  # whose caches would be wiped
+        raise Problem("file", what, "choose another --run-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         results.write(asked, folder / "request.json")

@@ -23,6 +23,7 @@ from vllm_launch import machine
 from vllm_launch.errors import Problem
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE
 
+CEILING_SPREAD = 0.01  # of one GPU from run to run, with room
 CORES_A_BUILD = 3  # one of FlashInfer's modules is ten files to compile
 
 
@@ -66,6 +67,7 @@ def execute(request: Request) -> KernelsResult:
     begun = step(folder / "begun.json", Begun, lambda: _begin(request, wiped))
     if resumed:
         _check_same(begun.provenance, _provenance(request))
+        _check_same_ceiling(begun.read_ceiling_bytes_per_s, _ceiling(request))
     request = replace(request, kernels=_present(request.kernels, begun.left_out))
     broken = Broken({_key(one): f"not built: {one.error}" for one in begun.builds if one.error})
     rows = []
@@ -101,10 +103,7 @@ def _begin(request: Request, wiped: int) -> Begun:
             what = f"FlashInfer cannot be imported: {message(error)}"
             raise Problem("software", what, "install what it depends on: make setup DEVICE=gpu") from error
     left_out = _absent(request)
-    request.say("read ceiling")
-    from bench.kernels.ceiling import read_ceiling  # imports torch and Triton, which read the environment set before
-
-    ceiling = read_ceiling()
+    ceiling = _ceiling(request)
     request.done(f"{source.machine.name}, read ceiling {ceiling / 1e12:.3f} TB/s")
     return Begun(
         provenance=source,
@@ -113,6 +112,13 @@ def _begin(request: Request, wiped: int) -> Begun:
         builds=_builds(request, _present(request.kernels, left_out)),
         left_out=left_out,
     )
+
+
+def _ceiling(request: Request) -> float:
+    request.say("read ceiling")
+    from bench.kernels.ceiling import read_ceiling  # imports torch and Triton, which read the environment set before
+
+    return read_ceiling()
 
 
 def _provenance(request: Request) -> Provenance:
@@ -263,6 +269,16 @@ def _check_same(begun: Provenance, here: Provenance) -> None:
             "software",
             f"this run began with {then}; here is {today}",
             "go on with what it began with, or begin a new run: another --run-dir",
+        )
+
+
+def _check_same_ceiling(was: float, now: float) -> None:
+    """GPUs of one name differ by 3% in it, one GPU from run to run by far less."""
+    if abs(now / was - 1) > CEILING_SPREAD:
+        raise Problem(
+            "software",
+            f"this run began on a GPU that reads {was / 1e12:.3f} TB/s; this one reads {now / 1e12:.3f} TB/s",
+            "go on with the GPU that it began with, or begin a new run: another --run-dir",
         )
 
 

@@ -93,6 +93,16 @@ def test_a_call_of_ours_that_failed_meets_no_claim():
     assert found(row(LARGE, 65), no_base)[gain].words == "at 1 of 1 shape: 32 x 8,192 (bf16 failed)"
 
 
+def test_who_could_not_be_compared_is_named():
+    got = found(row(SMALL, 3.3), row(SMALL, 4.0, "bf16"), row(SMALL, 9.0, "bf16", "fa2-sinks"), a_failed_row(SMALL))
+    assert got["e4m3 faster than every other kernel's FP8 and BF16"] == (
+        f"{OURS} e4m3 faster than every other kernel's FP8 and BF16",
+        True,
+        "at 1 shape; not compared where they failed: xqa-sinks e4m3",
+    )
+    assert got["bf16 not slower than any other kernel's BF16"].words == "at 1 shape"
+
+
 def test_many_misses_are_counted():
     rows = [row(even(batch, 2048), 100.0) for batch in range(1, 7)]
     words = found(*rows)["e4m3 within the law on the grid"].words

@@ -75,6 +75,13 @@ def test_the_command_line_is_checked(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_something_else_is_refused(gpu_machine, tmp_path):
+    (tmp_path / "cache").mkdir()
+    refused = run("--run-dir", str(tmp_path))
+    assert refused.exit_code == 32 and "is not empty, and holds no run of this bench" in refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
 def test_a_run_is_resumed_with_what_it_was_asked(tmp_path):
     asked = command.Asked(kernels=["sink-decode"], shapes=["8x8192w127"])
     write(asked, tmp_path / "request.json")
@@ -154,6 +161,16 @@ def test_a_run_does_not_go_on_where_times_would_be_others(fake_device, change, w
     began = runs.provenance.collect()
     fake_device.patch.setattr(runs.provenance, "collect", lambda *_: began.model_copy(update=change(began)))
     with pytest.raises(Problem, match=rf"this run began with \w[^;]*; here is {words}[^,]*$"):
+        fake_device.execute(fake_device.kernel("a"))
+
+
+def test_a_run_does_not_go_on_with_another_gpu_of_the_same_name(fake_device):
+    fake_device.execute(fake_device.kernel("a"))
+    ceiling = sys.modules["bench.kernels.ceiling"]
+    fake_device.patch.setattr(ceiling, "read_ceiling", lambda: 4.03e12)
+    fake_device.execute(fake_device.kernel("a"))
+    fake_device.patch.setattr(ceiling, "read_ceiling", lambda: 4.1e12)
+    with pytest.raises(Problem, match=r"began on a GPU that reads 4\.000 TB/s; this one reads 4\.100 TB/s"):
         fake_device.execute(fake_device.kernel("a"))
 
 

@@ -34,6 +34,13 @@ TOO_WIDE = {
 }
 
 
+def test_a_batch_that_the_grid_cannot_hold_is_told():
+    arguments = build(SMALL)
+    many = {name: arguments[name][:1].expand(2**15 + 1, *arguments[name].shape[1:]) for name in ("q", "block_table")}
+    with pytest.raises(NotImplementedError, match="a batch of 32769; this kernel has up to 32768"):
+        sink_decode(**arguments | many)
+
+
 @pytest.mark.parametrize("what", TOO_WIDE)
 def test_what_32_bit_offsets_do_not_reach_is_told(what):
     changes, words = TOO_WIDE[what]

@@ -11,6 +11,7 @@ KV_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn:
 PAGE_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (64, 128)
 LARGEST_GROUP = 16
+MOST_SEQUENCES = 2**15  # the grid's y and z axes end at 65,535, and planned shares stand beside the sequences
 MOST_QUERY_TOKENS = 4
 MOST_COLUMNS = {64: 48, 128: 32}  # by head_dim: query heads of a KV head x query tokens
 LAYOUTS = ("NHD", "HND")
@@ -104,6 +105,8 @@ def _check_query(q, sinks):
             f"q has shape {tuple(q.shape)}; expected [batch, query_heads, head_dim] or "
             "[batch, query_tokens, query_heads, head_dim]"
         )
+    if q.shape[0] > MOST_SEQUENCES:
+        raise NotImplementedError(f"a batch of {q.shape[0]}; this kernel has up to {MOST_SEQUENCES}: split it")
     query_heads, head_dim = q.shape[-2:]
     if head_dim not in HEAD_DIMS:
         raise NotImplementedError(f"head_dim is {head_dim}; this kernel has {_words(HEAD_DIMS)}")
