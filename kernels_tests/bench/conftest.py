@@ -11,6 +11,7 @@ from bench.kernels import run as runs
 from bench.kernels.shape import even
 from flashinfer_patches.state import Status
 from kernels_tests.bench.samples import a_result
+from vllm_launch.errors import Problem
 
 SHAPES = (even(2, 512),)
 
@@ -18,6 +19,14 @@ SHAPES = (even(2, 512),)
 def a_status(state="applied") -> Status:
     patch_set = "0.6.14+0123456789ab" if state == "applied" else None
     return Status(target="/x", version="0.6.14", state=state, files={}, patch_set=patch_set, fingerprint="0" * 12)
+
+
+def refused(kernels=peers.KERNELS, named=False) -> Problem:
+    """What check() says of a machine that it refuses."""
+    with pytest.raises(Problem) as caught:
+        runs.check(kernels, named)
+    assert caught.value.kind == "software" and "\n" not in caught.value.message and caught.value.remedy
+    return caught.value
 
 
 @pytest.fixture
