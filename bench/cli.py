@@ -92,14 +92,16 @@ def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool
             say=lambda line: progress.update(task, description=line),
             done=progress.console.print,
         )
+        result = None
         try:
             result = execute(run, command=["fp8-sinks", *sys.argv[1:]])
         finally:
             if (folder / "result.json").exists():
                 path = _reports().write([folder / "result.json"], folder, name="report.md")
                 talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
-            verb = "serving" if execute is serving.execute else "accuracy"
-            talk.print(f"resume: fp8-sinks bench {verb} --resume {shlex.quote(str(folder))}", soft_wrap=True)
+            if result is None:
+                verb = "serving" if execute is serving.execute else "accuracy"
+                talk.print(f"resume: fp8-sinks bench {verb} --resume {shlex.quote(str(folder))}", soft_wrap=True)
     _gate(result)
 
 
