@@ -7,17 +7,17 @@ from flashinfer.attention import BatchAttentionWithAttentionSinkWrapper
 from kernels_tests.flashinfer_patches.cases import HEAD_DIM, KV_HEADS, QO_HEADS, Cache
 
 
+def _geometry(cache: Cache) -> tuple:
+    """What both plans are told of a cache."""
+    pages = cache.indptr, cache.indices, cache.last_page_len
+    return *pages, QO_HEADS, KV_HEADS, cache.head_dim, cache.page_size
+
+
 def plan_decode(workspace, cache: Cache, *, q_type=torch.bfloat16, use_sinks=True, wrapper=None, **options):
     """A decode wrapper planned for a cache; options go to plan()."""
     wrapper = wrapper or BatchDecodeWithPagedKVCacheWrapper(workspace, cache.layout, use_tensor_cores=True)
     wrapper.plan(
-        cache.indptr,
-        cache.indices,
-        cache.last_page_len,
-        QO_HEADS,
-        KV_HEADS,
-        cache.head_dim,
-        cache.page_size,
+        *_geometry(cache),
         q_data_type=q_type,
         kv_data_type=cache.k.dtype,
         **({"use_sinks": True} if use_sinks else {}),
@@ -31,13 +31,7 @@ def plan_prefill(workspace, cache: Cache, per_request: list[int], *, wrapper=Non
     wrapper = wrapper or BatchPrefillWithPagedKVCacheWrapper(workspace, cache.layout)
     wrapper.plan(
         torch.tensor([0, *per_request], device=cache.k.device).cumsum(0).int(),
-        cache.indptr,
-        cache.indices,
-        cache.last_page_len,
-        QO_HEADS,
-        KV_HEADS,
-        cache.head_dim,
-        cache.page_size,
+        *_geometry(cache),
         causal=True,
         kv_data_type=cache.k.dtype,
         **({"q_data_type": torch.bfloat16} | options),

@@ -7,45 +7,45 @@ import torch
 
 from kernels_tests.lowp import tight
 from lowp.sink_decode import launch, reference, sink_decode
-from lowp.sink_decode.launch import Shape
+from lowp.sink_decode.launch import Launch
 
 # Every form, and an odd cluster; stages and CTAs an SM are cut down to what fits.
-SHAPES = {
+LAUNCHES = {
     "chosen": None,
-    "cluster 8": Shape(8, 3, 2, 2, cluster=8),
-    "cluster 8, long steps": Shape(8, 3, 4, 1, cluster=8),
-    "cluster 8, six slots": Shape(8, 6, 2, 1, cluster=8),
-    "cluster 5": Shape(4, 3, 2, 4, cluster=5),
-    "one CTA, 2 warps": Shape(2, 3, 2, 8, cluster=1),
-    "planned": Shape(8, 3, 2, 2, cluster=0),
-    "planned, 4 warps": Shape(4, 3, 2, 4, cluster=0),
-    "planned, 2 warps": Shape(2, 2, 2, 8, cluster=0),
+    "cluster 8": Launch(8, 3, 2, 2, cluster=8),
+    "cluster 8, long steps": Launch(8, 3, 4, 1, cluster=8),
+    "cluster 8, six slots": Launch(8, 6, 2, 1, cluster=8),
+    "cluster 5": Launch(4, 3, 2, 4, cluster=5),
+    "one CTA, 2 warps": Launch(2, 3, 2, 8, cluster=1),
+    "planned": Launch(8, 3, 2, 2, cluster=0),
+    "planned, 4 warps": Launch(4, 3, 2, 4, cluster=0),
+    "planned, 2 warps": Launch(2, 2, 2, 8, cluster=0),
 }
 
 
-def run(arguments, shape=None, **more):
-    """(out, lse) of the kernel in the chosen launch, or in `shape` as far as it fits; both poisoned before."""
+def run(arguments, fixed=None, **more):
+    """(out, lse) of the kernel in the chosen launch, or in `fixed` as far as it fits; both poisoned before."""
     q = arguments["q"]
     out, lse = torch.full_like(q, math.nan), torch.full(q.shape[:-1], math.nan, device=q.device)
-    if shape is None:
+    if fixed is None:
         sink_decode(**arguments, out=out, lse=lse, **more)
         return out, lse
     more.setdefault("workspace", None)
-    launch.run(**arguments, out=out, lse=lse, shape=fitted(arguments, shape), **more)
+    launch.run(**arguments, out=out, lse=lse, fixed=fitted(arguments, fixed), **more)
     return out, lse
 
 
-def fitted(arguments, shape):
-    """The shape as far as the device and the problem allow; skips where it needs clusters that the device lacks."""
+def fitted(arguments, fixed):
+    """The launch as far as the device and the problem allow; skips where it needs clusters that the device lacks."""
     device = launch.device_of(arguments["q"].device)
-    if shape.cluster > 1 and not device.clusters:
+    if fixed.cluster > 1 and not device.clusters:
         pytest.skip(f"{device.arch} has no clusters")
     names = ("q", "k_cache", "k_scale", "v_scale", "layout", "window_left")
-    return launch.fit(launch.problem_of(*(arguments[name] for name in names)), shape, device)
+    return launch.fit(launch.problem_of(*(arguments[name] for name in names)), fixed, device)
 
 
-def check(arguments, shape=None, **more):
-    out, lse = run(arguments, shape, **more)
+def check(arguments, fixed=None, **more):
+    out, lse = run(arguments, fixed, **more)
     exact, exact_lse = reference(**arguments)
     assert tight.problems(out, exact) == []
     error = (lse.double() - exact_lse).abs().nan_to_num(nan=math.inf)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lowp.formats import amax_scale, quantize
 from lowp.sink_decode import reference, sink_decode
 from lowp.sink_decode.inputs import POISON_PAGE, Case, build
 
+REPO = Path(__file__).resolve().parents[2]
 SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
 
 
@@ -271,3 +274,11 @@ def test_combinations_that_are_not_built_are_told():
     arguments = build(dataclasses.replace(SMALL, query_heads=34))
     with pytest.raises(NotImplementedError, match="34 query heads over 2 KV heads"):
         sink_decode(**arguments)
+
+
+def test_the_readmes_example_runs():
+    """On a CPU, where the reference computes."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (REPO / "README.md").read_text(), re.M | re.S)
+    names = {}
+    exec(code.replace('"cuda"', '"cpu"'), names)
+    assert names["out"].shape == (4, 64, 64) and names["out"].isfinite().all()

@@ -75,13 +75,13 @@ def resources(config: build.Config, folder) -> tuple[int, int]:
     return int(registers[1]), int(spilled[1]) + int(spilled[2])
 
 
-def check(problem, shape, device, folder):
-    config = launch.config_of(problem, shape, device.arch)
+def check(problem, one, device, folder):
+    config = launch.config_of(problem, one, device.arch)
     registers, spilled = resources(config, folder)
     assert spilled == 0
     assert config.shared_bytes <= device.shared_per_cta
-    assert shape.min_ctas * (config.shared_bytes + 1024) <= device.shared_per_sm
-    assert shape.min_ctas * shape.warps * 32 * registers <= REGISTERS
+    assert one.min_ctas * (config.shared_bytes + 1024) <= device.shared_per_sm
+    assert one.min_ctas * one.warps * 32 * registers <= REGISTERS
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
@@ -101,18 +101,18 @@ def test_the_first_launch_compiles(problem, tmp_path):
 @pytest.mark.parametrize("arch", DEVICES)
 def test_every_launch_compiles(arch, problem, tmp_path):
     device = DEVICES[arch]
-    for shape in launches(problem, device):
-        check(problem, shape, device, tmp_path)
+    for one in launches(problem, device):
+        check(problem, one, device, tmp_path)
 
 
 @pytest.mark.parametrize("arch", DEVICES)
 def test_the_launch_depends_on_batch_and_width_alone(arch):
     device = DEVICES[arch]
-    assert all(shape.cluster == 0 for shape in launches(GPT_OSS, device)) == (not device.clusters)
+    assert all(one.cluster == 0 for one in launches(GPT_OSS, device)) == (not device.clusters)
     for batch, kv_heads in itertools.product((1, 3, 33, 700), (1, 2, 8, 80)):
-        shape = launch.choose(GPT_OSS, batch, kv_heads, 131_072, device)
-        assert 0 <= shape.cluster <= 8 and shape.stages >= 2
-        needed = kv_heads * launch.shares_of(shape, kv_heads, device)
+        one = launch.choose(GPT_OSS, batch, kv_heads, 131_072, device)
+        assert 0 <= one.cluster <= 8 and one.stages >= 2
+        needed = kv_heads * launch.shares_of(one, kv_heads, device)
         assert launch.workspace_bytes(batch, 8 * kv_heads, kv_heads, 64, device) >= needed * (8 * 66 * 4) + 4 * batch
 
 

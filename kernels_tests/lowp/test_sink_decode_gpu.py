@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
-from kernels_tests.lowp.on_gpu import SHAPES, check, run
+from kernels_tests.lowp.on_gpu import LAUNCHES, check, run
 from lowp.sink_decode import launch, make_workspace, reference, sink_decode
 from lowp.sink_decode.inputs import Case, build
 
@@ -36,21 +36,21 @@ def combinations(count):
             window_left=draw.choice([-1, -1, 0, 15, 127, 800]),
             seed=seed,
         )
-        yield case, draw.choice(list(SHAPES))
+        yield case, draw.choice(list(LAUNCHES))
 
 
 @pytest.mark.parametrize(
-    ("case", "shape"), list(combinations(72)), ids=lambda value: None if isinstance(value, Case) else value
+    ("case", "fixed"), list(combinations(72)), ids=lambda value: None if isinstance(value, Case) else value
 )
-def test_combinations(case, shape):
-    check(build(case, "cuda"), SHAPES[shape])
+def test_combinations(case, fixed):
+    check(build(case, "cuda"), LAUNCHES[fixed])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fixed", LAUNCHES)
 @pytest.mark.parametrize("kv_format", ["e4m3", "bf16"])
 @pytest.mark.parametrize("window_left", [-1, 127])
-def test_odd_lengths(shape, kv_format, window_left):
-    check(build(Case(ODD, kv_format=kv_format, granularity="head", window_left=window_left), "cuda"), SHAPES[shape])
+def test_odd_lengths(fixed, kv_format, window_left):
+    check(build(Case(ODD, kv_format=kv_format, granularity="head", window_left=window_left), "cuda"), LAUNCHES[fixed])
 
 
 STRESS = {
@@ -62,10 +62,10 @@ STRESS = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fixed", LAUNCHES)
 @pytest.mark.parametrize("stress", STRESS)
-def test_stress(shape, stress):
-    check(build(Case((3000, 2047, 777, 0), **STRESS[stress]), "cuda"), SHAPES[shape])
+def test_stress(fixed, stress):
+    check(build(Case((3000, 2047, 777, 0), **STRESS[stress]), "cuda"), LAUNCHES[fixed])
 
 
 @pytest.mark.parametrize("factor", [1e6, 1e-6, 1e30])
@@ -87,9 +87,9 @@ def test_queries_beyond_fp16(factor, kv_format):
         (30000, 30001),
     ],
 )
-@pytest.mark.parametrize("shape", ["chosen", "planned, 2 warps"])
-def test_ragged_batches(lengths, shape):
-    check(build(Case(lengths, granularity="head", poison=False), "cuda"), SHAPES[shape])
+@pytest.mark.parametrize("fixed", ["chosen", "planned, 2 warps"])
+def test_ragged_batches(lengths, fixed):
+    check(build(Case(lengths, granularity="head", poison=False), "cuda"), LAUNCHES[fixed])
 
 
 def test_one_long_row_over_one_kv_head():
@@ -105,13 +105,13 @@ def test_every_launch_that_is_chosen(batch, window_left, max_length):
     check(build(Case(lengths, window_left=window_left, max_length=max_length), "cuda"))
 
 
-@pytest.mark.parametrize("shape", ["chosen", "cluster 8", "planned, 2 warps"])
-def test_a_graph_sees_other_lengths_tables_and_content(shape):
+@pytest.mark.parametrize("fixed", ["chosen", "cluster 8", "planned, 2 warps"])
+def test_a_graph_sees_other_lengths_tables_and_content(fixed):
     case = Case((2000, 17, 1000, 0) * 6, granularity="head", max_length=4096, poison=False)
     arguments = build(case, "cuda")
     out, lse = torch.empty_like(arguments["q"]), torch.empty(arguments["q"].shape[:2], device="cuda")
     more = {"out": out, "lse": lse, "workspace": make_workspace(24, 64, 8, 64, "cuda")}
-    call = sink_decode if SHAPES[shape] is None else lambda **a: launch.run(**a, shape=SHAPES[shape])
+    call = sink_decode if LAUNCHES[fixed] is None else lambda **a: launch.run(**a, fixed=LAUNCHES[fixed])
     call(**arguments, **more)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -132,13 +132,13 @@ def test_a_graph_sees_other_lengths_tables_and_content(shape):
         assert (lse.double() - exact_lse).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_bits_every_time(shape):
+@pytest.mark.parametrize("fixed", LAUNCHES)
+def test_the_same_bits_every_time(fixed):
     arguments = build(Case((9000, *(700,) * 20), granularity="head", poison=False), "cuda")
     more = {"workspace": make_workspace(21, 64, 8, 64, "cuda")}
-    first, first_lse = run(arguments, SHAPES[shape], **more)
+    first, first_lse = run(arguments, LAUNCHES[fixed], **more)
     for _ in range(20):
-        out, lse = run(arguments, SHAPES[shape], **more)
+        out, lse = run(arguments, LAUNCHES[fixed], **more)
         assert torch.equal(out, first) and torch.equal(lse, first_lse)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
-from kernels_tests.lowp.on_gpu import SHAPES, check, fitted, run
+from kernels_tests.lowp.on_gpu import LAUNCHES, check, fitted, run
 from lowp.sink_decode import launch, make_workspace, reference, sink_decode
 from lowp.sink_decode.inputs import Case, build
 
@@ -59,16 +59,16 @@ def combinations(count, tokens):
             query_tokens=query_tokens,
             seed=seed,
         )
-        yield case, draw.choice(list(SHAPES))
+        yield case, draw.choice(list(LAUNCHES))
 
 
 @pytest.mark.parametrize(
-    ("case", "shape"),
+    ("case", "fixed"),
     [*combinations(48, tokens=False), *combinations(72, tokens=True)],
     ids=lambda value: None if isinstance(value, Case) else value,
 )
-def test_combinations(case, shape):
-    check(build(case, "cuda"), SHAPES[shape])
+def test_combinations(case, fixed):
+    check(build(case, "cuda"), LAUNCHES[fixed])
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -99,12 +99,12 @@ def test_query_tokens(head_dim, group, query_tokens, kv_format):
     check(build(dataclasses.replace(case, window_left=31), "cuda"))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fixed", LAUNCHES)
 @pytest.mark.parametrize("window_left", [-1, 2, 127])
 @pytest.mark.parametrize("sinks", ["near", -math.inf, 1e4])
-def test_query_tokens_in_every_launch(shape, window_left, sinks):
+def test_query_tokens_in_every_launch(fixed, window_left, sinks):
     case = Case((3, 0, 1, 15, 16, 17, 2047, 2500), window_left=window_left, sinks=sinks, query_tokens=4)
-    check(build(case, "cuda"), SHAPES[shape])
+    check(build(case, "cuda"), LAUNCHES[fixed])
 
 
 @pytest.mark.parametrize("lengths", [(20001, *(512,) * 20, 3, 0), (30000, 30001), (140_001, 5), (700,) * 140])
@@ -143,16 +143,16 @@ def test_strided_query_tokens_are_taken_as_they_are():
     check(arguments | {"q": wide[:, 1:, 2:18]})
 
 
-@pytest.mark.parametrize("shape", ["chosen", "cluster 8", "planned, 2 warps"])
+@pytest.mark.parametrize("fixed", ["chosen", "cluster 8", "planned, 2 warps"])
 @pytest.mark.parametrize("granularity", ["head", "channel"])
-def test_a_graph_sees_other_lengths(shape, granularity):
+def test_a_graph_sees_other_lengths(fixed, granularity):
     case = Case((2000, 17, 1000, 2) * 4, kv_format="int8", granularity=granularity, v_granularity="head", poison=False)
     case = dataclasses.replace(case, max_length=4096, query_tokens=3)
     arguments = build(case, "cuda")
     out, lse = torch.empty_like(arguments["q"]), torch.empty(arguments["q"].shape[:-1], device="cuda")
     more = {"out": out, "lse": lse, "workspace": make_workspace(16, 64, 8, 64, "cuda", query_tokens=3)}
-    fit = SHAPES[shape] and fitted(arguments, SHAPES[shape])
-    call = sink_decode if fit is None else lambda **a: launch.run(**a, shape=fit)
+    fit = LAUNCHES[fixed] and fitted(arguments, LAUNCHES[fixed])
+    call = sink_decode if fit is None else lambda **a: launch.run(**a, fixed=fit)
     call(**arguments, **more)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -170,11 +170,11 @@ def test_a_graph_sees_other_lengths(shape, granularity):
         assert (lse.double() - exact_lse).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_bits_every_time(shape):
+@pytest.mark.parametrize("fixed", LAUNCHES)
+def test_the_same_bits_every_time(fixed):
     case = Case((9000, *(700,) * 20), kv_format="int8", granularity="channel", v_granularity="token_head", poison=False)
     arguments = build(dataclasses.replace(case, query_tokens=4), "cuda")
-    first, first_lse = run(arguments, SHAPES[shape])
+    first, first_lse = run(arguments, LAUNCHES[fixed])
     for _ in range(10):
-        out, lse = run(arguments, SHAPES[shape])
+        out, lse = run(arguments, LAUNCHES[fixed])
         assert torch.equal(out, first) and torch.equal(lse, first_lse)

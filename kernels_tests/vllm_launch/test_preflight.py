@@ -13,25 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from fp8_sinks.cli import main
+from kernels_tests.vllm_launch import machines
+from kernels_tests.vllm_launch.machines import GIB
 from vllm_launch import model, plan, preflight, profile, server
 from vllm_launch.errors import EXIT_CODES, Problem
-from vllm_launch.machine import GpuProcess, Machine, family_of
+from vllm_launch.machine import GpuProcess, family_of
 
-GIB = 1 << 30
-CPU = Machine(
-    family="cpu", name="a CPU", gpus=0, driver=None, cores=2, total_bytes=24 * GIB, free_bytes=20 * GIB,
-    unified=False, gpu_processes=[],
-)  # fmt: skip
-H200 = CPU.model_copy(
-    update={
-        "family": "sm90",
-        "name": "NVIDIA H200",
-        "gpus": 1,
-        "total_bytes": 140 * GIB,
-        "free_bytes": 139 * GIB,
-        "gpu_processes": [GpuProcess(pid=os.getpid(), used_bytes=60 * GIB)],
-    }
-)
+CPU = machines.HOST
+H200 = machines.H200.model_copy(update={"gpu_processes": [GpuProcess(pid=os.getpid(), used_bytes=60 * GIB)]})
 
 
 @pytest.fixture

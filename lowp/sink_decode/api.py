@@ -86,10 +86,13 @@ def sink_decode(
 
 
 def make_workspace(batch, query_heads, kv_heads, head_dim, device, query_tokens=1):
-    """Zeroed scratch memory for calls on one stream: a uint8 tensor.
+    """Zeroed scratch memory for calls on one stream: a uint8 tensor on `device`; empty on a CPU, which needs none.
 
-    The calls have up to `batch` sequences of any length, with up to `query_tokens` query tokens each.
+    The calls have up to `batch` sequences of any length, with up to `query_tokens` query tokens each. Raises
+    NotImplementedError for a GPU below sm_80.
     """
+    if torch.device(device).type == "cpu":
+        return torch.zeros(0, dtype=torch.uint8)
     from lowp.sink_decode import launch
 
     found = launch.device_of(torch.device(device))

@@ -53,7 +53,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Launch:
     """A launch: warps a CTA, ring slots a warp, tiles of 16 tokens a step, CTAs an SM at least, CTAs that share a row.
 
     cluster 0: shares are planned on the device; 1: one CTA a row and KV head. overlap: the kernel may be launched
@@ -85,7 +85,7 @@ def device_of(device: torch.device) -> Device:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Shape:
+def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Launch:
     """The launch for a batch whose sequences have up to `longest` tokens. Figures behind the rules: NOTES.md.
 
     Few rows: a cluster a row and KV head; of one sequence, or of rows that give a cluster two CTAs only, CTAs that fill
@@ -105,29 +105,29 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
         cluster = min(8, math.ceil(row_bytes / PART_BYTES))
     ctas = rows * max(1, cluster)
     if ctas <= 2 * device.sms:
-        return fit(problem, Shape(8, 3, tiles, 2, cluster), device)
+        return fit(problem, Launch(8, 3, tiles, 2, cluster), device)
     short = cluster == 1 or (cluster == 0 and row_bytes <= PART_BYTES)
     two_warps = short and (4 * device.sms < ctas <= 8 * device.sms or ctas > 12 * device.sms)
-    return fit(problem, Shape(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster), device)
+    return fit(problem, Launch(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster), device)
 
 
 def _few_rows(problem, rows, row_bytes, device):
     tiles = max(1, STEP_BYTES // problem.tile_bytes)
     if 3 * device.sms / 4 < 8 * rows <= 2 * device.sms:
-        return Shape(4, 3, tiles, 4, 8)  # small CTAs: where one of the rows is long, the others soon leave it the SMs
+        return Launch(4, 3, tiles, 4, 8)  # small CTAs: where one of the rows is long, the others soon leave it the SMs
     # Not all clusters of over 2 CTAs fit a whole device at once, since GPCs differ: a quarter is left.
     cluster = max(2, min(8, 3 * device.sms // (4 * rows)))
     steps = row_bytes / (STEP_BYTES * 8 * cluster)  # of a warp
     if steps <= 2:
-        return Shape(8, 3, tiles, 2, cluster)
+        return Launch(8, 3, tiles, 2, cluster)
     overlap = steps <= 32  # the next kernel's clusters, placed beside this one's, would crowd some GPCs for long
-    deep = Shape(8, 3, 2 * tiles, 1, cluster, overlap) if steps > 4 else Shape(8, 6, tiles, 1, cluster, overlap)
+    deep = Launch(8, 3, 2 * tiles, 1, cluster, overlap) if steps > 4 else Launch(8, 6, tiles, 1, cluster, overlap)
     fits = shared_bytes(problem, deep) <= device.shared_per_cta
-    return deep if fits else Shape(8, 3, tiles, 1, cluster, overlap)
+    return deep if fits else Launch(8, 3, tiles, 1, cluster, overlap)
 
 
-def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
-    """The shape with as few ring slots and CTAs an SM as registers and shared memory make it.
+def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
+    """The launch with as few ring slots and CTAs an SM as registers and shared memory make it.
 
     Raises NotImplementedError where not even the least fits.
     """
@@ -137,16 +137,16 @@ def fit(problem: Problem, shape: Shape, device: Device) -> Shape:
     one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
     warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
     if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
-        shape = replace(shape, tiles=1, stages=shape.stages * shape.tiles)
-    least = max(2, math.ceil(_exchange_bytes(problem) / slot_bytes(problem, shape)))
-    for stages in range(max(shape.stages, least), least - 1, -1):
-        one = replace(shape, stages=stages, min_ctas=1)
+        launch = replace(launch, tiles=1, stages=launch.stages * launch.tiles)
+    least = max(2, math.ceil(_exchange_bytes(problem) / slot_bytes(problem, launch)))
+    for stages in range(max(launch.stages, least), least - 1, -1):
+        one = replace(launch, stages=stages, min_ctas=1)
         needed = shared_bytes(problem, one)
         if needed <= device.shared_per_cta:
-            ctas = min(shape.min_ctas, warps_per_sm // shape.warps, device.shared_per_sm // (needed + 1024))
+            ctas = min(launch.min_ctas, warps_per_sm // launch.warps, device.shared_per_sm // (needed + 1024))
             return replace(one, min_ctas=max(1, ctas))
-    if shape.warps > 2:
-        return fit(problem, replace(shape, warps=shape.warps // 2, stages=3), device)
+    if launch.warps > 2:
+        return fit(problem, replace(launch, warps=launch.warps // 2, stages=3), device)
     raise NotImplementedError(f"{problem} does not fit {device.shared_per_cta} bytes of shared memory")
 
 
@@ -154,21 +154,21 @@ def _exchange_bytes(problem):
     return 8 * problem.group_tiles * (problem.head_dim + 4) * 4
 
 
-def slot_bytes(problem: Problem, shape: Shape) -> int:
+def slot_bytes(problem: Problem, launch: Launch) -> int:
     """One slot of a warp's ring (load.cuh)."""
-    return shape.tiles * (problem.tile_bytes + (128 if problem.token_scales else 0))
+    return launch.tiles * (problem.tile_bytes + (128 if problem.token_scales else 0))
 
 
-def shared_bytes(problem: Problem, shape: Shape) -> int:
+def shared_bytes(problem: Problem, launch: Launch) -> int:
     """Shared memory of a CTA (merge.cuh)."""
     heads = 8 * problem.group_tiles
-    used = shape.warps * shape.stages * slot_bytes(problem, shape) + heads * shape.warps * 8 + heads * 4
+    used = launch.warps * launch.stages * slot_bytes(problem, launch) + heads * launch.warps * 8 + heads * 4
     tile_halves = problem.group_tiles * problem.head_dim // 64
     used += 1024 * tile_halves if tile_halves > 5 else 0  # the query (config.cuh)
-    if shape.cluster > 1:
-        slice_floats = math.ceil(heads * problem.head_dim / 4 / shape.cluster) * 4
-        return used + shape.cluster * (slice_floats * 4 + heads * 8) + 8
-    return used if shape.cluster == 1 else used + 4
+    if launch.cluster > 1:
+        slice_floats = math.ceil(heads * problem.head_dim / 4 / launch.cluster) * 4
+        return used + launch.cluster * (slice_floats * 4 + heads * 8) + 8
+    return used if launch.cluster == 1 else used + 4
 
 
 def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> Problem:
@@ -185,7 +185,7 @@ def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> P
     )
 
 
-def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
+def config_of(problem: Problem, launch: Launch, arch: str) -> Config:
     """The build of a problem and a launch."""
     return Config(
         arch=arch,
@@ -199,19 +199,19 @@ def config_of(problem: Problem, shape: Shape, arch: str) -> Config:
         token_scales=problem.token_scales,
         channel_scales=problem.channel_scales,
         window=problem.window,
-        warps=shape.warps,
-        stages=shape.stages,
-        tiles=shape.tiles,
-        cluster=shape.cluster,
-        min_ctas=shape.min_ctas,
-        shared_bytes=shared_bytes(problem, shape),
+        warps=launch.warps,
+        stages=launch.stages,
+        tiles=launch.tiles,
+        cluster=launch.cluster,
+        min_ctas=launch.min_ctas,
+        shared_bytes=shared_bytes(problem, launch),
     )
 
 
 # ---- planned shares: scratch memory
-def shares_of(shape: Shape, kv_heads: int, device: Device) -> int:
+def shares_of(launch: Launch, kv_heads: int, device: Device) -> int:
     """CTAs for the parts of long rows, a KV head: as many as the device holds at once."""
-    return max(1, device.sms * shape.min_ctas // kv_heads)
+    return max(1, device.sms * launch.min_ctas // kv_heads)
 
 
 def _partial_bytes(group_tiles, head_dim):
@@ -241,9 +241,9 @@ def run(
     out,
     lse,
     workspace,
-    shape=None,
+    fixed=None,
 ):
-    """Launch for arguments that `api` has checked. shape: instead of the one that `choose` gives, for tests.
+    """Launch for arguments that `api` has checked. fixed: a Launch instead of the one that `choose` gives, for tests.
 
     Raises TypeError or ValueError for a workspace that does not fit, where the launch needs one.
     """
@@ -254,13 +254,13 @@ def run(
     problem = problem_of(q, k_cache, k_scale, v_scale, layout, window_left)
     width = block_table.shape[1]
     longest = width * page_size if window_left < 0 else min(width * page_size, window_left + problem.query_tokens)
-    shape = shape or choose(problem, batch, kv_heads, longest, device)
+    launch = fixed or choose(problem, batch, kv_heads, longest, device)
     params = params_of(
         q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, k_scale, v_scale, layout, out, lse
     )
-    grid = (kv_heads, shape.cluster, batch)
-    if shape.cluster == 0:
-        shares = shares_of(shape, kv_heads, device)
+    grid = (kv_heads, launch.cluster, batch)
+    if launch.cluster == 0:
+        shares = shares_of(launch, kv_heads, device)
         grid = (kv_heads, shares + batch, 1)
         needed = kv_heads * shares * _partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
         workspace = _checked_workspace(workspace, needed, q)
@@ -268,11 +268,11 @@ def run(
         params.partials = workspace.data_ptr()
         params.arrived = workspace.data_ptr() + workspace.numel() - batch * kv_heads * 4
     with torch.cuda.device(q.device):
-        config = config_of(problem, shape, device.arch)
+        config = config_of(problem, launch, device.arch)
         kernel = build.function(config, q.device.index)
         addresses = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         stream = torch.cuda.current_stream().cuda_stream
-        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, shape.overlap and device.clusters)
+        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, launch.overlap and device.clusters)
 
 
 def _checked_workspace(workspace, needed, q):
