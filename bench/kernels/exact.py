@@ -16,6 +16,7 @@ def looked_at(count: int, most: int) -> list[int]:
 def attention(inputs: Inputs, kv_format: str, layer: int, row: int, *, sinks: bool) -> torch.Tensor:
     """One request's exact output over its cache as stored in kv_format, float64 [query heads, head_dim].
 
+    Not lowp's reference on purpose: that one belongs to a kernel that is measured here.
     out_h = sum_j e^(s_hj) v_j / (e^sink_h + sum_j e^(s_hj)) with s_hj = sm_scale q_h . k_j, where query head h reads
     KV head h // group, over the tokens j that are read. Without sinks the denominator is the sum alone.
     """

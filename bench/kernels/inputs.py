@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.kernels.grid import GEOMETRY
+from bench.kernels.grid import FORMAT_BYTES, GEOMETRY
 from bench.kernels.shape import Shape
-
-DTYPES = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
-E4M3_MAX = 448.0
+from lowp.formats import quantize
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ def build(shape: Shape, layers: int, device: str = "cuda", seed: int = 0) -> Inp
     def randn(*size) -> torch.Tensor:
         return torch.randn(size, generator=random, device=device, dtype=torch.bfloat16)
 
-    def stored(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return values if dtype == values.dtype else values.clamp(-E4M3_MAX, E4M3_MAX).to(dtype)
+    def stored(values: torch.Tensor, kv_format: str) -> torch.Tensor:
+        return values if kv_format == "bf16" else quantize(values, kv_format).values
 
     exact = [(randn(*size), randn(*size)) for _ in range(layers)]
     q = [randn(shape.batch, GEOMETRY.query_heads, shape.head_dim) for _ in range(layers)]
@@ -54,7 +52,7 @@ def build(shape: Shape, layers: int, device: str = "cuda", seed: int = 0) -> Inp
     return Inputs(
         shape=shape,
         q=q,
-        caches={name: [(stored(k, dtype), stored(v, dtype)) for k, v in exact] for name, dtype in DTYPES.items()},
+        caches={name: [(stored(k, name), stored(v, name)) for k, v in exact] for name in FORMAT_BYTES},
         out=[torch.empty_like(one) for one in q],
         block_table=table,
         seq_lens=torch.tensor(shape.lengths, dtype=torch.int32, device=device),

@@ -11,6 +11,7 @@ import torch
 
 from bench.kernels import exact, inputs, peers, vllm_peers
 from bench.kernels.shape import Shape, even
+from lowp.formats import FORMATS
 from lowp.sink_decode import reference
 
 SHAPES = [Shape((300, 16, 100)), even(2, 200, window_left=127), even(1, 40, head_dim=128)]
@@ -102,7 +103,7 @@ def test_fa3(vllm, shape, kv_format, setting):
     fp8 = kv_format == "e4m3"
     assert (0.01 < error < 0.06) if fp8 else (1e-3 < error < 2.5e-3)
     first, second = vllm.seen["flash_attn_varlen_func"]
-    assert first["q"].dtype == first["k"].dtype == inputs.DTYPES[kv_format] and first["q"] is not second["q"]
+    assert first["q"].dtype == first["k"].dtype == FORMATS[kv_format].dtype and first["q"] is not second["q"]
     scales = [first[f"{name}_descale"] for name in "qkv"]
     assert all(one.shape == (shape.batch, 8) and (one == 1).all() for one in scales) if fp8 else scales == [None] * 3
     planned = vllm.seen["get_scheduler_metadata"]

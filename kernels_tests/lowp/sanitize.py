@@ -1,4 +1,4 @@
-"""Every launch that the heuristic can choose, on small inputs, for a run under compute-sanitizer:
+"""Every launch that is chosen for gpt-oss on an H200, and every form of the kernel, for a run under compute-sanitizer:
 
 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool racecheck --error-exitcode 9 python -m kernels_tests.lowp.sanitize
@@ -14,6 +14,12 @@ CASES = [
     Case((300,)),
     Case((600,), max_length=8192),
     Case((600,), max_length=40000),
+    Case((600,), max_length=131072),
+    Case((300,) * 5, max_length=2048),
+    Case((300,) * 5, max_length=4096),
+    Case((100,) * 16, max_length=16384),
+    Case((200,) * 24, max_length=16384),
+    Case((200,) * 64, max_length=32768),
     Case((5000, 17, 4200), max_length=40000, query_heads=8, kv_heads=1),
     Case((300, 1, 0), layout="NHD", granularity="token_head", page_size=32),
     Case((70,) * 8, window_left=31),

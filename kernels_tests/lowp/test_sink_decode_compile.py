@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from lowp.sink_decode import build, launch
+from kernels_tests.lowp import sanitize
+from lowp.sink_decode import build, inputs, launch
 from lowp.sink_decode.launch import Device, Problem
 
 NVCC = shutil.which("nvcc")
@@ -105,8 +106,18 @@ def test_every_launch_compiles(arch, problem, tmp_path):
         check(problem, one, device, tmp_path)
 
 
+def test_the_sanitizers_see_every_launch_that_is_chosen():
+    device, seen = DEVICES["sm_90a"], set()
+    for case in sanitize.CASES:
+        if (case.kv_format, case.head_dim, case.query_tokens, case.window_left) == ("e4m3", 64, 1, -1):
+            table = inputs.build(case)["block_table"]
+            bound = table.shape[1] * case.page_size
+            seen.add(launch.choose(GPT_OSS, len(table), case.kv_heads, bound, device))
+    assert set(launches(GPT_OSS, device)) <= seen
+
+
 @pytest.mark.parametrize("arch", DEVICES)
-def test_the_launch_depends_on_batch_and_width_alone(arch):
+def test_clusters_and_workspace_fit_the_device(arch):
     device = DEVICES[arch]
     assert all(one.cluster == 0 for one in launches(GPT_OSS, device)) == (not device.clusters)
     for batch, kv_heads in itertools.product((1, 3, 33, 700), (1, 2, 8, 80)):

@@ -2,13 +2,6 @@
 
 import torch
 
-from lowp.sink_decode import reference
-
-
-def expected(arguments):
-    """(out, lse) of the reference, in float64."""
-    return reference(**arguments)
-
 
 def problems(out, exact, rel_l2=4e-3):
     """What is wrong with `out` against `exact` [batch, heads, head_dim]: text with the worst place; empty if nothing.
@@ -31,8 +24,3 @@ def problems(out, exact, rel_l2=4e-3):
     if not (ratio <= rel_l2).all():
         found.append(f"relL2 {ratio.max().item():.2e} in the worst head is over {rel_l2:.0e}")
     return found
-
-
-def relative(out, exact):
-    """relL2 of the whole output."""
-    return ((out.double() - exact).norm() / exact.norm()).item()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lowp.formats.table import find, scale_axes
+from lowp.formats.table import GRANULARITIES, find, scale_axes
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ def amax_scale(x: torch.Tensor, kv_format: str, granularity: str, layout: str = 
     Raises ValueError for an unknown word, NotImplementedError for a granularity that the format does not support.
     """
     chosen = find(kv_format)
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity {granularity!r} is unknown; expected one of {', '.join(GRANULARITIES)}")
     if granularity not in chosen.granularities:
-        scale_axes(granularity if granularity != "none" else "tensor", layout, x.dim())
         raise NotImplementedError(
             f"{kv_format} has no scales of granularity {granularity!r}; it supports {', '.join(chosen.granularities)}"
         )
@@ -39,6 +40,8 @@ def amax_scale(x: torch.Tensor, kv_format: str, granularity: str, layout: str = 
     magnitude = torch.where(x.isfinite(), x, 0).float().abs()
     amax = magnitude.amax(dim=scale_axes(granularity, layout, x.dim()), keepdim=True)
     scale = (amax / chosen.largest).clamp(min=torch.finfo(torch.float32).tiny)
+    # Rounded down, it would take the largest magnitude itself over the range.
+    scale = torch.where(amax / scale > chosen.largest, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
     return torch.where(amax > 0, scale, 1.0)
 
 
@@ -61,5 +64,5 @@ def quantize(x: torch.Tensor, kv_format: str, scale: torch.Tensor | None = None)
 
 
 def dequantize(values: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    """values * scale in fp32; scale: fp32, broadcast against values; None is 1."""
+    """values * scale: fp32, in the shape of values (any format's dtype). scale: fp32, broadcast to it; None is 1."""
     return values.float() if scale is None else values.float() * scale

@@ -15,6 +15,8 @@ class Format:
     largest: the largest finite magnitude; smallest: the least magnitude over 0 (subnormal).
     step: the spacing of values relative to their magnitude (2^-mantissa bits), or 0 where the spacing is absolute.
     has_nan: whether the format can hold NaN. granularities: the scales that it supports.
+    Sources: OCP 8-bit Floating Point 1.0 for e4m3 (torch's e4m3fn: no infinity) and e5m2; int8 leaves out -128, so that
+    it is symmetric.
     """
 
     name: str

@@ -4,10 +4,11 @@ import math
 
 import torch
 
-from lowp.sink_decode.params import granularity, query_tokens_of
+from lowp.formats import FORMATS
+from lowp.sink_decode.params import granularity, page_and_head_axis, query_tokens_of
 from lowp.sink_decode.reference import reference
 
-KV_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3", torch.int8: "int8"}
+KV_DTYPES = {FORMATS[name].dtype: name for name in ("bf16", "fp16", "e4m3", "int8")}
 PAGE_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (64, 128)
 LARGEST_GROUP = 16
@@ -88,7 +89,8 @@ def sink_decode(
 def make_workspace(batch, query_heads, kv_heads, head_dim, device, query_tokens=1):
     """Zeroed scratch memory for calls on one stream: a uint8 tensor on `device`; empty on a CPU, which needs none.
 
-    The calls have up to `batch` sequences of any length, with up to `query_tokens` query tokens each. Raises
+    query_heads, kv_heads, head_dim: as in sink_decode's q and caches. The calls have up to `batch` sequences of any
+    length, with up to `query_tokens` query tokens each. Raises
     NotImplementedError for a GPU below sm_80.
     """
     if torch.device(device).type == "cpu":
@@ -145,7 +147,7 @@ def _check_cache(q, k_cache, v_cache, layout):
         )
     if q.dtype == torch.float16 and k_cache.dtype == torch.bfloat16:
         raise NotImplementedError("an fp16 query over a bf16 KV cache; this kernel has bf16 queries over all caches")
-    page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
+    page_axis, head_axis = page_and_head_axis(layout)
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     if page_size not in PAGE_SIZES:
         raise NotImplementedError(f"page size is {page_size} (layout {layout}); this kernel has {_words(PAGE_SIZES)}")
@@ -178,7 +180,7 @@ def _check_table(q, block_table, seq_lens):
 
 def _check_scales(k_cache, k_scale, v_scale, layout):
     per_token = tuple(k_cache.shape[:3])
-    kv_heads = per_token[2 if layout == "NHD" else 1]
+    kv_heads = per_token[page_and_head_axis(layout)[1]]
     per_channel = (kv_heads, k_cache.shape[3])
     if k_cache.dtype == torch.int8 and (k_scale is None or v_scale is None):
         raise ValueError("an int8 cache without k_scale or v_scale; expected both")

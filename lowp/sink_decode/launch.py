@@ -9,7 +9,7 @@ import torch
 
 from lowp.sink_decode import build
 from lowp.sink_decode.build import Config
-from lowp.sink_decode.params import granularity, params_of, query_tokens_of
+from lowp.sink_decode.params import granularity, page_and_head_axis, params_of, query_tokens_of
 
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
 PART_BYTES = 2**20  # keys and values of a row that one CTA takes, where the rows alone fill the device
@@ -100,7 +100,7 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     if not device.clusters or (row_bytes > LONG_BYTES and not alone):
         cluster = 0
     elif 2 * rows <= device.sms:
-        return fit(problem, _few_rows(problem, rows, row_bytes, device), device)
+        return fit(problem, _few_rows(problem, rows, row_bytes, tiles, device), device)
     else:
         cluster = min(8, math.ceil(row_bytes / PART_BYTES))
     ctas = rows * max(1, cluster)
@@ -111,8 +111,7 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     return fit(problem, Launch(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), cluster), device)
 
 
-def _few_rows(problem, rows, row_bytes, device):
-    tiles = max(1, STEP_BYTES // problem.tile_bytes)
+def _few_rows(problem, rows, row_bytes, tiles, device):
     if 3 * device.sms / 4 < 8 * rows <= 2 * device.sms:
         return Launch(4, 3, tiles, 4, 8)  # small CTAs: where one of the rows is long, the others soon leave it the SMs
     # Not all clusters of over 2 CTAs fit a whole device at once, since GPCs differ: a quarter is left.
@@ -175,7 +174,7 @@ def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> P
     """What a call needs built."""
     return Problem(
         head_dim=q.shape[-1],
-        group=q.shape[-2] // k_cache.shape[2 if layout == "NHD" else 1],
+        group=q.shape[-2] // k_cache.shape[page_and_head_axis(layout)[1]],
         query_bf16=q.dtype == torch.bfloat16,
         kv_dtype=k_cache.dtype,
         token_scales=granularity(v_scale) == "token_head",
@@ -247,7 +246,7 @@ def run(
 
     Raises TypeError or ValueError for a workspace that does not fit, where the launch needs one.
     """
-    page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
+    page_axis, head_axis = page_and_head_axis(layout)
     batch, head_dim = q.shape[0], q.shape[-1]
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     device = device_of(q.device)

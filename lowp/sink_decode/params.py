@@ -28,6 +28,11 @@ def granularity(scale) -> str:
     return {1: "head", 2: "channel", 3: "token_head"}[scale.dim()]
 
 
+def page_and_head_axis(layout: str) -> tuple[int, int]:
+    """The axes of a cache that count a page's slots and the KV heads."""
+    return (1, 2) if layout == "NHD" else (2, 1)
+
+
 def query_tokens_of(q) -> int:
     """Query tokens a sequence: of q's 4 axes the second; 3 axes have one."""
     return q.shape[1] if q.dim() == 4 else 1
@@ -37,7 +42,7 @@ def params_of(
     q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, k_scale, v_scale, layout, out, lse
 ) -> Params:
     """All parameters but those of planned shares."""
-    page_axis, head_axis = (1, 2) if layout == "NHD" else (2, 1)
+    page_axis, head_axis = page_and_head_axis(layout)
     page_stride, head_stride, slot_stride = (
         k_cache.stride(axis) * k_cache.element_size() // 16 for axis in (0, head_axis, page_axis)
     )

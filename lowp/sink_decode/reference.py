@@ -17,7 +17,10 @@ def reference(
         out = sum_j exp(s_j) / z * (v_j * v_scale_j)
         lse = ln z
 
-    where k_j, v_j are token j's vectors of head h: slot j % page_size of page block_table[b, j // page_size].
+    as in gpt-oss: the sink is one more logit of the softmax, whose probability is dropped (transformers,
+    modeling_gpt_oss.eager_attention_forward). Nothing is checked here.
+
+    k_j, v_j are token j's vectors of head h: slot j % page_size of page block_table[b, j // page_size].
     A query token with p < 0 (a sequence shorter than the query tokens, or empty) sees nothing: out = 0 and
     lse = sinks[h']. Slots and pages that no sequence uses are never read.
 

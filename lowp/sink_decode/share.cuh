@@ -1,4 +1,5 @@
-// Which part of which row a CTA works on. Nothing here depends on lengths that the host knows: under graph replay the
+// Which KV split of which sequence a CTA works on: here a split is a part, a sequence and KV head a row, and what one
+// CTA has of it its share. Nothing here depends on lengths that the host knows: under graph replay the
 // grid stays, and the shares follow seq_lens.
 //
 // A share's tiles (16 tokens) are dealt out in steps of kTiles, round robin over its warps (of a cluster: of all CTAs):
