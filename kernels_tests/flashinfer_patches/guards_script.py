@@ -116,6 +116,7 @@ def plans():
     for backend in ("fa3", "trtllm-gen"):
         both(backend, backend=backend)
     note("decode: CUDA cores", lambda: decoder(plan={"use_sinks": True}, use_tensor_cores=False))
+    note("decode: three queries", lambda: decoder(plan={"use_sinks": True, "q_len_per_req": 3}))
     note("decode: jit_args", lambda: decoder(plan={"use_sinks": True}, jit_args=JIT, backend="fa2"))
     note("prefill: jit_args", lambda: prefiller(plan={"use_sinks": True}, jit_args=JIT, backend="fa2"))
     note("prefill: mask", lambda: prefiller(plan={"use_sinks": True, "custom_mask": torch.ones(37, dtype=torch.bool)}))
@@ -130,6 +131,8 @@ def plans():
 
 
 def runs():
+    two = torch.cat([Q, Q])
+    note("decode: rows", lambda: decoder(plan={"use_sinks": True}).run(two, cache(E4M3), sinks=SINKS, enable_pdl=False))
     for kind, make in (("decode", decoder), ("prefill", prefiller)):
         wrapper, plain = make(plan={"use_sinks": True}), make(plan={}, backend="fa2")
 

@@ -76,7 +76,9 @@ def test_three_queries_a_request(workspace):
     import flashinfer
 
     if flashinfer.__version__ == "0.6.14":
-        pytest.skip("0.6.14's fa2 decode computes one query a request")
+        with pytest.raises(NotImplementedError, match="q_len_per_req=3"):
+            plan(workspace, paged([3, 17], E4M3), q_len_per_req=3)
+        return
     lengths = [3, 17, 128, 1000]
     cache, q = paged(lengths, E4M3), queries(3 * len(lengths), BF16)
     shape = {"per_request": [3] * len(lengths)}
@@ -137,8 +139,7 @@ def kernels_of(run) -> list[str]:
         run()
         torch.cuda.synchronize()
     names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    if not names:
-        pytest.skip("the profiler sees no kernels on this machine")
+    assert names, "the profiler saw no kernel"
     return names
 
 

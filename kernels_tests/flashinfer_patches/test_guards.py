@@ -65,6 +65,15 @@ def test_plans_that_only_one_wrapper_can_be_asked_for(seen):
         assert seen[f"fast plan: {case}"][0] == "NotImplementedError"
 
 
+def test_several_queries_a_request_are_computed_or_refused(version, seen):
+    if version == "0.6.14":  # its fa2 decode computes the first query alone
+        assert seen["decode: three queries"][0] == "NotImplementedError"
+        assert "q_len_per_req=3" in seen["decode: three queries"][1]
+        assert seen["decode: rows"][0] == "ValueError" and "query rows (one a request)" in seen["decode: rows"][1]
+    else:
+        assert seen["decode: three queries"] == ["ok", ""]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_fa2_and_windows_are_accepted(seen, kind):
     for case in ("fa2", "window"):
