@@ -155,7 +155,7 @@ class Answered(Strict):
 
 
 def execute(run: Run, command: list[str]) -> AccuracyResult:
-    """Take and judge the answers of run.request's profiles, without any speed."""
+    """Take and judge the answers of run.request's profiles, without any speed. Writes and raises as a serving run."""
     return runs.execute(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
 
 

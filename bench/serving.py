@@ -37,7 +37,7 @@ class Begin(Strict):
 
 
 def execute(run: Run, command: list[str]) -> ServingResult:
-    """Do the whole of run.request."""
+    """Do the whole of run.request. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     with benchy.book_server() as book_url:
         return runs.execute(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
 

@@ -115,11 +115,6 @@ def read(version: str, root: Path | None = None) -> Series:
     return Series(manifest=manifest, patches=ordered)
 
 
-def patch_set_hash(version: str, root: Path | None = None) -> str:
-    """12 hex digits of what the series makes of each file: equal results, equal hash."""
-    return read(version, root).manifest.patch_set.partition("+")[2]
-
-
 def fingerprint(digests: Mapping[str, str | None]) -> str:
     """12 hex digits of a set of files by path and sha256 (None: absent)."""
     lines = [f"{path} {digests[path]}\n" for path in sorted(digests)]

@@ -1,8 +1,8 @@
 """Which attention backend vLLM picks for a model with sinks, and what that costs: one entry per GPU and release.
 
 The choices are read from vLLM's sources. The figures of decode kernels are those of the newest kernel bench of an H200
-in results/, over its grid (test_doctor_backends.py computes them anew); the served step and the CPU were measured
-before there were result files. Where another GPU was not measured, the entry says so.
+in results/, over its grid (test_doctor_backends.py computes them anew); those of the CPU were measured before
+there were result files. Where another GPU was not measured, the entry says so.
 """
 
 from vllm_launch.profile import Strict
@@ -28,7 +28,7 @@ _FA3 = Choice(
     bf16="FlashAttention 3. Measured on an H200: relative error 2.3e-3",
     fp8=(
         "FlashAttention 3 with the query in FP8 too: twice the KV capacity, no speed. Measured on an H200 with vLLM"
-        " 0.26.0: decode attention takes 0.86-1.02 times BF16's time, a served step 1.01-1.02 times; relative error"
+        " 0.26.0: decode attention takes 0.86-1.02 times BF16's time; relative error"
         " 3.6-3.8e-2, 16 times BF16's"
     ),
 )

@@ -54,14 +54,6 @@ def verdict(record: AccuracyRecord) -> str:
     return f"pass ({len(judged)} gates)" if record.passed else "not judged (this model has no thresholds)"
 
 
-def short(row: AccuracyRow) -> str | None:
-    """The record in a few words, for a place beside a speed; None without one."""
-    if row.accuracy is None:
-        return None
-    word = verdict(row.accuracy).split(" (")[0]
-    return f"{word}: {row.accuracy.decode.mean_abs_delta.value:.3f} nats off"
-
-
 def failed(rows: Sequence[AccuracyRow]) -> list[str]:
     """A block for each profile with a failed gate, all of its gates that failed in it."""
     blocks = []

@@ -128,15 +128,11 @@ def test_a_cuda_core_plan_refuses_sinks(workspace):
         plan_decode(workspace, cache, wrapper=wrapper)
 
 
-def test_keys_and_values_of_different_strides_are_refused_or_right(workspace):
+def test_keys_and_values_of_different_strides_are_refused(workspace):
     from kernels_tests.flashinfer_patches.runs import plan_decode
 
     cache, q = paged([200, 31], E4M3), queries(2, BF16)
     sinks = sinks_near(reference(q, cache.tokens, None)[1])
     padded = cache.v.view(torch.uint8).repeat(1, 2, 1, 1).view(E4M3)[:, : cache.page_size]
-    try:
-        output = plan_decode(workspace, cache).run(q, (cache.k, padded), sinks=sinks)
-    except Exception as error:
-        assert "strides" in str(error)
-    else:
-        assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
+    with pytest.raises(Exception, match="strides"):  # by the C++ code, whose exceptions have no type of their own
+        plan_decode(workspace, cache).run(q, (cache.k, padded), sinks=sinks)

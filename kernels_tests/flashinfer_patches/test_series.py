@@ -9,6 +9,10 @@ from flashinfer_patches.errors import PatchError
 from kernels_tests.flashinfer_patches.conftest import VERSIONS
 
 
+def test_every_release_is_tested():
+    assert series.versions() == VERSIONS
+
+
 @pytest.mark.parametrize("release", VERSIONS)
 def test_every_patch_is_numbered_and_says_why(release):
     for number, patch in enumerate(series.read(release).patches, 1):

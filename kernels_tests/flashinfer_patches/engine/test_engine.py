@@ -34,8 +34,8 @@ def test_apply_check_and_revert(site, root):
     assert engine.status(site, root).state == engine.check(site, root).state == "clean"
     assert tree(site) == expected(CLEAN), "status and check change nothing"
     applied = engine.apply(site, root)
-    assert applied.state == "applied" and applied.patch_set == f"{VERSION}+{series.patch_set_hash(VERSION, root)}"
-    assert applied.fingerprint == series.patch_set_hash(VERSION, root)
+    patch_set = series.read(VERSION, root).manifest.patch_set
+    assert applied.state == "applied" and applied.patch_set == patch_set == f"{VERSION}+{applied.fingerprint}"
     assert package_tree(site) == expected(APPLIED)
     assert engine.check(site, root) == engine.status(site, root) == applied
     reverted = engine.revert(site, root)

@@ -41,7 +41,7 @@ def test_apply_and_revert(release):
     clean = facts(place)
     files = {file.path: file for file in series.read(version).manifest.files}
     assert engine.check(place).state == "clean" and facts(place) == clean
-    assert engine.apply(place).patch_set == f"{version}+{series.patch_set_hash(version)}"
+    assert engine.apply(place).patch_set == series.read(version).manifest.patch_set
     applied = facts(place)
     assert {path for path in applied.keys() | clean.keys() if applied.get(path) != clean.get(path)} == set(files)
     assert engine.apply(place).state == "applied" and facts(place) == applied
