@@ -7,16 +7,18 @@ import torch
 
 from kernels_tests.lowp import tight
 from lowp.sink_decode import launch, reference, sink_decode
-from lowp.sink_decode.launch import Launch
+from lowp.sink_decode.heuristic import Launch, fit
 
 # Every form, and an odd cluster; stages and CTAs an SM are cut down to what fits.
 LAUNCHES = {
     "chosen": None,
     "cluster 8": Launch(8, 3, 2, 2, cluster=8),
     "cluster 8, long steps": Launch(8, 3, 4, 1, cluster=8),
-    "cluster 8, six slots": Launch(8, 6, 2, 1, cluster=8),
+    "cluster 8, early": Launch(8, 2, 3, 2, cluster=8, early=True),
+    "cluster 6, 12 warps": Launch(12, 2, 2, 1, cluster=6),
     "cluster 5": Launch(4, 3, 2, 4, cluster=5),
     "one CTA, 2 warps": Launch(2, 3, 2, 8, cluster=1),
+    "one CTA, 1 warp": Launch(1, 2, 2, 16, cluster=1),
     "planned": Launch(8, 3, 2, 2, cluster=0),
     "planned, 4 warps": Launch(4, 3, 2, 4, cluster=0),
     "planned, 2 warps": Launch(2, 2, 2, 8, cluster=0),
@@ -41,7 +43,7 @@ def fitted(arguments, fixed):
     if fixed.cluster > 1 and not device.clusters:
         pytest.skip(f"{device.arch} has no clusters")
     names = ("q", "k_cache", "k_scale", "v_scale", "layout", "window_left")
-    return launch.fit(launch.problem_of(*(arguments[name] for name in names)), fixed, device)
+    return fit(launch.problem_of(*(arguments[name] for name in names)), fixed, device)
 
 
 def check(arguments, fixed=None, **more):

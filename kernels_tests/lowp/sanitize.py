@@ -13,12 +13,16 @@ from lowp.sink_decode.inputs import Case, build
 CASES = [
     Case((300,)),
     Case((600,), max_length=8192),
+    Case((600,), max_length=16384),
     Case((600,), max_length=40000),
     Case((600,), max_length=131072),
+    Case((300,) * 2, max_length=8192),
+    Case((300,) * 4, max_length=8192),
     Case((300,) * 5, max_length=2048),
     Case((300,) * 5, max_length=4096),
     Case((100,) * 16, max_length=16384),
     Case((200,) * 24, max_length=16384),
+    Case((200,) * 24, max_length=32768),
     Case((200,) * 64, max_length=32768),
     Case((5000, 17, 4200), max_length=40000, query_heads=8, kv_heads=1),
     Case((300, 1, 0), layout="NHD", granularity="token_head", page_size=32),
@@ -26,6 +30,8 @@ CASES = [
     Case((40,) * 16, kv_format="bf16", layout="interleaved"),
     Case((600, *(20,) * 23), granularity="head", max_length=8192),
     Case((200,) * 66, max_length=512),
+    Case((20,) * 140),
+    Case((20,) * 100, max_length=8192),
     Case((64,) * 130, query_heads=8, kv_heads=8),
     Case((20,) * 80, window_left=15),
     Case((300, 33), kv_format="int8", granularity="token_head"),
@@ -36,6 +42,7 @@ CASES = [
     Case((5000, 17, 4200), query_tokens=3, max_length=40000, query_heads=16, kv_heads=1),
     Case((70,) * 130, query_tokens=2, query_heads=40, kv_heads=8, kv_format="bf16"),
     Case((300, 33), head_dim=128, query_heads=16, kv_heads=1, kv_format="fp16", query="fp16"),
+    Case((300, 33), kv_format="bf16", query="fp16"),
 ]
 
 if __name__ == "__main__":

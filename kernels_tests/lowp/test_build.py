@@ -7,7 +7,7 @@ import torch
 from filelock import FileLock
 
 from lowp.sink_decode import build, launch
-from lowp.sink_decode.launch import Device, Problem
+from lowp.sink_decode.heuristic import Device, Problem, choose
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_what_the_compiler_writes_into_is_nobody_elses(nvrtc):
 def config():
     problem = Problem(64, 8, True, torch.int8, False, False)
     device = Device("sm_90a", True, 132, 232_448, 233_472)
-    return launch.config_of(problem, launch.choose(problem, 1, 8, 2048, device), device.arch)
+    return launch.config_of(problem, choose(problem, 1, 8, 2048, device), device.arch)
 
 
 def test_another_compiler_or_source_is_another_build(nvrtc, config, monkeypatch, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kernels_tests.lowp import sanitize
-from lowp.sink_decode import build, inputs, launch
-from lowp.sink_decode.launch import Device, Problem
+from lowp.sink_decode import build, heuristic, inputs, launch
+from lowp.sink_decode.heuristic import Device, Problem
 
 NVCC = shutil.which("nvcc")
 # SMs and shared memory (a CTA, an SM) as the CUDA programming guide's table of compute capabilities has them.
@@ -32,6 +32,10 @@ PROBLEMS = [
     Problem(128, 8, False, torch.float8_e4m3fn, True, True),
     Problem(128, 5, True, torch.float16, True, True),
     Problem(128, 16, True, torch.bfloat16, False, False),
+    Problem(64, 8, False, torch.bfloat16, False, False),
+    Problem(128, 8, False, torch.bfloat16, True, True),
+    Problem(128, 16, False, torch.bfloat16, False, False),
+    Problem(64, 16, False, torch.bfloat16, False, True, query_tokens=3),
     Problem(128, 16, True, torch.float8_e4m3fn, True, True),
     Problem(64, 8, True, torch.int8, False, False),
     Problem(64, 8, True, torch.int8, True, True),
@@ -57,9 +61,9 @@ PROBLEMS = [
 
 def launches(problem: Problem, device: Device):
     """Every launch that is chosen for 8 KV heads and the problem."""
-    lengths = (128,) if problem.window else (2048, 16_384, 131_072)
+    lengths = (128,) if problem.window else (512, 2048, 8192, 16_384, 131_072)
     batches = (1, 2, 4, 8, 16, 32, 64, 100, 256, 512)
-    return dict.fromkeys(launch.choose(problem, b, 8, n, device) for b, n in itertools.product(batches, lengths))
+    return dict.fromkeys(heuristic.choose(problem, b, 8, n, device) for b, n in itertools.product(batches, lengths))
 
 
 def resources(config: build.Config, folder) -> tuple[int, int]:
@@ -93,7 +97,7 @@ def check(problem, one, device, folder):
 )
 def test_the_first_launch_compiles(problem, tmp_path):
     device = DEVICES["sm_90a"]
-    check(problem, launch.choose(problem, 1, 8, 2048, device), device, tmp_path)
+    check(problem, heuristic.choose(problem, 1, 8, 2048, device), device, tmp_path)
 
 
 @pytest.mark.compile
@@ -112,7 +116,7 @@ def test_the_sanitizers_see_every_launch_that_is_chosen():
         if (case.kv_format, case.head_dim, case.query_tokens, case.window_left) == ("e4m3", 64, 1, -1):
             table = inputs.build(case)["block_table"]
             bound = table.shape[1] * case.page_size
-            seen.add(launch.choose(GPT_OSS, len(table), case.kv_heads, bound, device))
+            seen.add(heuristic.choose(GPT_OSS, len(table), case.kv_heads, bound, device))
     assert set(launches(GPT_OSS, device)) <= seen
 
 
@@ -121,22 +125,22 @@ def test_clusters_and_workspace_fit_the_device(arch):
     device = DEVICES[arch]
     assert all(one.cluster == 0 for one in launches(GPT_OSS, device)) == (not device.clusters)
     for batch, kv_heads in itertools.product((1, 3, 33, 700), (1, 2, 8, 80)):
-        one = launch.choose(GPT_OSS, batch, kv_heads, 131_072, device)
+        one = heuristic.choose(GPT_OSS, batch, kv_heads, 131_072, device)
         assert 0 <= one.cluster <= 8 and one.stages >= 2
-        needed = kv_heads * launch.shares_of(one, kv_heads, device)
-        assert launch.workspace_bytes(batch, 8 * kv_heads, kv_heads, 64, device) >= needed * (8 * 66 * 4) + 4 * batch
+        needed = kv_heads * heuristic.shares_of(one, kv_heads, device)
+        assert heuristic.workspace_bytes(batch, 8 * kv_heads, kv_heads, 64, device) >= needed * (8 * 66 * 4) + 4 * batch
 
 
 def test_a_problem_that_does_not_fit_is_told():
     small = Device("sm_80", False, 1, 16_384, 16_384)
     with pytest.raises(NotImplementedError, match="does not fit 16384 bytes"):
-        launch.choose(PROBLEMS[7], 1, 8, 100, small)
+        heuristic.choose(PROBLEMS[7], 1, 8, 100, small)
 
 
 def test_a_missing_toolkit_is_told(monkeypatch):
     build._bindings.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     device = DEVICES["sm_90a"]
-    config = launch.config_of(GPT_OSS, launch.choose(GPT_OSS, 1, 8, 2048, device), device.arch)
+    config = launch.config_of(GPT_OSS, heuristic.choose(GPT_OSS, 1, 8, 2048, device), device.arch)
     with pytest.raises(RuntimeError, match=r"nvrtc is missing .*; install NVRTC and its bindings: pip install"):
         build.cubin(config)

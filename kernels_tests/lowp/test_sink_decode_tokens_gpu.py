@@ -51,7 +51,7 @@ def combinations(count, tokens):
             head_dim=head_dim,
             page_size=draw.choice([16, 32, 64, 128]),
             kv_format=kv_format,
-            query="bf16" if kv_format == "bf16" else draw.choice(["bf16", "fp16"]),
+            query=draw.choice(["bf16", "fp16"]),
             granularity=granularity,
             v_granularity=v_granularity,
             layout=draw.choice(["NHD", "HND", "interleaved"]),

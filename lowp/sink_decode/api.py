@@ -95,10 +95,10 @@ def make_workspace(batch, query_heads, kv_heads, head_dim, device, query_tokens=
     """
     if torch.device(device).type == "cpu":
         return torch.zeros(0, dtype=torch.uint8)
-    from lowp.sink_decode import launch
+    from lowp.sink_decode import heuristic, launch
 
     found = launch.device_of(torch.device(device))
-    size = launch.workspace_bytes(batch, query_heads * query_tokens, kv_heads, head_dim, found)
+    size = heuristic.workspace_bytes(batch, query_heads * query_tokens, kv_heads, head_dim, found)
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
@@ -145,8 +145,6 @@ def _check_cache(q, k_cache, v_cache, layout):
             f"k_cache is {k_cache.dtype} {tuple(k_cache.shape)} strides {k_cache.stride()}, v_cache is "
             f"{v_cache.dtype} {tuple(v_cache.shape)} strides {v_cache.stride()}; expected the same"
         )
-    if q.dtype == torch.float16 and k_cache.dtype == torch.bfloat16:
-        raise NotImplementedError("an fp16 query over a bf16 KV cache; this kernel has bf16 queries over all caches")
     page_axis, head_axis = page_and_head_axis(layout)
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     if page_size not in PAGE_SIZES:

@@ -34,6 +34,7 @@ class Config:
     tiles: int
     cluster: int
     min_ctas: int
+    early: bool
     shared_bytes: int
 
     @property
@@ -135,10 +136,14 @@ def _launch_config(warps, shared_bytes, cluster, grid, stream, overlap):
     made.hStream = driver.CUstream(stream)
     attributes = []
     if cluster > 1:
-        shape = driver.CUlaunchAttribute()
+        shape, spread = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
         shape.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         shape.value.clusterDim.x, shape.value.clusterDim.y, shape.value.clusterDim.z = 1, cluster, 1
-        attributes.append(shape)
+        # Else not all clusters find room at once where they are as many as the device holds (NOTES.md, 25).
+        spread.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE
+        balanced = driver.CUclusterSchedulingPolicy.CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING
+        spread.value.clusterSchedulingPolicyPreference = balanced
+        attributes += [shape, spread]
     if overlap:
         early = driver.CUlaunchAttribute()
         early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION

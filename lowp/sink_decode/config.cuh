@@ -17,6 +17,7 @@ constexpr bool kWindow = WINDOW;                 // window_left >= 0
 constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; slots of a warp's ring
 constexpr int kTiles = TILES;                    // tiles of 16 tokens a step
 constexpr int kCluster = CLUSTER;                // CTAs that share a row as one cluster; 0: shares are planned here
+constexpr bool kEarly = EARLY;                   // the next kernel may start with this one's last loads, not after its loop
 
 // Sizes that follow. A half is 64 dims. A block of the ring is 16 tokens x 1 half at 16 bits, x all dims at 8 bits.
 constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;
@@ -28,8 +29,10 @@ constexpr int kValuesAt = kTiles * kTileBytes;  // in a slot: keys, values, scal
 constexpr int kScalesAt = 2 * kValuesAt;
 constexpr int kSlotBytes = kScalesAt + (kTokenScales ? kTiles * 128 : 0);
 constexpr int kRingBytes = kStages * kSlotBytes;
-constexpr bool kQueryShared = kGroupTiles * kHalves > 5;   // the query does not fit the registers beside the state
-constexpr int kQueryBytes = kQueryShared ? kGroupTiles * kHalves * 1024 : 0;
+constexpr int kQueryParts = kKvBf16 && !kQueryBf16 ? 2 : 1;  // the 11 bits of an fp16 are the sum of two bf16
+constexpr int kQueryTiles = kGroupTiles * kHalves * kQueryParts;
+constexpr bool kQueryShared = kQueryTiles > 5;             // the query does not fit the registers beside the state
+constexpr int kQueryBytes = kQueryShared ? kQueryTiles * 1024 : 0;
 
 struct Params {
   const char* q;             // [batch, query tokens, heads, head_dim], strides below in bytes

@@ -6,6 +6,8 @@
 // [2^14, 2^15): bf16 reaches far over fp16's 65504, and small queries would be subnormal. The factor is exact, and the
 // scores are divided by it.
 //
+// Where the MMAs run in bf16 and the query is fp16, it is the sum of two bf16, exactly: each score is two MMAs.
+//
 // Keys scaled per channel: sum of q_d (k_d scale_d) = sum of (q_d scale_d) k_d, so that the query takes the scales.
 #pragma once
 #include "step.cuh"
@@ -72,9 +74,17 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const unsigned two = pack<kKvBf16>(x[half][i].x * factor, x[half][i].y * factor);
-        if constexpr (!kQueryShared) q.b[n][half][i] = two;
-        else if (threadIdx.x < 32) store_shared_4(q.address(n, half, i / 2) + i % 2 * 4, two);  // all warps' is the same
+        float2 rest = {x[half][i].x * factor, x[half][i].y * factor};
+#pragma unroll
+        for (int part = 0; part < kQueryParts; part++) {
+          const unsigned two = pack<kKvBf16>(rest.x, rest.y);
+          if constexpr (kQueryParts > 1) {
+            const float2 taken = unpack<kKvBf16>(two);
+            rest = {rest.x - taken.x, rest.y - taken.y};
+          }
+          if constexpr (!kQueryShared) q.b[part][n][half][i] = two;
+          else if (threadIdx.x < 32) store_shared_4(q.address(part, n, half, i / 2) + i % 2 * 4, two);  // all warps' is the same
+        }
       }
     // Column 2t + i is column g of the lanes 8t + 4i on; the unit of converted keys cancels here.
 #pragma unroll

@@ -22,16 +22,18 @@ struct State {                           // of a warp, so far
 };
 
 struct Query {
-  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [tile][half][4 dims][lane].
-  unsigned b[kQueryShared ? 1 : kGroupTiles][kHalves][8];
+  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [part][tile][half][4 dims][lane].
+  unsigned b[kQueryShared ? 1 : kQueryParts][kGroupTiles][kHalves][8];
   unsigned at;                           // this lane's first, in shared memory
   float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
   unsigned tokens;                       // query tokens of the same columns: 2 bits each
 
-  DEVICE unsigned address(int n, int half, int x) const { return at + ((n * kHalves + half) * 4 + x) * 256; }
-  DEVICE uint2 four_dims(int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
-    if constexpr (kQueryShared) return load_shared_8(address(n, half, x));
-    else return {b[n][half][2 * x], b[n][half][2 * x + 1]};
+  DEVICE unsigned address(int part, int n, int half, int x) const {
+    return at + (((part * kGroupTiles + n) * kHalves + half) * 4 + x) * 256;
+  }
+  DEVICE uint2 four_dims(int part, int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
+    if constexpr (kQueryShared) return load_shared_8(address(part, n, half, x));
+    else return {b[part][n][half][2 * x], b[part][n][half][2 * x + 1]};
   }
 };
 
@@ -88,10 +90,12 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
 #pragma unroll
       for (int x = 0; x < 4; x++)
 #pragma unroll
-        for (int n = 0; n < kGroupTiles; n++) {
-          const uint2 b = q.four_dims(n, half, x);
-          mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], b.x, b.y);
-        }
+        for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+          for (int part = 0; part < kQueryParts; part++) {
+            const uint2 b = q.four_dims(part, n, half, x);
+            mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], b.x, b.y);
+          }
     }
   }
 }

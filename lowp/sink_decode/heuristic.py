@@ -1,0 +1,221 @@
+"""Which launch: from the problem, the batch size, the table's width and the device alone. NOTES.md has the figures."""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
+SHORT_BYTES = 2**18  # keys and values of a row that need no more than small CTAs
+LEAST_BYTES = 2**16  # keys and values that a part of a row has at least: 4 steps of 4 warps
+PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device: unequal rows balance
+LONG_TOKENS = 16384  # rows over this are cut by plan: a batch of one such and many short must not take its length each
+ONE_WARP_TOKENS, TWO_WARP_TOKENS = 256, 512  # of a row, that so many warps take alone where there are very many
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a launch depends on. arch: as NVRTC names it; clusters: whether it has them; shared memory in bytes."""
+
+    arch: str
+    clusters: bool
+    sms: int
+    shared_per_cta: int
+    shared_per_sm: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the kernel is built for, beside the launch: see config.cuh.
+
+    token_scales: V's scales, and K's too unless channel_scales, are per token and head.
+    """
+
+    head_dim: int
+    group: int
+    query_bf16: bool
+    kv_dtype: torch.dtype
+    token_scales: bool
+    window: bool
+    channel_scales: bool = False
+    query_tokens: int = 1
+
+    @property
+    def group_tiles(self) -> int:
+        return math.ceil(self.group * self.query_tokens / 8)
+
+    @property
+    def query_parts(self) -> int:
+        return 1 if self.query_bf16 or self.kv_dtype != torch.bfloat16 else 2
+
+    @property
+    def tile_bytes(self) -> int:
+        return 2 * 16 * self.head_dim * self.kv_dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch: warps a CTA, ring slots a warp, tiles of 16 tokens a step, CTAs an SM at least, CTAs that share a row.
+
+    cluster 0: shares are planned on the device; 1: one CTA a row and KV head. overlap: the kernel may be launched
+    before the previous one on its stream has ended (it waits for it itself). early: it lets the next one start so with
+    its last loads, not after its loop.
+    """
+
+    warps: int
+    stages: int
+    tiles: int
+    min_ctas: int
+    cluster: int
+    overlap: bool = True
+    early: bool = False
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Launch:
+    """The launch for a batch whose sequences have up to `longest` tokens. Figures behind the rules: NOTES.md.
+
+    Rows are sequences and KV heads. Few rows: a cluster each of as many CTAs as may be, one or two an SM.
+    Many rows: small CTAs, each row cut into as many as have room on the device at once, as a cluster.
+    Bounds over LONG_TOKENS, where lengths may differ most: planned shares; not of one or two sequences whose clusters
+    are enough for the device.
+    """
+    rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
+    if not device.clusters or (longest > LONG_TOKENS and not (batch <= 2 and rows >= 8)):
+        return fit(problem, _planned(problem, rows, longest, tiles, device), device)
+    row_bytes = longest * problem.tile_bytes // 16
+    if 4 * rows > device.sms or row_bytes < LEAST_BYTES:
+        return fit(problem, _many_rows(problem, rows, longest, row_bytes, tiles, device), device)
+    return fit(problem, _few_rows(problem, rows, row_bytes, tiles, device), device)
+
+
+def _one_cluster_a_gpc(problem, row_bytes, tiles, device):
+    steps = row_bytes // (STEP_BYTES * 8 * 8)  # of a warp, in a cluster of 8 CTAs of 8 warps
+    if tiles == 1:
+        stages, step_tiles, most = 3, 1, 8 if problem.kv_dtype.itemsize == 1 else 32
+    elif 4 < steps <= 8:
+        stages, step_tiles, most = 3, tiles, 16
+    else:
+        stages, step_tiles, most = 2, tiles if steps <= 4 else tiles + 1, 16
+    # Two CTAs an SM: the next kernel's clusters, let in early, have room in every GPC, and no two share one.
+    for one in (Launch(8, stages, step_tiles, 2, 8, early=True), Launch(6, 2, tiles, 2, 8, early=True)):
+        if steps <= most and fit(problem, one, device).min_ctas == 2:
+            return one
+    # For longer loops a ring that takes the whole SM is worth more than the overlap.
+    return _deep(problem, Launch(8, 3, 2 * tiles, 1, 8, overlap=False), device)
+
+
+def _deep(problem, launch, device):
+    """The launch, or half its tiles a step where that is all that fits."""
+    fits = shared_bytes(problem, launch) <= device.shared_per_cta
+    return launch if fits else replace(launch, tiles=launch.tiles // 2)
+
+
+def _few_rows(problem, rows, row_bytes, tiles, device):
+    if 16 * rows <= device.sms:
+        return _one_cluster_a_gpc(problem, row_bytes, tiles, device)
+    if row_bytes <= SHORT_BYTES:
+        return Launch(4, 3, tiles, 4, 8)
+    if 8 * rows <= device.sms:
+        return Launch(12, 2, tiles, 1, min(8, 3 * device.sms // (4 * rows)))
+    two = Launch(8, 2, tiles, 2, 8)
+    if fit(problem, two, device).min_ctas < 2:
+        two = Launch(4, 3, tiles, 4, 8)
+    # Not all clusters of over 2 CTAs fit a whole device at once, since GPCs differ.
+    room = int(0.85 * fit(problem, two, device).min_ctas * device.sms) // rows
+    return replace(two, cluster=min(8, room))
+
+
+def _many_rows(problem, rows, longest, row_bytes, tiles, device):
+    small = Launch(4, 3, tiles, 4, 8)
+    at_once = fit(problem, small, device).min_ctas * device.sms
+    room = max(1, min(8, int(0.97 * at_once) // rows, row_bytes // LEAST_BYTES))
+    parts = min(8, math.ceil(longest / PART_TOKENS))
+    cluster = room if room >= parts else _parts_in_full_waves(rows, parts, at_once)
+    if cluster > 1 or rows <= at_once:
+        return replace(small, cluster=cluster)
+    # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
+    if 8 * device.sms < rows <= 16 * device.sms and longest <= ONE_WARP_TOKENS:
+        return Launch(1, 2, tiles, 16, 1)
+    two_warps = rows <= 8 * device.sms or longest <= TWO_WARP_TOKENS
+    return Launch(2, 2, tiles, 8, 1) if two_warps else replace(small, cluster=1)
+
+
+def _parts_in_full_waves(rows, least, at_once):
+    """The fewest parts of a row, `least` or more, with which the last wave of CTAs is not mostly empty."""
+    waves = {parts: rows * parts / at_once for parts in range(least, 9)}
+    return next((parts for parts, n in waves.items() if n >= 0.8 * math.ceil(n)), least)
+
+
+def _planned(problem, rows, longest, tiles, device):
+    if rows <= device.sms:
+        return _deep(problem, Launch(8, 2, 2 * tiles, 1, 0), device)
+    if rows <= 2 * device.sms:
+        return Launch(8, 2, tiles, 2, 0)
+    two_warps = longest <= PART_TOKENS and (4 * device.sms < rows <= 8 * device.sms or rows > 12 * device.sms)
+    return Launch(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), 0)
+
+
+def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
+    """The launch with as few ring slots and CTAs an SM as registers and shared memory make it.
+
+    Raises NotImplementedError where not even the least fits.
+    """
+    # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
+    # state needs 168, then 255.
+    state = problem.head_dim // 64 * problem.group_tiles
+    one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
+    warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
+    launch = replace(launch, warps=min(launch.warps, warps_per_sm))
+    if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
+        launch = replace(launch, tiles=1, stages=launch.stages * launch.tiles)
+    least = max(2, math.ceil(_exchange_bytes(problem) / slot_bytes(problem, launch)))
+    for stages in range(max(launch.stages, least), least - 1, -1):
+        one = replace(launch, stages=stages, min_ctas=1)
+        needed = shared_bytes(problem, one)
+        if needed <= device.shared_per_cta:
+            ctas = min(launch.min_ctas, warps_per_sm // launch.warps, device.shared_per_sm // (needed + 1024))
+            return replace(one, min_ctas=max(1, ctas))
+    if launch.warps > 2:
+        return fit(problem, replace(launch, warps=launch.warps // 2, stages=3), device)
+    raise NotImplementedError(f"{problem} does not fit {device.shared_per_cta} bytes of shared memory")
+
+
+def _exchange_bytes(problem):
+    return 8 * problem.group_tiles * (problem.head_dim + 4) * 4
+
+
+def slot_bytes(problem: Problem, launch: Launch) -> int:
+    """One slot of a warp's ring (load.cuh)."""
+    return launch.tiles * (problem.tile_bytes + (128 if problem.token_scales else 0))
+
+
+def shared_bytes(problem: Problem, launch: Launch) -> int:
+    """Shared memory of a CTA (merge.cuh)."""
+    heads = 8 * problem.group_tiles
+    used = launch.warps * launch.stages * slot_bytes(problem, launch) + heads * launch.warps * 8 + heads * 4
+    query_tiles = problem.group_tiles * problem.head_dim // 64 * problem.query_parts
+    used += 1024 * query_tiles if query_tiles > 5 else 0  # the query (config.cuh)
+    if launch.cluster > 1:
+        slice_floats = math.ceil(heads * problem.head_dim / 4 / launch.cluster) * 4
+        return used + launch.cluster * (slice_floats * 4 + heads * 8) + 8
+    return used if launch.cluster == 1 else used + 4
+
+
+# ---- planned shares: scratch memory
+def shares_of(launch: Launch, kv_heads: int, device: Device) -> int:
+    """CTAs for the parts of long rows, a KV head: as many as the device holds at once."""
+    return max(1, device.sms * launch.min_ctas // kv_heads)
+
+
+def partial_bytes(group_tiles: int, head_dim: int) -> int:
+    """One part's partial (merge.cuh)."""
+    return 8 * group_tiles * (head_dim + 2) * 4
+
+
+def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, device: Device) -> int:
+    """Scratch memory for any call of up to `batch` sequences: partials from its start, counters at its end."""
+    group_tiles = math.ceil(query_heads / kv_heads / 8)
+    most = kv_heads * max(1, device.sms * 8 // kv_heads)
+    return most * partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4
