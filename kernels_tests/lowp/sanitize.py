@@ -31,6 +31,8 @@ CASES = [
     Case((600, *(20,) * 23), granularity="head", max_length=8192),
     Case((200,) * 66, max_length=512),
     Case((20,) * 140),
+    Case((20,) * 140, max_length=512),
+    Case((200,) * 24, max_length=2048),
     Case((20,) * 100, max_length=8192),
     Case((64,) * 130, query_heads=8, kv_heads=8),
     Case((20,) * 80, window_left=15),

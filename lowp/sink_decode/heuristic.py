@@ -9,9 +9,10 @@ import torch
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
 SHORT_BYTES = 2**18  # keys and values of a row that need no more than small CTAs
 LEAST_BYTES = 2**16  # keys and values that a part of a row has at least: 4 steps of 4 warps
-PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device: unequal rows balance
+PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device: unequal rows balance; of
+# bounds over two such, where they may be more unequal, as little as a cluster allows
 LONG_TOKENS = 16384  # rows over this are cut by plan: a batch of one such and many short must not take its length each
-ONE_WARP_TOKENS, TWO_WARP_TOKENS = 256, 512  # of a row, that so many warps take alone where there are very many
+EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _one_cluster_a_gpc(problem, row_bytes, tiles, device):
     for one in (Launch(8, stages, step_tiles, 2, 8, early=True), Launch(6, 2, tiles, 2, 8, early=True)):
         if steps <= most and fit(problem, one, device).min_ctas == 2:
             return one
-    # For longer loops a ring that takes the whole SM is worth more than the overlap.
-    return _deep(problem, Launch(8, 3, 2 * tiles, 1, 8, overlap=False), device)
+    # For longer loops a ring that takes the whole SM is worth more, for long ones with no overlap at all.
+    return _deep(problem, Launch(8, 3, 2 * tiles, 1, 8, overlap=steps <= 16), device)
 
 
 def _deep(problem, launch, device):
@@ -131,14 +132,16 @@ def _many_rows(problem, rows, longest, row_bytes, tiles, device):
     small = Launch(4, 3, tiles, 4, 8)
     at_once = fit(problem, small, device).min_ctas * device.sms
     room = max(1, min(8, int(0.97 * at_once) // rows, row_bytes // LEAST_BYTES))
-    parts = min(8, math.ceil(longest / PART_TOKENS))
-    cluster = room if room >= parts else _parts_in_full_waves(rows, parts, at_once)
+    parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else 8
+    cluster = room if room >= min(parts, 4) else _parts_in_full_waves(rows, parts, at_once)
+    if cluster == 2 and row_bytes <= SHORT_BYTES:
+        return Launch(8, 2, tiles, 2, 1)
     if cluster > 1 or rows <= at_once:
         return replace(small, cluster=cluster)
     # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
-    if 8 * device.sms < rows <= 16 * device.sms and longest <= ONE_WARP_TOKENS:
-        return Launch(1, 2, tiles, 16, 1)
-    two_warps = rows <= 8 * device.sms or longest <= TWO_WARP_TOKENS
+    if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
+        return Launch(2, 2, 1, 8, 1) if rows <= 8 * device.sms else Launch(1, 2, tiles, 16, 1)
+    two_warps = longest <= (PART_TOKENS // 2 if rows <= 8 * device.sms else PART_TOKENS // 8)
     return Launch(2, 2, tiles, 8, 1) if two_warps else replace(small, cluster=1)
 
 
