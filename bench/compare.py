@@ -14,7 +14,7 @@ from typing import NamedTuple
 import click
 
 from bench import plots
-from bench.report import roofline, summary
+from bench.report import summary
 from bench.result import Rate, ServingResult, ServingRow, read
 from vllm_launch import arguments
 from vllm_launch.errors import Problem
@@ -287,7 +287,7 @@ def _speed_table(points: list[dict], mark: str) -> str:
     lines = [["context", "output", "requests", "A", "B", mark, ""]]
     for one in points:
         places = [f"{one['context']:,}", str(one["output"]), str(one["concurrency"])]
-        ratio = roofline.with_noise(one["ratio"], math.inf if one["noise"] is None else one["noise"])
+        ratio = plots.with_noise(one["ratio"], math.inf if one["noise"] is None else one["noise"])
         lines.append([*places, plots.number(one["a"]), plots.number(one["b"]), ratio, one["verdict"]])
     return _aligned(lines, left=6)
 

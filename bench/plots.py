@@ -133,6 +133,18 @@ def times(value: float) -> str:
     return f"{value:.3f}x" if abs(value - 1) < 0.0095 else f"{value:.2f}x"
 
 
+def with_noise(value: float, noise: float, bold: bool = False) -> str:
+    """A ratio and its noise, `1.02x ± 0.03`, without the noise where that is infinite.
+
+    bold: in Markdown, a ratio beyond its noise in bold.
+    """
+    if math.isinf(noise):
+        return times(value)
+    digits = 2 if noise >= 0.00995 else 3
+    ratio = f"{value:.{digits}f}x"
+    return f"{f'**{ratio}**' if bold and abs(value - 1) > noise else ratio} ± {noise:.{digits}f}"
+
+
 def decode_rate_plot(rates: dict[str, list[Rate]], base: str, accuracy: dict[str, str], path: Path) -> None:
     """Median decode rate (tokens/s) over context (tokens), a line per profile; bars show all samples' range.
 

@@ -3,7 +3,6 @@
 A gain is a decode rate over the base profile's. By bytes it is bytes of a step over bytes of a step, at any bandwidth.
 """
 
-import math
 from statistics import median
 
 from bench import plots
@@ -60,14 +59,6 @@ def why_not(result: ServingResult) -> str | None:
     return None
 
 
-def with_noise(value: float, noise: float) -> str:
-    """A ratio and its noise as plain text, `1.02x ± 0.03`; without the noise where that is infinite."""
-    if math.isinf(noise):
-        return plots.times(value)
-    digits = 2 if noise >= 0.00995 else 3
-    return f"{value:.{digits}f}x ± {noise:.{digits}f}"
-
-
 def _predicted(result: ServingResult, row: ServingRow, rate: Rate) -> Point | None:
     """At 1 byte/s: only ratios of such points mean anything."""
     return predict_measured(result.model, row.resolved, rate.context, rate.concurrency, 1) if row.resolved else None
@@ -89,7 +80,7 @@ def _gain_lines(result: ServingResult, row: ServingRow, base: ServingRow) -> lis
             by_bytes = _by_bytes(result, row, base, rate)
             numbers = [f"{rate.context:,}", str(rate.output), str(rate.concurrency)]
             limit = plots.times(by_bytes) if by_bytes else "not counted"
-            lines.append([*numbers, *rates, with_noise(*gains[place]), limit])
+            lines.append([*numbers, *rates, plots.with_noise(*gains[place]), limit])
     return lines
 
 
@@ -132,7 +123,7 @@ def _plan_measured(result: ServingResult, row: ServingRow, base: ServingRow) -> 
         return []
     rates = [plots.number(median(one.decode_tok_s)) for one in (of_base[place], rate)]
     machine, name = md.text(result.provenance.machine.name), md.text(row.profile)
-    measured = [f"{name}, measured on {machine}", *rates, with_noise(*plots.ratios(row.rates, base.rates)[place])]
+    measured = [f"{name}, measured on {machine}", *rates, plots.with_noise(*plots.ratios(row.rates, base.rates)[place])]
     return [measured, [f"{name}, bytes alone", "", "", _limit(by_bytes)]]
 
 

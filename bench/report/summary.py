@@ -1,6 +1,5 @@
 """What a result says in short: its headline, a few lines, the profiles side by side, and what failed or is missing."""
 
-import math
 from statistics import median
 
 from bench import plots
@@ -215,12 +214,7 @@ def _rate_cell(row: ServingRow, accuracy: str | None, place: tuple, base: list[R
     text = plots.number(median(rate.decode_tok_s))
     if place not in (ratios := plots.ratios(row.rates, base)):
         return text
-    value, noise = ratios[place]
-    if math.isinf(noise):
-        return f"{text} ({plots.times(value)})"
-    digits = 2 if noise >= 0.00995 else 3
-    times = f"{value:.{digits}f}x"
-    return f"{text} ({f'**{times}**' if abs(value - 1) > noise else times} ± {noise:.{digits}f})"
+    return f"{text} ({plots.with_noise(*ratios[place], bold=True)})"
 
 
 def _start_cell(row: ServingRow, field: str) -> str:

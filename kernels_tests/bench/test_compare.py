@@ -10,10 +10,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bench import compare
+from bench import compare, plots
 from bench.cli import bench
 from bench.provenance import REPO
-from bench.report import document, roofline
+from bench.report import document
 from bench.result import AccuracyResult, AccuracyRow, Failure, Rate, ServingResult, write
 from kernels_tests.bench.samples import a_match, a_rate, a_resolved, a_result, a_row, two_profiles
 from vllm_launch.errors import EXIT_CODES, Problem
@@ -92,7 +92,7 @@ def test_noise_is_that_of_the_report(tmp_path, seed):
     in_report = re.findall(r"\| \d+ \((\*\*)?([\d.x]+)(?:\*\*)? ± ([\d.]+)\) \|", document.markdown([result], {}))
     found = loads(*profiles(path))
     assert [(bool(bold), ratio, noise) for bold, ratio, noise in in_report] == [
-        (verdict != "inside the noise", *roofline.with_noise(ratio, noise).split(" ± "))
+        (verdict != "inside the noise", *plots.with_noise(ratio, noise).split(" ± "))
         for verdict, ratio, noise in zip(
             *(speeds(found, "decode_tok_s", key) for key in ("verdict", "ratio", "noise")), strict=True
         )

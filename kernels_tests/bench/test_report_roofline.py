@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from bench import plots
 from bench.report import roofline as report_roofline
 from bench.result import Rate, ServingResult
 from bench.roofline.prediction import gain, pays_from
@@ -163,4 +164,4 @@ def test_a_cache_that_is_not_counted_has_no_limit(change):
     ("noise", "text"), [(0.03, "1.02x ± 0.03"), (0.004, "1.020x ± 0.004"), (float("inf"), "1.02x")]
 )
 def test_ratio_with_noise(noise, text):
-    assert report_roofline.with_noise(1.02, noise) == text
+    assert plots.with_noise(1.02, noise) == text

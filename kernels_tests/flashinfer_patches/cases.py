@@ -159,3 +159,16 @@ def faults(output: torch.Tensor, expected: torch.Tensor) -> list[str]:
     if relative.max() > 4e-3:
         found.append(f"head {int(relative.argmax())}: relative L2 error {float(relative.max()):.2e}, at most 4e-3")
     return found
+
+
+# What a wrong kernel would have computed: its sinks, and arguments of `reference` that differ.
+MUTANTS = {
+    "sinks dropped": lambda s: (None, {}),
+    "sinks of the next head": lambda s: (s.roll(1), {}),
+    "sinks in base 2": lambda s: (s * math.log(2), {}),
+    "k_scale twice": lambda s: (s, {"k_scale": 0.37**2}),
+    "k_scale missing": lambda s: (s, {"k_scale": 1.0}),
+    "v_scale missing": lambda s: (s, {"v_scale": 1.0}),
+    "window longer by one": lambda s: (s, {"window_left": 128}),
+    "no window": lambda s: (s, {"window_left": -1}),
+}

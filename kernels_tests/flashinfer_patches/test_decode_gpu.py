@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels_tests.flashinfer_patches.cases import QO_HEADS, faults, paged, queries, reference, sinks_near
+from kernels_tests.flashinfer_patches.cases import MUTANTS, QO_HEADS, faults, paged, queries, reference, sinks_near
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("built")]
 
@@ -141,18 +141,6 @@ def kernels_of(run) -> list[str]:
     names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     assert names, "the profiler saw no kernel"
     return names
-
-
-MUTANTS = {
-    "sinks dropped": lambda s: (None, {}),
-    "sinks of the next head": lambda s: (s.roll(1), {}),
-    "sinks in base 2": lambda s: (s * math.log(2), {}),
-    "k_scale twice": lambda s: (s, {"k_scale": 0.37**2}),
-    "k_scale missing": lambda s: (s, {"k_scale": 1.0}),
-    "v_scale missing": lambda s: (s, {"v_scale": 1.0}),
-    "window longer by one": lambda s: (s, {"window_left": 128}),
-    "no window": lambda s: (s, {"window_left": -1}),
-}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

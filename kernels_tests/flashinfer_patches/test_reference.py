@@ -7,6 +7,7 @@ import torch
 
 from kernels_tests.flashinfer_patches.cases import (
     HEAD_DIM,
+    MUTANTS,
     QO_HEADS,
     SM_SCALE,
     faults,
@@ -49,16 +50,6 @@ def test_pages_hold_the_tokens_and_nan_elsewhere(layout, dtype):
         slots = pages[table].reshape(-1, *k.shape[1:])
         assert torch.equal(slots[: len(k)].double(), k) and slots[len(k) :].isnan().all()
         assert len(k) == (len(table) - 1) * 32 + cache.last_page_len[row] == LENGTHS[row]
-
-
-MUTANTS = {
-    "sinks dropped": lambda s: (None, {}),
-    "sinks of the next head": lambda s: (s.roll(1), {}),
-    "sinks in base 2": lambda s: (s * math.log(2), {}),
-    "k_scale missing": lambda s: (s, {"k_scale": 1.0}),
-    "v_scale missing": lambda s: (s, {"v_scale": 1.0}),
-    "window longer by one": lambda s: (s, {"window_left": 128}),
-}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

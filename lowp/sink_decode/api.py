@@ -45,8 +45,9 @@ def sink_decode(
         taken without a copy. They span up to 64 GiB, the slots of a page up to 4 GiB. page_size 16, 32, 64 or 128; 1 to
         16 query heads per KV head, which times the query tokens are at most 48, or 32 with head_dim 128.
     block_table: [batch, max_pages] int32, rows may be strided; entries whose page is not in use may be anything.
-    seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size. A query token before the first
-        position (of a sequence shorter than the query tokens) sees nothing: out = 0, lse = sinks.
+    seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size: of more a GPU reads that many, a CPU
+        fails. A query token before the first position (of a sequence shorter than the query tokens) sees nothing:
+        out = 0, lse = sinks.
     sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink.
     sm_scale: a positive float. window_left: how many tokens before a query token's own it sees, -1 for all.
     k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token
