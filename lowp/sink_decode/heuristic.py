@@ -9,8 +9,7 @@ import torch
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
 SHORT_BYTES = 2**18  # keys and values of a row that need no more than small CTAs
 LEAST_BYTES = 2**16  # keys and values that a part of a row has at least: 4 steps of 4 warps
-PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device: unequal rows balance; of
-# bounds over two such, where they may be more unequal, as little as a cluster allows
+PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device, so that unequal rows balance
 LONG_TOKENS = 16384  # rows over this are cut by plan: a batch of one such and many short must not take its length each
 EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
 
@@ -132,7 +131,7 @@ def _many_rows(problem, rows, longest, row_bytes, tiles, device):
     small = Launch(4, 3, tiles, 4, 8)
     at_once = fit(problem, small, device).min_ctas * device.sms
     room = max(1, min(8, int(0.97 * at_once) // rows, row_bytes // LEAST_BYTES))
-    parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else 8
+    parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else 8  # over that, the more unequal
     cluster = room if room >= min(parts, 4) else _parts_in_full_waves(rows, parts, at_once)
     if cluster == 2 and row_bytes <= SHORT_BYTES:
         return Launch(8, 2, tiles, 2, 1)
