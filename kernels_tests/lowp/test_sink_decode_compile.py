@@ -59,11 +59,13 @@ PROBLEMS = [
 ]
 
 
+BATCHES = (1, 2, 3, 4, 5, 7, 9, 11, 12, 16, 20, 24, 32, 64, 100, 140, 256, 512)
+LENGTHS = (200, 512, 2048, 3072, 4096, 8192, 16_384, 20_000, 131_072)
+
+
 def launches(problem: Problem, device: Device):
-    """Every launch that is chosen for 8 KV heads and the problem."""
-    lengths = (128,) if problem.window else (512, 2048, 8192, 16_384, 131_072)
-    batches = (1, 2, 4, 8, 16, 32, 64, 100, 256, 512)
-    return dict.fromkeys(heuristic.choose(problem, b, 8, n, device) for b, n in itertools.product(batches, lengths))
+    """Every launch that is chosen for 8 KV heads and the problem: of BATCHES x LENGTHS, which meet them all."""
+    return dict.fromkeys(heuristic.choose(problem, b, 8, n, device) for b, n in itertools.product(BATCHES, LENGTHS))
 
 
 def resources(config: build.Config, folder) -> tuple[int, int]:
@@ -110,25 +112,41 @@ def test_every_launch_compiles(arch, problem, tmp_path):
         check(problem, one, device, tmp_path)
 
 
+def test_no_launch_is_left_out():
+    """BATCHES and LENGTHS against all batches up to 128 and 160 lengths."""
+    device = DEVICES["sm_90a"]
+    lengths = [*range(16, 1024, 64), *range(1024, 20_000, 160), *range(20_000, 140_000, 5000)]
+    every = {heuristic.choose(GPT_OSS, b, 8, n, device) for b in (*range(1, 150), 280, 700) for n in lengths}
+    assert every == set(launches(GPT_OSS, device))
+
+
 def test_the_sanitizers_see_every_launch_that_is_chosen():
-    device, seen = DEVICES["sm_90a"], set()
+    device, seen = DEVICES["sm_90a"], {False: set(), True: set()}
     for case in sanitize.CASES:
-        if (case.kv_format, case.head_dim, case.query_tokens, case.window_left) == ("e4m3", 64, 1, -1):
+        if (case.kv_format, case.head_dim, case.query_tokens) == ("e4m3", 64, 1):
             table = inputs.build(case)["block_table"]
             bound = table.shape[1] * case.page_size
-            seen.add(heuristic.choose(GPT_OSS, len(table), case.kv_heads, bound, device))
-    assert set(launches(GPT_OSS, device)) <= seen
+            windowed = case.window_left >= 0
+            bound = min(bound, case.window_left + 1) if windowed else bound
+            seen[windowed].add(heuristic.choose(GPT_OSS, len(table), case.kv_heads, bound, device))
+    assert set(launches(GPT_OSS, device)) <= seen[False]
+    of_windows = {heuristic.choose(GPT_OSS, batch, 8, 128, device) for batch in BATCHES}
+    assert of_windows <= seen[True]
 
 
 @pytest.mark.parametrize("arch", DEVICES)
 def test_clusters_and_workspace_fit_the_device(arch):
     device = DEVICES[arch]
     assert all(one.cluster == 0 for one in launches(GPT_OSS, device)) == (not device.clusters)
-    for batch, kv_heads in itertools.product((1, 3, 33, 700), (1, 2, 8, 80)):
-        one = heuristic.choose(GPT_OSS, batch, kv_heads, 131_072, device)
-        assert 0 <= one.cluster <= 8 and one.stages >= 2
-        needed = kv_heads * heuristic.shares_of(one, kv_heads, device)
-        assert heuristic.workspace_bytes(batch, 8 * kv_heads, kv_heads, 64, device) >= needed * (8 * 66 * 4) + 4 * batch
+    for p, batch, kv_heads, length in itertools.product(PROBLEMS, (1, 3, 33, 140, 700), (1, 2, 8, 80), LENGTHS):
+        one = heuristic.choose(p, batch, kv_heads, length, device)
+        assert 0 <= one.cluster <= 8 and one.stages >= 2 and one.tiles <= 32 and 1 <= one.warps <= 16
+        assert 32 * one.warps >= 8 * p.group_tiles
+        if one.cluster == 0:
+            parts = kv_heads * heuristic.shares_of(one, kv_heads, device)
+            needed = parts * heuristic.partial_bytes(p.group_tiles, p.head_dim) + 4 * batch * kv_heads
+            columns = p.group * p.query_tokens * kv_heads
+            assert heuristic.workspace_bytes(batch, columns, kv_heads, p.head_dim, device) >= needed
 
 
 def test_a_problem_that_does_not_fit_is_told():

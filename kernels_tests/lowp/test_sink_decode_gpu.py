@@ -76,10 +76,11 @@ def test_queries_beyond_fp16(factor, kv_format):
     check(arguments | {"k_scale": torch.tensor([1 / factor], device="cuda")})
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_an_fp16_query_over_a_bf16_cache_keeps_all_its_bits(head_dim):
-    """Rounded to bf16 it would move these log-sum-exps, of scores of up to 30, by some 1e-2."""
-    arguments = build(Case((700, 33), kv_format="bf16", query="fp16", q_factor=8.0, head_dim=head_dim), "cuda")
+@pytest.mark.parametrize(("head_dim", "query_heads", "tokens"), [(64, 64, 1), (128, 64, 1), (128, 128, 1), (64, 64, 3)])
+def test_an_fp16_query_over_a_bf16_cache_keeps_all_its_bits(head_dim, query_heads, tokens):
+    """In registers and in shared memory. Rounded to bf16 it would move these log-sum-exps by some 1e-2."""
+    case = Case((700, 33), query_heads, head_dim=head_dim, query_tokens=tokens, kv_format="bf16", query="fp16")
+    arguments = build(dataclasses.replace(case, q_factor=8.0), "cuda")
     check(arguments)
     _, lse = run(arguments)
     assert (lse.double() - reference(**arguments)[1]).abs().max() < 2e-4

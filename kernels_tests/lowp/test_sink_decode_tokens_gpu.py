@@ -107,6 +107,12 @@ def test_query_tokens_in_every_launch(fixed, window_left, sinks):
     check(build(case, "cuda"), LAUNCHES[fixed])
 
 
+@pytest.mark.parametrize("fixed", LAUNCHES)
+def test_as_many_columns_as_there_may_be(fixed):
+    """48: more than a warp has lanes."""
+    check(build(Case((3, 0, 17, 700), 32, 2, query_tokens=3, window_left=127), "cuda"), LAUNCHES[fixed])
+
+
 @pytest.mark.parametrize("lengths", [(20001, *(512,) * 20, 3, 0), (30000, 30001), (140_001, 5), (700,) * 140])
 @pytest.mark.parametrize("kv_format", ["e4m3", "int8"])
 def test_ragged_batches(lengths, kv_format):

@@ -136,19 +136,19 @@ def _launch_config(warps, shared_bytes, cluster, grid, stream, overlap):
     made.hStream = driver.CUstream(stream)
     attributes = []
     if cluster > 1:
-        shape, spread = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
+        shape, balance = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
         shape.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         shape.value.clusterDim.x, shape.value.clusterDim.y, shape.value.clusterDim.z = 1, cluster, 1
         # Else not all clusters find room at once where they are as many as the device holds (NOTES.md, 25).
-        spread.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE
-        balanced = driver.CUclusterSchedulingPolicy.CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING
-        spread.value.clusterSchedulingPolicyPreference = balanced
-        attributes += [shape, spread]
+        balance.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE
+        by_load = driver.CUclusterSchedulingPolicy.CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING
+        balance.value.clusterSchedulingPolicyPreference = by_load
+        attributes += [shape, balance]
     if overlap:
-        early = driver.CUlaunchAttribute()
-        early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        early.value.programmaticStreamSerializationAllowed = 1
-        attributes.append(early)
+        dependent = driver.CUlaunchAttribute()
+        dependent.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        dependent.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(dependent)
     made.attrs, made.numAttrs = attributes, len(attributes)
     return made
 

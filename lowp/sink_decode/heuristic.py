@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
-SHORT_BYTES = 2**18  # keys and values of a row that need no more than small CTAs
+SHORT_BYTES = 2**18  # keys and values of a row up to which the steps of a warp are few, however it is cut
 LEAST_BYTES = 2**16  # keys and values that a part of a row has at least: 4 steps of 4 warps
 PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device, so that unequal rows balance
 LONG_TOKENS = 16384  # rows over this are cut by plan: a batch of one such and many short must not take its length each
 EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
+TWO_WARP_TOKENS = 2048  # of a row that two warps take, where there are up to eight rows an SM
+MANY_TWO_WARP_TOKENS = 512  # the same where there are more
+MOST_WAVES = 4  # of CTAs, that rows are cut for: more would only cost where the rows are shorter than their bound
+PLANNED_CTAS = 8  # CTAs an SM, at most, where shares are planned
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,10 @@ class Launch:
 def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Launch:
     """The launch for a batch whose sequences have up to `longest` tokens. Figures behind the rules: NOTES.md.
 
-    Rows are sequences and KV heads. Few rows: a cluster each of as many CTAs as may be, one or two an SM.
-    Many rows: small CTAs, each row cut into as many as have room on the device at once, as a cluster.
-    Bounds over LONG_TOKENS, where lengths may differ most: planned shares; not of one or two sequences whose clusters
-    are enough for the device.
+    Rows are sequences and KV heads. Few rows: a cluster each, of as many CTAs as have room at once.
+    Many rows, and very short ones: small CTAs, a row cut into as many as fill the device, as a cluster.
+    Bounds over LONG_TOKENS, where lengths may differ most: planned shares; not of one or two sequences with 8 rows or
+    more, whose clusters are enough for the device. Devices without clusters: always planned.
     """
     rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
     if not device.clusters or (longest > LONG_TOKENS and not (batch <= 2 and rows >= 8)):
@@ -92,12 +96,14 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
 
 def _one_cluster_a_gpc(problem, row_bytes, tiles, device):
     steps = row_bytes // (STEP_BYTES * 8 * 8)  # of a warp, in a cluster of 8 CTAs of 8 warps
-    if tiles == 1:
+    if tiles == 1:  # 8 bits are twice the arithmetic a byte: the ring is worth more sooner
         stages, step_tiles, most = 3, 1, 8 if problem.kv_dtype.itemsize == 1 else 32
-    elif 4 < steps <= 8:
+    elif steps <= 4:
+        stages, step_tiles, most = 2, tiles, 16
+    elif steps <= 8 or (problem.token_scales and problem.kv_dtype == torch.int8):  # has no registers for more tiles
         stages, step_tiles, most = 3, tiles, 16
     else:
-        stages, step_tiles, most = 2, tiles if steps <= 4 else tiles + 1, 16
+        stages, step_tiles, most = 2, tiles + 1, 16
     # Two CTAs an SM: the next kernel's clusters, let in early, have room in every GPC, and no two share one.
     for one in (Launch(8, stages, step_tiles, 2, 8, early=True), Launch(6, 2, tiles, 2, 8, early=True)):
         if steps <= most and fit(problem, one, device).min_ctas == 2:
@@ -115,16 +121,24 @@ def _deep(problem, launch, device):
 def _few_rows(problem, rows, row_bytes, tiles, device):
     if 16 * rows <= device.sms:
         return _one_cluster_a_gpc(problem, row_bytes, tiles, device)
+    small = Launch(4, 3, tiles, 4, 8)
     if row_bytes <= SHORT_BYTES:
-        return Launch(4, 3, tiles, 4, 8)
+        return _at_once(problem, rows, small, device)
     if 8 * rows <= device.sms:
         return Launch(12, 2, tiles, 1, min(8, 3 * device.sms // (4 * rows)))
-    two = Launch(8, 2, tiles, 2, 8)
-    if fit(problem, two, device).min_ctas < 2:
-        two = Launch(4, 3, tiles, 4, 8)
-    # Not all clusters of over 2 CTAs fit a whole device at once, since GPCs differ.
-    room = int(0.85 * fit(problem, two, device).min_ctas * device.sms) // rows
-    return replace(two, cluster=min(8, room))
+    large = Launch(8, 2, tiles, 2, 8)
+    return _at_once(problem, rows, max(large, small, key=lambda one: _warps_an_sm(problem, one, device)), device)
+
+
+def _warps_an_sm(problem, launch, device):
+    one = fit(problem, launch, device)
+    return one.warps * one.min_ctas
+
+
+def _at_once(problem, rows, launch, device):
+    """The launch with clusters as large as all have room at once: not the whole device's, for GPCs differ."""
+    room = int(0.85 * fit(problem, launch, device).min_ctas * device.sms) // rows
+    return replace(launch, cluster=max(1, min(8, room)))
 
 
 def _many_rows(problem, rows, longest, row_bytes, tiles, device):
@@ -132,15 +146,19 @@ def _many_rows(problem, rows, longest, row_bytes, tiles, device):
     at_once = fit(problem, small, device).min_ctas * device.sms
     room = max(1, min(8, int(0.97 * at_once) // rows, row_bytes // LEAST_BYTES))
     parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else 8  # over that, the more unequal
-    cluster = room if room >= min(parts, 4) else _parts_in_full_waves(rows, parts, at_once)
-    if cluster == 2 and row_bytes <= SHORT_BYTES:
-        return Launch(8, 2, tiles, 2, 1)
+    if room >= min(parts, 4):
+        cluster = room
+    else:
+        cluster = _parts_in_full_waves(rows, min(parts, max(1, MOST_WAVES * at_once // rows)), at_once)
+    whole = Launch(8, 2, tiles, 2, 1)
+    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(problem, whole, device).min_ctas == 2:
+        return whole
     if cluster > 1 or rows <= at_once:
         return replace(small, cluster=cluster)
     # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
     if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
         return Launch(2, 2, 1, 8, 1) if rows <= 8 * device.sms else Launch(1, 2, tiles, 16, 1)
-    two_warps = longest <= (PART_TOKENS // 2 if rows <= 8 * device.sms else PART_TOKENS // 8)
+    two_warps = longest <= (TWO_WARP_TOKENS if rows <= 8 * device.sms else MANY_TWO_WARP_TOKENS)
     return Launch(2, 2, tiles, 8, 1) if two_warps else replace(small, cluster=1)
 
 
@@ -151,16 +169,17 @@ def _parts_in_full_waves(rows, least, at_once):
 
 
 def _planned(problem, rows, longest, tiles, device):
-    if rows <= device.sms:
+    # With long steps rows of middling length are cut less: only where there are enough of them for the device.
+    if device.clusters and 24 <= rows <= device.sms:
         return _deep(problem, Launch(8, 2, 2 * tiles, 1, 0), device)
     if rows <= 2 * device.sms:
         return Launch(8, 2, tiles, 2, 0)
-    two_warps = longest <= PART_TOKENS and (4 * device.sms < rows <= 8 * device.sms or rows > 12 * device.sms)
-    return Launch(*((2, 2, tiles, 8) if two_warps else (4, 3, tiles, 4)), 0)
+    two_warps = rows > 4 * device.sms and longest <= TWO_WARP_TOKENS  # on devices without clusters alone; not measured
+    return Launch(2, 2, tiles, PLANNED_CTAS, 0) if two_warps else Launch(4, 3, tiles, 4, 0)
 
 
 def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
-    """The launch with as few ring slots and CTAs an SM as registers and shared memory make it.
+    """The launch cut down to what registers and shared memory allow: its warps, tiles, ring slots and CTAs an SM.
 
     Raises NotImplementedError where not even the least fits.
     """
@@ -169,7 +188,8 @@ def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
     state = problem.head_dim // 64 * problem.group_tiles
     one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
     warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
-    launch = replace(launch, warps=min(launch.warps, warps_per_sm))
+    columns_of_warps = math.ceil(problem.group_tiles / 4)  # each thread copies a column's sink
+    launch = replace(launch, warps=max(columns_of_warps, min(launch.warps, warps_per_sm)))
     if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
         launch = replace(launch, tiles=1, stages=launch.stages * launch.tiles)
     least = max(2, math.ceil(_exchange_bytes(problem) / slot_bytes(problem, launch)))
@@ -180,7 +200,8 @@ def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
             ctas = min(launch.min_ctas, warps_per_sm // launch.warps, device.shared_per_sm // (needed + 1024))
             return replace(one, min_ctas=max(1, ctas))
     if launch.warps > 2:
-        return fit(problem, replace(launch, warps=launch.warps // 2, stages=3), device)
+        fewer = max(warps for warps in (2, 4, 8) if warps < launch.warps)
+        return fit(problem, replace(launch, warps=fewer, stages=3), device)
     raise NotImplementedError(f"{problem} does not fit {device.shared_per_cta} bytes of shared memory")
 
 
@@ -219,5 +240,5 @@ def partial_bytes(group_tiles: int, head_dim: int) -> int:
 def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, device: Device) -> int:
     """Scratch memory for any call of up to `batch` sequences: partials from its start, counters at its end."""
     group_tiles = math.ceil(query_heads / kv_heads / 8)
-    most = kv_heads * max(1, device.sms * 8 // kv_heads)
+    most = kv_heads * max(1, device.sms * PLANNED_CTAS // kv_heads)
     return most * partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4

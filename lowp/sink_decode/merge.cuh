@@ -21,7 +21,8 @@ constexpr int kReceivedMaxSumAt = kReceivedAt + kRanks * kSliceFloats * 4;
 constexpr int kBarrierAt = kReceivedMaxSumAt + kRanks * kColumns * 8;
 constexpr int kFlagAt = kReceivedAt;
 constexpr int kSharedBytes = kCluster > 1 ? kBarrierAt + 8 : kCluster == 1 ? kReceivedAt : kFlagAt + 4;
-static_assert(kSharedBytes == SHARED_BYTES, "launch.py computes the same");
+static_assert(kSharedBytes == SHARED_BYTES, "heuristic.py computes the same");
+static_assert(kThreads >= kColumns, "a thread copies a column's sink");
 static_assert(kRingBytes >= kColumns * kOutStride * 4, "a warp's output must fit its ring");
 
 struct Partial {

@@ -1,6 +1,7 @@
 // Stages 2 to 4, one step of one warp: scores, softmax, values. With g = lane / 4 and t = lane % 4:
 //
 //   scores   S^T (16 tokens x 8 columns) = K (A) Q^T (B)    a tile of keys and a tile of columns: head_dim / 16 MMAs
+//            (twice that for a query in two parts)
 //            K: the lane's 16 bytes (8 dims at 16 bits: twice that) of rows g and g + 8 are its A elements; which dims
 //            an MMA sums over is free, so Q is loaded in the same order: 16 dims from 16 t on of each half
 //   softmax  P = exp2(c S - m): the lane has columns 2t, 2t + 1 of tokens g, g + 8
