@@ -163,12 +163,7 @@ def _row(kernel: Kernel, shape: Shape, figures: dict | None, error: str | None) 
     return KernelRow(
         kernel=kernel.name,
         kv_format=kernel.kv_format,
-        batch=shape.batch,
-        context=shape.context,
-        lengths=list(shape.lengths) if shape.ragged else None,
-        window_left=shape.window_left,
-        head_dim=shape.head_dim,
-        table_tokens=shape.table_tokens or None,
+        **KernelRow.place(shape),
         kv_bytes=grid.kv_bytes(shape, kernel.kv_format),
         error=error,
         **(figures or nothing),

@@ -75,6 +75,18 @@ class KernelRow(Strict):
         lengths = tuple(self.lengths or [self.context] * self.batch)
         return Shape(lengths, self.window_left, self.head_dim, self.table_tokens or 0)
 
+    @staticmethod
+    def place(shape: Shape) -> dict:
+        """The fields that name a shape."""
+        return {
+            "batch": shape.batch,
+            "context": shape.context,
+            "lengths": list(shape.lengths) if shape.ragged else None,
+            "window_left": shape.window_left,
+            "head_dim": shape.head_dim,
+            "table_tokens": shape.table_tokens or None,
+        }
+
     @model_validator(mode="after")
     def _figures_or_error(self):
         figures = (self.time_us, self.rel_l2)

@@ -19,12 +19,7 @@ def a_kernel_row(shape: Shape, kernel="fa2-sinks", kv_format="bf16", us=10.0, sp
     row = KernelRow(
         kernel=kernel,
         kv_format=kv_format,
-        batch=shape.batch,
-        context=shape.context,
-        lengths=list(shape.lengths) if shape.ragged else None,
-        window_left=shape.window_left,
-        head_dim=shape.head_dim,
-        table_tokens=shape.table_tokens or None,
+        **KernelRow.place(shape),
         kv_bytes=kv_bytes(shape, kv_format),
         time_us=us,
         samples_us=[us * (1 - spread), us, us * (1 + spread)],

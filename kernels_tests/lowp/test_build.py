@@ -6,7 +6,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from lowp.sink_decode import build, launch
+from lowp.sink_decode import build
 from lowp.sink_decode.heuristic import Device, Problem, choose
 
 
@@ -43,7 +43,7 @@ def test_what_the_compiler_writes_into_is_nobody_elses(nvrtc):
 def config():
     problem = Problem(64, 8, True, torch.int8, False, False)
     device = Device("sm_90a", True, 132, 232_448, 233_472)
-    return launch.config_of(problem, choose(problem, 1, 8, 2048, device), device.arch)
+    return build.Config(device.arch, problem, choose(problem, 1, 8, 2048, device))
 
 
 def test_another_compiler_or_source_is_another_build(nvrtc, config, monkeypatch, tmp_path):

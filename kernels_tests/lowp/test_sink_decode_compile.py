@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernels_tests.lowp import sanitize
-from lowp.sink_decode import build, heuristic, inputs, launch
+from lowp.sink_decode import build, heuristic, inputs
 from lowp.sink_decode.heuristic import Device, Problem
 
 NVCC = shutil.which("nvcc")
@@ -83,7 +83,7 @@ def resources(config: build.Config, folder) -> tuple[int, int]:
 
 
 def check(problem, one, device, folder):
-    config = launch.config_of(problem, one, device.arch)
+    config = build.Config(device.arch, problem, one)
     registers, spilled = resources(config, folder)
     assert spilled == 0
     assert config.shared_bytes <= device.shared_per_cta
@@ -159,6 +159,6 @@ def test_a_missing_toolkit_is_told(monkeypatch):
     build._bindings.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     device = DEVICES["sm_90a"]
-    config = launch.config_of(GPT_OSS, heuristic.choose(GPT_OSS, 1, 8, 2048, device), device.arch)
+    config = build.Config(device.arch, GPT_OSS, heuristic.choose(GPT_OSS, 1, 8, 2048, device))
     with pytest.raises(RuntimeError, match=r"nvrtc is missing .*; install NVRTC and its bindings: pip install"):
         build.cubin(config)

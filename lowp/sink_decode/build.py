@@ -3,10 +3,13 @@
 import functools
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
+
+from lowp.sink_decode.heuristic import Launch, Problem, shared_bytes
 
 SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "share.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
 HERE = Path(__file__).parent
@@ -16,31 +19,39 @@ REMEDY = "install NVRTC and its bindings: pip install 'cuda-bindings>=13' 'nvidi
 
 @dataclass(frozen=True)
 class Config:
-    """One build of the kernel: the problem and the launch, as config.cuh names them; arch as nvcc names it (sm_90a)."""
+    """One build of the kernel; arch as nvcc names it (sm_90a)."""
 
     arch: str
-    head_dim: int
-    query_bf16: bool
-    kv_e4m3: bool
-    kv_int8: bool
-    kv_bf16: bool
-    query_tokens: int
-    group_tiles: int
-    token_scales: bool
-    channel_scales: bool
-    window: bool
-    warps: int
-    stages: int
-    tiles: int
-    cluster: int
-    min_ctas: int
-    early: bool
-    shared_bytes: int
+    problem: Problem
+    launch: Launch
+
+    @property
+    def shared_bytes(self) -> int:
+        return shared_bytes(self.problem, self.launch)
 
     @property
     def defines(self) -> dict[str, int]:
-        """The macros that the sources expect."""
-        return {name.upper(): int(value) for name, value in asdict(self).items() if name != "arch"}
+        """The macros that config.cuh expects."""
+        problem, launch = self.problem, self.launch
+        return {
+            "HEAD_DIM": problem.head_dim,
+            "QUERY_BF16": int(problem.query_bf16),
+            "KV_E4M3": int(problem.kv_dtype == torch.float8_e4m3fn),
+            "KV_INT8": int(problem.kv_dtype == torch.int8),
+            "KV_BF16": int(problem.kv_dtype == torch.bfloat16),
+            "QUERY_TOKENS": problem.query_tokens,
+            "GROUP_TILES": problem.group_tiles,
+            "TOKEN_SCALES": int(problem.token_scales),
+            "CHANNEL_SCALES": int(problem.channel_scales),
+            "WINDOW": int(problem.window),
+            "WARPS": launch.warps,
+            "STAGES": launch.stages,
+            "TILES": launch.tiles,
+            "CLUSTER": launch.cluster,
+            "MIN_CTAS": launch.min_ctas,
+            "EARLY": int(launch.early),
+            "SHARED_BYTES": self.shared_bytes,
+        }
 
 
 def cache_folder() -> Path:
@@ -121,7 +132,9 @@ def launch(kernel, grid, config: Config, parameters: int, stream: int, overlap: 
     overlap: it may start before the previous kernel on the stream has ended; it waits for that itself.
     """
     driver = _bindings("driver")
-    launch_config = _launch_config(config.warps, config.shared_bytes, config.cluster, grid, stream, overlap)
+    launch_config = _launch_config(
+        config.launch.warps, config.shared_bytes, config.launch.cluster, grid, stream, overlap
+    )
     _checked(driver, driver.cuLaunchKernelEx(launch_config, kernel, parameters, 0))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lowp.sink_decode import build
 from lowp.sink_decode.build import Config
-from lowp.sink_decode.heuristic import Device, Launch, Problem, choose, partial_bytes, shared_bytes, shares_of
+from lowp.sink_decode.heuristic import Device, Problem, choose, partial_bytes, shares_of
 from lowp.sink_decode.params import granularity, page_and_head_axis, params_of, query_tokens_of
 
 
@@ -39,30 +39,6 @@ def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> P
         window=window_left >= 0,
         channel_scales=granularity(k_scale) == "channel",
         query_tokens=query_tokens_of(q),
-    )
-
-
-def config_of(problem: Problem, launch: Launch, arch: str) -> Config:
-    """The build of a problem and a launch."""
-    return Config(
-        arch=arch,
-        head_dim=problem.head_dim,
-        query_bf16=problem.query_bf16,
-        kv_e4m3=problem.kv_dtype == torch.float8_e4m3fn,
-        kv_int8=problem.kv_dtype == torch.int8,
-        kv_bf16=problem.kv_dtype == torch.bfloat16,
-        query_tokens=problem.query_tokens,
-        group_tiles=problem.group_tiles,
-        token_scales=problem.token_scales,
-        channel_scales=problem.channel_scales,
-        window=problem.window,
-        warps=launch.warps,
-        stages=launch.stages,
-        tiles=launch.tiles,
-        cluster=launch.cluster,
-        min_ctas=launch.min_ctas,
-        early=launch.early,
-        shared_bytes=shared_bytes(problem, launch),
     )
 
 
@@ -109,7 +85,7 @@ def run(
         params.partials = workspace.data_ptr()
         params.arrived = workspace.data_ptr() + workspace.numel() - batch * kv_heads * 4
     with torch.cuda.device(q.device):
-        config = config_of(problem, launch, device.arch)
+        config = Config(device.arch, problem, launch)
         kernel = build.function(config, q.device.index)
         addresses = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         stream = torch.cuda.current_stream().cuda_stream
