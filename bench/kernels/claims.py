@@ -142,4 +142,4 @@ def _small_gain(base: KernelRow, row: KernelRow) -> str | None:
     if base.error:
         return f"{base.kv_format} failed"
     gain = base.time_us / row.time_us
-    return f"{gain:.2f}x" if gain < GAIN else None
+    return f"{gain:.3f}x" if gain < GAIN else None  # of which two digits may round up to GAIN

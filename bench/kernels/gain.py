@@ -34,9 +34,8 @@ def verdict(row: KernelRow, base: KernelRow) -> Verdict:
 def gains(result: KernelsResult, kernel: str) -> list[Gain]:
     """A kernel's gains where batch and context say everything and it has times with both, in the result's order."""
     rows = [row for row in result.rows if row.kernel == kernel and row.error is None and row.shape.plain]
-    base = {(row.batch, row.context): row for row in rows if row.kv_format == BASE}
-    quantised = [row for row in rows if row.kv_format == QUANTISED]
-    return [Gain(base[row.batch, row.context], row) for row in quantised if (row.batch, row.context) in base]
+    base = {row.shape: row for row in rows if row.kv_format == BASE}
+    return [Gain(base[row.shape], row) for row in rows if row.kv_format == QUANTISED and row.shape in base]
 
 
 def compared(result: KernelsResult) -> list[str]:
@@ -61,7 +60,7 @@ def message(result: KernelsResult, kernel: str) -> str:
     """Where FP8 through this kernel is slower than BF16, from which context it pays, and its error."""
     found = gains(result, kernel)
     slower = [
-        f"{_shape(gain.row)} ({gain.row.time_us:.1f} us against {gain.base.time_us:.1f})"
+        f"{gain.row.shape.words} ({gain.row.time_us:.1f} us against {gain.base.time_us:.1f})"
         for gain in found
         if gain.verdict == "slower"
     ]
@@ -78,7 +77,7 @@ def message(result: KernelsResult, kernel: str) -> str:
 def short(result: KernelsResult, kernel: str) -> str:
     """The same without times and contexts, for a title."""
     found = gains(result, kernel)
-    slower = [_shape(gain.row) for gain in found if gain.verdict == "slower"]
+    slower = [gain.row.shape.words for gain in found if gain.verdict == "slower"]
     few = f"at {_listed(slower)}" if 0 < len(slower) < 4 else _many(found)
     best = max(gain.value for gain in found)
     return f"FP8 through {kernel}: slower than BF16 {few}; at best {best:.2f}x as fast"
@@ -115,7 +114,3 @@ def _requests(batches: list[int]) -> str:
 
 def _listed(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _shape(row: KernelRow) -> str:
-    return f"{row.batch} x {row.context:,}"
