@@ -42,7 +42,7 @@ def fitted(arguments, fixed):
     device = launch.device_of(arguments["q"].device)
     if fixed.cluster > 1 and not device.clusters:
         pytest.skip(f"{device.arch} has no clusters")
-    names = ("q", "k_cache", "k_scale", "v_scale", "layout", "window_left")
+    names = ("q", "k_cache", "v_cache", "k_scale", "v_scale", "layout", "window_left")
     return fit(launch.problem_of(*(arguments[name] for name in names)), fixed, device)
 
 

@@ -44,6 +44,7 @@ class Config:
             "TOKEN_SCALES": int(problem.token_scales),
             "CHANNEL_SCALES": int(problem.channel_scales),
             "WINDOW": int(problem.window),
+            "INTERLEAVED": int(problem.interleaved),
             "WARPS": launch.warps,
             "STAGES": launch.stages,
             "TILES": launch.tiles,

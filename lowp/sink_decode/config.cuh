@@ -12,6 +12,7 @@ constexpr int kGroupTiles = GROUP_TILES;         // columns (query heads of a KV
 constexpr bool kTokenScales = TOKEN_SCALES;      // one scale per token and head, else per head; of the keys only
 constexpr bool kChannelScales = CHANNEL_SCALES;  //   without this: the keys' scales per channel and head
 constexpr bool kWindow = WINDOW;                 // window_left >= 0
+constexpr bool kInterleaved = INTERLEAVED;       // 8 bits, 64 dims: a token's values follow its keys, 128 bytes in all
 
 // The launch.
 constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; slots of a warp's ring
@@ -23,10 +24,10 @@ constexpr bool kEarly = EARLY;                   // the next kernel may start wi
 constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;
 constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
 constexpr bool kOneByte = kE4m3 || kInt8;
-constexpr int kRowBytes = kOneByte ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
-constexpr int kTileBytes = kOneByte ? kBlockBytes : kHalves * kBlockBytes;
-constexpr int kValuesAt = kTiles * kTileBytes;  // in a slot: keys, values, scales of both
-constexpr int kScalesAt = 2 * kValuesAt;
+constexpr int kRowBytes = kOneByte && !kInterleaved ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
+constexpr int kTileBytes = kOneByte ? kBlockBytes : kHalves * kBlockBytes;  // of keys or values; interleaved, of both
+constexpr int kValuesAt = kInterleaved ? 0 : kTiles * kTileBytes;           // in a slot: keys, values, scales of both
+constexpr int kScalesAt = kValuesAt + kTiles * kTileBytes;
 constexpr int kSlotBytes = kScalesAt + (kTokenScales ? kTiles * 128 : 0);
 constexpr int kRingBytes = kStages * kSlotBytes;
 constexpr int kQueryParts = kKvBf16 && !kQueryBf16 ? 2 : 1;  // the 11 bits of an fp16 are the sum of two bf16

@@ -33,7 +33,8 @@ class Device:
 class Problem:
     """What the kernel is built for, beside the launch: see config.cuh.
 
-    token_scales: V's scales, and K's too unless channel_scales, are per token and head.
+    token_scales: V's scales, and K's too unless channel_scales, are per token and head. interleaved: K and V of a
+    token are the two halves of one line of 128 bytes.
     """
 
     head_dim: int
@@ -44,6 +45,7 @@ class Problem:
     window: bool
     channel_scales: bool = False
     query_tokens: int = 1
+    interleaved: bool = False
 
     @property
     def group_tiles(self) -> int:

@@ -28,7 +28,7 @@ def device_of(device: torch.device) -> Device:
     )
 
 
-def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> Problem:
+def problem_of(q, k_cache, v_cache, k_scale, v_scale, layout: str, window_left: int) -> Problem:
     """What a call needs built."""
     return Problem(
         head_dim=q.shape[-1],
@@ -39,6 +39,7 @@ def problem_of(q, k_cache, k_scale, v_scale, layout: str, window_left: int) -> P
         window=window_left >= 0,
         channel_scales=granularity(k_scale) == "channel",
         query_tokens=query_tokens_of(q),
+        interleaved=q.shape[-1] * k_cache.element_size() == 64 == v_cache.data_ptr() - k_cache.data_ptr(),
     )
 
 
@@ -68,7 +69,7 @@ def run(
     batch, head_dim = q.shape[0], q.shape[-1]
     page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
     device = device_of(q.device)
-    problem = problem_of(q, k_cache, k_scale, v_scale, layout, window_left)
+    problem = problem_of(q, k_cache, v_cache, k_scale, v_scale, layout, window_left)
     width = block_table.shape[1]
     longest = width * page_size if window_left < 0 else min(width * page_size, window_left + problem.query_tokens)
     launch = fixed or choose(problem, batch, kv_heads, longest, device)

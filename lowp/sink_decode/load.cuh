@@ -7,11 +7,13 @@
 //   8 bits, 128 dims:   row r of 8 chunks   cell c ^ (r / 2) % 4 ^ 4 (r % 2)    at one column hit different banks
 //   16 bits, a half:    row r of 8 chunks   cell c ^ r % 8
 //
+// Interleaved, the blocks are of keys and values, laid out as 128 dims of which the values are the second half.
+//
 // A line of 128 bytes of device memory goes to 128 bytes in a row of the ring: in two places it would be two requests.
 #pragma once
 #include "share.cuh"
 
-DEVICE int swizzle(int row) { return kOneByte ? row / 2 % 4 ^ (kHalves - 1) * 4 * (row % 2) : row % 8; }
+DEVICE int swizzle(int row) { return kOneByte ? row / 2 % 4 ^ (kRowBytes / 64 - 1) * 4 * (row % 2) : row % 8; }
 DEVICE unsigned half_at(unsigned block, int half) { return kOneByte ? block ^ (64 * half) : block + half * kBlockBytes; }
 
 struct Stream {
@@ -28,7 +30,7 @@ struct Stream {
   unsigned raw, next_raw;   // table entries of this batch of steps and the next, one a lane
   unsigned at, scale_at;    // where the tile of this lane begins: cache in 16 bytes, scales in floats
 
-  static constexpr int kCopyRows = kOneByte && kHalves == 1 ? 8 : 4;  // rows of 4 or 8 chunks
+  static constexpr int kCopyRows = kRowBytes == 64 ? 8 : 4;  // rows of 4 or 8 chunks
   static constexpr int kBatch = 32 / kTiles;  // steps whose entries one register of the warp holds
 
   // The tile whose entry this lane holds in a batch.
@@ -65,12 +67,12 @@ struct Stream {
       const int owner = (i % kBatch) * kTiles + j;
       const unsigned long long offset = 16ull * __shfl_sync(kAllLanes, at, owner);
       copy_tile(to + at_slot + j * kTileBytes, k + offset);
-      copy_tile(to + at_slot + j * kTileBytes + kValuesAt, v + offset);
+      if constexpr (!kInterleaved) copy_tile(to + at_slot + j * kTileBytes + kValuesAt, v + offset);
       if constexpr (kTokenScales) copy_4(scale_to + at_slot + j * 128, k_scale + __shfl_sync(kAllLanes, scale_at, owner));
     }
   }
 
-  // The warp copies a tile of keys or values, kCopyRows rows at a time. Every other time a bit of the swizzle turns.
+  // The warp copies a tile of keys or values (interleaved, of both), kCopyRows rows at a time. Every other time a bit of the swizzle turns.
   DEVICE void copy_tile(unsigned into, const char* from) const {
     constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kOneByte ? 32 : 64;
     const unsigned rows = 16u * kCopyRows * p.slot_stride;

@@ -47,7 +47,7 @@ struct Reader {                          // addresses in slot 0 of the ring
     for (int j = 0; j < 2; j++) {
       const int token = swapped(2 * t + j);
       const int at = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
-      v[j] = opaque(ring + kValuesAt + token * kRowBytes + at);
+      v[j] = opaque(half_at(ring + kValuesAt + token * kRowBytes + at, kInterleaved));
     }
     scale = ring + kScalesAt + row * 4;
   }
