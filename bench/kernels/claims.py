@@ -6,6 +6,7 @@ from typing import NamedTuple
 from bench.kernels.gain import BASE, QUANTISED, verdict
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
+from bench.kernels.shape import LAYOUT
 
 LAW_US, LAW_SHARE = 3.5, 0.93  # a call may take that long, beside its bytes at that share of the read ceiling
 RAGGED_SLACK = 1.05  # times the law
@@ -59,13 +60,15 @@ def claims(result: KernelsResult) -> list[Claim]:
     rows = {kv_format: [row for row in tried if row.kv_format == kv_format] for kv_format in (QUANTISED, BASE)}
     found = []
     for kv_format, of_one in rows.items():
+        plain = [row for row in of_one if row.shape.plain]
+        ragged = [row for row in of_one if row.shape.ragged]
+        relaid = [row for row in of_one if row.shape.layout != LAYOUT]
+        others = [row for row in of_one if row not in (*plain, *ragged, *relaid)]
         grids = {
-            "on the grid": ([row for row in of_one if row.shape.plain], 1.0),
-            "in ragged batches": ([row for row in of_one if row.shape.ragged], RAGGED_SLACK),
-            "with a window, other heads or a wide table": (
-                [row for row in of_one if not row.shape.plain and not row.shape.ragged],
-                1.0,
-            ),
+            "on the grid": (plain, 1.0),
+            "in ragged batches": (ragged, RAGGED_SLACK),
+            "with a window, other heads or a wide table": (others, 1.0),
+            "in other layouts": (relaid, 1.0),
         }
         for where, (of_kind, slack) in grids.items():
             topic = f"{OURS} {kv_format} within {f'{slack:g}x ' if slack > 1 else ''}the law {where}"

@@ -4,9 +4,9 @@ import random
 import re
 
 from bench.kernels.result import Geometry
-from bench.kernels.shape import HEAD_DIM, Shape, even
+from bench.kernels.shape import HEAD_DIM, LAYOUT, Shape, even
 
-GEOMETRY = Geometry(query_heads=64, kv_heads=8, head_dim=HEAD_DIM, page_size=16, layout="HND", query_format="bf16")
+GEOMETRY = Geometry(query_heads=64, kv_heads=8, head_dim=HEAD_DIM, page_size=16, layout=LAYOUT, query_format="bf16")
 FORMAT_BYTES = {"bf16": 2, "e4m3": 1}  # of one stored value
 ROTATE_BYTES = 400_000_000  # several times any GPU's cache: a call finds none of its keys and values there
 LEAST_LAYERS = 2
@@ -42,7 +42,10 @@ RAGGED = [
 WINDOWED = [even(*pair, window_left=WINDOW_LEFT) for pair in ((1, 8192), (8, 8192), (32, 8192), (128, 2048))]
 WIDE_HEADS = [even(*pair, head_dim=128) for pair in ((1, 8192), (8, 8192), (32, 8192))]
 WIDE_TABLES = [even(*pair, table_tokens=LONGEST) for pair in ((1, 2048), (8, 8192), (32, 2048))]
-GRID = [*STANDARD, *RAGGED, *WINDOWED, *WIDE_HEADS, *WIDE_TABLES]
+LAYOUTS = [
+    even(*pair, layout=layout) for layout in ("interleaved", "NHD") for pair in ((1, 8192), (8, 8192), (32, 8192))
+]
+GRID = [*STANDARD, *RAGGED, *WINDOWED, *WIDE_HEADS, *WIDE_TABLES, *LAYOUTS]
 # The original plan's own shapes, for its tolerance alone: too small to time, their caches never leave the GPU's.
 PLAN_SHAPES = [even(batch, context) for batch in (1, 4) for context in (128, 1024)]
 RTOL, ATOL = 1e-2, 1e-3

@@ -15,7 +15,8 @@ class Inputs:
     """One decode step's attention calls, one a layer, which share block table and lengths as a model's layers do.
 
     q: for each layer [batch, query heads, head_dim], bf16. caches: by storage format, for each layer K and V,
-    [pages, kv heads, page, head_dim] (HND); every format holds the same values, rounded to it, without scales.
+    [pages, kv heads, page, head_dim] in that order of axes (HND), in memory in the shape's layout; every format holds
+    the same values, rounded to it, without scales.
     out: for each layer, like q, for a call to write. block_table: [batch, pages of the widest row] int32, pages in
     random order; beyond a row's length, and before its window, page 0, as where vLLM has given a page back.
     seq_lens: [batch] int32. sinks: [query heads] fp32, natural log units, near the rows' log-sum-exp, so that a sink
@@ -36,15 +37,18 @@ def build(shape: Shape, layers: int, device: str = "cuda", seed: int = 0) -> Inp
     """The same inputs for the same arguments and kind of device; randn values. lengths: any numbers of tokens."""
     random = torch.Generator(device).manual_seed(seed)
     table, pages = _table(shape, random, device)
-    size = (pages, GEOMETRY.kv_heads, GEOMETRY.page_size, shape.head_dim)
 
     def randn(*size) -> torch.Tensor:
         return torch.randn(size, generator=random, device=device, dtype=torch.bfloat16)
 
-    def stored(values: torch.Tensor, kv_format: str) -> torch.Tensor:
-        return values if kv_format == "bf16" else quantize(values, kv_format).values
+    def cache(memory: list[torch.Tensor], kv_format: str) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = memory if kv_format == "bf16" else [quantize(values, kv_format).values for values in memory]
+        if shape.layout == "interleaved":
+            return stored[0].split(shape.head_dim, dim=-1)
+        return tuple(values.transpose(1, 2) if shape.layout == "NHD" else values for values in stored)
 
-    exact = [(randn(*size), randn(*size)) for _ in range(layers)]
+    sizes = _sizes(shape, pages)
+    exact = [[randn(*size) for size in sizes] for _ in range(layers)]
     q = [randn(shape.batch, GEOMETRY.query_heads, shape.head_dim) for _ in range(layers)]
     # randn queries and keys give logits of about N(0, 1): their log-sum-exp is about log(tokens read) + 1/2.
     middle = math.log(min(shape.context, shape.window_left + 1) if shape.window_left >= 0 else shape.context) + 0.5
@@ -52,7 +56,7 @@ def build(shape: Shape, layers: int, device: str = "cuda", seed: int = 0) -> Inp
     return Inputs(
         shape=shape,
         q=q,
-        caches={name: [(stored(k, name), stored(v, name)) for k, v in exact] for name in FORMAT_BYTES},
+        caches={name: [cache(memory, name) for memory in exact] for name in FORMAT_BYTES},
         out=[torch.empty_like(one) for one in q],
         block_table=table,
         seq_lens=torch.tensor(shape.lengths, dtype=torch.int32, device=device),
@@ -69,6 +73,14 @@ def first_token(shape: Shape, row: int) -> int:
 def pages_of(shape: Shape, row: int) -> int:
     """Pages that a request's length spans."""
     return -(-shape.lengths[row] // GEOMETRY.page_size)
+
+
+def _sizes(shape: Shape, pages: int) -> list[tuple[int, ...]]:
+    """Of a cache's tensors, in the order of memory: keys and values, or one that holds both."""
+    heads, page = GEOMETRY.kv_heads, GEOMETRY.page_size
+    if shape.layout == "interleaved":
+        return [(pages, heads, page, 2 * shape.head_dim)]
+    return [(pages, page, heads, shape.head_dim) if shape.layout == "NHD" else (pages, heads, page, shape.head_dim)] * 2
 
 
 def _table(shape: Shape, random: torch.Generator, device: str) -> tuple[torch.Tensor, int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bench.kernels import vllm_peers
 from bench.kernels.grid import GEOMETRY
-from bench.kernels.shape import HEAD_DIM, Shape
+from bench.kernels.shape import HEAD_DIM, LAYOUT, Shape
 from bench.kernels.timing import Call
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Kernel(NamedTuple):
         """Why it is not measured at a shape; None where it is."""
         if shape.table_tokens and self.name != OURS:
             return f"a block table wider than the batch needs is measured for {OURS} alone"
+        if shape.layout != LAYOUT and self.name != OURS:
+            return f"caches in another layout than {LAYOUT} are measured for {OURS} alone"
         if not self.sinks and (shape.window_left >= 0 or shape.head_dim != HEAD_DIM):
             return f"the kernel without sinks is measured with full attention and head_dim {HEAD_DIM} alone"
         return None

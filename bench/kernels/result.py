@@ -5,12 +5,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.kernels.shape import HEAD_DIM, Shape
+from bench.kernels.shape import HEAD_DIM, LAYOUT, Shape
 from bench.record import SCHEMA_VERSION, Provenance, Strict
 
 
 class Geometry(Strict):
-    """What all rows share, but for a head_dim of their own. layout: FlashInfer's name of the cache's order of axes."""
+    """What all rows share, but for a head_dim or layout of their own. layout: as FlashInfer names the cache's axes."""
 
     query_heads: int
     kv_heads: int
@@ -49,6 +49,7 @@ class KernelRow(Strict):
 
     lengths: each request's tokens where they are not equal; context is the longest then. window_left: how many tokens
     before the newest are read, -1 for all. table_tokens: tokens that the block table has room for, None for context.
+    layout: of the cache; interleaved is HND with each token's keys and values side by side.
     kv_bytes: keys and values that a call must read. time_us: median of samples_us, microseconds a call. rel_l2: error
     of the timed calls' outputs, |out - exact| / |exact|, against float64 attention over the cache as stored, in the
     first and last two requests and the longest. setting: the kernel's fastest of those tried. A kernel that failed has
@@ -63,6 +64,7 @@ class KernelRow(Strict):
     window_left: int = -1
     head_dim: int = HEAD_DIM
     table_tokens: int | None = None
+    layout: Literal["HND", "NHD", "interleaved"] = LAYOUT
     kv_bytes: int
     time_us: float | None
     samples_us: list[float]
@@ -73,7 +75,7 @@ class KernelRow(Strict):
     @property
     def shape(self) -> Shape:
         lengths = tuple(self.lengths or [self.context] * self.batch)
-        return Shape(lengths, self.window_left, self.head_dim, self.table_tokens or 0)
+        return Shape(lengths, self.window_left, self.head_dim, self.table_tokens or 0, self.layout)
 
     @staticmethod
     def place(shape: Shape) -> dict:
@@ -85,6 +87,7 @@ class KernelRow(Strict):
             "window_left": shape.window_left,
             "head_dim": shape.head_dim,
             "table_tokens": shape.table_tokens or None,
+            "layout": shape.layout,
         }
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 HEAD_DIM = 64  # gpt-oss's
+LAYOUT = "HND"
 MOST_GROUPS = 3  # of equal lengths that a name spells out
 
 
@@ -11,13 +12,15 @@ class Shape(NamedTuple):
     """A batch: each request's tokens, and what else a kernel must know.
 
     window_left: how many tokens before the newest are read, -1 for all. table_tokens: tokens that the block table has
-    room for, 0 for as many as the longest request has.
+    room for, 0 for as many as the longest request has. layout: of the cache: HND, NHD or interleaved, which is HND with
+    each token's keys and values side by side, [pages, kv heads, page, 2 * head_dim].
     """
 
     lengths: tuple[int, ...]
     window_left: int = -1
     head_dim: int = HEAD_DIM
     table_tokens: int = 0
+    layout: str = LAYOUT
 
     @property
     def batch(self) -> int:
@@ -45,13 +48,13 @@ class Shape(NamedTuple):
         return sum(min(length, self.window_left + 1) for length in self.lengths)
 
     def __str__(self) -> str:
-        """On the command line: 8x8192, 1x131072+31x512, 32x8192w127, 8x8192d128, 8x8192t131072."""
+        """On the command line: 8x8192, 1x131072+31x512, 32x8192w127, 8x8192d128, 8x8192t131072, 8x8192NHD."""
         window = f"w{self.window_left}" if self.window_left >= 0 else ""
         head_dim = f"d{self.head_dim}" if self.head_dim != HEAD_DIM else ""
         table = f"t{self.table_tokens}" if self.table_tokens else ""
         groups = self._groups()
         lengths = "+".join(f"{count}x{length}" for count, length in groups) if groups else self._range("x", "-", "d")
-        return lengths + window + head_dim + table
+        return lengths + window + head_dim + table + (self.layout if self.layout != LAYOUT else "")
 
     @property
     def words(self) -> str:
@@ -61,6 +64,7 @@ class Shape(NamedTuple):
         parts += [f"window of {self.window_left + 1}"] if self.window_left >= 0 else []
         parts += [f"head_dim {self.head_dim}"] if self.head_dim != HEAD_DIM else []
         parts += [f"table for {self.table_tokens:,}"] if self.table_tokens else []
+        parts += [self.layout] if self.layout != LAYOUT else []
         return ", ".join(parts)
 
     def _groups(self) -> list[tuple[int, int]]:
@@ -72,6 +76,6 @@ class Shape(NamedTuple):
         return f"{self.batch}{times}{min(self.lengths):{form}}{to}{max(self.lengths):{form}}"
 
 
-def even(batch: int, context: int, **more: int) -> Shape:
+def even(batch: int, context: int, **more: int | str) -> Shape:
     """`batch` requests of `context` tokens each."""
     return Shape((context,) * batch, **more)

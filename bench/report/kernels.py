@@ -121,7 +121,7 @@ def _geometry(result: KernelsResult) -> str:
     of = result.geometry
     return (
         f"{of.query_heads} query heads over {of.kv_heads} KV heads of {of.head_dim} values unless said, pages of"
-        f" {of.page_size} tokens ({of.layout}), {of.query_format} query, one query token a request."
+        f" {of.page_size} tokens ({of.layout} unless said), {of.query_format} query, one query token a request."
     )
 
 

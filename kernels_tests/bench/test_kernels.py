@@ -25,7 +25,7 @@ def test_bytes_of_the_grid():
     # 2 (keys and values) x 8 KV heads x 64 values a token.
     assert grid.kv_bytes(even(1, 1), "e4m3") == 1024 and grid.kv_bytes(even(1, 1), "bf16") == 2048
     assert grid.kv_bytes(even(64, 8192), "e4m3") == 536_870_912
-    assert len(grid.STANDARD) == 14 and len(grid.GRID) == 27 and len(set(map(str, grid.GRID))) == 27
+    assert len(grid.STANDARD) == 14 and len(grid.GRID) == 33 and len(set(map(str, grid.GRID))) == 33
     # A window of 128 reads that many tokens of each request; a wide table reads nothing more.
     assert grid.kv_bytes(even(8, 8192, window_left=127), "e4m3") == 8 * 128 * 1024
     assert grid.kv_bytes(Shape((64, 512), window_left=127), "e4m3") == (64 + 128) * 1024
@@ -64,6 +64,7 @@ def test_shapes_are_parsed_or_refused():
         (even(8, 8192, window_left=127), "8x8192w127", "8 x 8,192, window of 128"),
         (even(1, 8192, head_dim=128), "1x8192d128", "1 x 8,192, head_dim 128"),
         (even(1, 2048, table_tokens=131072), "1x2048t131072", "1 x 2,048, table for 131,072"),
+        (even(8, 8192, layout="NHD"), "8x8192NHD", "8 x 8,192, NHD"),
     ],
 )
 def test_shapes_have_a_name_and_words(shape, name, words):
@@ -113,6 +114,8 @@ def test_the_exact_answer_is_that_of_the_patches_tests(small, kv_format, sinks):
         Shape((300, 100), window_left=127),
         even(2, 40, head_dim=128),
         even(2, 40, table_tokens=160),
+        even(2, 40, layout="NHD"),
+        even(2, 40, layout="interleaved"),
     ],
     ids=str,
 )
@@ -146,9 +149,21 @@ def test_the_longest_request_is_looked_at():
 
 
 @pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
-def test_our_kernel_is_called_with_what_the_inputs_hold(kv_format):
+def test_caches_lie_in_memory_as_the_layout_says(kv_format):
+    """[pages, kv heads, page, head_dim] each; elements from one head, and one token, to the next."""
+    apart = {"HND": (16 * 64, 64), "NHD": (64, 8 * 64), "interleaved": (16 * 128, 128)}
+    for layout, strides in apart.items():
+        k, v = inputs.build(even(2, 40, layout=layout), layers=1, device="cpu").caches[kv_format][0]
+        assert k.shape == v.shape == (6, 8, 16, 64)
+        assert k.stride()[1:] == v.stride()[1:] == (*strides, 1)
+        assert (v.data_ptr() - k.data_ptr() == 64 * k.element_size()) == (layout == "interleaved")
+
+
+@pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
+@pytest.mark.parametrize("layout", ["HND", "NHD", "interleaved"])
+def test_our_kernel_is_called_with_what_the_inputs_hold(kv_format, layout):
     """On CPU tensors its float64 reference computes: layers, window, table and output are the right ones."""
-    made = inputs.build(Shape((300, 100), window_left=127, table_tokens=512), layers=3, device="cpu")
+    made = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, layout=layout), layers=3, device="cpu")
     inputs.poison(made)
     kernel = next(one for one in peers.KERNELS if str(one) == f"{peers.OURS} {kv_format}")
     for call in kernel.calls(made, kernel.settings[0]):

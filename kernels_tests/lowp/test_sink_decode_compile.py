@@ -26,6 +26,9 @@ GPT_OSS = Problem(64, 8, True, torch.float8_e4m3fn, False, False)
 PROBLEMS = [
     GPT_OSS,
     Problem(64, 8, True, torch.float8_e4m3fn, False, True),
+    Problem(64, 8, True, torch.float8_e4m3fn, False, False, interleaved=True),
+    Problem(64, 16, False, torch.float8_e4m3fn, True, True, interleaved=True),
+    Problem(64, 8, True, torch.int8, True, False, channel_scales=True, query_tokens=4, interleaved=True),
     Problem(64, 8, True, torch.bfloat16, False, False),
     Problem(64, 16, False, torch.float8_e4m3fn, True, False),
     Problem(128, 8, True, torch.float8_e4m3fn, False, False),
@@ -59,8 +62,8 @@ PROBLEMS = [
 ]
 
 
-BATCHES = (1, 2, 3, 4, 5, 7, 9, 11, 12, 16, 20, 24, 32, 64, 100, 140, 256, 512)
-LENGTHS = (200, 512, 2048, 3072, 4096, 8192, 16_384, 20_000, 131_072)
+BATCHES = (1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 16, 20, 24, 32, 36, 64, 100, 140, 256, 512)
+LENGTHS = (200, 512, 2048, 2700, 3072, 3700, 4096, 8192, 16_384, 20_000, 131_072)
 
 
 def launches(problem: Problem, device: Device):
@@ -152,7 +155,7 @@ def test_clusters_and_workspace_fit_the_device(arch):
 def test_a_problem_that_does_not_fit_is_told():
     small = Device("sm_80", False, 1, 16_384, 16_384)
     with pytest.raises(NotImplementedError, match="does not fit 16384 bytes"):
-        heuristic.choose(PROBLEMS[7], 1, 8, 100, small)
+        heuristic.choose(Problem(128, 16, True, torch.bfloat16, False, False), 1, 8, 100, small)
 
 
 def test_a_missing_toolkit_is_told(monkeypatch):

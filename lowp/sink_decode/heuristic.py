@@ -10,6 +10,7 @@ STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile i
 SHORT_BYTES = 2**18  # keys and values of a row up to which the steps of a warp are few, however it is cut
 LEAST_BYTES = 2**16  # keys and values that a part of a row has at least: 4 steps of 4 warps
 PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device, so that unequal rows balance
+LONGEST_PARTS = 5  # that rows of over twice as many are cut into, since they may be the more unequal
 LONG_TOKENS = 16384  # rows over this are cut by plan: a batch of one such and many short must not take its length each
 EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
 TWO_WARP_TOKENS = 2048  # of a row that two warps take, where there are up to eight rows an SM
@@ -144,24 +145,40 @@ def _at_once(problem, rows, launch, device):
 
 
 def _many_rows(problem, rows, longest, row_bytes, tiles, device):
-    small = Launch(4, 3, tiles, 4, 8)
-    at_once = fit(problem, small, device).min_ctas * device.sms
-    room = max(1, min(8, int(0.97 * at_once) // rows, row_bytes // LEAST_BYTES))
-    parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else 8  # over that, the more unequal
-    if room >= min(parts, 4):
-        cluster = room
-    else:
-        cluster = _parts_in_full_waves(rows, min(parts, max(1, MOST_WAVES * at_once // rows)), at_once)
+    parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else LONGEST_PARTS
+    small = _small(problem, rows, parts, row_bytes, tiles, device)
+    places, room = _places(problem, small, device), _room(problem, rows, row_bytes, small, device)
+    if room < parts:
+        room = _parts_in_full_waves(rows, min(parts, max(1, MOST_WAVES * places // rows)), places)
     whole = Launch(8, 2, tiles, 2, 1)
-    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(problem, whole, device).min_ctas == 2:
+    if room == 2 and row_bytes <= SHORT_BYTES and fit(problem, whole, device).min_ctas == 2:
         return whole
-    if cluster > 1 or rows <= at_once:
-        return replace(small, cluster=cluster)
+    if room > 1 or rows <= places:
+        return replace(small, cluster=room)
     # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
     if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
         return Launch(2, 2, 1, 8, 1) if rows <= 8 * device.sms else Launch(1, 2, tiles, 16, 1)
     two_warps = longest <= (TWO_WARP_TOKENS if rows <= 8 * device.sms else MANY_TWO_WARP_TOKENS)
     return Launch(2, 2, tiles, 8, 1) if two_warps else replace(small, cluster=1)
+
+
+def _places(problem, launch, device):
+    """CTAs that the device holds at once."""
+    return fit(problem, launch, device).min_ctas * device.sms
+
+
+def _room(problem, rows, row_bytes, launch, device):
+    """Parts of a row that all have a place at once, and are not too short."""
+    return max(1, min(8, int(0.97 * _places(problem, launch, device)) // rows, row_bytes // LEAST_BYTES))
+
+
+def _small(problem, rows, parts, row_bytes, tiles, device):
+    """CTAs of 4 warps: with 3 slots, or 2 where one CTA an SM more cuts rows into more parts, or fills their waves."""
+    deep, lean = Launch(4, 3, tiles, 4, 8), Launch(4, 2, tiles, 5, 8)
+    if row_bytes <= SHORT_BYTES or _places(problem, lean, device) == _places(problem, deep, device):
+        return deep
+    room, more = (_room(problem, rows, row_bytes, one, device) for one in (deep, lean))
+    return lean if more > room or room < parts == LONGEST_PARTS else deep
 
 
 def _parts_in_full_waves(rows, least, at_once):
@@ -177,7 +194,7 @@ def _planned(problem, rows, longest, tiles, device):
     if rows <= 2 * device.sms:
         return Launch(8, 2, tiles, 2, 0)
     two_warps = rows > 4 * device.sms and longest <= TWO_WARP_TOKENS  # on devices without clusters alone; not measured
-    return Launch(2, 2, tiles, PLANNED_CTAS, 0) if two_warps else Launch(4, 3, tiles, 4, 0)
+    return Launch(2, 2, tiles, PLANNED_CTAS, 0) if two_warps else Launch(4, 2, tiles, 4, 0)
 
 
 def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
@@ -190,6 +207,8 @@ def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
     state = problem.head_dim // 64 * problem.group_tiles
     one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
     warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
+    if state == 1 and not problem.token_scales and problem.kv_dtype != torch.int8:
+        warps_per_sm = 20  # 96 registers do
     columns_of_warps = math.ceil(problem.group_tiles / 4)  # each thread copies a column's sink
     launch = replace(launch, warps=max(columns_of_warps, min(launch.warps, warps_per_sm)))
     if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
