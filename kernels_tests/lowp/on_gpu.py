@@ -17,6 +17,7 @@ LAUNCHES = {
     "cluster 8, early": Launch(8, 2, 3, 2, cluster=8, early=True),
     "cluster 6, 12 warps": Launch(12, 2, 2, 1, cluster=6),
     "cluster 5": Launch(4, 3, 2, 4, cluster=5),
+    "cluster 3, 5 CTAs an SM": Launch(4, 2, 2, 5, cluster=3),
     "one CTA, 2 warps": Launch(2, 3, 2, 8, cluster=1),
     "one CTA, 1 warp": Launch(1, 2, 2, 16, cluster=1),
     "planned": Launch(8, 3, 2, 2, cluster=0),

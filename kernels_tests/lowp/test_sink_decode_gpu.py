@@ -53,6 +53,19 @@ def test_odd_lengths(fixed, kv_format, window_left):
     check(build(Case(ODD, kv_format=kv_format, granularity="head", window_left=window_left), "cuda"), LAUNCHES[fixed])
 
 
+@pytest.mark.parametrize("fixed", LAUNCHES)
+@pytest.mark.parametrize(("kv_format", "granularity"), [("e4m3", "head"), ("int8", "token_head")])
+@pytest.mark.parametrize("window_left", [-1, 127])
+def test_keys_and_values_of_a_token_in_one_line(fixed, kv_format, granularity, window_left):
+    case = Case(ODD, kv_format=kv_format, granularity=granularity, layout="interleaved", window_left=window_left)
+    check(build(case, "cuda"), LAUNCHES[fixed])
+
+
+def test_values_may_lie_before_the_keys():
+    arguments = build(Case(ODD, layout="interleaved"), "cuda")
+    check(arguments | {"k_cache": arguments["v_cache"], "v_cache": arguments["k_cache"]})
+
+
 STRESS = {
     "large scores": {"q_factor": 8.0},
     "growing scores": {"growth": 60.0},

@@ -43,7 +43,8 @@ def sink_decode(
     k_cache, v_cache: [pages, page_size, kv_heads, head_dim] (layout NHD) or [pages, kv_heads, page_size, head_dim]
         (HND), bf16, fp16, float8_e4m3fn or int8; equal strides, the last one 1: views of one tensor that holds both are
         taken without a copy. They span up to 64 GiB, the slots of a page up to 4 GiB. page_size 16, 32, 64 or 128; 1 to
-        16 query heads per KV head, which times the query tokens are at most 48, or 32 with head_dim 128.
+        16 query heads per KV head, which times the query tokens are at most 48, or 32 with head_dim 128. With 8 bits
+        and 64 dims HND is fast, [..., 2 * head_dim] of keys and values in either layout too; NHD is slower (NOTES.md).
     block_table: [batch, max_pages] int32, rows may be strided; entries whose page is not in use may be anything.
     seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size: of more a GPU reads that many, a CPU
         fails. A query token before the first position (of a sequence shorter than the query tokens) sees nothing:
