@@ -48,6 +48,7 @@ PROBLEMS = [
     Problem(128, 16, True, torch.int8, True, False),
     Problem(64, 8, True, torch.float8_e4m3fn, False, False, query_tokens=2),
     Problem(64, 8, True, torch.float8_e4m3fn, False, True, query_tokens=4),
+    Problem(64, 2, True, torch.float8_e4m3fn, False, True, query_tokens=4),
     Problem(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
     Problem(64, 16, True, torch.int8, True, True, query_tokens=3),
     Problem(64, 16, True, torch.bfloat16, False, False, query_tokens=3),

@@ -203,12 +203,12 @@ def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
     Raises NotImplementedError where not even the least fits.
     """
     # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
-    # state needs 168, then 255.
+    # state needs 168, then 255. The simplest problems do with 96, which 20 warps have.
     state = problem.head_dim // 64 * problem.group_tiles
     one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
     warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
-    if state == 1 and not problem.token_scales and problem.kv_dtype != torch.int8:
-        warps_per_sm = 20  # 96 registers do
+    if state == 1 and problem.query_tokens == 1 and not problem.token_scales and problem.kv_dtype != torch.int8:
+        warps_per_sm = 20
     columns_of_warps = math.ceil(problem.group_tiles / 4)  # each thread copies a column's sink
     launch = replace(launch, warps=max(columns_of_warps, min(launch.warps, warps_per_sm)))
     if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
