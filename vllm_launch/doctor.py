@@ -42,7 +42,7 @@ def findings(facts: Facts) -> list[Finding]:
         doctor_flashinfer.prebuilt_kernels(packages, facts.patch),
     ]
     if machine:
-        found += checks.backends(machine.family, build, packages)
+        found += checks.backends(machine, build, packages)
         users = facts.memory_users
         for need in facts.needs:
             found += [checks.model(need), checks.memory(need, machine, facts.page_cache_bytes, users)]

@@ -9,7 +9,7 @@ from vllm_launch.doctor_backends import choice
 from vllm_launch.doctor_facts import Need, Place, Trouble
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine
-from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES
+from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES, WITHOUT_FP8_CACHE
 from vllm_launch.profile import Device, Strict
 
 Build = tuple[Device, str] | Trouble
@@ -150,11 +150,11 @@ def torch(packages: dict[str, str], pins: dict[str, str], build: Build) -> Findi
     return pinned("torch", "torch", version, what, pins)
 
 
-def backends(family: str, build: Build, packages: dict[str, str]) -> list[Finding]:
+def backends(machine: Machine, build: Build, packages: dict[str, str]) -> list[Finding]:
     """What this vLLM picks here with sinks, for a BF16 and an FP8 cache, and what that costs."""
     if isinstance(build, Trouble):
         return []
-    topic, version = "attention backend", build[1]
+    topic, family, version = "attention backend", machine.family, build[1]
     found = choice(family, version)
     try:
         profile.load("baseline").expected_backends(family, version)
@@ -163,13 +163,17 @@ def backends(family: str, build: Build, packages: dict[str, str]) -> list[Findin
     if found is None:
         return []
     value = {"family": family, "vllm": version, "backend": found.backend}
+    cost, better = found.fp8, found.better
+    if not machine.fp8_cache:
+        cost = "Not on this CPU: vLLM's kernels for it want AVX-512 or AMX"
+        better = WITHOUT_FP8_CACHE
     results = [
         Finding(topic=topic, status="ok", what=f"KV auto (BF16): {found.backend}. {found.bf16}", value=value),
         Finding(
             topic=topic,
-            status="warning" if found.better else "ok",
-            what=f"KV fp8: {found.backend}. {found.fp8}",
-            remedy=found.better,
+            status="warning" if better else "ok",
+            what=f"KV fp8: {found.backend}. {cost}",
+            remedy=better,
             value=value,
         ),
     ]

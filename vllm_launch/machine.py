@@ -9,6 +9,9 @@ import psutil
 import pynvml
 from pydantic import BaseModel, ConfigDict
 
+# What vLLM's CPU kernels want for an FP8 KV cache: all of one set, in the words of /proc/cpuinfo.
+CPU_FP8_FEATURES = ({"avx512f", "avx512bw", "avx512dq", "avx512vl"}, {"amx_tile"})
+
 
 class GpuProcess(BaseModel):
     """A process that holds GPU memory (bytes; 0 where the driver does not say)."""
@@ -23,6 +26,7 @@ class Machine(BaseModel):
 
     family is `cpu`, or the GPU's compute capability as profiles name it (`sm90`, `sm100`, `sm12x`, ...).
     Memory is the GPU's, or the system's for a CPU and for a GPU that shares the system's memory (`unified`).
+    fp8_cache: whether vLLM has kernels for an FP8 KV cache there; not on a CPU without AVX-512 and AMX.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +39,7 @@ class Machine(BaseModel):
     free_bytes: int
     unified: bool
     gpu_processes: list[GpuProcess]
+    fp8_cache: bool = True
 
 
 def family_of(major: int, minor: int) -> str:
@@ -95,6 +100,7 @@ def _cpu() -> Machine:
         free_bytes=memory.available,
         unified=False,
         gpu_processes=[],
+        fp8_cache=any(features <= _cpu_features() for features in CPU_FP8_FEATURES),
     )
 
 
@@ -137,7 +143,16 @@ def _gpu_memory(gpu) -> tuple[int, int, bool]:
 
 
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _cpu_features() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def _cpuinfo(key: str) -> str:
+    """What the system says of its first CPU; empty where it does not."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
+        if line.startswith(key):
             return line.split(":", 1)[1].strip()
-    return platform.machine()
+    return ""

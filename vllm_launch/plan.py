@@ -20,6 +20,7 @@ CACHE_VARIABLES = {
     "VLLM_CACHE_ROOT": "vllm",
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "CUDA_CACHE_PATH": "cuda",  # the driver's, of what it and NVRTC compile
     "FP8_SINKS_KERNEL_CACHE": "lowp",
 }
 FIXED_ENVIRONMENT = {

@@ -18,6 +18,7 @@ CPU_OVERHEAD_BYTES = int(1.6 * GIB)
 RUN_FOLDER_BYTES = GIB // 2
 # Any other name also starts on the CPU build, answers like BF16, and writes past its buffer.
 CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
+WITHOUT_FP8_CACHE = "serve profile baseline here, or use a machine with AVX-512 or a GPU"
 
 
 def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Problem]:
@@ -54,6 +55,13 @@ def _kv_dtype(plan: Plan) -> None:
             "profile",
             f"--kv-cache-dtype {plan.kv_cache_dtype}: vLLM's CPU kernel writes past the buffer with it",
             f"use one of {', '.join(CPU_KV_DTYPES)}",
+        )
+    if plan.kv_cache_dtype.startswith("fp8") and not plan.machine.fp8_cache:
+        raise Problem(
+            "profile",
+            f"--kv-cache-dtype {plan.kv_cache_dtype}: this CPU ({plan.machine.name}) has neither AVX-512 nor AMX, which"
+            " vLLM's CPU kernels want for an FP8 KV cache",
+            WITHOUT_FP8_CACHE,
         )
 
 

@@ -1,5 +1,6 @@
 """What our decode kernel must show, held against a result: each claim with whether it is met, in words."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -145,4 +146,4 @@ def _small_gain(base: KernelRow, row: KernelRow) -> str | None:
     if base.error:
         return f"{base.kv_format} failed"
     gain = base.time_us / row.time_us
-    return f"{gain:.3f}x" if gain < GAIN else None  # of which two digits may round up to GAIN
+    return f"{math.floor(gain * 1000) / 1000:.3f}x" if gain < GAIN else None  # rounded down: never up to GAIN

@@ -73,7 +73,7 @@ def test_gain_over_our_own_bf16_only_where_it_is_large():
     topic = "e4m3 at least 1.8x as fast as its own BF16 from 256 MB of BF16 cache on"
     assert topic not in found(row(SMALL, 3.3), row(SMALL, 3.4, "bf16"))
     assert found(row(LARGE, 65), row(LARGE, 118, "bf16"))[topic].met
-    missed = found(row(LARGE, 65), row(LARGE, 116.95, "bf16"))[topic]  # 1.7992
+    missed = found(row(LARGE, 65), row(LARGE, 116.98, "bf16"))[topic]  # 1.7997
     assert not missed.met and missed.words == "at 1 of 1 shape: 32 x 8,192 (1.799x)"
 
 

@@ -57,6 +57,17 @@ def test_another_compiler_or_source_is_another_build(nvrtc, config, monkeypatch,
     assert len(list(tmp_path.rglob("*.cubin"))) == 4
 
 
+@pytest.mark.parametrize(("version", "told"), [((12, 8), False), ((12, 9), True), ((13, 0), True)])
+def test_the_drivers_own_cache_is_left_out(nvrtc, config, monkeypatch, tmp_path, version, told):
+    """NVRTC has one from 12.9 on, and before that no such option: a cold build would not be one."""
+    monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
+    nvrtc.nvrtcVersion = lambda: (0, *version)
+    given = []
+    nvrtc.nvrtcCompileProgram = lambda _program, _count, options: (given.extend(options), (0,))[1]
+    build.cubin(config)
+    assert given and (b"--no-cache" in given) == told
+
+
 def test_a_folder_that_cannot_be_written_is_told(nvrtc, config, monkeypatch, tmp_path):
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     (tmp_path / "file").touch()

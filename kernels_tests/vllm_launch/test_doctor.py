@@ -66,6 +66,7 @@ from vllm_launch.doctor_facts import Trouble, needs
         (on_cpu(build=("gpu", "0.26.0"), packages=PINS["0.26"], pins=PINS["0.26"]), {"GPU": "error"}),
         (on_cpu(gpu=H200, no_gpu=None, capability="9.0", driver_cuda=(13, 0)), {"GPU": "warning"}),
         (on_cpu(host=HOST.model_copy(update={"free_bytes": GIB})), {"memory": "error"}),
+        (on_cpu(host=HOST.model_copy(update={"fp8_cache": False})), {"attention backend": "warning"}),
         (BARE, {"vLLM": "error"}),
     ],
 )

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from fp8_sinks.cli import main
 from kernels_tests.vllm_launch import machines
 from kernels_tests.vllm_launch.machines import GIB
-from vllm_launch import model, plan, preflight, profile, server
+from vllm_launch import machine, model, plan, preflight, profile, server
 from vllm_launch.errors import EXIT_CODES, Problem
 from vllm_launch.machine import GpuProcess, family_of
 
@@ -79,6 +79,35 @@ def test_a_broken_model_folder(model_folder):
 def test_kv_dtypes_that_write_past_the_cpu_buffer_are_refused(make_plan, tmp_path, dtype):
     (problem,) = preflight.problems(make_plan(overrides=["--kv-cache-dtype", dtype]), tmp_path)
     assert problem.exit_code == 10 and "past the buffer" in problem.message
+
+
+@pytest.mark.parametrize(("name", "refused"), [("baseline", False), ("fp8", True), ("fp8-skip-sliding", True)])
+def test_an_fp8_cache_on_a_cpu_without_the_kernels_is_refused(make_plan, tmp_path, name, refused):
+    narrow = CPU.model_copy(update={"fp8_cache": False})
+    found = preflight.problems(make_plan(narrow, name=name), tmp_path)
+    assert kinds(found) == ["profile"] * refused
+    assert all("neither AVX-512 nor AMX" in problem.message and "baseline" in problem.remedy for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("fpu avx avx2 fma", False),
+        ("fpu avx avx2 avx512f avx512cd", False),
+        ("avx512f avx512dq avx512cd avx512bw avx512vl", True),
+        ("avx2 amx_bf16 amx_tile amx_int8", True),
+    ],
+)
+def test_what_a_cpu_has_for_an_fp8_cache(monkeypatch, flags, has):
+    text = f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
+    monkeypatch.setattr(Path, "read_text", lambda _path: text)
+    found = machine.detect("cpu")
+    assert (found.name, found.fp8_cache) == ("a CPU", has)
+
+
+def test_what_this_cpu_has_for_an_fp8_cache_is_what_vllm_asks():
+    cpu = pytest.importorskip("torch", reason="torch is not installed").cpu
+    assert machine.detect("cpu").fp8_cache == (cpu._is_avx512_supported() or cpu._is_amx_tile_supported())
 
 
 def test_a_taken_port(make_plan, tmp_path):

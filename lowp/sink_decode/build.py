@@ -70,6 +70,8 @@ def cubin(config: Config) -> bytes:
     nvrtc = _bindings("nvrtc")
     options = ["-std=c++17", f"-arch={config.arch}", *(f"-D{name}={value}" for name, value in config.defines.items())]
     _, *version = nvrtc.nvrtcVersion()  # major, minor
+    if version >= [12, 9]:
+        options.append("--no-cache")  # else it may answer from the driver's cache, which is not the one that we empty
     content = repr((version, options)).encode() + b"".join((HERE / name).read_bytes() for name in SOURCES)
     path = cache_folder() / "sink_decode" / f"{hashlib.sha256(content).hexdigest()[:32]}.cubin"
     if path.exists():

@@ -175,10 +175,11 @@ def _room(problem, rows, row_bytes, launch, device):
 def _small(problem, rows, parts, row_bytes, tiles, device):
     """CTAs of 4 warps: with 3 slots, or 2 where one CTA an SM more cuts rows into more parts, or fills their waves."""
     deep, lean = Launch(4, 3, tiles, 4, 8), Launch(4, 2, tiles, 5, 8)
-    if row_bytes <= SHORT_BYTES or _places(problem, lean, device) == _places(problem, deep, device):
+    places = _places(problem, deep, device)
+    if row_bytes <= SHORT_BYTES or _places(problem, lean, device) == places:
         return deep
     room, more = (_room(problem, rows, row_bytes, one, device) for one in (deep, lean))
-    return lean if more > room or room < parts == LONGEST_PARTS else deep
+    return lean if more > room or (room < parts == LONGEST_PARTS and rows <= places) else deep
 
 
 def _parts_in_full_waves(rows, least, at_once):
