@@ -77,10 +77,15 @@ def execute(
     """Measure the profiles of run.request one after the other; `kind` with a `row` of each is run.folder/result.json.
 
     It is written too when a measurement fails and its Problem is raised: with the failure, and what was done by then.
+    What keeps one of the profiles from running here at all is raised before the first is measured.
     """
     chosen = [profile.load(name) for name in run.request.profiles]
+    begun = run.folder / "provenance.json"
+    if not begun.exists():
+        for one in chosen:
+            prepare(run, one)
     source = step(
-        run.folder / "provenance.json",
+        begun,
         Provenance,
         lambda: provenance.collect(plan_of(run, chosen[0]).machine, command),
     )

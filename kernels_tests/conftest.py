@@ -9,13 +9,24 @@ import pytest
 from vllm_launch import machine
 
 
+def has_fp8_cache() -> bool:
+    """Whether vLLM has an FP8 KV cache on what is here."""
+    return machine.has_gpu() or machine.detect("cpu").fp8_cache
+
+
 def pytest_collection_modifyitems(items):
-    if machine.has_gpu():
-        return
-    skip = pytest.mark.skip(reason="needs an NVIDIA GPU; none here")
+    lacks = {} if machine.has_gpu() else {"gpu": "needs an NVIDIA GPU; none here"}
+    if not has_fp8_cache():
+        lacks["fp8_cache"] = "vLLM has an FP8 KV cache on a CPU with AVX-512 or AMX; this one has neither"
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for marker, reason in lacks.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def fp8_cache() -> bool:
+    return has_fp8_cache()
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""What `bench serving` tells about its run folder; the run itself is pretended."""
+"""What `bench serving` tells about its run and its folder; the run itself is pretended."""
 
 import pytest
 from click.testing import CliRunner
 
-from bench import cli
-from bench.result import write
+from bench import cli, run
+from bench.result import ServingResult, write
 from kernels_tests.bench.samples import two_profiles
+from kernels_tests.vllm_launch.machines import HOST
+from vllm_launch import plan
 from vllm_launch.errors import Problem
 
 
@@ -23,3 +25,13 @@ def test_only_a_run_that_did_not_end_is_to_be_resumed(monkeypatch, tmp_path, end
     assert (done.exit_code == 0) is ends_well, done.output
     assert f"result: {folder}/result.json\nreport: {folder}/report.md\n" in done.stderr
     assert (f"resume: fp8-sinks bench serving --resume '{folder}'" in done.stderr) is not ends_well
+
+
+def test_what_keeps_a_profile_from_running_is_told_before_the_first_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"fp8_cache": False}))
+    monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
+    asked = run.Request(profiles=["baseline", "fp8"], model=None, overrides=[])
+    begun, measured = run.Run(tmp_path / "run", asked, say=print, done=print), []
+    with pytest.raises(Problem, match="fp8: this CPU .* has neither AVX-512 nor AMX"):
+        run.execute(begun, ["fp8-sinks"], ServingResult, measured.append, row=None)
+    assert measured == [] and not (begun.folder / "result.json").exists()

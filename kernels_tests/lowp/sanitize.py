@@ -4,8 +4,8 @@ ours="--kernel-name kns=sink_decode --error-exitcode 9"
 compute-sanitizer --tool memcheck --report-api-errors no $ours python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool racecheck $ours python -m kernels_tests.lowp.sanitize
 
-The kernels of the reference are left out, and API errors: cuda.bindings asks the
-driver for functions that it may not have.
+The kernels of the reference are left out, and API errors: cuda.bindings asks the driver for functions that it may not
+have.
 """
 
 from kernels_tests.lowp import tight

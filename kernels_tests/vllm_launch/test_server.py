@@ -40,12 +40,15 @@ def serve(tmp_path, profile_name, *options):
         process.wait()
 
 
-def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path):
-    with serve(tmp_path, "fp8") as (process, port, mark):
+@pytest.mark.parametrize(
+    ("name", "kv_cache_dtype"), [("baseline", "auto"), pytest.param("fp8", "fp8", marks=pytest.mark.fp8_cache)]
+)
+def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path, name, kv_cache_dtype):
+    with serve(tmp_path, name) as (process, port, mark):
         ready = json.loads(process.stdout.readline())
         assert ready["resolved"]["attention_backends"] == ["CPU_ATTN"]
-        assert ready["resolved"]["kv_cache_dtype"] == "fp8"
-        assert ready["resolved"]["cpu_cache_writer"] is True
+        assert ready["resolved"]["kv_cache_dtype"] == kv_cache_dtype
+        assert ready["resolved"]["cpu_cache_writer"] is (name == "fp8")
         base = f"http://127.0.0.1:{port}/v1"
         chat = {
             "model": "tiny_gpt_oss",
@@ -59,7 +62,7 @@ def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path):
         listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port]
         assert listening == ["127.0.0.1"]
         assert not any("a-key-that" in word for p in marked(mark) for word in p.cmdline())
-        assert "a-key-that" not in (tmp_path / "run" / "fp8.log").read_text() + (tmp_path / "stderr").read_text()
+        assert "a-key-that" not in (tmp_path / "run" / f"{name}.log").read_text() + (tmp_path / "stderr").read_text()
 
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -79,7 +82,7 @@ def test_a_killed_server_ends_the_command_with_its_code(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_loading_leaves_nothing(tmp_path, number):
-    with serve(tmp_path, "fp8") as (process, port, mark):
+    with serve(tmp_path, "baseline") as (process, port, mark):
         wait_for(lambda: len(marked(mark)) >= 4, START_S)  # launcher, supervisor, API server, engine
         process.send_signal(number)
         assert process.wait(timeout=END_S) == 128 + number
@@ -87,7 +90,7 @@ def test_a_signal_while_loading_leaves_nothing(tmp_path, number):
 
 
 def test_a_server_that_cannot_start_shows_its_log_and_a_remedy(tmp_path):
-    with serve(tmp_path, "fp8", "--", "--max-model-len", "999999999") as (process, _, mark):
+    with serve(tmp_path, "baseline", "--", "--max-model-len", "999999999") as (process, _, mark):
         assert process.wait(timeout=START_S) == 20
         assert not marked(mark)
     said = (tmp_path / "stderr").read_text()
