@@ -32,6 +32,6 @@ def test_what_keeps_a_profile_from_running_is_told_before_the_first_is_measured(
     monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
     asked = run.Request(profiles=["baseline", "fp8"], model=None, overrides=[])
     begun, measured = run.Run(tmp_path / "run", asked, say=print, done=print), []
-    with pytest.raises(Problem, match="fp8: this CPU .* has neither AVX-512 nor AMX"):
+    with pytest.raises(Problem, match=r"fp8: this CPU .* has neither AVX-512 nor AMX"):
         run.execute(begun, ["fp8-sinks"], ServingResult, measured.append, row=None)
     assert measured == [] and not (begun.folder / "result.json").exists()
