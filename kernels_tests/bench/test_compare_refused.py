@@ -18,6 +18,7 @@ MACHINE = {
     "driver": "1.2",
     "cores": 77,
     "unified": True,
+    "fp8_cache": False,
 }
 MODEL = {
     "name": "other",
