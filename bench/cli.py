@@ -15,7 +15,7 @@ from bench import gates, serving
 from bench import result as results
 from bench.gates import failed_gates
 from bench.kernels.command import kernels_command
-from bench.run import Request, Run
+from bench.run import BEGUN, Request, Run
 from vllm_launch import plan as plans
 from vllm_launch import profile
 from vllm_launch.cli import signals_as_exit, talk
@@ -99,7 +99,7 @@ def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool
             if (folder / "result.json").exists():
                 path = _reports().write([folder / "result.json"], folder, name="report.md")
                 talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
-            if result is None:
+            if result is None and (folder / BEGUN).exists():
                 verb = "serving" if execute is serving.execute else "accuracy"
                 talk.print(f"resume: fp8-sinks bench {verb} --resume {shlex.quote(str(folder))}", soft_wrap=True)
     _gate(result)

@@ -26,6 +26,8 @@ from vllm_launch.errors import Problem
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 
+BEGUN = "provenance.json"  # in a run's folder: the first thing that a run leaves
+
 T = TypeVar("T")
 R = TypeVar("R", ServingResult, AccuracyResult)
 
@@ -77,10 +79,10 @@ def execute(
     """Measure the profiles of run.request one after the other; `kind` with a `row` of each is run.folder/result.json.
 
     It is written too when a measurement fails and its Problem is raised: with the failure, and what was done by then.
-    What keeps one of the profiles from running here at all is raised before the first is measured.
+    What keeps one of the profiles from running here at all is raised before a run begins: before BEGUN is there.
     """
     chosen = [profile.load(name) for name in run.request.profiles]
-    begun = run.folder / "provenance.json"
+    begun = run.folder / BEGUN
     if not begun.exists():
         for one in chosen:
             prepare(run, one)

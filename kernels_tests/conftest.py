@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from vllm_launch import machine
+from vllm_launch import machine, software
+from vllm_launch.errors import Problem
 
 
 def has_fp8_cache() -> bool:
-    """Whether vLLM has an FP8 KV cache on what is here."""
-    return machine.has_gpu() or machine.detect("cpu").fp8_cache
+    """Whether the vLLM that is installed has an FP8 KV cache on what is here."""
+    try:
+        return machine.detect(software.vllm_build()[0]).fp8_cache
+    except (Problem, LookupError):  # no vLLM, or not the one for what is here
+        return False
 
 
 def pytest_collection_modifyitems(items):
     lacks = {} if machine.has_gpu() else {"gpu": "needs an NVIDIA GPU; none here"}
     if not has_fp8_cache():
-        lacks["fp8_cache"] = "vLLM has an FP8 KV cache on a CPU with AVX-512 or AMX; this one has neither"
+        lacks["fp8_cache"] = "needs vLLM and a GPU, or a CPU with AVX-512 or AMX, for an FP8 KV cache; not here"
     for item in items:
         for marker, reason in lacks.items():
             if item.get_closest_marker(marker):

@@ -26,7 +26,7 @@ class Machine(BaseModel):
 
     family is `cpu`, or the GPU's compute capability as profiles name it (`sm90`, `sm100`, `sm12x`, ...).
     Memory is the GPU's, or the system's for a CPU and for a GPU that shares the system's memory (`unified`).
-    fp8_cache: whether vLLM has kernels for an FP8 KV cache there; not on a CPU without AVX-512 and AMX.
+    fp8_cache: False for a CPU with neither AVX-512 nor AMX, for which vLLM has no FP8 KV cache; else True, unasked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,7 +100,7 @@ def _cpu() -> Machine:
         free_bytes=memory.available,
         unified=False,
         gpu_processes=[],
-        fp8_cache=any(features <= _cpu_features() for features in CPU_FP8_FEATURES),
+        fp8_cache=_has_one_of(CPU_FP8_FEATURES),
     )
 
 
@@ -146,8 +146,10 @@ def _cpu_name() -> str:
     return _cpuinfo("model name") or platform.machine()
 
 
-def _cpu_features() -> set[str]:
-    return set(_cpuinfo("flags").split())
+def _has_one_of(sets: tuple[set[str], ...]) -> bool:
+    """Whether the CPU has all features of one of the sets."""
+    features = set(_cpuinfo("flags").split())
+    return any(one <= features for one in sets)
 
 
 def _cpuinfo(key: str) -> str:

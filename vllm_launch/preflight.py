@@ -18,7 +18,7 @@ CPU_OVERHEAD_BYTES = int(1.6 * GIB)
 RUN_FOLDER_BYTES = GIB // 2
 # Any other name also starts on the CPU build, answers like BF16, and writes past its buffer.
 CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
-WITHOUT_FP8_CACHE = "serve profile baseline here, or use a machine with AVX-512 or a GPU"
+WITHOUT_FP8_CACHE = "use profile baseline here, or a machine with AVX-512, AMX or a GPU"
 
 
 def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Problem]:

@@ -15,7 +15,7 @@ from flashinfer_patches import jit_cache, package
 from vllm_launch import resolved
 from vllm_launch.errors import Problem
 from vllm_launch.failure_hint import failure_hint
-from vllm_launch.plan import KERNEL_CACHE, Plan, child_environment
+from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE, Plan, child_environment
 
 GRACE_S = 15.0
 POLL_S = 0.1
@@ -49,6 +49,7 @@ def running(plan: Plan, folder: Path, say: Callable[[str], None]) -> Iterator[Se
     kernels = Path(plan.environment[KERNEL_CACHE])
     if package.installed() and not kernels.exists():
         jit_cache.make(kernels)
+    Path(plan.cache_root, CACHE_VARIABLES["CUDA_CACHE_PATH"]).mkdir(parents=True, exist_ok=True)  # the driver may not
     log = folder / f"{plan.profile}.log"
     started = time.monotonic()
     offset = log.stat().st_size if log.exists() else 0

@@ -7,13 +7,15 @@ from typing import NamedTuple
 from bench.kernels.gain import BASE, QUANTISED, verdict
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
-from bench.kernels.shape import LAYOUT
+from bench.kernels.shape import LAYOUT, Shape
 
 LAW_US, LAW_SHARE = 3.5, 0.93  # a call may take that long, beside its bytes at that share of the read ceiling
 RAGGED_SLACK = 1.05  # times the law
 GAIN, GAIN_BYTES = 1.8, 256_000_000  # E4M3 against BF16 where the BF16 cache is that large
 REL_L2 = 2e-3
 MOST_NAMED = 4  # shapes that a sentence names
+GRID, RAGGED = "on the grid", "in ragged batches"
+OTHERS, LAYOUTS = "with a window, other heads or a wide table", "in other layouts"
 
 
 class Claim(NamedTuple):
@@ -61,18 +63,10 @@ def claims(result: KernelsResult) -> list[Claim]:
     rows = {kv_format: [row for row in tried if row.kv_format == kv_format] for kv_format in (QUANTISED, BASE)}
     found = []
     for kv_format, of_one in rows.items():
-        plain = [row for row in of_one if row.shape.plain]
-        ragged = [row for row in of_one if row.shape.ragged]
-        relaid = [row for row in of_one if row.shape.layout != LAYOUT]
-        others = [row for row in of_one if row not in (*plain, *ragged, *relaid)]
-        grids = {
-            "on the grid": (plain, 1.0),
-            "in ragged batches": (ragged, RAGGED_SLACK),
-            "with a window, other heads or a wide table": (others, 1.0),
-            "in other layouts": (relaid, 1.0),
-        }
-        for where, (of_kind, slack) in grids.items():
+        for where in (GRID, RAGGED, OTHERS, LAYOUTS):
+            slack = RAGGED_SLACK if where == RAGGED else 1.0
             topic = f"{OURS} {kv_format} within {f'{slack:g}x ' if slack > 1 else ''}the law {where}"
+            of_kind = [row for row in of_one if _where(row.shape) == where]
             found += _claim(topic, of_kind, lambda row, slack=slack: _law_miss(row, ceiling, slack))
     quantised, base = rows.values()
     against_all = _claim(
@@ -100,6 +94,15 @@ def claims(result: KernelsResult) -> list[Claim]:
         lambda row: f"{row.rel_l2:.2e}" if row.rel_l2 > REL_L2 else None,
     )
     return found
+
+
+def _where(shape: Shape) -> str:
+    """Among which shapes one is judged."""
+    if shape.layout != LAYOUT:
+        return LAYOUTS
+    if shape.ragged:
+        return RAGGED
+    return GRID if shape.plain else OTHERS
 
 
 def _claim(topic: str, rows: list[KernelRow], miss: Callable[[KernelRow], str | None]) -> list[Claim]:

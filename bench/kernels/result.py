@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.kernels.shape import HEAD_DIM, LAYOUT, Shape
+from bench.kernels.shape import HEAD_DIM, LAYOUT, Layout, Shape
 from bench.record import SCHEMA_VERSION, Provenance, Strict
 
 
@@ -64,7 +64,7 @@ class KernelRow(Strict):
     window_left: int = -1
     head_dim: int = HEAD_DIM
     table_tokens: int | None = None
-    layout: Literal["HND", "NHD", "interleaved"] = LAYOUT
+    layout: Layout = LAYOUT
     kv_bytes: int
     time_us: float | None
     samples_us: list[float]

@@ -1,10 +1,11 @@
 """What one decode call is asked: plain data. Imports nothing heavy."""
 
 from itertools import groupby
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 HEAD_DIM = 64  # gpt-oss's
-LAYOUT = "HND"
+Layout = Literal["HND", "NHD", "interleaved"]
+LAYOUT: Layout = "HND"
 MOST_GROUPS = 3  # of equal lengths that a name spells out
 
 
@@ -20,7 +21,7 @@ class Shape(NamedTuple):
     window_left: int = -1
     head_dim: int = HEAD_DIM
     table_tokens: int = 0
-    layout: str = LAYOUT
+    layout: Layout = LAYOUT
 
     @property
     def batch(self) -> int:

@@ -13,8 +13,9 @@ from vllm_launch.errors import Problem
 
 @pytest.mark.parametrize("ends_well", [True, False])
 def test_only_a_run_that_did_not_end_is_to_be_resumed(monkeypatch, tmp_path, ends_well):
-    def execute(run, command):
-        write(two_profiles(), run.folder / "result.json")
+    def execute(begun, command):
+        (begun.folder / run.BEGUN).touch()
+        write(two_profiles(), begun.folder / "result.json")
         if not ends_well:
             raise Problem("server", "the server ended", "see its log")
         return two_profiles()
@@ -35,3 +36,5 @@ def test_what_keeps_a_profile_from_running_is_told_before_the_first_is_measured(
     with pytest.raises(Problem, match=r"fp8: this CPU .* has neither AVX-512 nor AMX"):
         run.execute(begun, ["fp8-sinks"], ServingResult, measured.append, row=None)
     assert measured == [] and not (begun.folder / "result.json").exists()
+    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "fp8", "--run-dir", str(tmp_path / "again")])
+    assert done.exit_code != 0 and "resume:" not in done.stderr

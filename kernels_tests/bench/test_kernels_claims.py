@@ -49,6 +49,13 @@ def test_the_law_on_the_grid_in_ragged_batches_and_elsewhere():
     assert not got[f"e4m3 within the law {other}"].met and "e4m3 within the law on the grid" not in got
 
 
+def test_the_law_in_other_layouts_is_judged_apart():
+    law = claims.law_us(row(RAGGED, 1.0), 4.4e12)
+    got = found(row(even(1, 2048, layout="NHD"), 30.0), row(RAGGED._replace(layout="interleaved"), law * 1.02))
+    assert got["e4m3 within the law in other layouts"].words.startswith("at 2 of 2 shapes: 1 x 2,048, NHD (30.0 us")
+    assert [topic for topic in got if "the law" in topic] == ["e4m3 within the law in other layouts"]
+
+
 def test_faster_than_all_others_of_both_formats():
     topic = "e4m3 faster than every other kernel's FP8 and BF16"
     others = [row(SMALL, 7.0, kernel="xqa-sinks"), row(SMALL, 5.0, "bf16", "fa2-sinks")]

@@ -99,6 +99,7 @@ def test_builds_for_each_head_dim_and_window(fake_device):
     whole = fake_device.kernel("a", settings=("broken with 128",))
     bare = fake_device.kernel("b", sinks=False)
     shapes = [even(2, 512), even(2, 512, window_left=127), even(2, 512, head_dim=128), even(2, 512, table_tokens=1024)]
+    shapes.append(even(2, 512, layout="NHD"))
     result, _ = fake_device.execute(whole, bare, fake_device.kernel(peers.OURS, source="lowp"), shapes=shapes)
     assert [(one.kernel, one.head_dim, one.windowed, one.error is None) for one in result.builds] == [
         *(("a", 64, False, True), ("a", 64, True, True), ("a", 128, False, False)),
@@ -108,12 +109,14 @@ def test_builds_for_each_head_dim_and_window(fake_device):
     errors = {(row.kernel, str(row.shape)): row.error for row in result.rows}
     assert errors["a", "2x512"] is errors["a", "2x512w127"] is None and "not built" in errors["a", "2x512d128"]
     assert ("b", "2x512w127") not in errors and ("a", "2x512t1024") not in errors
-    assert errors[peers.OURS, "2x512t1024"] is None
+    assert errors[peers.OURS, "2x512t1024"] is errors[peers.OURS, "2x512NHD"] is None
     assert [(one.kernel, one.shape) for one in result.left_out] == [
         ("a", "2x512t1024"),
+        ("a", "2x512NHD"),
         ("b", "2x512w127"),
         ("b", "2x512d128"),
         ("b", "2x512t1024"),
+        ("b", "2x512NHD"),
     ]
     assert all(one.reason for one in result.left_out)
 

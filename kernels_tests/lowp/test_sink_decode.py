@@ -29,7 +29,7 @@ def dense(arguments, case):
                 if case.window_left >= 0 and length - 1 - j > case.window_left:
                     continue
                 page, slot = int(arguments["block_table"][b, j // case.page_size]), j % case.page_size
-                at = (page, slot, h) if case.layout == "NHD" else (page, h, slot)
+                at = (page, slot, h) if case.axes == "NHD" else (page, h, slot)
                 where = {"none": None, "tensor": (0,), "head": (h,), "channel": (h,), "token_head": at}
                 for name, into, of in (("k", keys, case.granularity), ("v", values, case.v_granularity)):
                     scale_at = where[of or case.granularity]
@@ -51,6 +51,7 @@ def dense(arguments, case):
         {},
         {"layout": "NHD", "granularity": "token_head"},
         {"layout": "interleaved", "granularity": "tensor", "window_left": 20},
+        {"layout": "NHD interleaved", "granularity": "token_head"},
         {"granularity": "token_head", "page_size": 32, "window_left": 0},
         {"kv_format": "bf16", "granularity": "none", "head_dim": 128, "sinks": -math.inf},
         {"kv_format": "fp16", "query": "fp16", "granularity": "none", "query_heads": 6, "sinks": 80.0},

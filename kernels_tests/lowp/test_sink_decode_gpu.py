@@ -55,9 +55,9 @@ def test_odd_lengths(fixed, kv_format, window_left):
 
 @pytest.mark.parametrize("fixed", LAUNCHES)
 @pytest.mark.parametrize(("kv_format", "granularity"), [("e4m3", "head"), ("int8", "token_head")])
-@pytest.mark.parametrize("window_left", [-1, 127])
-def test_keys_and_values_of_a_token_in_one_line(fixed, kv_format, granularity, window_left):
-    case = Case(ODD, kv_format=kv_format, granularity=granularity, layout="interleaved", window_left=window_left)
+@pytest.mark.parametrize(("layout", "window_left"), [("interleaved", -1), ("NHD interleaved", 127)])
+def test_keys_and_values_of_a_token_in_one_line(fixed, kv_format, granularity, layout, window_left):
+    case = Case(ODD, kv_format=kv_format, granularity=granularity, layout=layout, window_left=window_left)
     check(build(case, "cuda"), LAUNCHES[fixed])
 
 
@@ -120,7 +120,7 @@ def test_one_long_row_over_one_kv_head():
     check(build(Case((140_001, 5), query_heads=8, kv_heads=1), "cuda"))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4, 8, 32, 70, 140, 300])
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 10, 20, 32, 36, 70, 140, 300])
 @pytest.mark.parametrize(("window_left", "max_length"), [(-1, 900), (-1, 8192), (-1, 16384), (-1, 40000), (127, 40000)])
 def test_every_launch_that_is_chosen(batch, window_left, max_length):
     draw = random.Random(batch)

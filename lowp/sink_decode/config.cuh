@@ -24,6 +24,7 @@ constexpr bool kEarly = EARLY;                   // the next kernel may start wi
 constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;
 constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
 constexpr bool kOneByte = kE4m3 || kInt8;
+static_assert(!kInterleaved || (kOneByte && kHalves == 1), "else a line is not of both");
 constexpr int kRowBytes = kOneByte && !kInterleaved ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
 constexpr int kTileBytes = kOneByte ? kBlockBytes : kHalves * kBlockBytes;  // of keys or values; interleaved, of both
 constexpr int kValuesAt = kInterleaved ? 0 : kTiles * kTileBytes;           // in a slot: keys, values, scales of both

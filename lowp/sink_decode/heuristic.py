@@ -10,7 +10,7 @@ STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile i
 SHORT_BYTES = 2**18  # keys and values of a row up to which the steps of a warp are few, however it is cut
 LEAST_BYTES = 2**16  # keys and values that a part of a row has at least: 4 steps of 4 warps
 PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device, so that unequal rows balance
-LONGEST_PARTS = 5  # that rows of over twice as many are cut into, since they may be the more unequal
+LONGEST_PARTS = 5  # at least, of rows of over 2 * PART_TOKENS, which may be the more unequal
 LONG_TOKENS = 16384  # rows over this are cut by plan: a batch of one such and many short must not take its length each
 EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
 TWO_WARP_TOKENS = 2048  # of a row that two warps take, where there are up to eight rows an SM
@@ -140,21 +140,21 @@ def _warps_an_sm(problem, launch, device):
 
 def _at_once(problem, rows, launch, device):
     """The launch with clusters as large as all have room at once: not the whole device's, for GPCs differ."""
-    room = int(0.85 * fit(problem, launch, device).min_ctas * device.sms) // rows
+    room = int(0.85 * _places(problem, launch, device)) // rows
     return replace(launch, cluster=max(1, min(8, room)))
 
 
 def _many_rows(problem, rows, longest, row_bytes, tiles, device):
     parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else LONGEST_PARTS
     small = _small(problem, rows, parts, row_bytes, tiles, device)
-    places, room = _places(problem, small, device), _room(problem, rows, row_bytes, small, device)
-    if room < parts:
-        room = _parts_in_full_waves(rows, min(parts, max(1, MOST_WAVES * places // rows)), places)
+    places, cluster = _places(problem, small, device), _room(problem, rows, row_bytes, small, device)
+    if cluster < parts:
+        cluster = _parts_in_full_waves(rows, min(parts, max(1, MOST_WAVES * places // rows)), places)
     whole = Launch(8, 2, tiles, 2, 1)
-    if room == 2 and row_bytes <= SHORT_BYTES and fit(problem, whole, device).min_ctas == 2:
+    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(problem, whole, device).min_ctas == 2:
         return whole
-    if room > 1 or rows <= places:
-        return replace(small, cluster=room)
+    if cluster > 1 or rows <= places:
+        return replace(small, cluster=cluster)
     # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
     if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
         return Launch(2, 2, 1, 8, 1) if rows <= 8 * device.sms else Launch(1, 2, tiles, 16, 1)
@@ -173,13 +173,15 @@ def _room(problem, rows, row_bytes, launch, device):
 
 
 def _small(problem, rows, parts, row_bytes, tiles, device):
-    """CTAs of 4 warps: with 3 slots, or 2 where one CTA an SM more cuts rows into more parts, or fills their waves."""
+    """CTAs of 4 warps: with 3 slots, or with 2 and five an SM, where those cut rows into more parts or fill waves."""
     deep, lean = Launch(4, 3, tiles, 4, 8), Launch(4, 2, tiles, 5, 8)
-    places = _places(problem, deep, device)
-    if row_bytes <= SHORT_BYTES or _places(problem, lean, device) == places:
+    if row_bytes <= SHORT_BYTES or fit(problem, lean, device).min_ctas < 5:
         return deep
+    places, more_places = (_places(problem, one, device) for one in (deep, lean))
     room, more = (_room(problem, rows, row_bytes, one, device) for one in (deep, lean))
-    return lean if more > room or (room < parts == LONGEST_PARTS and rows <= places) else deep
+    more_parts = more > room and more * places >= room * more_places  # and no more of the places empty
+    in_waves = room < parts == LONGEST_PARTS and rows <= places
+    return lean if more_parts or in_waves else deep
 
 
 def _parts_in_full_waves(rows, least, at_once):

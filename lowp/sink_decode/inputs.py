@@ -17,7 +17,8 @@ class Case:
     """What to build.
 
     granularity: of the scales: none, tensor, head, token_head or channel; v_granularity: V's, where it is another.
-    layout: NHD, HND, or interleaved (HND views of one [pages, kv_heads, page_size, 2 * head_dim]).
+    layout: NHD, HND, interleaved (HND views of one [pages, kv_heads, page_size, 2 * head_dim]), or NHD interleaved
+        (the same with page_size before kv_heads).
     sinks: "near" each row's log-sum-exp, or a number for all heads. q_factor: multiplies q.
     query_tokens: a sequence; of one, q has no axis.
     growth: nats by which the scores grow from a row's first token to the longest row's last; not for int8.
@@ -43,6 +44,11 @@ class Case:
     poison: bool = True
     max_length: int = 0
     seed: int = 0
+
+    @property
+    def axes(self) -> str:
+        """NHD or HND: the layout that a call is told."""
+        return "NHD" if "NHD" in self.layout else "HND"
 
 
 def build(case: Case, device: str = "cpu") -> dict:
@@ -85,14 +91,14 @@ def build(case: Case, device: str = "cpu") -> dict:
         "window_left": case.window_left,
         "k_scale": k_scale,
         "v_scale": v_scale,
-        "layout": "NHD" if case.layout == "NHD" else "HND",
+        "layout": case.axes,
     }
 
 
 def _caches(case, pages, random, device):
     dtype = FORMATS[case.kv_format].dtype
-    middle = (case.page_size, case.kv_heads) if case.layout == "NHD" else (case.kv_heads, case.page_size)
-    parts = 2 if case.layout == "interleaved" else 1
+    middle = (case.page_size, case.kv_heads) if case.axes == "NHD" else (case.kv_heads, case.page_size)
+    parts = 2 if "interleaved" in case.layout else 1
     made = []
     for _ in range(2 // parts):
         cache = torch.empty(pages, *middle, parts * case.head_dim, dtype=dtype, device=device)
@@ -116,7 +122,7 @@ def _positions(case, pages, block_table, in_use, seq_lens):
 
 def _slots(case, cache):
     """The cache in the order pages, page_size, kv_heads."""
-    return cache if case.layout == "NHD" else cache.transpose(1, 2)
+    return cache if case.axes == "NHD" else cache.transpose(1, 2)
 
 
 def _bits(tensor):
@@ -142,7 +148,7 @@ def _scale(case, granularity, position, spread, random, device):
     scale = spread(torch.rand(shapes[granularity], generator=random, device=device)) / _unit(case)
     if granularity == "token_head":
         scale[position < 0] = math.nan if case.poison else 1.0
-    return scale.transpose(1, 2) if granularity == "token_head" and case.layout != "NHD" else scale
+    return scale.transpose(1, 2) if granularity == "token_head" and case.axes != "NHD" else scale
 
 
 def _unit(case):

@@ -39,6 +39,7 @@ def problem_of(q, k_cache, v_cache, k_scale, v_scale, layout: str, window_left: 
         window=window_left >= 0,
         channel_scales=granularity(k_scale) == "channel",
         query_tokens=query_tokens_of(q),
+        # Both have the same strides: where the values begin 64 bytes after the keys, every token's do.
         interleaved=q.shape[-1] * k_cache.element_size() == 64 == v_cache.data_ptr() - k_cache.data_ptr(),
     )
 
