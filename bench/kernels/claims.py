@@ -14,8 +14,8 @@ RAGGED_SLACK = 1.05  # times the law
 GAIN, GAIN_BYTES = 1.8, 256_000_000  # E4M3 against BF16 where the BF16 cache is that large
 REL_L2 = 2e-3
 MOST_NAMED = 4  # shapes that a sentence names
-GRID, RAGGED = "on the grid", "in ragged batches"
-OTHERS, LAYOUTS = "with a window, other heads or a wide table", "in other layouts"
+ON_GRID, IN_RAGGED = "on the grid", "in ragged batches"
+WITH_MORE, IN_LAYOUTS = "with a window, other heads or a wide table", "in other layouts"
 
 
 class Claim(NamedTuple):
@@ -63,8 +63,8 @@ def claims(result: KernelsResult) -> list[Claim]:
     rows = {kv_format: [row for row in tried if row.kv_format == kv_format] for kv_format in (QUANTISED, BASE)}
     found = []
     for kv_format, of_one in rows.items():
-        for where in (GRID, RAGGED, OTHERS, LAYOUTS):
-            slack = RAGGED_SLACK if where == RAGGED else 1.0
+        for where in (ON_GRID, IN_RAGGED, WITH_MORE, IN_LAYOUTS):
+            slack = RAGGED_SLACK if where == IN_RAGGED else 1.0
             topic = f"{OURS} {kv_format} within {f'{slack:g}x ' if slack > 1 else ''}the law {where}"
             of_kind = [row for row in of_one if _where(row.shape) == where]
             found += _claim(topic, of_kind, lambda row, slack=slack: _law_miss(row, ceiling, slack))
@@ -99,10 +99,10 @@ def claims(result: KernelsResult) -> list[Claim]:
 def _where(shape: Shape) -> str:
     """Among which shapes one is judged."""
     if shape.layout != LAYOUT:
-        return LAYOUTS
+        return IN_LAYOUTS
     if shape.ragged:
-        return RAGGED
-    return GRID if shape.plain else OTHERS
+        return IN_RAGGED
+    return ON_GRID if shape.plain else WITH_MORE
 
 
 def _claim(topic: str, rows: list[KernelRow], miss: Callable[[KernelRow], str | None]) -> list[Claim]:
