@@ -26,9 +26,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
   if (kCluster == 0 && share.parts == 0) return;
   const bool dealt = kCluster == 0 && plan.last > 0;
   if (kWindow && !dealt) set_length(share, p);
-  Entries entries = first_entries(p, share, warp);
+  const unsigned ring = shared_address(shared) + warp * kRingBytes;
+  Stream stream = make_stream(p, share, ring, warp, lane, kv_head);
+  stream.begin();
   if (!kWindow && !dealt) set_length(share, p);
   if (kCluster == 0 && !dealt && is_dealt_out(p, share)) return;
+  stream.end = share.end;
   RawQuery raw;
   load_query(raw, p, share.row, kv_head, lane);
   if (threadIdx.x < columns_of(p)) {
@@ -40,11 +43,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
     if (p.k_scale) k_scale = load_float(p.k_scale + kv_head * p.k_scale_head);
   if constexpr (!kTokenScales)
     if (p.v_scale) v_scale = load_float(p.v_scale + kv_head * p.v_scale_head);
-  const unsigned ring = shared_address(shared) + warp * kRingBytes;
 
   bool more;  // shares, of a CTA that rows are dealt out to
   do {
-    Stream stream = make_stream(p, share, entries, ring, warp, lane, kv_head);
     // The steps of this warp: kStages - 1 are under way while one is computed.
     const int all_steps = steps_of(share.end - share.first);
     const int steps = (all_steps - stream.worker + kWorkers - 1) / kWorkers;  // 0 where the first is past all
@@ -88,8 +89,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
     store_state(state, shared, warp, lane);
     __syncthreads();
     const Share done = share;
-    more = kCluster == 0 && next_share(share, plan, p);
-    if (more) entries = first_entries(p, share, warp);  // on their way during the merge
+    more = kCluster == 0 && !kOnePart && next_share(share, plan, p);
+    if (more) {
+      stream = make_stream(p, share, ring, warp, lane, kv_head);
+      stream.begin();
+      stream.end = share.end;
+    }
     merge_share(p, shared, done, kv_head, v_scale / (kE4m3 ? kE4m3Unit : 1.f));
     if (more) {
       load_query(raw, p, share.row, kv_head, lane);

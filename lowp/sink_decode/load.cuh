@@ -16,35 +16,8 @@
 DEVICE int swizzle(int row) { return kOneByte ? row / 2 % 4 ^ (kRowBytes / 64 - 1) * 4 * (row % 2) : row % 8; }
 DEVICE unsigned half_at(unsigned block, int half) { return kOneByte ? block ^ (64 * half) : block + half * kBlockBytes; }
 
-constexpr int kBatch = 32 / kTiles;  // steps whose block table entries a warp holds in one register, one tile a lane
-
-struct Entries {
-  unsigned now, next;  // of this batch of steps and of the next
-};
-
-DEVICE int worker_of(const Share& s, int warp) { return kCluster ? s.part * kWarps + warp : warp; }
-DEVICE const int* table_of(const Params& p, const Share& s) { return p.table + static_cast<long long>(s.row) * p.table_stride; }
-
-// The tile whose entry this lane holds in a batch of a share that begins at tile `first`.
-DEVICE int tile_of(int first, int worker, int batch) {
-  const int lane = threadIdx.x & 31;
-  return first + ((batch * kBatch + lane / kTiles) * kWorkers + worker) * kTiles + lane % kTiles;
-}
-
-DEVICE unsigned load_entry(const Params& p, const int* table, int tile) {
-  const int page = tile >> p.page_shift;
-  return page < p.table_width ? load_int(table + page) : 0;
-}
-
-// All that can be asked for before the share's end is known.
-DEVICE Entries first_entries(const Params& p, const Share& s, int warp) {
-  const int worker = worker_of(s, warp);
-  const int* table = table_of(p, s);
-  return {load_entry(p, table, tile_of(s.first, worker, 0)), load_entry(p, table, tile_of(s.first, worker, 1))};
-}
-
 struct Stream {
-  const Params& p;
+  const Params* p;
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
@@ -54,24 +27,38 @@ struct Stream {
   unsigned scale_to;
   int worker;               // this warp among the kWorkers that deal out the tiles
   int first, end;           // tiles
-  Entries entries;
+  unsigned raw, next_raw;   // table entries of this batch of steps and the next, one a lane
   unsigned at, scale_at;    // where the tile of this lane begins: cache in 16 bytes, scales in floats
 
   static constexpr int kCopyRows = kRowBytes == 64 ? 8 : 4;  // rows of 4 or 8 chunks
+  static constexpr int kBatch = 32 / kTiles;  // steps whose entries one register of the warp holds
+
+  // The tile whose entry this lane holds in a batch.
+  DEVICE int tile(int batch) const {
+    const int lane = threadIdx.x & 31;
+    return first + ((batch * kBatch + lane / kTiles) * kWorkers + worker) * kTiles + lane % kTiles;
+  }
+  DEVICE unsigned entry(int batch) const {
+    const int page = tile(batch) >> p->page_shift;
+    return page < p->table_width ? load_int(table + page) : 0;
+  }
+
+  // Before the length is known: the first entries are on their way.
+  DEVICE void begin() { raw = entry(0); next_raw = entry(1); }
 
   // Entries to addresses. A tile after the end is read from page 0 and masked: its own entry is not to be followed.
   DEVICE void locate(int batch) {
-    const int here = tile_of(first, worker, batch);
-    const unsigned page = here < end ? entries.now : 0u, slot = here < end ? (here & ((1 << p.page_shift) - 1)) * 16 : 0;
-    at = page * p.page_stride + slot * p.slot_stride;
-    if constexpr (kTokenScales) scale_at = page * p.scale_page + slot * p.scale_slot;
+    const int here = tile(batch);
+    const unsigned page = here < end ? raw : 0u, slot = here < end ? (here & ((1 << p->page_shift) - 1)) * 16 : 0;
+    at = page * p->page_stride + slot * p->slot_stride;
+    if constexpr (kTokenScales) scale_at = page * p->scale_page + slot * p->scale_slot;
   }
 
   // Start the copies of step i into a slot.
   DEVICE void issue(int i, int slot) {
     if (i % kBatch == 0) {
       const int batch = i / kBatch;
-      if (batch > 0) entries = {entries.next, load_entry(p, table, tile_of(first, worker, batch + 1))};
+      if (batch > 0) { raw = next_raw; next_raw = entry(batch + 1); }
       locate(batch);
     }
     const unsigned at_slot = slot * kSlotBytes;
@@ -89,7 +76,7 @@ struct Stream {
   // of the swizzle turns.
   DEVICE void copy_tile(unsigned into, const char* from) const {
     constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kOneByte ? 32 : 64;
-    const unsigned rows = 16u * kCopyRows * p.slot_stride;
+    const unsigned rows = 16u * kCopyRows * p->slot_stride;
 #pragma unroll
     for (int half = 0; half < (kOneByte ? 1 : kHalves); half++)
 #pragma unroll
@@ -98,18 +85,16 @@ struct Stream {
   }
 };
 
-DEVICE Stream make_stream(const Params& p, const Share& s, const Entries& entries, unsigned ring, int warp, int lane, int head) {
+DEVICE Stream make_stream(const Params& p, const Share& s, unsigned ring, int warp, int lane, int head) {
   const int row = lane * Stream::kCopyRows / 32, chunk = lane % (32 / Stream::kCopyRows);
   const unsigned long long from = 16ull * (static_cast<unsigned long long>(head) * p.head_stride + row * p.slot_stride + chunk);
-  Stream stream{p, table_of(p, s), opaque(p.k + from), opaque(p.v + from)};
+  Stream stream{&p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
   stream.to = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
     stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
     stream.scale_to = ring + kScalesAt + lane * 4;
   }
-  stream.worker = worker_of(s, warp);
+  stream.worker = kCluster ? s.part * kWarps + warp : warp;
   stream.first = s.first;
-  stream.end = s.end;
-  stream.entries = entries;
   return stream;
 }

@@ -18,8 +18,8 @@
 //   long rows    |       0       |      1      |            2            |
 //   CTAs         |    0    |    1    |    2    |    3    |    4    |         CTA 1: part 1 of row 0, part 0 of row 1
 //
-// Where a CTA has its SM for itself, nothing would fill the gap between two shares. There a row is cut into parts in
-// proportion to its steps, rounded down, and a CTA takes one part.
+// Where a CTA has its SM for itself, nothing would fill the gap between two shares. There, and below sm_90, a row is cut
+// into parts in proportion to its steps, rounded down, and a CTA takes one part.
 // Short rows never wait for the plan, and where no row is long the first CTAs end at once.
 #pragma once
 #include "config.cuh"
@@ -59,8 +59,13 @@ DEVICE void set_length(Share& s, const Params& p) {
 DEVICE Share clustered_share() { return {int(blockIdx.z), int(blockIdx.y), kCluster}; }
 
 // ---- planned shares. Every warp works them out alone: no barrier is needed.
-constexpr bool kOnePart = MIN_CTAS == 1;  // what a CTA takes, else a quota of steps
-constexpr int kLeastSteps = 4 * kWarps;   // of either: 4 a warp
+// Whether a CTA takes one part, or a quota of steps: with that the loop over shares spills below sm_90.
+#if __CUDA_ARCH__ >= 900
+constexpr bool kOnePart = MIN_CTAS == 1;
+#else
+constexpr bool kOnePart = true;
+#endif
+constexpr int kLeastSteps = 4 * kWarps;   // of a part or a quota: 4 a warp
 constexpr int kShort = 2 * kLeastSteps;   // rows of up to that are never dealt out
 constexpr int kMostParts = 64;            // one CTA merges them
 
