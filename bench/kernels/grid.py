@@ -41,7 +41,7 @@ RAGGED = [
 ]
 WINDOWED = [even(*pair, window_left=WINDOW_LEFT) for pair in ((1, 8192), (8, 8192), (32, 8192), (128, 2048))]
 WIDE_HEADS = [even(*pair, head_dim=128) for pair in ((1, 8192), (8, 8192), (32, 8192))]
-WIDE_TABLES = [even(*pair, table_tokens=LONGEST) for pair in ((1, 2048), (8, 8192), (32, 2048), (40, 8192))]
+WIDE_TABLES = [even(*pair, table_tokens=LONGEST) for pair in ((1, 2048), (8, 8192), (32, 2048))]
 LAYOUTS = [
     even(*pair, layout=layout) for layout in ("interleaved", "NHD") for pair in ((1, 8192), (8, 8192), (32, 8192))
 ]

@@ -25,7 +25,7 @@ def test_bytes_of_the_grid():
     # 2 (keys and values) x 8 KV heads x 64 values a token.
     assert grid.kv_bytes(even(1, 1), "e4m3") == 1024 and grid.kv_bytes(even(1, 1), "bf16") == 2048
     assert grid.kv_bytes(even(64, 8192), "e4m3") == 536_870_912
-    assert len(grid.STANDARD) == 14 and len(grid.GRID) == 34 and len(set(map(str, grid.GRID))) == 34
+    assert len(grid.STANDARD) == 14 and len(grid.GRID) == 33 and len(set(map(str, grid.GRID))) == 33
     # A window of 128 reads that many tokens of each request; a wide table reads nothing more.
     assert grid.kv_bytes(even(8, 8192, window_left=127), "e4m3") == 8 * 128 * 1024
     assert grid.kv_bytes(Shape((64, 512), window_left=127), "e4m3") == (64 + 128) * 1024

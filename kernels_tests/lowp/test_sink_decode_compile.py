@@ -159,7 +159,7 @@ def test_clusters_and_workspace_fit_the_device(arch):
         assert 32 * one.warps >= 8 * p.group_tiles
         if one.cluster == 0:
             parts = kv_heads * heuristic.shares_of(one, kv_heads, device)
-            needed = parts * heuristic.partials_bytes(p.group_tiles, p.head_dim) + 4 * batch * kv_heads
+            needed = parts * heuristic.partial_bytes(p.group_tiles, p.head_dim) + 4 * batch * kv_heads
             columns = p.group * p.query_tokens * kv_heads
             assert heuristic.workspace_bytes(batch, columns, kv_heads, p.head_dim, device) >= needed
 

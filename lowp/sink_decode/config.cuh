@@ -47,7 +47,7 @@ struct Params {
   const float* v_scale;
   char* out;                 // [batch, query tokens, heads, head_dim]
   float* lse;                // [batch, query tokens, heads] or null
-  float* partials;           // planned shares: [kv_heads, shares, 2, kPartialFloats]
+  float* partials;           // planned shares: [kv_heads, shares, kPartialFloats]
   unsigned* arrived;         // planned shares: [batch, kv_heads], zero between launches
   float sm_scale;
   int batch, group, q_stride, table_stride, table_width;
@@ -56,6 +56,6 @@ struct Params {
   int k_scale_head, v_scale_head;                  // scales per head: floats from head to head, 0 or 1
   int scale_page, scale_head, scale_slot;          // scales per token and head, in floats
   int window_left;                                 // tokens before the newest that are read
-  int shares;                                      // planned shares: CTAs for the long rows, a KV head
+  int shares;                                      // planned shares: CTAs for the parts of long rows, a KV head
   int q_token_stride;                              // as q_stride, from query token to query token
 };

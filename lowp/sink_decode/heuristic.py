@@ -252,17 +252,17 @@ def shared_bytes(problem: Problem, launch: Launch) -> int:
 
 # ---- planned shares: scratch memory
 def shares_of(launch: Launch, kv_heads: int, device: Device) -> int:
-    """CTAs for the long rows, a KV head: as many as the device holds at once."""
+    """CTAs for the parts of long rows, a KV head: as many as the device holds at once."""
     return max(1, device.sms * launch.min_ctas // kv_heads)
 
 
-def partials_bytes(group_tiles: int, head_dim: int) -> int:
-    """The two partials of a CTA (merge.cuh)."""
-    return 2 * 8 * group_tiles * (head_dim + 2) * 4
+def partial_bytes(group_tiles: int, head_dim: int) -> int:
+    """One part's partial (merge.cuh)."""
+    return 8 * group_tiles * (head_dim + 2) * 4
 
 
 def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, device: Device) -> int:
     """Scratch memory for any call of up to `batch` sequences: partials from its start, counters at its end."""
     group_tiles = math.ceil(query_heads / kv_heads / 8)
     most = kv_heads * max(1, device.sms * PLANNED_CTAS // kv_heads)
-    return most * partials_bytes(group_tiles, head_dim) + batch * kv_heads * 4
+    return most * partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4

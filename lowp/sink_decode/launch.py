@@ -8,7 +8,7 @@ import torch
 
 from lowp.sink_decode import build
 from lowp.sink_decode.build import Config
-from lowp.sink_decode.heuristic import Device, Problem, choose, partials_bytes, shares_of
+from lowp.sink_decode.heuristic import Device, Problem, choose, partial_bytes, shares_of
 from lowp.sink_decode.params import granularity, page_and_head_axis, params_of, query_tokens_of
 
 
@@ -81,7 +81,7 @@ def run(
     if launch.cluster == 0:
         shares = shares_of(launch, kv_heads, device)
         grid = (kv_heads, shares + batch, 1)
-        needed = kv_heads * shares * partials_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
+        needed = kv_heads * shares * partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
         workspace = _checked_workspace(workspace, needed, q)
         params.shares = shares
         params.partials = workspace.data_ptr()

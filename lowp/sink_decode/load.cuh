@@ -17,7 +17,7 @@ DEVICE int swizzle(int row) { return kOneByte ? row / 2 % 4 ^ (kRowBytes / 64 - 
 DEVICE unsigned half_at(unsigned block, int half) { return kOneByte ? block ^ (64 * half) : block + half * kBlockBytes; }
 
 struct Stream {
-  const Params* p;
+  const Params& p;
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
@@ -39,8 +39,8 @@ struct Stream {
     return first + ((batch * kBatch + lane / kTiles) * kWorkers + worker) * kTiles + lane % kTiles;
   }
   DEVICE unsigned entry(int batch) const {
-    const int page = tile(batch) >> p->page_shift;
-    return page < p->table_width ? load_int(table + page) : 0;
+    const int page = tile(batch) >> p.page_shift;
+    return page < p.table_width ? load_int(table + page) : 0;
   }
 
   // Before the length is known: the first entries are on their way.
@@ -49,9 +49,9 @@ struct Stream {
   // Entries to addresses. A tile after the end is read from page 0 and masked: its own entry is not to be followed.
   DEVICE void locate(int batch) {
     const int here = tile(batch);
-    const unsigned page = here < end ? raw : 0u, slot = here < end ? (here & ((1 << p->page_shift) - 1)) * 16 : 0;
-    at = page * p->page_stride + slot * p->slot_stride;
-    if constexpr (kTokenScales) scale_at = page * p->scale_page + slot * p->scale_slot;
+    const unsigned page = here < end ? raw : 0u, slot = here < end ? (here & ((1 << p.page_shift) - 1)) * 16 : 0;
+    at = page * p.page_stride + slot * p.slot_stride;
+    if constexpr (kTokenScales) scale_at = page * p.scale_page + slot * p.scale_slot;
   }
 
   // Start the copies of step i into a slot.
@@ -76,7 +76,7 @@ struct Stream {
   // of the swizzle turns.
   DEVICE void copy_tile(unsigned into, const char* from) const {
     constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kOneByte ? 32 : 64;
-    const unsigned rows = 16u * kCopyRows * p->slot_stride;
+    const unsigned rows = 16u * kCopyRows * p.slot_stride;
 #pragma unroll
     for (int half = 0; half < (kOneByte ? 1 : kHalves); half++)
 #pragma unroll
@@ -88,7 +88,7 @@ struct Stream {
 DEVICE Stream make_stream(const Params& p, const Share& s, unsigned ring, int warp, int lane, int head) {
   const int row = lane * Stream::kCopyRows / 32, chunk = lane % (32 / Stream::kCopyRows);
   const unsigned long long from = 16ull * (static_cast<unsigned long long>(head) * p.head_stride + row * p.slot_stride + chunk);
-  Stream stream{&p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
+  Stream stream{p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
   stream.to = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
     stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;

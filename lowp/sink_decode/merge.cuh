@@ -137,10 +137,8 @@ DEVICE Partial merge_cluster(const char* shared, int element) {
 #endif
 
 // ---- CTAs anywhere: partials through device memory; the CTA that arrives last merges them.
-// A CTA has two places: for a row that began in an earlier CTA, and for one that begins in it and goes on in the next.
-DEVICE float* partial_at(const Params& p, int kv_head, int first_cta, int part) {
-  const int place = 2 * (first_cta + part) + (part == 0);
-  return p.partials + (static_cast<long long>(kv_head) * 2 * p.shares + place) * kPartialFloats;
+DEVICE float* partial_at(const Params& p, int kv_head, int item) {
+  return p.partials + (static_cast<long long>(kv_head) * p.shares + item) * kPartialFloats;
 }
 
 DEVICE void store_partial(float* to, int element, const Partial& x) {
@@ -149,9 +147,9 @@ DEVICE void store_partial(float* to, int element, const Partial& x) {
     reinterpret_cast<float2*>(to + kColumns * kHeadDim)[element / kHeadDim] = make_float2(x.max, x.sum);
 }
 
-DEVICE Partial merge_parts(const Params& p, int kv_head, int first_cta, int parts, int element) {
+DEVICE Partial merge_parts(const float* first, int parts, int element) {
   return merge<12>(parts, [&](int part) {
-    const float* from = partial_at(p, kv_head, first_cta, part);
+    const float* from = first + static_cast<long long>(part) * kPartialFloats;
     const float2 of_column = load_fresh_8(reinterpret_cast<const float2*>(from + kColumns * kHeadDim) + element / kHeadDim);
     return Partial{load_fresh_16(from + element), of_column.x, of_column.y};
   });
@@ -166,31 +164,4 @@ DEVICE bool is_last(unsigned* arrived, int parts, unsigned* flag) {
   }
   __syncthreads();
   return *flag == unsigned(parts - 1);
-}
-
-// ---- the whole stage, after store_state and a barrier. A thread has 4 elements of the columns' output, or several times 4.
-DEVICE void merge_share(const Params& p, char* shared, const Share& share, int kv_head, float v_scale) {
-  const int elements = columns_of(p) * kHeadDim;
-  if (kCluster <= 1 && share.parts == 1) {
-    for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4)
-      finish(p, shared, share.row, kv_head, e, merge_warps(shared, e), v_scale);
-  } else if constexpr (kCluster == 0) {
-    const int first_cta = blockIdx.y - share.part;
-    float* mine = partial_at(p, kv_head, first_cta, share.part);
-    for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4) store_partial(mine, e, merge_warps(shared, e));
-    unsigned* flag = reinterpret_cast<unsigned*>(shared + kFlagAt);
-    if (is_last(p.arrived + share.row * gridDim.x + kv_head, share.parts, flag))
-      for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4)
-        finish(p, shared, share.row, kv_head, e, merge_parts(p, kv_head, first_cta, share.parts, e), v_scale);
-  }
-#if __CUDA_ARCH__ >= 900
-  if constexpr (kCluster > 1) {
-    cluster_wait();  // every barrier of the cluster is ready
-    for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4) send_partial(shared, blockIdx.y, e, merge_warps(shared, e));
-    const int from = blockIdx.y * kSliceFloats, to = min(from + kSliceFloats, elements);
-    if (from + int(threadIdx.x) * 4 < to) barrier_wait(shared_address(shared + kBarrierAt));
-    for (int e = from + threadIdx.x * 4; e < to; e += kThreads * 4)
-      finish(p, shared, share.row, kv_head, e, merge_cluster(shared, e), v_scale);
-  }
-#endif
 }
