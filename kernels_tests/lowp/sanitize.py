@@ -1,11 +1,13 @@
 """Every launch that is chosen for gpt-oss on an H200, and every form of the kernel, for a run under compute-sanitizer:
 
 ours="--kernel-name kns=sink_decode --error-exitcode 9"
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 compute-sanitizer --tool memcheck --report-api-errors no $ours python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool racecheck $ours python -m kernels_tests.lowp.sanitize
+compute-sanitizer --tool synccheck $ours python -m kernels_tests.lowp.sanitize
 
 The kernels of the reference are left out, and API errors: cuda.bindings asks the driver for functions that it may not
-have.
+have. Without torch's caching every tensor is an allocation, over whose end memcheck sees.
 """
 
 from kernels_tests.lowp import tight
