@@ -21,13 +21,16 @@ def test_the_installed_vllms_calls_fit(version, patched):
     spec = importlib.util.find_spec("vllm")
     if spec is None:
         pytest.skip("vLLM is not installed: none of its sources to read")
-    found = calls(patched, Path(spec.origin).parent / "v1" / "attention" / "backends" / "flashinfer.py")
+    source = Path(spec.origin).parent / "v1" / "attention" / "backends" / "flashinfer.py"
+    found = calls(patched, source)
     assert [one for one in found if one[2]] == []
     made = Counter(name for _, name, _ in found)
     decode, prefill = "BatchDecodeWithPagedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper"
     for name in (decode, prefill):
         assert made[name] and made[f"{name}.plan"] and made[f"{name}.run"], made
-    assert made["BatchAttentionWithAttentionSinkWrapper"] and made["fast_decode_plan"], made
+    assert made["fast_decode_plan"], made
+    sinks = "BatchAttentionWithAttentionSinkWrapper"  # vLLM 0.26 does not have it
+    assert bool(made[sinks]) == (sinks in source.read_text()), made
 
 
 @newest
