@@ -30,8 +30,6 @@ BUILD_NOTE = (
     "The smallest call of all, with an empty cache. FlashInfer's kernels compile several at once and wait for each"
     f" other's share of the cores; {OURS} compiles a launch of its own for some shapes, in about the same time each."
 )
-FOUND_S = 0.2  # NVRTC takes longer for any build of ours
-FOUND_NOTE = f"Times of {OURS} under {FOUND_S:g} s are no builds: NVRTC found them in the driver's own cache."
 REASON = (
     "That is the format, not a kernel: the tolerance asks for 1%, and the eight bits of an element cannot hold it."
     " E4M3 has three bits of mantissa, so storing a value moves it by up to 6% (2.65% in the root mean square), and no"
@@ -93,16 +91,11 @@ def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
         *(["### Not measured", left_out] if left_out else []),
         "### Builds",
         tables.build_table(result),
-        f"{BUILD_NOTE} {FOUND_NOTE}" if _found(result) else BUILD_NOTE,
+        BUILD_NOTE,
         "### Where it comes from",
         source_table(result, [["kernels", md.text(_kernels(result))]]),
         md.details("Command", [md.block(md.shell(result.provenance.command), "sh")]),
     ]
-
-
-def _found(result: KernelsResult) -> bool:
-    """Whether a build of ours was none."""
-    return any(one.kernel == OURS and one.seconds is not None and one.seconds < FOUND_S for one in result.builds)
 
 
 def _tolerance_lines(result: KernelsResult) -> list[str]:

@@ -5,8 +5,7 @@ from itertools import pairwise
 import pytest
 
 from bench.kernels import gain
-from bench.kernels.peers import OURS
-from bench.kernels.result import Build, LeftOut
+from bench.kernels.result import LeftOut
 from bench.kernels.shape import even
 from bench.report import document, kernels_plot
 from bench.result import write
@@ -139,12 +138,6 @@ def test_what_was_left_out_is_said():
     text = text_of(a_kernels_result(left_out=[*some, left_out("vllm-fa3", None, "no vLLM")]))
     assert "| a e4m3, b e4m3 | 1x2, 3x4 | cannot |" in text and "| vllm-fa3 e4m3 | all shapes | no vLLM |" in text
     assert "- **Left out:** vllm-fa3 e4m3: no vLLM" in text and "- **Left out:** a" not in text
-
-
-@pytest.mark.parametrize(("kernel", "seconds", "told"), [(OURS, 0.04, True), (OURS, 0.49, False), ("a", 0.04, False)])
-def test_a_build_that_was_found_in_the_drivers_cache_is_told(kernel, seconds, told):
-    builds = [Build(kernel=kernel, kv_format="e4m3", seconds=seconds, error=None)]
-    assert ("in the driver's own cache" in text_of(a_kernels_result(builds=builds))) == told
 
 
 def test_tables_are_whole():

@@ -1,8 +1,8 @@
 """Every launch that is chosen for gpt-oss on an H200, and every form of the kernel, for a run under compute-sanitizer:
 
 ours="--kernel-name kns=sink_decode --error-exitcode 9"
-export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-compute-sanitizer --tool memcheck --report-api-errors no $ours python -m kernels_tests.lowp.sanitize
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no $ours \\
+    python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool racecheck $ours python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool synccheck $ours python -m kernels_tests.lowp.sanitize
 
