@@ -27,7 +27,9 @@ if len(sys.argv) > 2:
 time.sleep(600)
 """
 LAUNCHER = """
-import subprocess, sys, time
+import signal, subprocess, sys
+for number in (signal.SIGINT, signal.SIGHUP):  # a test run behind nohup or & has them ignored
+    signal.signal(number, signal.SIG_DFL)
 supervisor = subprocess.Popen(
     [sys.executable, "-m", "vllm_launch.supervisor", *sys.argv[1:]], stdin=subprocess.PIPE, start_new_session=True)
 print(supervisor.pid, flush=True)
@@ -57,7 +59,7 @@ def all_gone(*pids):
 def test_a_launcher_that_dies_by_any_signal_leaves_nothing(tmp_path, number):
     launcher, supervisor, tree = launch(tmp_path)
     launcher.send_signal(number)
-    launcher.wait()
+    assert launcher.wait(timeout=20) == -number
     wait_for(lambda: all_gone(supervisor, *tree))
 
 
