@@ -17,15 +17,21 @@ class Strict(BaseModel):
 
 
 class Provenance(Strict):
-    """Where and how a result was made; paths are replaced by $REPO, $ENV, ~ and $TMP, and no host is named."""
+    """Where and how a result was made; paths are replaced by $REPO, $ENV, ~ and $TMP, and no host is named.
+
+    git_dirty: None where git could not tell. environment: inherited variables that change what a server does.
+    load_average: of the machine over the minute before the run, None in results that did not record it.
+    """
 
     created: datetime
     machine: Machine
     versions: dict[str, str]
     patch: Annotated[str, Field(description="'none', the id of FlashInfer's patch set, or its state if neither")]
     git_commit: str | None
-    git_dirty: bool
+    git_dirty: bool | None
     command: list[str]
+    environment: dict[str, str] = {}
+    load_average: float | None = None
 
 
 class Wiped(Strict):

@@ -1,6 +1,7 @@
 """A Result: what one run measured, on what, with what command. The only thing that reports are made from."""
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,17 +26,22 @@ class Requested(Strict):
 
 
 class Start(Strict):
-    """One start of the server. cold: this run's caches were empty. Seconds."""
+    """One start of the server. cold: this run's caches were empty. Seconds.
+
+    load_average: of the machine over the minute before the start.
+    """
 
     cache: Literal["cold", "warm"]
     start_s: float
     first_token_s: float
+    load_average: float | None = None
 
 
 class Rate(Strict):
     """llama-benchy's samples at one point of the grid; token counts, one sample per repeat.
 
     decode_tok_s and prefill_tok_s sum over the requests at once; first_token_ms is the time to the first token.
+    load_average: of the machine over the minute at whose end the point was measured.
     """
 
     depth: int
@@ -45,6 +51,7 @@ class Rate(Strict):
     decode_tok_s: list[float]
     prefill_tok_s: list[float]
     first_token_ms: list[float]
+    load_average: float | None = None
 
     @property
     def context(self) -> int:
@@ -136,6 +143,7 @@ class AccuracyRecord(Strict):
     """A profile's answers against the reference profile's; the reference's own record compares it with itself.
 
     paths: its decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
+    judged_at: when the gates were computed again from the kept scores, after the run; None for the run's own verdict.
     """
 
     reference: str
@@ -146,6 +154,7 @@ class AccuracyRecord(Strict):
     contexts: list[AtContext]
     gates: list[Gate]
     sinks: SinkCheck | None
+    judged_at: datetime | None = None
 
     @property
     def failed_gates(self) -> list[Gate]:
