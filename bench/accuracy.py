@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from bench import benchy, forced, metrics
 from bench.forced import Scored, Text
-from bench.result import AccuracyRecord, Agreement, AtContext, Gate, SinkCheck, Strict
+from bench.record import Strict
+from bench.verdicts import AccuracyRecord, Agreement, AtContext, Gate, SinkCheck, holds
 from vllm_launch.errors import Problem
 from vllm_launch.model import Model
 from vllm_launch.profile import AccuracyTexts, Bounds, Texts, Thresholds
@@ -142,15 +143,6 @@ def judge(
         gates=gates,
         sinks=sinks,
     )
-
-
-def holds(figure: str, value: float, bound: float) -> bool:
-    """Whether a figure of an Agreement keeps its bound; a NaN keeps none."""
-    if figure == "top1":
-        return value >= bound
-    if figure == "perplexity_ratio":
-        return 1 / bound <= value <= bound
-    return value <= bound
 
 
 def failures(record: AccuracyRecord) -> list[str]:

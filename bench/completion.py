@@ -1,11 +1,12 @@
 """Completions over HTTP, and the greedy gate on them."""
 
+import math
 import time
 
 import requests
 from pydantic import BaseModel, ConfigDict
 
-from bench.result import GreedyMatch
+from bench.verdicts import GreedyMatch, greedy_passes
 from vllm_launch.errors import Problem
 from vllm_launch.profile import GreedyGate
 from vllm_launch.server import Server, authorization
@@ -35,7 +36,14 @@ def greedy(server: Server, prompt: str, tokens: int) -> Answer:
         "return_token_ids": True,
     }
     choice = post(server, body)["choices"][0]
-    best_two = [sorted(top.values(), reverse=True)[:2] for top in choice["logprobs"]["top_logprobs"]]
+    tops = [list(top.values()) for top in choice["logprobs"]["top_logprobs"]]
+    if not all(value is not None and math.isfinite(value) for top in tops for value in top):
+        raise Problem(
+            "requests",
+            f"a log-probability in the greedy answer to {prompt!r} is no finite number",
+            "the model's output is broken on this server: try another attention backend or KV cache dtype",
+        )
+    best_two = [sorted(top, reverse=True)[:2] for top in tops]
     return Answer(
         prompt=prompt,
         text=choice["text"],
@@ -64,7 +72,9 @@ def match(answer: Answer, reference: Answer, reference_profile: str, gate: Greed
         tokens=gate.tokens,
         distinct=distinct,
         margin=min(reference.margins),
-        passed=equal > gate.min_match * gate.tokens and distinct >= gate.min_distinct,
+        min_match=gate.min_match,
+        min_distinct=gate.min_distinct,
+        passed=greedy_passes(equal, gate.tokens, distinct, gate.min_match, gate.min_distinct),
     )
 
 

@@ -163,11 +163,12 @@ def _check_same(got: list[int], expected: list[int]) -> None:
 
 
 def _scored(token_ids: list[int], logprobs: list[float], top: list[dict[int, float]]) -> Scored:
-    if not all(value is not None and math.isfinite(value) for value in logprobs):
-        bad = next(at for at, value in enumerate(logprobs) if value is None or not math.isfinite(value))
-        raise Problem(
-            "requests",
-            f"the log-probability of token {bad} is {logprobs[bad]}, expected a finite number",
-            "the model's output is broken on this server: try another attention backend or KV cache dtype",
-        )
+    for at, (value, best) in enumerate(zip(logprobs, top, strict=False)):
+        for one in (value, *best.values()):
+            if one is None or not math.isfinite(one):
+                raise Problem(
+                    "requests",
+                    f"a log-probability at token {at} is {one}, expected a finite number",
+                    "the model's output is broken on this server: try another attention backend or KV cache dtype",
+                )
     return Scored(token_ids=token_ids, logprobs=logprobs, top=top)

@@ -17,10 +17,10 @@ from bench.result import (
     AccuracyRow,
     Failure,
     GreedyMatch,
-    SinkCheck,
     Strict,
 )
 from bench.run import Run, load, plan_of, prepare, requested, said, step
+from bench.verdicts import SinkCheck
 from vllm_launch import profile, server
 from vllm_launch.model import Model
 from vllm_launch.plan import Plan

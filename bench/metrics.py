@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bench.forced import Scored
-from bench.result import Agreement, Figure
+from bench.verdicts import Agreement, Figure
 
 TOP = 20
 TINY = 1e-6  # the least mass of the rest bucket: float32 log-probabilities leave about as much of an empty one
+MOST_NATS = 700  # e to the power of more is no float64; a server that masks a given token scores it -9999
 RESAMPLES, SEED, MIN_TEXTS = 1000, 2026, 8
 Z = 1.959964  # of the normal distribution, 97.5%
 
@@ -43,7 +44,7 @@ def agreement(reference: Sequence[Scored], candidate: Sequence[Scored]) -> Agree
         p99_abs_delta=_figure(lambda chosen: _quantile(absolute, chosen, 0.99), draws),
         kl=_figure(mean_of(kl), draws),
         top1=_figure(mean_of(same), draws),
-        perplexity_ratio=_figure(lambda chosen: np.exp(-mean_delta(chosen)), draws),
+        perplexity_ratio=_figure(lambda chosen: np.exp(np.clip(-mean_delta(chosen), -MOST_NATS, MOST_NATS)), draws),
     )
 
 
