@@ -14,7 +14,6 @@ from vllm_launch.model import Model
 from vllm_launch.profile import Argument
 from vllm_launch.resolved import Resolved
 
-
 Samples = Annotated[list[Positive], Field(min_length=1)]
 
 
@@ -116,13 +115,14 @@ def read(path: Path) -> ServingResult | AccuracyResult | KernelsResult:
     Raises Problem("file") for one that is missing, half-written, of another schema or that contradicts itself.
     """
     try:
-        return RESULT.validate_json(path.read_text(encoding="utf-8"))
+        return RESULT.validate_json(path.read_bytes())
     except OSError as error:
         raise Problem("file", f"cannot read {path}: {error.strerror}", "name an existing result file") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        wrong = "contradicts itself" if first["type"] == "value_error" else f"is not a result of schema {SCHEMA_VERSION}"
+        contradiction = first["type"] == "value_error"
+        wrong = "contradicts itself" if contradiction else f"is not a result of schema {SCHEMA_VERSION}"
         raise Problem(
             "file",
             f"{path} {wrong}: {where}: {first['msg'].removeprefix('Value error, ')}",
