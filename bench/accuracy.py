@@ -107,7 +107,7 @@ def judge(
 ) -> AccuracyRecord:
     """Compare a profile's answers with those of the reference profile `name`, and hold them against its bounds.
 
-    Raises Problem("gate") if the two did not score the same tokens or a log-probability is no number.
+    Raises Problem("gate") if the two did not score the same tokens.
     """
     if [one.context for one in reference.at] != [one.context for one in candidate.at]:
         raise Problem("gate", f"{name} was scored on other texts", "score both profiles in one run")
