@@ -151,6 +151,7 @@ def _described(side: Side) -> dict:
         "accuracy": side.accuracy,
         "greedy": [match.model_dump() for match in side.row.greedy],
         "agreement": agreement.model_dump(mode="json") | {"verdict": outcome} if agreement else None,
+        "warnings": tables.load_warnings(side.result),
         "failures": [failure.model_dump() for failure in side.row.failures],
     }
 
@@ -217,6 +218,7 @@ def _head(name: str, side: dict) -> list[str]:
     return [
         f"{name}: {side['profile']} of {side['file']}",
         f"   {side['model']} on {side['machine']}, {side['created'][:10]}, commit {side['commit']}",
+        *(f"   {line}" for line in side["warnings"]),
         *(f"   FAILED in step {one['step']}: {' '.join(one['message'].split())}" for one in side["failures"]),
     ]
 

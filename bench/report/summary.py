@@ -111,8 +111,8 @@ def summary_lines(result: ServingResult) -> str:
         *report_accuracy.answer_lines(result.rows),
         *(line for which, line in messages_of(result).items() if which != "accuracy"),
     ]
-    lines = [*_failed_reference(result), *_answer_lines(result), *map(md.text, said)]
-    lines += [*tables.load_warnings(result), *_missing_lines(result)]
+    said += tables.load_warnings(result)
+    lines = [*_failed_reference(result), *_answer_lines(result), *map(md.text, said), *_missing_lines(result)]
     return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
 
 

@@ -151,11 +151,11 @@ def load_words(result: ServingResult | KernelsResult) -> str:
 
 
 def load_warnings(result: ServingResult) -> list[str]:
-    """A line, "topic: rest", where other work kept the machine busy."""
+    """A line of plain text, "topic: rest", where other work kept the machine busy."""
     cores, before, during = result.provenance.machine.cores, result.provenance.load_average, _highest_load(result)
     busy = before is not None and before > cores / 2
     busy = busy or (during is not None and during > cores + OWN_LOAD)
-    return [f"Other work on the machine: **load average {load_words(result)}**: speeds may be too low"] if busy else []
+    return [f"Other work on the machine: load average {load_words(result)}: speeds may be too low"] if busy else []
 
 
 def _highest_load(result: ServingResult | KernelsResult) -> float | None:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bench import compare
 from bench.report import document, summary
 from bench.result import ServingResult, Start, write
 from kernels_tests.bench.samples import a_rate, a_record, a_result, a_row
@@ -33,11 +34,14 @@ def loaded(before: float | None, during: float | None) -> ServingResult:
         (None, 4.1, "at most 4.1 while rates were measured; 2 cores", True),
     ],
 )
-def test_the_load_is_told_and_other_work_is_warned_about(before, during, words, warned):
+def test_the_load_is_told_and_other_work_is_warned_about(tmp_path, before, during, words, warned):
     text = text_of(loaded(before, during))
     assert line_with(text, "| load average") == f"| load average | {words} |"
-    assert (f"{WARNING}**load average {words}**" in text) is warned
+    assert (f"{WARNING}load average {words}: " in text) is warned
     assert (WARNING in summary.summary_lines(loaded(before, during))) is warned
+    write(loaded(before, during), tmp_path / "a.json")
+    sides = [f"{tmp_path}/a.json:{name}" for name in ("baseline", "fp8")]
+    assert compare.compare(*sides).count("Other work on the machine") == (2 if warned else 0)
 
 
 @pytest.mark.parametrize(
