@@ -201,6 +201,12 @@ def strided(tensor):
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
+def entry(arguments, row, column, page):
+    table = arguments["block_table"].clone()
+    table[row, column] = page
+    return {"block_table": table}
+
+
 MISTAKES = {
     "fp32 query": (lambda a: {"q": a["q"].float()}, TypeError, "q has dtype torch.float32; expected torch.bfloat16"),
     "query rank": (lambda a: {"q": a["q"][0]}, ValueError, r"q has shape \(8, 64\)"),
@@ -238,6 +244,15 @@ MISTAKES = {
     "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "of K: token"),
     "per channel": (lambda a: {"k_scale": torch.ones(2, 64)}, NotImplementedError, "per channel of a K in e4m3"),
     "sm_scale": (lambda a: {"sm_scale": math.nan}, ValueError, "sm_scale is nan"),
+    "window type": (lambda a: {"window_left": math.nan}, TypeError, "window_left is nan; expected an int"),
+    "window float": (lambda a: {"window_left": 127.0}, TypeError, r"window_left is 127\.0; expected an int"),
+    "negative entry": (lambda a: entry(a, 3, 1, -1), ValueError, r"block_table\[3, 1\] is -1, of a page in use"),
+    "entry past the cache": (
+        lambda a: entry(a, 2, 0, len(a["k_cache"])),
+        ValueError,
+        r"block_table\[2, 0\] is .* expected 0 to",
+    ),
+    "length past the table": (lambda a: {"seq_lens": a["seq_lens"] + 16}, ValueError, "seq_lens has 56 tokens"),
     "window": (lambda a: {"window_left": -2}, ValueError, "window_left is -2"),
     "out shape": (lambda a: {"out": a["q"][:2]}, ValueError, "out has shape"),
     "lse dtype": (lambda a: {"lse": a["q"][..., 0]}, TypeError, "lse has dtype"),
@@ -272,6 +287,44 @@ def test_combinations_that_are_not_built_are_told():
     arguments = build(dataclasses.replace(SMALL, query_heads=34))
     with pytest.raises(NotImplementedError, match="34 query heads over 2 KV heads"):
         sink_decode(**arguments)
+
+
+@pytest.mark.parametrize("page", [-1, POISON_PAGE])
+@pytest.mark.parametrize(("window_left", "left_out"), [(-1, 0), (15, 1), (16, 0), (2**40, 0)])
+def test_entries_that_are_not_read_may_be_anything(page, window_left, left_out):
+    """Behind the end of a sequence, and pages that its window leaves out whole: here those of the first 16 tokens."""
+    case = dataclasses.replace(SMALL, lengths=(32, 1), max_length=64, window_left=window_left)
+    arguments = build(case)
+    exact = sink_decode(**arguments)
+    for row, columns in ((0, (*range(left_out), 2, 3)), (1, (1, 2, 3))):
+        for column in columns:
+            arguments |= entry(arguments, row, column, page)
+    assert torch.equal(sink_decode(**arguments), exact) and exact.isfinite().all()
+    with pytest.raises(ValueError, match="of a page in use"):
+        sink_decode(**arguments | entry(arguments, 0, left_out, page))
+
+
+@pytest.mark.parametrize("query_tokens", [1, 3])
+@pytest.mark.parametrize("sink", [math.nan, math.inf])
+def test_a_sink_without_a_value_makes_its_head_nan(sink, query_tokens):
+    """As softmax does; also where a sequence is empty. The other heads do not see it."""
+    arguments = build(dataclasses.replace(SMALL, query_tokens=query_tokens))
+    arguments["sinks"][5] = sink
+    lse = torch.empty(arguments["q"].shape[:-1])
+    out = sink_decode(**arguments, lse=lse)
+    assert out[..., 5, :].isnan().all() and lse[..., 5].isnan().all()
+    others = [head for head in range(8) if head != 5]
+    exact, exact_lse = reference(**arguments | {"sinks": arguments["sinks"].nan_to_num(posinf=0.0)})
+    assert tight.problems(out[..., others, :], exact[..., others, :]) == []
+    assert torch.allclose(lse[..., others].double(), exact_lse[..., others])
+
+
+@pytest.mark.parametrize("query_tokens", [1, 2])
+def test_a_batch_of_none(query_tokens):
+    arguments = build(dataclasses.replace(SMALL, query_tokens=query_tokens))
+    none = {name: arguments[name][:0] for name in ("q", "block_table", "seq_lens")}
+    lse = torch.empty(arguments["q"].shape[:-1])[:0]
+    assert sink_decode(**arguments | none, lse=lse).shape == arguments["q"][:0].shape
 
 
 def test_the_readmes_example_runs():
