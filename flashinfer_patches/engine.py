@@ -2,8 +2,9 @@
 
 Every file is recognised by its sha256 alone (state.py). Beside the package, `.flashinfer_patches` holds the originals,
 the manifests of what is applied, and the files about to be swapped in. New bytes come in by rename, never by writing:
-installers share files between environments by hard links. Originals and manifest are written before the first swap and
-removed after the last, so that at any moment the next apply or revert can finish.
+installers share files between environments by hard links, and by symbolic ones, which apply replaces first. Originals
+and manifest are written before the first swap and removed after the last, so that at any moment the next apply or
+revert can finish.
 """
 
 import shutil
@@ -13,7 +14,7 @@ from flashinfer_patches import locking, package, staging, swap
 from flashinfer_patches.errors import PatchError, writing
 from flashinfer_patches.series import PACKAGE, File
 from flashinfer_patches.staging import Contents
-from flashinfer_patches.state import LOCK, Look, Status, judge, look_at
+from flashinfer_patches.state import KEPT, LOCK, Look, Status, judge, look_at
 
 LOCK_TIMEOUT_S = 30.0
 
@@ -48,18 +49,19 @@ def apply(target: Path | None = None, root: Path | None = None, timeout_s: float
     look = look_at(place, root)
     found = judge(look, root)
     _refuse_to_apply(found, look)
-    if found.state == "applied" and not look.leftovers:
+    if found.state == "applied" and not look.leftovers and not swap.links(place):
         return found
     with writing(place), locking.held(place / LOCK, "fp8-sinks patch apply", timeout_s):
         look = look_at(place, root)
         _refuse_to_apply(judge(look, root), look)
+        swap.own(look)
         unapplied = _unapplied(look)
         before = _pristine(look, {**unapplied, **look.strays})
         new = staging.forward(look.series, {path: before[path] for path in unapplied})
         swap.keep(look, before)
         swap.swap_in(look, new | {path: before[path] for path in look.strays})
         swap.tidy(look)
-    return status(target, root)
+    return status(target, root).model_copy(update={"patched_source": found.patched_source})
 
 
 def revert(target: Path | None = None, root: Path | None = None, timeout_s: float = LOCK_TIMEOUT_S) -> Status:
@@ -100,6 +102,7 @@ def _refuse_to_apply(found: Status, look: Look) -> None:
             f"install a supported release, without its dependencies: pip install --no-deps {PACKAGE}==<version>",
         )
     _refuse_edited(found, look)
+    _refuse_linked_folders(look)
 
 
 def _refuse_to_revert(found: Status, look: Look) -> None:
@@ -107,6 +110,7 @@ def _refuse_to_revert(found: Status, look: Look) -> None:
     if found.state in ("superseded", "unknown version") and not leftovers:
         _refuse_to_apply(found, look)
     _refuse_edited(found, look)
+    _refuse_linked_folders(look)
 
 
 def _refuse_edited(found: Status, look: Look) -> None:
@@ -125,6 +129,19 @@ def _refuse_edited(found: Status, look: Look) -> None:
         f"{found.target}: neither FlashInfer {found.version} nor what the series makes of it: {', '.join(details)}",
         _reinstall(look),
     )
+
+
+def _refuse_linked_folders(look: Look) -> None:
+    """A file is replaced in its folder: in a linked one, for everybody who shares that."""
+    parents = {str(folder) for path in (*look.own, *look.strays) for folder in Path(path).parents} - {"."}
+    for folder in sorted({*parents, KEPT}):
+        linked = look.target / folder
+        if linked.is_symlink():
+            raise PatchError(
+                "target",
+                f"{linked} is a symbolic link to {linked.resolve()}, which others may share; expected a folder",
+                "put a copy in place of that link; or patch what it leads to: patch ... --target DIR",
+            )
 
 
 def _reinstall(look: Look) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 EXIT_CODES = {
-    "target": 40,  # no FlashInfer there
+    "target": 40,  # no FlashInfer there, or in a folder that others share
     "version": 41,  # a FlashInfer release without a series
     "edited": 42,  # a file is neither the release's nor ours, or FlashInfer is half patched
     "superseded": 43,  # upstream has the change already

@@ -53,6 +53,12 @@ def patched(version: str = DEFAULT, folder: Path = FOLDER, root: Path | None = N
     return place
 
 
+def copy() -> Path | None:
+    """The patched copy that `make patch` made in this checkout; None where there is none."""
+    place = FOLDER / DEFAULT / "patched"
+    return place if place.is_dir() else None
+
+
 def _make(place: Path, fill) -> None:
     """A folder made whole by fill(new) or not at all; of two that make it at once, the first one wins."""
     with writing(place):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flashinfer_patches import engine, locking
+from flashinfer_patches import engine, files, locking
 from flashinfer_patches.errors import PatchError, writing
 from flashinfer_patches.series import Strict
 from flashinfer_patches.state import Status
@@ -95,7 +95,7 @@ def make(folder: Path) -> Path:
                 )
             folder.mkdir(parents=True, exist_ok=True)
             new = folder.parent / f".{folder.name}.marker-{os.getpid()}"
-            new.write_text(Marker(name=folder.name).model_dump_json())
+            files.write_new(new, Marker(name=folder.name).model_dump_json().encode())
             os.replace(new, folder / MARKER)
     return folder
 
@@ -127,7 +127,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
                     f"{folder} has {free >> 20} MiB free, a build needs {FREE_BYTES >> 20}",
                     "free some space on that disk, or wipe old kernels: fp8-sinks cache wipe",
                 )
-            building.write_text(module)
+            files.write_new(building, module.encode())
         try:
             build()
         except Exception:
@@ -135,7 +135,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
             raise
         with writing(folder):
             stamp.parent.mkdir(exist_ok=True)
-            stamp.touch()
+            files.write_new(stamp, b"")
             building.unlink()
     return True
 

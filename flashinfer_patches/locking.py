@@ -1,7 +1,9 @@
 """A lock that dies with its holder and says who holds it."""
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,8 @@ def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; `what` tells others what for. The file is gone afterwards.
 
     Raises PatchError: "lock", naming the holder, if it is not to be had within timeout_s seconds; "write" where the
-    file cannot be made. A killed holder leaves the file, but not the lock.
+    file cannot be made, or `path` is anything but a plain file of one name. A killed holder leaves the file, but not
+    the lock.
     """
     deadline = time.monotonic() + timeout_s
     while (handle := _taken(path)) is None:
@@ -42,11 +45,20 @@ def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
 def _taken(path: Path) -> int | None:
     """An open, locked descriptor of the file that `path` names now; None while somebody else has it."""
     with writing(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            # Not blocking: it may be a pipe.
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _no_lock(path) from error
+            raise
     try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise _no_lock(path)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder removes the file: a lock on a removed one excludes nobody.
-        if os.fstat(handle).st_ino == path.stat().st_ino:
+        if status.st_ino == path.lstat().st_ino:
             return handle
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -57,7 +69,15 @@ def _taken(path: Path) -> int | None:
     return None
 
 
+def _no_lock(path: Path) -> PatchError:
+    return PatchError(
+        "write",
+        f"{path} is a link, or no plain file; expected a lock file of ours, or none",
+        "see what it is for, and remove it; then run this again",
+    )
+
+
 def _holder(path: Path) -> str:
     with suppress(OSError):
-        return path.read_text() or "another process"
+        return path.read_text(errors="replace") or "another process"
     return "another process"

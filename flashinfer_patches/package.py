@@ -15,8 +15,9 @@ def installed() -> Path | None:
         spec = importlib.util.find_spec("flashinfer")
     except ValueError:  # a stand-in without a spec was put into sys.modules
         return None
-    # A folder left behind without __init__.py is a namespace: it has no origin.
-    return Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+    # A folder left behind without __init__.py is a namespace: it has no origin. The file itself is not resolved: it may
+    # be a symbolic link into an installer's cache, which other environments share.
+    return Path(spec.origin).parent.parent.resolve() if spec and spec.origin else None
 
 
 def find(target: Path | None) -> Path:
@@ -33,14 +34,13 @@ def find(target: Path | None) -> Path:
             "make setup DEVICE=gpu installs one; or name a folder that holds one: patch ... --target DIR, or"
             " PYTHONPATH=DIR fp8-sinks cache ...; `make patch` fetches a copy to patch",
         )
-    package = (target / "flashinfer").resolve()
-    if not (package / "__init__.py").is_file() or package.name != "flashinfer":
+    if not (target / "flashinfer" / "__init__.py").is_file():
         raise PatchError(
             "target",
             f"{target} holds no flashinfer package (flashinfer/__init__.py)",
             "name the folder above it, such as an environment's site-packages",
         )
-    return package.parent
+    return target.resolve()
 
 
 def version(target: Path) -> str:

@@ -27,7 +27,8 @@ class Status(Strict):
 
     target: the folder that holds the package. files: by path; beside those of the series, what an older patch set of
     ours left. patch_set: "<version>+<hash>" where applied. fingerprint: 12 hex digits of the bytes that the series is
-    about; equal to the patch set's hash exactly if applied.
+    about; equal to the patch set's hash exactly if applied. patched_source: the folder that the package's files are
+    symbolic links into, where that is patched itself, as older versions of ours did it.
     """
 
     target: Path
@@ -36,6 +37,7 @@ class Status(Strict):
     files: dict[str, FileState]
     patch_set: str | None
     fingerprint: str
+    patched_source: Path | None = None
 
 
 class Look(Strict):
@@ -62,6 +64,12 @@ class Look(Strict):
     def own(self) -> dict[str, File]:
         """The files of the release's own series."""
         return {file.path: file for file in self.series.manifest.files} if self.series else {}
+
+    @property
+    def patched_source(self) -> Path | None:
+        """As in Status."""
+        source = (self.target / "flashinfer" / "_build_meta.py").resolve().parent.parent
+        return source if source != self.target and (source / KEPT).is_dir() else None
 
     @property
     def created(self) -> list[str]:
@@ -147,4 +155,5 @@ def judge(look: Look, root: Path | None) -> Status:
         files=look.files,
         patch_set=look.series.manifest.patch_set if state == "applied" else None,
         fingerprint=all_series.fingerprint({path: look.digests[path] for path in look.own}),
+        patched_source=look.patched_source,
     )

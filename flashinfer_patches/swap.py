@@ -6,9 +6,31 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from flashinfer_patches import package
+from flashinfer_patches import files, package
 from flashinfer_patches.staging import Contents
 from flashinfer_patches.state import Look
+
+
+def links(target: Path) -> list[Path]:
+    """The files of the package in `target` that are symbolic links, as uv's --link-mode symlink makes them."""
+    paths = (Path(folder, name) for folder, _, names in os.walk(target / "flashinfer") for name in names)
+    return [path for path in paths if path.is_symlink() and path.is_file()]
+
+
+def own(look: Look) -> None:
+    """Replace the package's symbolic links by hard links or copies, each by one rename; what they name stays as it is.
+
+    FlashInfer finds its headers beside its own resolved files: of a linked package it would compile another's.
+    """
+    for path in links(look.target):
+        new, source = look.kept / "staged" / path.relative_to(look.target), path.resolve()
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        try:
+            os.link(source, new)
+        except OSError:  # on another disk, or another user's
+            shutil.copy2(source, new)
+        os.replace(new, path)
 
 
 def keep(look: Look, before: Contents) -> None:
@@ -47,7 +69,7 @@ def swap_in(look: Look, new: Contents) -> None:
 def _write_like(old: Path, new: Path, data: bytes) -> None:
     """Write `new` with the mode of `old`, and younger by a whole second at least: caches look at seconds and size."""
     new.parent.mkdir(parents=True, exist_ok=True)
-    _write(new, data)
+    files.write_new(new, data)
     if old.exists():
         before, now = old.stat(), new.stat()
         os.chmod(new, stat.S_IMODE(before.st_mode))
@@ -58,15 +80,8 @@ def _write_like(old: Path, new: Path, data: bytes) -> None:
 def _replace(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
-    _write(new, data)
+    files.write_new(new, data)
     os.replace(new, path)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _prune(folder: Path, top: Path) -> None:

@@ -4,7 +4,8 @@ import click
 
 from bench.cli import bench
 from bench.roofline.command import roofline
-from flashinfer_patches.cli import cache, patch
+from flashinfer_patches.cli import patch
+from fp8_sinks.cache import cache
 from vllm_launch.cli import serve
 from vllm_launch.doctor import doctor
 

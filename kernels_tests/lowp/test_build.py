@@ -1,11 +1,13 @@
 """Building the kernel, with a stand-in for NVRTC."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-from filelock import FileLock
 
+from kernels_tests.flashinfer_patches.engine.worlds import at_once
+from lowp import kernel_cache
 from lowp.sink_decode import build
 from lowp.sink_decode.heuristic import Device, Problem, choose
 
@@ -72,19 +74,94 @@ def test_a_folder_that_cannot_be_written_is_told(nvrtc, config, monkeypatch, tmp
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     (tmp_path / "file").touch()
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(RuntimeError, match=f"{tmp_path}/file.* cannot be written: Not a directory; .*KERNEL_CACHE"):
+    with pytest.raises(RuntimeError, match=f"{tmp_path}/file.* cannot be .*: Not a directory; .*KERNEL_CACHE"):
         build.cubin(config)
 
 
-def test_a_lock_that_is_held_too_long_is_told(nvrtc, config, monkeypatch, tmp_path):
+@pytest.fixture
+def built(nvrtc, config, monkeypatch, tmp_path):
+    """The file of a kernel that was built, and what the next builds make: b"again"."""
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
-    build.cubin(config)
-    (built,) = tmp_path.rglob("*.cubin")
-    built.unlink()
-    monkeypatch.setattr(build, "LOCK_TIMEOUT_S", 0.1)
-    with FileLock(built.with_suffix(".lock")), pytest.raises(RuntimeError, match=r"held for 0\.1 s by another build"):
+    monkeypatch.setattr(build, "compile_nvrtc", lambda _options: (b"first", ""))
+    assert build.cubin(config) == b"first"
+    monkeypatch.setattr(build, "compile_nvrtc", lambda _options: (b"again", ""))
+    assert build.cubin(config) == b"first", "from the cache"
+    (path,) = tmp_path.rglob("*.cubin")
+    return path
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "another version's"])
+def test_a_broken_kernel_is_built_again(built, config, damage):
+    data = built.read_bytes()
+    damaged = {"cut off": data[:-1], "changed": b"F" + data[1:], "empty": b"", "another version's": b"first"}
+    built.write_bytes(damaged[damage])
+    assert build.cubin(config) == b"again"
+    assert built.read_bytes() != damaged[damage] and build.cubin(config) == b"again"
+
+
+@pytest.mark.parametrize("what", ["the kernel", "the folder"])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+def test_a_kernel_that_others_could_write_is_not_loaded(built, config, what, mode):
+    path = built if what == "the kernel" else built.parent
+    path.chmod(path.stat().st_mode | mode)
+    with pytest.raises(RuntimeError, match=rf"{path} is user .*writable by no other.*FP8_SINKS_KERNEL_CACHE"):
         build.cubin(config)
+    path.chmod(path.stat().st_mode & ~mode)
+    assert build.cubin(config) == b"first"
+
+
+def test_a_kernel_of_another_user_is_not_loaded(built, config, monkeypatch):
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    with pytest.raises(RuntimeError, match=rf"expected one of user {other}"):
+        build.cubin(config)
+
+
+def test_a_linked_kernel_is_not_loaded(built, config, tmp_path):
+    built.rename(tmp_path / "elsewhere")
+    built.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match=f"{built} cannot be read"):
+        build.cubin(config)
+
+
+def test_nobody_else_can_write_what_is_built(nvrtc, config, monkeypatch, tmp_path):
+    """Also where files of a user are the group's by default."""
+    nvrtc.nvrtcVersion = lambda: (0, 13, 0)
+    monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path / "new"))
+    before = os.umask(0)
+    try:
+        build.cubin(config)
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.rglob("*.cubin")
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    build.cubin(config)
+
+
+def test_a_folder_of_other_things_is_not_built_into(nvrtc, config, monkeypatch, tmp_path):
+    nvrtc.nvrtcVersion = lambda: (0, 13, 0)
+    monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
+    (tmp_path / "sink_decode").mkdir(mode=0o700)
+    (tmp_path / "sink_decode" / "notes.txt").touch()
+    with pytest.raises(RuntimeError, match="holds notes"):
+        build.cubin(config)
+    assert [path.name for path in (tmp_path / "sink_decode").iterdir()] == ["notes.txt"]
+
+
+def test_a_build_that_cannot_be_stored_leaves_nothing(built, config, monkeypatch):
+    built.unlink()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(RuntimeError, match="No space left on device"):
+        build.cubin(config)
+    assert [path.name for path in built.parent.iterdir()] == [kernel_cache.MARKER]
+
+
+def test_many_processes_that_build_the_same(nvrtc, config, monkeypatch, tmp_path):
+    nvrtc.nvrtcVersion = lambda: (0, 13, 0)
+    monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
+    assert all(at_once(*[lambda: build.cubin(config)] * 4))
+    assert len(list(tmp_path.rglob("*.*"))) == 1 and build.cubin(config)
 
 
 def test_launches_on_two_streams_share_nothing(monkeypatch):

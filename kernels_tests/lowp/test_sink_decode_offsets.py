@@ -41,6 +41,19 @@ def test_a_batch_that_the_grid_cannot_hold_is_told():
         sink_decode(**arguments | many)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("pages", "told"), [(2**25, True), (2**27, True), (2**25 - 1, False)])
+def test_a_table_of_too_many_tokens_is_told(device, pages, told):
+    """2^25 pages of 16 tokens. Where it is within the bound, the next mistake is told."""
+    arguments = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in build(SMALL).items()
+    }
+    table = torch.empty(1, pages, dtype=torch.int32, device=device).expand(5, -1)  # never written: it takes no memory
+    error, words = (NotImplementedError, "pages of 16 tokens") if told else (TypeError, "k_scale is float")
+    with pytest.raises(error, match=words):
+        sink_decode(**arguments | {"block_table": table, "k_scale": 0.5})
+
+
 @pytest.mark.parametrize("what", TOO_WIDE)
 def test_what_32_bit_offsets_do_not_reach_is_told(what):
     changes, words = TOO_WIDE[what]

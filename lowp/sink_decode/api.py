@@ -5,7 +5,7 @@ import math
 import torch
 
 from lowp.formats import FORMATS
-from lowp.sink_decode.params import granularity, page_and_head_axis, query_tokens_of
+from lowp.sink_decode.params import LONGEST_WINDOW, granularity, page_and_head_axis, query_tokens_of
 from lowp.sink_decode.reference import reference
 
 KV_DTYPES = {FORMATS[name].dtype: name for name in ("bf16", "fp16", "e4m3", "int8")}
@@ -15,6 +15,7 @@ LARGEST_GROUP = 16
 MOST_SEQUENCES = 2**15  # the grid's y and z axes end at 65,535, and planned shares stand beside the sequences
 MOST_QUERY_TOKENS = 4
 MOST_COLUMNS = {64: 48, 128: 32}  # by head_dim: query heads of a KV head x query tokens
+MOST_TABLE_TOKENS = 2**29 - 1  # a part's first step is tiles x parts in 31 bits, of 16 tokens and up to 64 parts
 LAYOUTS = ("NHD", "HND")
 
 
@@ -45,12 +46,16 @@ def sink_decode(
         taken without a copy. They span up to 64 GiB, the slots of a page up to 4 GiB. page_size 16, 32, 64 or 128; 1 to
         16 query heads per KV head, which times the query tokens are at most 48, or 32 with head_dim 128. With 8 bits
         and 64 dims HND is fast, [..., 2 * head_dim] of keys and values in either layout too; NHD is slower (NOTES.md).
-    block_table: [batch, max_pages] int32, rows may be strided; entries whose page is not in use may be anything.
+    block_table: [batch, max_pages] int32, rows may be strided; max_pages * page_size under 2^29 tokens. Entries of
+        pages that are read are from 0 to pages - 1: of another a CPU raises ValueError; a GPU does not look, and reads
+        what memory it leads to or fails with an illegal address. Entries of pages behind the sequence's end, and of
+        those that a window leaves out whole, may be anything.
     seq_lens: [batch] int32, tokens in the cache, at most max_pages * page_size: of more a GPU reads that many, a CPU
-        fails. A query token before the first position (of a sequence shorter than the query tokens) sees nothing:
-        out = 0, lse = sinks.
-    sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink.
-    sm_scale: a positive float. window_left: how many tokens before a query token's own it sees, -1 for all.
+        raises ValueError. A query token before the first position (of a sequence shorter than the query tokens) sees
+        nothing: out = 0, lse = sinks.
+    sinks: [query_heads] fp32, natural log units; -inf is a softmax without sink. NaN or +inf, as of a broken
+        checkpoint, makes out and lse of that head NaN, on a GPU and on a CPU.
+    sm_scale: a positive float. window_left: an int, how many tokens before a query token's own it sees, -1 for all.
     k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token
         and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides). int8
         needs both, and its k_scale may be [kv_heads, head_dim], one per channel, beside any v_scale.
@@ -66,16 +71,19 @@ def sink_decode(
     """
     _check_query(q, sinks)
     _check_cache(q, k_cache, v_cache, layout)
-    _check_table(q, block_table, seq_lens)
+    _check_table(q, block_table, seq_lens, k_cache.shape[page_and_head_axis(layout)[0]])
     _check_scales(k_cache, k_scale, v_scale, layout)
     if not 0 < sm_scale < math.inf:
         raise ValueError(f"sm_scale is {sm_scale}; expected a positive finite number")
+    if not isinstance(window_left, int):
+        raise TypeError(f"window_left is {window_left!r}; expected an int: -1 (no window) or a number of tokens")
     if window_left < -1:
         raise ValueError(f"window_left is {window_left}; expected -1 (no window) or a number of tokens")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     _check_outputs(q, out, lse)
     same = dict(sm_scale=sm_scale, window_left=window_left, k_scale=k_scale, v_scale=v_scale, layout=layout)
     if q.device.type == "cpu":
+        _check_entries(q, k_cache, block_table, seq_lens, window_left, layout)
         exact, exact_lse = reference(q, k_cache, v_cache, block_table, seq_lens, sinks, **same)
         out.copy_(exact)
         if lse is not None:
@@ -171,11 +179,36 @@ def _check_cache(q, k_cache, v_cache, layout):
         )
 
 
-def _check_table(q, block_table, seq_lens):
+def _check_table(q, block_table, seq_lens, page_size):
     if block_table.dim() != 2:
         raise ValueError(f"block_table has shape {tuple(block_table.shape)}; expected [batch, max_pages]")
     _check_like("block_table", block_table, q, torch.int32, (q.shape[0], block_table.shape[1]), rows_only=True)
     _check_like("seq_lens", seq_lens, q, torch.int32, (q.shape[0],))
+    width = block_table.shape[1]
+    if width * page_size > MOST_TABLE_TOKENS:
+        raise NotImplementedError(
+            f"block_table has {width} pages of {page_size} tokens a sequence; this kernel has up to {MOST_TABLE_TOKENS}"
+            " tokens: give it the columns that are in use"
+        )
+
+
+def _check_entries(q, k_cache, block_table, seq_lens, window_left, layout):
+    """Raise for a length past the table's width, or an entry out of range whose page is read. Of a CPU's tensors."""
+    pages, page_size = k_cache.shape[0], k_cache.shape[page_and_head_axis(layout)[0]]
+    lengths, width = seq_lens.long()[:, None], block_table.shape[1]
+    if (lengths > width * page_size).any():
+        raise ValueError(
+            f"seq_lens has {lengths.max()} tokens; expected at most {width * page_size}: block_table has {width} pages"
+        )
+    first = lengths - query_tokens_of(q) - (min(window_left, LONGEST_WINDOW) if window_left >= 0 else LONGEST_WINDOW)
+    begin = torch.arange(width) * page_size
+    read = (begin < lengths) & (begin + page_size > first)
+    wrong = read & ((block_table < 0) | (block_table >= pages))
+    if wrong.any():
+        b, column = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"block_table[{b}, {column}] is {block_table[b, column]}, of a page in use; expected 0 to {pages - 1}"
+        )
 
 
 def _check_scales(k_cache, k_scale, v_scale, layout):

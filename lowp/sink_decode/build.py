@@ -2,18 +2,16 @@
 
 import functools
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
+from lowp import kernel_cache
 from lowp.sink_decode.heuristic import Launch, Problem, shared_bytes
 
 SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "share.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
 HERE = Path(__file__).parent
-LOCK_TIMEOUT_S = 120
 REMEDY = "install NVRTC and its bindings: pip install 'cuda-bindings>=13' 'nvidia-cuda-nvrtc>=13'"
 
 
@@ -55,17 +53,11 @@ class Config:
         }
 
 
-def cache_folder() -> Path:
-    """$FP8_SINKS_KERNEL_CACHE, else fp8-sinks/kernels in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fp8-sinks" / "kernels"
-    return Path(os.environ.get("FP8_SINKS_KERNEL_CACHE") or default)
-
-
 def cubin(config: Config) -> bytes:
-    """The compiled kernel, from the cache or built now, by one process at a time.
+    """The compiled kernel, from the cache or built now, under a second. Processes that build the same do it each.
 
-    Raises RuntimeError where there is no NVRTC, the build fails, the folder cannot be written, or another process holds
-    the lock for too long.
+    Raises RuntimeError where there is no NVRTC, the build fails, or the folder cannot be written, is another user's or
+    writable by others.
     """
     nvrtc = _bindings("nvrtc")
     options = ["-std=c++17", f"-arch={config.arch}", *(f"-D{name}={value}" for name, value in config.defines.items())]
@@ -73,27 +65,18 @@ def cubin(config: Config) -> bytes:
     if version >= [12, 9]:
         options.append("--no-cache")  # else it may answer from the driver's cache, which is not the one that we empty
     content = repr((version, options)).encode() + b"".join((HERE / name).read_bytes() for name in SOURCES)
-    path = cache_folder() / "sink_decode" / f"{hashlib.sha256(content).hexdigest()[:32]}.cubin"
-    if path.exists():
-        return path.read_bytes()
-    lock = path.with_suffix(".lock")
+    path = kernel_cache.root() / "sink_decode" / f"{hashlib.sha256(content).hexdigest()[:32]}.cubin"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-            if not path.exists():
-                unfinished = path.with_suffix(f".{os.getpid()}")
-                unfinished.write_bytes(compile_nvrtc(options)[0])
-                unfinished.replace(path)
-    except Timeout as error:
-        raise RuntimeError(
-            f"{lock} was held for {LOCK_TIMEOUT_S} s by another build; end it, then call again"
-        ) from error
+        kernel = kernel_cache.load(path)
+        if kernel is None:
+            kernel = compile_nvrtc(options)[0]
+            kernel_cache.store(path, kernel)
     except OSError as error:
         raise RuntimeError(
-            f"{error.filename or path} cannot be written: {error.strerror}; expected a folder for compiled kernels, "
-            "with space: name one by FP8_SINKS_KERNEL_CACHE"
+            f"{error.filename or path} cannot be read or written: {error.strerror}; expected a folder for compiled "
+            f"kernels, with space: name one by {kernel_cache.VARIABLE}"
         ) from error
-    return path.read_bytes()
+    return kernel
 
 
 def compile_nvrtc(options: list[str]) -> tuple[bytes, str]:

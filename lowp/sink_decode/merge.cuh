@@ -97,7 +97,7 @@ DEVICE void finish(const Params& p, const char* shared, int row, int kv_head, in
   const float sink = reinterpret_cast<const float*>(shared + kSinksAt)[column] * kLog2E;
   const float top = fmaxf(x.max, sink), shrink = exp2_fast(x.max - top);
   const float sum = x.sum * shrink + exp2_fast(sink - top);
-  const float factor = sum > 0.f ? __fdividef(shrink * v_scale, sum) : 0.f;
+  const float factor = sum != 0.f ? __fdividef(shrink * v_scale, sum) : 0.f;  // a sink of NaN or +inf makes sum NaN
   // Column to place in the output: a query token's heads of all KV heads come before the next token's.
   const int token = query_token(p, column), row_token = row * kQueryTokens + token;
   const long long at = static_cast<long long>(row_token) * gridDim.x * p.group + (kv_head - token) * p.group;

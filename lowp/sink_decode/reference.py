@@ -22,7 +22,8 @@ def reference(
 
     k_j, v_j are token j's vectors of head h: slot j % page_size of page block_table[b, j // page_size].
     A query token with p < 0 (a sequence shorter than the query tokens, or empty) sees nothing: out = 0 and
-    lse = sinks[h']. Slots and pages that no sequence uses are never read.
+    lse = sinks[h']. Slots and pages that no sequence uses are never read. A sink of -inf adds nothing to z; one of NaN
+    or +inf makes out and lse of its head NaN, as a softmax over it is, whatever is seen.
 
     Shapes, dtypes and scales as in `sink_decode`. Returns (out, lse) in float64: q's shape, and that without head_dim.
     """
@@ -32,9 +33,10 @@ def reference(
         k_cache, v_cache = k_cache.transpose(1, 2), v_cache.transpose(1, 2)
         k_scale, v_scale = (s.transpose(1, 2) if s is not None and s.dim() == 3 else s for s in (k_scale, v_scale))
     page_size, kv_heads = k_cache.shape[1:3]
-    queries = queries.reshape(batch, query_tokens, kv_heads, -1, head_dim)
+    queries = queries.reshape(batch, query_tokens, kv_heads, queries.shape[2] // kv_heads, head_dim)
     sink = sinks.double().view(kv_heads, -1)
-    out = torch.zeros_like(queries)
+    sink = torch.where(sink == torch.inf, torch.nan, sink)
+    out = torch.where(sink.isnan(), sink, 0.0)[..., None].expand(queries.shape).clone()
     lse = sink.repeat(batch, query_tokens, 1, 1)
     for b, length in enumerate(seq_lens.tolist()):
         newest = range(max(0, query_tokens - length), query_tokens)  # those with a position

@@ -6,7 +6,7 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from flashinfer_patches import jit_cache, locking
+from flashinfer_patches import engine, fetch, package
 from flashinfer_patches.errors import EXIT_CODES
 from fp8_sinks.cli import main
 from kernels_tests.flashinfer_patches.engine.worlds import (
@@ -15,8 +15,9 @@ from kernels_tests.flashinfer_patches.engine.worlds import (
     DECODE,
     VERSION,
     expected,
+    install,
+    link,
     package_tree,
-    write,
 )
 
 
@@ -59,28 +60,51 @@ def test_an_error_is_one_line_and_its_remedy_on_stderr(tmp_path):
     assert first.startswith("Error: ") and second.startswith("  remedy: ")
 
 
-def test_cache_commands(installed, tmp_path):
-    place = run("cache", "path", "--root", tmp_path / "caches").stdout.strip()
-    assert json.loads(run("cache", "path", "--root", tmp_path / "caches", "--json").stdout) == {"path": place}
-    assert run("cache", "list", "--root", tmp_path / "caches").stdout == ""
-    jit_cache.built_once(tmp_path / "caches" / "b", "m", lambda: None)
-    write(tmp_path / "caches" / "theirs", {"file": b"x"})
-    assert f"{tmp_path}/caches/b  0.0 MiB  1 built" in run("cache", "list", "--root", tmp_path / "caches").stdout
-    (listed,) = json.loads(run("cache", "list", "--root", tmp_path / "caches", "--json").stdout)
-    assert listed["path"] == f"{tmp_path}/caches/b" and listed["built"] == ["m"]
-    done = run("cache", "wipe", "--root", tmp_path / "caches")
-    assert done.exit_code == 0 and f"{tmp_path}/caches/b" in done.stdout
-    assert "not caches of ours: theirs" in done.stderr
-    assert [path.name for path in (tmp_path / "caches").iterdir()] == ["theirs"]
-    assert json.loads(run("cache", "wipe", "--root", tmp_path / "caches", "--json").stdout) == {}
+@pytest.fixture
+def copied(root, tmp_path, monkeypatch):
+    """No FlashInfer is installed, but `make patch` has made its copy; returns the copy's folder."""
+    monkeypatch.setattr(package, "installed", lambda: None)
+    monkeypatch.setattr(fetch, "FOLDER", tmp_path / ".flashinfer")
+    monkeypatch.setattr("flashinfer_patches.series.ROOT", root)
+    place = install(tmp_path / ".flashinfer" / VERSION / "patched")
+    engine.apply(place)
+    return place
 
 
-def test_what_was_wiped_before_a_locked_cache_is_said(tmp_path):
-    first, second = (jit_cache.make(tmp_path / name) for name in "ab")
-    with locking.held(tmp_path / ".b.lock", "builds m", 0):
-        done = run("cache", "wipe", "--root", tmp_path)
-    assert done.exit_code == EXIT_CODES["lock"] and "builds m" in done.stderr
-    assert done.stdout == f"{first}  0.0 MiB freed\n" and not first.exists() and second.exists()
+def test_without_an_installed_flashinfer_the_copy_of_make_patch_is_meant(copied):
+    applied, clean = ("applied", APPLIED), ("clean", CLEAN)
+    for verb, (state, files) in [("status", applied), ("revert", clean), ("apply", applied)]:
+        done = run("patch", verb)
+        assert done.exit_code == 0 and done.stdout.startswith(f"{state}: FlashInfer {VERSION} in {copied}")
+        assert "no FlashInfer is installed" in done.stderr and package_tree(copied) == expected(files)
+    done = run("patch", "check", "--json")
+    assert json.loads(done.stdout)["target"] == str(copied) and "no FlashInfer is installed" in done.stderr
+
+
+def test_the_copy_is_not_meant_where_another_is(copied, installed, tmp_path, monkeypatch):
+    assert f"clean: FlashInfer {VERSION} in {installed}" in run("patch", "status", "--target", installed).stdout
+    monkeypatch.setattr(package, "installed", lambda: installed)
+    done = run("patch", "revert")
+    assert f"in {installed}" in done.stdout and done.stderr == "" and package_tree(copied) == expected(APPLIED)
+
+
+def test_without_any_flashinfer(monkeypatch, tmp_path):
+    monkeypatch.setattr(package, "installed", lambda: None)
+    monkeypatch.setattr(fetch, "FOLDER", tmp_path / ".flashinfer")
+    done = run("patch", "status")
+    assert done.exit_code == EXIT_CODES["target"] and "--target" in done.stderr
+
+
+def test_a_source_that_an_older_version_patched_is_told(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("flashinfer_patches.series.ROOT", root)
+    source = install(tmp_path / "source")
+    site = link(source, tmp_path / "site")
+    engine.apply(source)
+    for verb in ("status", "apply"):
+        done = run("patch", verb, "--target", site, "--json")
+        assert f"fp8-sinks patch revert --target {source}" in done.stderr
+        assert json.loads(done.stdout)["patched_source"] == str(source)
+    assert run("patch", "revert", "--target", source).exit_code == 0 and package_tree(site) == expected(APPLIED)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from flashinfer_patches import engine, fetch, series
 from flashinfer_patches.errors import PatchError
+from kernels_tests.flashinfer_patches.engine import worlds
 from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
     CLEAN,
@@ -16,7 +17,6 @@ from kernels_tests.flashinfer_patches.engine.worlds import (
     NEWER,
     VERSION,
     at_once,
-    build_meta,
     digest,
     expected,
     package_tree,
@@ -28,15 +28,7 @@ from kernels_tests.flashinfer_patches.engine.worlds import (
 def index(tmp_path, monkeypatch, root):
     """An index with one wheel of the release, and pip set up for nothing else."""
     links = tmp_path / "index"
-    links.mkdir()
-    info = f"flashinfer_python-{VERSION}.dist-info"
-    wheel = links / f"flashinfer_python-{VERSION}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, data in (CLEAN | build_meta(VERSION)).items():
-            archive.writestr(path, data)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: flashinfer-python\nVersion: {VERSION}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
+    wheel = worlds.wheel(links)
     monkeypatch.setitem(fetch.WHEELS, VERSION, digest(wheel.read_bytes()))
     for name, value in {"NO_INDEX": "1", "CONFIG_FILE": os.devnull, "FIND_LINKS": str(links)}.items():
         monkeypatch.setenv(f"PIP_{name}", value)

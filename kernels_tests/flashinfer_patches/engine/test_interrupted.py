@@ -28,6 +28,7 @@ from kernels_tests.flashinfer_patches.engine.worlds import (
     dies_at,
     expected,
     install,
+    link,
     package_tree,
     tree,
     write_series,
@@ -53,17 +54,17 @@ NEEDS = {APPLIED[DECODE]: SINKS, NEWER[DECODE]: "flashinfer/lse.py"}
 
 
 def killed_before_every_line(root, start, action, files):
-    """From every different tree that a kill of action(tree) leaves, apply and revert end right."""
+    """From every different tree that a kill of action(tree) leaves, apply and revert end right. Links stay links."""
     site, copy, seen, line, died = start.with_name("site"), start.with_name("copy"), set(), 0, True
     while died:
         line += 1
-        shutil.copytree(start, site)
+        shutil.copytree(start, site, symlinks=True)
         died = dies_at(line, lambda: action(site, root))
         left = frozenset(tree(site).items())
         if need := NEEDS.get((site / DECODE).read_bytes()):
             assert (site / need).exists(), "whoever imports the package now misses a file"
         if left not in seen:
-            shutil.copytree(site, copy)
+            shutil.copytree(site, copy, symlinks=True)
             ends_right(site, root, "apply", files)
             ends_right(copy, root, "revert", files)
             shutil.rmtree(copy)
@@ -86,6 +87,13 @@ def test_killed_before_every_line_between_two_patch_sets(tmp_path, root):
     engine.apply(start, root)
     write_series(root, CLEAN, NEWER)
     killed_before_every_line(root, start, engine.apply, NEWER)
+
+
+def test_killed_before_every_line_of_a_linked_package(tmp_path, root):
+    """As uv links it: what the links name is never touched."""
+    source = install(tmp_path / "source")
+    killed_before_every_line(root, link(source, tmp_path / "start"), engine.apply, APPLIED)
+    assert tree(source) == expected(CLEAN)
 
 
 OTHER = {path: data + b"\n" for path, data in CLEAN.items()}

@@ -151,6 +151,17 @@ def test_a_wipe_follows_no_link(tmp_path, folder):
     assert (tmp_path / "precious" / "file").read_bytes() == b"x" and not folder.exists()
 
 
+def test_no_link_is_followed_to_write(tmp_path, folder):
+    """Of a cache's marker, of the note that it is built into, and of what was built."""
+    precious = tmp_path / "precious"
+    (folder.parent / f".other.marker-{os.getpid()}").symlink_to(precious)
+    (folder / jit_cache.BUILDING).symlink_to(precious)
+    (folder / jit_cache.BUILT).mkdir()
+    (folder / jit_cache.BUILT / "m").symlink_to(precious)
+    assert jit_cache.make(folder.parent / "other") and jit_cache.built_once(folder, "m", lambda: None)
+    assert not precious.exists() and (folder / jit_cache.BUILT / "m").is_file()
+
+
 def test_a_folder_of_somebody_else_is_not_made_ours(tmp_path, folder):
     write(tmp_path / "theirs", {"file": b"x"})
     (tmp_path / "link").symlink_to(folder)

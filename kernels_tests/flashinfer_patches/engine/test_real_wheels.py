@@ -11,6 +11,7 @@ import pytest
 from bench.provenance import REPO
 from flashinfer_patches import engine, fetch, package, series
 from flashinfer_patches.state import KEPT
+from kernels_tests.flashinfer_patches.engine import worlds
 
 
 def test_every_series_has_its_wheel():
@@ -53,6 +54,19 @@ def test_apply_and_revert(release):
         path: file.before for path, file in files.items()
     }
     assert engine.status(fetch.pristine(version)).state == "clean", "the hard-linked copy is as it was"
+
+
+def test_a_linked_package_finds_its_own_headers(release, tmp_path):
+    """FlashInfer looks beside the resolved jit/env.py: of a package that is linked, it would compile another's."""
+    version, _ = release
+    source = fetch.pristine(version)
+    before = facts(source)
+    site = worlds.link(source, tmp_path / "site")
+    engine.apply(site)
+    assert (site / "flashinfer/jit/env.py").resolve().parents[2] == site
+    assert not any(path.is_symlink() for path in (site / "flashinfer").rglob("*"))
+    assert facts(source) == before and engine.status(source).state == "clean"
+    assert engine.revert(site).state == "clean"
 
 
 def test_hashes_before_are_those_of_the_wheels_own_record(release):

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from flashinfer_patches import series
 series.ROOT = Path(sys.argv.pop(1))
-from flashinfer_patches.cli import cache
+from fp8_sinks.cache import cache
 cache(["build", *sys.argv[1:]])
 """
 ENV = b"""

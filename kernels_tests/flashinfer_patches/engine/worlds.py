@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import flashinfer_patches
 
 # The modules that change anything: where a kill can leave something behind.
-ROOM = tuple(str(Path(flashinfer_patches.__file__).with_name(f"{name}.py")) for name in ("engine", "swap", "locking"))
+ROOM = tuple(
+    str(Path(flashinfer_patches.__file__).with_name(f"{name}.py")) for name in ("engine", "swap", "files", "locking")
+)
 VERSION = "0.6.14"
 DECODE, SINKS, HEADER = "flashinfer/decode.py", "flashinfer/sinks/api.py", "flashinfer/data/include/prefill.cuh"
 BODY = "".join(f"line_{n} = {n}\n" for n in range(40))
@@ -50,6 +53,28 @@ def install(folder, tree=CLEAN, version=VERSION):
         (folder / path).unlink(missing_ok=True)
     write(folder, tree)
     return folder
+
+
+def link(source, folder):
+    """Put a release into `folder` as uv --link-mode symlink does: own folders, links to the files of `source`."""
+    for path in [path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")]:
+        place = folder / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(path)
+    return folder
+
+
+def wheel(folder, tree=CLEAN):
+    """A wheel of the release in `folder`, which is made."""
+    folder.mkdir()
+    info, path = f"flashinfer_python-{VERSION}.dist-info", folder / f"flashinfer_python-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (tree | build_meta(VERSION)).items():
+            archive.writestr(name, data)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: flashinfer-python\nVersion: {VERSION}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
 
 
 def write_series(root, *trees, version=VERSION):

@@ -1,0 +1,196 @@
+"""Packages that share files with other environments by symbolic links: only this environment is patched."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flashinfer_patches import engine, locking, package
+from flashinfer_patches.errors import PatchError
+from flashinfer_patches.state import KEPT, LOCK
+from kernels_tests.flashinfer_patches.engine.refusal import refused
+from kernels_tests.flashinfer_patches.engine.worlds import (
+    APPLIED,
+    CLEAN,
+    DECODE,
+    HEADER,
+    expected,
+    install,
+    link,
+    package_tree,
+    tree,
+    wheel,
+)
+
+# As flashinfer/jit/env.py finds the headers that it compiles.
+BESIDE = {"flashinfer/env.py": b"from pathlib import Path\nROOT = Path(__file__).resolve().parents[1]\n"}
+LINKED = CLEAN | BESIDE
+
+
+def imported(site, monkeypatch):
+    """Make the package in `site` the one that Python would import."""
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "flashinfer", raising=False)
+    assert package.installed() == site
+
+
+def root_of(site):
+    """Where the package in `site` looks for its headers."""
+    code = "from flashinfer import env; print(env.ROOT)"
+    return subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def source(tmp_path):
+    """An installer's cache, with a clean package."""
+    return install(tmp_path / "source", LINKED)
+
+
+@pytest.mark.parametrize("hard_links", ["can be made", "cannot"])
+def test_the_installed_package_is_patched_and_what_it_is_linked_to_is_not(
+    source, root, tmp_path, monkeypatch, hard_links
+):
+    site, other = link(source, tmp_path / "site"), link(source, tmp_path / "other")
+    imported(site, monkeypatch)
+    if hard_links == "cannot":
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
+    assert engine.check(root=root).state == "clean" and tree(site) == expected(LINKED)
+    applied = engine.apply(root=root)
+    assert applied.target == site and applied.state == "applied"
+    assert package_tree(site) == expected(APPLIED | BESIDE)
+    assert tree(source) == tree(other) == expected(LINKED)
+    assert engine.status(other, root).state == "clean"
+    assert Path(root_of(site)) == site, "else FlashInfer would compile the other's headers"
+    engine.revert(root=root)
+    assert tree(site) == tree(source) == expected(LINKED)
+
+
+def test_links_that_come_back_are_replaced_again(source, root, tmp_path):
+    """A reinstall of some files, or an apply that was cut off."""
+    site = link(source, tmp_path / "site")
+    engine.apply(site, root)
+    (site / "flashinfer/env.py").unlink()
+    (site / "flashinfer/env.py").symlink_to(source / "flashinfer/env.py")
+    engine.apply(site, root)
+    assert not any(path.is_symlink() for path in site.rglob("*"))
+
+
+def test_a_link_to_nothing_is_left_alone(source, root, tmp_path):
+    site = link(source, tmp_path / "site")
+    (site / "flashinfer/stale.py").symlink_to(tmp_path / "gone")
+    engine.apply(site, root)
+    assert os.readlink(site / "flashinfer/stale.py") == str(tmp_path / "gone")
+
+
+def test_a_source_that_an_older_version_patched(source, root, tmp_path):
+    """Older versions followed the links: what they made of the source is told, and stays until it is asked for."""
+    site, other = link(source, tmp_path / "site"), link(source, tmp_path / "other")
+    engine.apply(source, root)
+    patched = tree(source)
+    found = engine.status(site, root)
+    assert found.state == "partial" and found.patched_source == source, "the created file is the source's alone"
+    assert engine.apply(site, root).patched_source == source
+    assert package_tree(site) == expected(APPLIED | BESIDE) and tree(source) == patched
+    engine.revert(other, root)
+    assert package_tree(other) == expected(LINKED) and tree(source) == patched
+    engine.revert(engine.status(other, root).patched_source, root)
+    assert tree(source) == tree(other) == expected(LINKED) and package_tree(site) == expected(APPLIED | BESIDE)
+    assert engine.status(other, root).patched_source is None
+    engine.revert(site, root)
+    assert tree(site) == expected(LINKED)
+
+
+@pytest.mark.parametrize("folder", ["flashinfer", "flashinfer/data", KEPT])
+def test_a_linked_folder_is_refused(site, root, tmp_path, folder):
+    if folder == KEPT:
+        engine.apply(site, root)
+    (site / folder).rename(tmp_path / "shared")
+    (site / folder).symlink_to(tmp_path / "shared")
+    before = tree(tmp_path / "shared")
+    engine.status(site, root)
+    for action in (engine.check, engine.apply, engine.revert):
+        if folder == KEPT or action is not engine.revert:  # where all is clean there is nothing to revert
+            message = refused("target", action, site, root).message
+            assert str(site / folder) in message and str(tmp_path / "shared") in message
+    assert tree(tmp_path / "shared") == before
+
+
+def test_folders_above_may_be_linked(site, root, tmp_path, monkeypatch):
+    (tmp_path / "home").symlink_to(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "home" / "site"))
+    monkeypatch.delitem(sys.modules, "flashinfer", raising=False)
+    assert engine.apply(root=root).target == site
+    assert package_tree(site) == expected(APPLIED)
+    engine.revert(tmp_path / "home" / "site", root)
+    assert tree(site) == expected(CLEAN)
+
+
+def test_no_link_is_followed_to_write(site, root, tmp_path):
+    """Where apply writes before it renames."""
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"mine\n")
+    for name in (f"originals/{DECODE}.new", f"staged/{DECODE}", f"staged/{HEADER}"):
+        (site / KEPT / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / KEPT / name).symlink_to(precious)
+    engine.apply(site, root)
+    assert precious.read_bytes() == b"mine\n" and package_tree(site) == expected(APPLIED)
+
+
+@pytest.mark.parametrize("kind", ["a link", "a link to nothing", "a hard link", "a pipe", "a folder"])
+def test_only_a_plain_file_is_a_lock(site, root, tmp_path, kind):
+    precious, lock = tmp_path / "precious", site / LOCK
+    if kind != "a link to nothing":
+        precious.write_bytes(b"mine\n")
+    if kind in ("a link", "a link to nothing"):
+        lock.symlink_to(precious)
+    elif kind == "a hard link":
+        os.link(precious, lock)
+    elif kind == "a pipe":
+        os.mkfifo(lock)
+    else:
+        lock.mkdir()
+    with pytest.raises(PatchError) as caught, locking.held(lock, "a test", 0):
+        pytest.fail("the lock was taken")
+    assert caught.value.kind == "write" and str(lock) in caught.value.message
+    refused("write", engine.apply, site, root)
+    assert os.path.lexists(lock) and package_tree(site) == expected(CLEAN)
+    assert precious.read_bytes() == b"mine\n" if kind != "a link to nothing" else not precious.exists()
+
+
+@pytest.fixture
+def uv(tmp_path):
+    """A function that makes an environment with the release, linked from one cache; returns its site-packages."""
+    program = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program, "no uv: install locks/dev.txt"
+    links = wheel(tmp_path / "index", LINKED).parent
+    same = ("--quiet", "--offline", "--no-config", "--cache-dir", str(tmp_path / "uv cache"))
+
+    def install_into(name, mode):
+        folder = tmp_path / name
+        subprocess.run([program, "venv", *same, "--python", sys.executable, str(folder)], check=True)
+        words = ["--no-index", "--find-links", str(links), "--link-mode", mode, "--python", str(folder / "bin/python")]
+        subprocess.run([program, "pip", "install", *same, *words, "flashinfer-python"], check=True)
+        (site,) = (folder / "lib").glob("python3*/site-packages")
+        return site
+
+    return install_into
+
+
+@pytest.mark.parametrize("mode", ["symlink", "hardlink"])
+def test_what_uv_installs_is_patched_in_one_environment(uv, root, tmp_path, monkeypatch, mode):
+    site, other = uv("site", mode), uv("other", mode)
+    assert (site / DECODE).is_symlink() if mode == "symlink" else (site / DECODE).stat().st_nlink > 1
+    (source,) = (tmp_path / "uv cache").rglob(DECODE)
+    cached = source.parents[1]
+    before = tree(cached)
+    imported(site, monkeypatch)
+    assert engine.apply(root=root).target == site
+    assert package_tree(site) == expected(APPLIED | BESIDE)
+    assert package_tree(other) == expected(LINKED) and tree(cached) == before
+    assert engine.status(other, root).state == "clean" and Path(root_of(site)) == site
+    engine.revert(root=root)
+    assert package_tree(site) == expected(LINKED) and not (site / KEPT).exists() and tree(cached) == before
+    assert package_tree(uv("third", mode)) == expected(LINKED), "what uv installs next is clean"
