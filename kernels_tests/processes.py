@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 CORES = 2  # of the machine, idle, that limits are given for
 libc = ctypes.CDLL(None)
 
@@ -37,11 +37,16 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.05)
 
 
-def start(command, **options):
+def spawn(command, **options):
     """A Popen that is killed when this test process dies, by any signal."""
-    return subprocess.Popen(
-        command, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), **options
-    )
+    parent = os.getpid()
+
+    def die_with_parent():
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it was killed before the line above
+            os._exit(1)
+
+    return subprocess.Popen(command, preexec_fn=die_with_parent, **options)
 
 
 def output(process, seconds):
@@ -57,10 +62,10 @@ def output(process, seconds):
     return ends[0]
 
 
-def run(command, seconds, **options):
+def completed(command, seconds, **options):
     """subprocess.run with text captured, a limit that scales, and no process left, however it ends."""
     with watched():
-        process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         out, err = output(process, seconds)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -68,6 +73,8 @@ def run(command, seconds, **options):
 @contextmanager
 def watched():
     """Yields a function that lists the live processes started since then; whatever is left at the end is killed."""
+    previous = ctypes.c_int()
+    libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(previous), 0, 0, 0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = set(psutil.Process().children(recursive=True))
 
@@ -82,6 +89,7 @@ def watched():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             time.sleep(0.05)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, previous.value, 0, 0, 0)
 
 
 def free_port():

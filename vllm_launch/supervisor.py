@@ -62,11 +62,14 @@ def _prctl(option: int, value: int) -> None:
 
 def _fork(run: Callable[[], int]) -> int:
     """The pid of a child that exits with what `run` returns, and gets a TERM if this process is killed."""
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before the line above
+            os.kill(os.getpid(), signal.SIGTERM)
         os._exit(run())
     except BaseException:
         traceback.print_exc()

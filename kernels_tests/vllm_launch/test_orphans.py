@@ -12,7 +12,7 @@ from itertools import combinations
 import psutil
 import pytest
 
-from kernels_tests.processes import alive, start, wait_for, watched
+from kernels_tests.processes import alive, spawn, wait_for, watched
 from kernels_tests.vllm_launch import hostile
 from vllm_launch import marks
 
@@ -38,7 +38,7 @@ def tree(tmp_path):
     """(pids by role, a function that lists the live ones) of a launcher with a hostile server, as the kernel has it."""
     with watched() as live:
         command = [sys.executable, hostile.__file__, str(tmp_path)]
-        launcher = start([sys.executable, "-c", LAUNCHER, str(tmp_path / "log"), str(tmp_path), *command])
+        launcher = spawn([sys.executable, "-c", LAUNCHER, str(tmp_path / "log"), str(tmp_path), *command])
         pids = {"launcher": launcher.pid, **pids_of(tmp_path)}
         supervisors = [p for p in live() if "vllm_launch.supervisor" in p.cmdline()]
         (outer,) = (p for p in supervisors if p.ppid() == launcher.pid)
@@ -59,7 +59,7 @@ def test_any_two_killed_at_once_leave_nothing(tree, pair):
 def test_the_watcher_reports_an_orphan_whatever_it_did(tmp_path):
     """Without supervisors its parents are gone at once; the runaway one kept nothing but the log."""
     with watched() as live:
-        start([sys.executable, hostile.__file__, str(tmp_path)])
+        spawn([sys.executable, hostile.__file__, str(tmp_path)])
         pids = pids_of(tmp_path)
         for role in ("api", "engine"):
             os.kill(pids[role], signal.SIGKILL)
@@ -95,8 +95,8 @@ def test_what_is_not_ours_is_spared(server, tmp_path):
     carried, pids = server
     with watched() as live, carried.log.open("a") as log:
         quick = [sys.executable, "-c", "import time; time.sleep(600)"]
-        other = start(quick, stdout=log, env=os.environ | {"FP8_SINKS_RUN": "another"}, start_new_session=True)
-        unrelated = start(quick, start_new_session=True)
+        other = spawn(quick, stdout=log, env=os.environ | {"FP8_SINKS_RUN": "another"}, start_new_session=True)
+        unrelated = spawn(quick, start_new_session=True)
         wait_for(lambda: psutil.Process(other.pid).cmdline() == quick)
         assert {p.pid for p in marks.processes(carried)} == set(pids.values())
         later = marks.Marks(**(vars(carried) | {"since": carried.since + 10**9}))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kernels_tests.processes import scaled, start, wait_for, watched
+from kernels_tests.processes import scaled, spawn, wait_for, watched
 
 # A server that starts a child which ignores TERM, HUP and INT, and one that leaves its session and loses its parent.
 STUBBORN = """
@@ -44,7 +44,7 @@ def launch(tmp_path):
     script.write_text(STUBBORN)
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "log"), "0.5", "--"]
     with watched() as live:
-        launcher = start(
+        launcher = spawn(
             [*command, sys.executable, str(script), str(pids), "parent"], stdout=subprocess.PIPE, text=True
         )
         supervisor = int(launcher.stdout.readline())
@@ -79,7 +79,7 @@ def supervise(tmp_path):
     """A function that runs Python code as a supervised server, with so many seconds from TERM to KILL."""
     with watched():
         command = [sys.executable, "-m", "vllm_launch.supervisor", str(tmp_path / "log")]
-        yield lambda grace_s, code: start([*command, grace_s, "--", sys.executable, "-c", code], stdin=subprocess.PIPE)
+        yield lambda grace_s, code: spawn([*command, grace_s, "--", sys.executable, "-c", code], stdin=subprocess.PIPE)
 
 
 def test_a_server_that_heeds_term_is_not_killed(tmp_path, supervise):
