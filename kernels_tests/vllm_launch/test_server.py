@@ -31,7 +31,8 @@ def serve(tmp_path, profile_name, *options):
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env=os.environ | {"VLLM_API_KEY": "a-key-that-must-not-show"},
+            # A key that must not show, and a level that would leave the log without what is read back from it.
+            env=os.environ | {"VLLM_API_KEY": "a-key-that-must-not-show", "VLLM_LOGGING_LEVEL": "WARNING"},
             start_new_session=True,
         )
         yield process, port, live
