@@ -43,7 +43,9 @@ DROPPED = (
     *("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_PREFIX"),
     *("VLLM_LOGGING_STREAM", "VLLM_LOGGING_COLOR", "FORCE_COLOR"),
     "VLLM_PLUGINS",  # a list without our plugin leaves it out
-    *("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION"),  # doors that ask for no key
+    # doors that ask for no key, and another model than the one that was checked
+    *("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+    *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # when and how the server ends
 )
 # Names of secrets, HF_TOKEN among them: an offline server needs none but VLLM_API_KEY, and that only where it is open.
 SECRET = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
@@ -128,7 +130,11 @@ def make(
             *("--host", host, "--port", str(port)),
             *arguments.words(merged),
         ],
-        environment=_environment(profile.name, settings.env, cache_root, nonce),
+        environment=FIXED_ENVIRONMENT
+        | {name: str(cache_root / folder) for name, folder in CACHE_VARIABLES.items()}
+        | _kernel_cache(cache_root / CACHE_VARIABLES[KERNEL_CACHE])
+        | {NONCE_VARIABLE: nonce}
+        | settings.env,
         cache_root=str(cache_root),
         expected_backends=profile.expected_backends(machine.family, vllm_version),
         start_timeout_s=settings.start_timeout_s,
@@ -153,24 +159,6 @@ def as_shell(plan: Plan) -> str:
     dropped = [word for name in DROPPED for word in ("-u", name)]
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
     return " ".join(["env", *dropped, *variables, shlex.join(plan.command)])
-
-
-def _environment(profile_name: str, variables: dict[str, str], cache_root: Path, nonce: str) -> dict[str, str]:
-    """What is added to the caller's environment. Raises Problem("profile") for a profile's variable that is ours."""
-    own = (
-        FIXED_ENVIRONMENT
-        | {name: str(cache_root / folder) for name, folder in CACHE_VARIABLES.items()}
-        | _kernel_cache(cache_root / CACHE_VARIABLES[KERNEL_CACHE])
-        | {NONCE_VARIABLE: nonce}
-    )
-    taken = [name for name in variables if name in own or name in DROPPED]
-    if taken:
-        raise Problem(
-            "profile",
-            f"profile {profile_name} sets {', '.join(taken)} in `env`, which the launcher alone decides",
-            "remove it from the profile",
-        )
-    return own | variables
 
 
 def _kernel_cache(root: Path) -> dict[str, str]:
