@@ -13,6 +13,7 @@ from vllm_launch.errors import Problem
 
 MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 WEIGHT_FILE = re.compile(r"\w[\w.-]{0,200}\.safetensors")
+COMPLETE = "give --model a complete model folder (config.json and safetensors files)"
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "tiny_gpt_oss"
 
 
@@ -37,7 +38,6 @@ class Model(BaseModel):
     has_sinks: bool
 
 
-COMPLETE = "give --model a complete model folder (config.json and safetensors files)"
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
