@@ -101,7 +101,7 @@ def _folder(model: str) -> Path:
         return folder if folder.is_dir() else _cached(model)
     except (OSError, ValueError, RuntimeError) as error:  # a path that cannot be, or no name of a repository
         raise Problem(
-            "model", f"no such model: {model[:200]!r} ({error})", "give --model an existing folder or owner/name"
+            "model", f"no such model: {model[:200]!r}", "give --model an existing folder or owner/name"
         ) from error
 
 
@@ -110,7 +110,7 @@ def _name(model: str, folder: Path) -> str:
     name = folder.resolve().name if Path(model).expanduser().is_dir() else model.split("/")[-1]
     if not name or name.startswith("-") or not name.isprintable():
         # It becomes a word of vLLM's command line.
-        raise Problem("model", f"{folder}: {name!r} cannot be a served model's name", "rename the folder")
+        raise Problem("model", f"{name!r} cannot be the name of a served model", "rename the folder")
     return name
 
 
