@@ -88,15 +88,23 @@ def check_arguments(arguments: Mapping) -> None:
     arguments: canonical name to value, all layers merged.
     """
     for name, value in arguments.items():
+        shown = name.partition("=")[0]
         if name.startswith("-"):
-            raise Problem(
-                "profile", f"{name}: short options are not read here", "write the long one: --tensor-parallel-size 2"
-            )
+            what, remedy = f"{shown}: short options are not read here", "write the long one: --tensor-parallel-size 2"
+            raise Problem("profile", what, remedy)
         if not _NAME.fullmatch(name):
-            raise Problem("profile", f"not the name of a vLLM argument: {name!r}", "write it as vLLM --help=all does")
-        _check_option(name.partition(".")[0])
-        for key, leaf in _leaves(name.partition(".")[2], value):
-            _check_key(name, key, leaf)
+            raise Problem("profile", f"not the name of a vLLM argument: {shown!r}", "write it as vllm --help=all does")
+        option, dot, key = name.partition(".")
+        _check_option(option)
+        if dot and isinstance(value, bool):  # vLLM's parser would take the next option for its value
+            raise Problem(
+                "profile", f"--{name} has no value", f"write a map: {option}: {{{key}: {str(value).lower()}}}"
+            )
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and word.startswith("-") and not _NUMBER.fullmatch(word):
+                raise Problem("profile", f"--{name}: a value that begins with a dash", "give each option by itself")
+        for inner, leaf in _leaves(key, value):
+            _check_key(name, inner, leaf)
 
 
 def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> None:
@@ -133,23 +141,21 @@ def _check_key(name: str, key: str, leaf: object) -> None:
     last = key.rpartition(".")[2].rstrip("+")
     if _SECRET_KEY.search(last):
         raise Problem("profile", f"--{name}: {last} looks like a secret", OPTIONS["api-key"][1])
-    code = last.replace("_", "-") in CODE or (last == "backend" and re.search("[.:]", str(leaf)))
-    if code:
+    if last.replace("_", "-") in CODE or (last == "backend" and re.search("[.:]", str(leaf))):
         does, remedy = OPTIONS[CODE[0]]
         raise Problem("profile", f"--{name}: {last} {does}", remedy)
-    if isinstance(leaf, str) and leaf.startswith("-") and not _NUMBER.fullmatch(leaf) and not key:
-        raise Problem("profile", f"--{name}: a value that begins with a dash", "each option needs a line of its own")
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     """Every key in a value, JSON text among them, with what it holds."""
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        with suppress(ValueError, RecursionError):  # no JSON: vLLM will say so
-            value = json.loads(value)
-    yield key, value
-    if isinstance(value, dict):
-        for inner, held in value.items():
-            yield from _leaves(f"{key}.{inner}", held)
-    elif isinstance(value, list):
-        for held in value:
-            yield from _leaves(key, held)
+    pending = [(key, value)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            with suppress(ValueError, RecursionError):  # no JSON: vLLM will say so
+                value = json.loads(value)
+        yield key, value
+        if isinstance(value, dict):
+            pending += [(f"{key}.{inner}", held) for inner, held in value.items()]
+        elif isinstance(value, list):
+            pending += [(key, held) for held in value]

@@ -258,12 +258,18 @@ def _content(path: Path) -> dict:
     """A YAML file as a map of plain data; raises Problem("profile")."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        json.dumps(content, allow_nan=False)
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+        if b"\\u0000" in text:
+            raise ValueError("a null character, which no word of a command can have")
     except FileNotFoundError as error:
         raise Problem("profile", f"no profile {path}", "give the path of a .yaml file that is there") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Problem("profile", f"cannot read {path}: {' '.join(str(error).split())}", "mend the file") from error
-    except (TypeError, ValueError, RecursionError) as error:  # dates, bytes, .nan, .inf, a map inside itself
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # dates, bytes, .nan, halves of characters, a map in itself
         what = f"{path.name} holds what is no text, finite number, list or map: {' '.join(str(error).split())}"
         raise Problem("profile", what, "quote it, or take it out") from error
     if not isinstance(content, dict):

@@ -95,6 +95,11 @@ def test_what_preflight_reads_is_written_whole(name):
         {"max-model-len": "--host=0.0.0.0"},
         {"kv-cache-dtype-skip-layers": ["sliding_window", "--trust-remote-code"]},
         {"stop": ["--", "x"]},
+        {"hf-overrides.a": ["x", "--host=0.0.0.0"]},
+        {"hf-overrides.tie_word_embeddings": True},
+        {f"api-key={SECRET}": True},
+        {f"-x={SECRET}": True},
+        {"hf-overrides": "[" * 900 + '{"api_key": 1}' + "]" * 900},
         {"hf-overrides": {"api_key": SECRET}},
         {"hf-overrides": json.dumps({"deep": [{"hf_token": SECRET}]})},
         {"model-loader-extra-config.aws_secret": SECRET},
@@ -106,7 +111,7 @@ def test_what_preflight_reads_is_written_whole(name):
         {"allowed-origins": '["*"]'},
         {"kv_cache_dtyp": "int8_per_token_head"},
     ],
-    ids=str,
+    ids=lambda vllm: str(vllm)[:60],
 )
 def test_a_profile_is_held_to_the_same(tmp_path, here, vllm):
     problem = of_profile(tmp_path, here, {"extends": "baseline", "vllm": vllm})

@@ -68,6 +68,8 @@ def test_the_original_plan_is_in_the_profile():
         ("extends: baseline\nvllm: {hf-overrides: {a: 2020-01-01}}\n", "mine.yaml holds"),
         ("extends: baseline\nvllm: {hf-overrides: &a {a: *a}}\n", "mine.yaml holds"),
         ("extends: baseline\nvllm: {a: 2020-99-99}\n", "mine.yaml holds"),
+        ('extends: baseline\nvllm: {dtype: "a\\0b"}\n', "mine.yaml holds"),
+        ('extends: baseline\nvllm: {dtype: "\\ud800"}\n', "mine.yaml holds"),
         ("extends: [baseline]\n", "baseline"),
         ("extends: ../profiles/baseline\n", "no profile"),
         ("name: baseline\nextends: baseline\n", "`name`"),
