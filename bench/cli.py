@@ -16,8 +16,8 @@ from bench import result as results
 from bench.gates import failed_gates
 from bench.kernels.command import kernels_command
 from bench.run import BEGUN, Request, Run
+from vllm_launch import arguments, profile
 from vllm_launch import plan as plans
-from vllm_launch import profile
 from vllm_launch.cli import signals_as_exit, talk
 from vllm_launch.errors import Problem
 
@@ -119,6 +119,7 @@ def _request(words: tuple[str, ...], model, run_dir, resume) -> Request:
     if first_flag == 0:
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
     profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
+    arguments.parse(overrides)  # what is refused may be a secret, and a request is written
     return Request(profiles=profiles, model=model, overrides=overrides)
 
 

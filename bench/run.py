@@ -123,11 +123,14 @@ def plan_of(run: Run, one: Profile, extra: dict[str, Argument] | None = None) ->
 
 
 def prepare(run: Run, one: Profile, extra: dict[str, Argument] | None = None) -> tuple[Plan, Path]:
-    """A plan that has passed preflight, and the profile's folder."""
+    """A plan that has passed preflight, and the profile's folder, which is made. Raises the first Problem."""
     plan, folder = plan_of(run, one, extra), run.folder / one.name
+    one.check_measurable(plan.model.name)
     found = preflight.problems(plan, folder)
     if found:
         raise found[0]
+    for needed in (folder, Path(plan.cache_root)):
+        needed.mkdir(parents=True, exist_ok=True)
     return plan, folder
 
 

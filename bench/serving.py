@@ -21,7 +21,7 @@ from bench.result import (
     Wiped,
 )
 from bench.run import Run, load, plan_of, prepare, requested, said, step
-from vllm_launch import server
+from vllm_launch import server, software
 from vllm_launch.model import Model
 from vllm_launch.profile import Profile
 from vllm_launch.resolved import Resolved
@@ -38,6 +38,7 @@ class Begin(Strict):
 
 def execute(run: Run, command: list[str]) -> ServingResult:
     """Do the whole of run.request. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
+    software.check_llama_benchy()
     with benchy.book_server() as book_url:
         return runs.execute(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
 
