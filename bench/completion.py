@@ -24,7 +24,10 @@ class Answer(BaseModel):
 
 
 def greedy(server: Server, prompt: str, tokens: int) -> Answer:
-    """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises Problem("requests")."""
+    """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises Problem("requests").
+
+    An answer may be shorter than asked: `match` fails it.
+    """
     body = {
         "model": server.plan.model.name,
         "prompt": prompt,
@@ -33,15 +36,19 @@ def greedy(server: Server, prompt: str, tokens: int) -> Answer:
         "ignore_eos": True,
         "logprobs": 2,
         "return_token_ids": True,
+        "return_tokens_as_token_ids": True,  # in log-probabilities: the texts of two tokens can be the same
     }
     choice = post(server, body)["choices"][0]
-    best_two = [sorted(top.values(), reverse=True)[:2] for top in choice["logprobs"]["top_logprobs"]]
+    tops = (choice["logprobs"] or {}).get("top_logprobs") or []
     return Answer(
-        prompt=prompt,
-        text=choice["text"],
-        token_ids=choice["token_ids"],
-        margins=[best - second for best, second in best_two],
+        prompt=prompt, text=choice["text"], token_ids=choice["token_ids"], margins=[_margin(top) for top in tops]
     )
+
+
+def _margin(top: dict[str, float]) -> float:
+    """From the best to the second-best log-probability; 0 where there are no two."""
+    best = sorted(top.values(), reverse=True)
+    return best[0] - best[1] if len(best) > 1 else 0.0
 
 
 def first_token_s(server: Server, prompt: str) -> float:
@@ -52,8 +59,12 @@ def first_token_s(server: Server, prompt: str) -> float:
 
 
 def match(answer: Answer, reference: Answer, reference_profile: str, gate: GreedyGate) -> GreedyMatch:
-    """Position by position: passed if more than min_match are equal and the answer is no loop of few tokens."""
-    equal = sum(a == b for a, b in zip(answer.token_ids, reference.token_ids, strict=True))
+    """Position by position: passed if more than min_match are equal and the answer is no loop of few tokens.
+
+    A position that one of the two lacks is unequal, and an answer with fewer than gate.tokens has failed.
+    """
+    equal = sum(a == b for a, b in zip(answer.token_ids, reference.token_ids, strict=False))
+    complete = len(answer.token_ids) == len(reference.token_ids) == gate.tokens
     distinct = min(len(set(answer.token_ids)), len(set(reference.token_ids)))
     return GreedyMatch(
         prompt=answer.prompt,
@@ -63,8 +74,8 @@ def match(answer: Answer, reference: Answer, reference_profile: str, gate: Greed
         matched=equal,
         tokens=gate.tokens,
         distinct=distinct,
-        margin=min(reference.margins),
-        passed=equal > gate.min_match * gate.tokens and distinct >= gate.min_distinct,
+        margin=min(reference.margins, default=0.0),
+        passed=complete and equal > gate.min_match * gate.tokens and distinct >= gate.min_distinct,
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -95,16 +96,15 @@ def cannot_listen(host: str, port: int) -> str | None:
 
 
 def _folder(folder: Path) -> None:
+    """Can it be written, or be made? Makes nothing: a file without a name is written where it is, or would be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise Problem(
             "disk", f"cannot write into {folder}: {error.strerror}", "choose another folder, or mend its rights"
         ) from error
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(nearest).free
     if free < RUN_FOLDER_BYTES:
         raise Problem(
             "disk",
