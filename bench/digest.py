@@ -28,7 +28,7 @@ def of(plan: Plan, profile: Profile) -> dict[str, str]:
     settings, machine = profile.model_settings(plan.model.name), plan.machine
     digest = {f"argument {name}": value for name, value in plan.arguments.items()}
     digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in PER_RUN}
-    digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan.environment).items()}
+    digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan).items()}
     digest |= {f"version of {name}": value for name, value in provenance.versions().items()}
     digest |= {"FlashInfer patch set": provenance.patch(), "attention backends": plan.expected_backends}
     digest |= {"machine": [machine.family, machine.name, machine.gpus, machine.driver, machine.cores]}

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,19 +16,20 @@ from flashinfer_patches import engine, package
 from vllm_launch import software
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
+from vllm_launch.plan import Plan, child_environment
 
 REPO = Path(__file__).resolve().parent.parent
 # Inherited variables that change what a server does, by how their names begin.
 RECORDED = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "VLLM_", "CUDA_", "CUBLAS_", "NCCL_", "NVIDIA_", "TORCH")
-RECORDED += ("PYTORCH_", "TRITON_", "FLASHINFER_", "HF_", "TRANSFORMERS_", "FP8_SINKS_", "LD_PRELOAD")
+RECORDED += ("PYTORCH_", "TRITON_", "FLASHINFER_", "HF_", "TRANSFORMERS_", "FP8_SINKS_CPU_", "LD_PRELOAD")
 # Not max-num-batched-tokens, tokenizer and num_key_value_heads.
 SECRET = re.compile(r"KEY(?!_VALUE)|TOKEN(?!S|IZ)|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 MASK = "***"
 SHORTEST_SECRET = 8  # a shorter value may be part of any word
 
 
-def collect(machine: Machine, command: list[str], planned: Mapping[str, str] | None = None) -> Provenance:
-    """Provenance of a run that starts now on `machine` by `command`. planned: variables that its servers get."""
+def collect(machine: Machine, command: list[str], plan: Plan | None = None) -> Provenance:
+    """Provenance of a run that starts now on `machine` by `command`. plan: of a server of it, if it has any."""
     commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return Provenance(
         created=datetime.now(UTC).replace(microsecond=0),
@@ -38,7 +39,7 @@ def collect(machine: Machine, command: list[str], planned: Mapping[str, str] | N
         git_commit=commit,
         git_dirty=None if status is None else bool(status),
         command=redact_all(command),
-        environment=inherited(planned or {}),
+        environment=inherited(plan),
         load_average=load_average(),
     )
 
@@ -48,10 +49,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | software.versions()
 
 
-def inherited(planned: Mapping[str, str]) -> dict[str, str]:
-    """Variables of this process that reach a server and change it: RECORDED, without secrets and `planned`."""
-    names = [name for name in sorted(os.environ) if name.startswith(RECORDED) and name not in planned]
-    return {name: redact(os.environ[name]) for name in names if not SECRET.search(name)}
+def inherited(plan: Plan | None) -> dict[str, str]:
+    """Variables that change what runs: those of RECORDED that a server gets beside its plan's, without secrets.
+
+    Without a plan those of this process.
+    """
+    planned = plan.environment if plan else {}
+    environment = child_environment(plan) if plan else os.environ
+    names = [name for name in sorted(environment) if name.startswith(RECORDED) and name not in planned]
+    return {name: redact(environment[name]) for name in names if not SECRET.search(name)}
 
 
 def load_average() -> float:

@@ -118,7 +118,7 @@ def execute(
     chosen, _ = profiles_of(run.request)
     plan = plan_of(run, chosen[0])
     _warn_of_load(run, plan)
-    source = step(run.folder / BEGUN, Provenance, lambda: provenance.collect(plan.machine, command, plan.environment))
+    source = step(run.folder / BEGUN, Provenance, lambda: provenance.collect(plan.machine, command, plan))
     failures: dict[str, Failure] = {}
     try:
         for one in chosen:

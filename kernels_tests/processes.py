@@ -31,11 +31,11 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(condition, seconds=20.0, poll_s=0.05):
+def wait_for(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "timed out"
-        time.sleep(poll_s)
+        time.sleep(0.05)
 
 
 def alive(pid):

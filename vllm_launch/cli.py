@@ -47,6 +47,7 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
         click.echo(plan.model_dump_json(indent=2) if as_json else plans.as_shell(plan))
         return
     check(plan, run_dir, expose=expose)
+    run_dir.mkdir(parents=True, exist_ok=True)
     with (
         signals_as_exit(),
         talk.status(f"starting {profile_name}") as status,

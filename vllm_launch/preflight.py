@@ -95,16 +95,28 @@ def cannot_listen(host: str, port: int) -> str | None:
     return None
 
 
-def _folder(folder: Path) -> None:
-    """Can it be written, or be made? Makes nothing: a file without a name is written where it is, or would be."""
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest of its parents that is there."""
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+
+
+def cannot_write(folder: Path) -> str | None:
+    """Why nothing can be written into a folder that may have to be made first, in the system's words; None if it can.
+
+    Tries it, since rights do not tell of read-only disks, and removes what it wrote.
+    """
     try:
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        tempfile.TemporaryFile(dir=nearest).close()
+        with tempfile.TemporaryDirectory(prefix=".fp8-sinks-", dir=existing(folder)):
+            return None
     except OSError as error:
-        raise Problem(
-            "disk", f"cannot write into {folder}: {error.strerror}", "choose another folder, or mend its rights"
-        ) from error
-    free = shutil.disk_usage(nearest).free
+        return error.strerror or str(error)
+
+
+def _folder(folder: Path) -> None:
+    folder = folder.absolute()
+    if reason := cannot_write(folder):
+        raise Problem("disk", f"cannot write into {folder}: {reason}", "choose another folder, or mend its rights")
+    free = shutil.disk_usage(existing(folder)).free
     if free < RUN_FOLDER_BYTES:
         raise Problem(
             "disk",

@@ -50,7 +50,6 @@ def running(plan: Plan, folder: Path, say: Callable[[str], None]) -> Iterator[Se
     if package.installed() and not kernels.exists():
         jit_cache.make(kernels)
     Path(plan.cache_root, CACHE_VARIABLES["CUDA_CACHE_PATH"]).mkdir(parents=True, exist_ok=True)  # the driver may not
-    folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{plan.profile}.log"
     started = time.monotonic()
     offset = log.stat().st_size if log.exists() else 0

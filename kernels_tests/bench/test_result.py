@@ -83,9 +83,7 @@ def test_what_a_secrets_name_stands_before_is_masked():
     assert "s3same" not in str(provenance.redact_all(settings)) and provenance.redact_all(settings)["size"] == 3
 
 
-def test_a_plan_is_recorded_without_secrets_and_folders(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
-    planned = plan.make(profile.load("baseline"), port=1, cache_root=tmp_path)
+def test_a_plan_is_recorded_without_secrets_and_folders(planned):
     given = {"chat-template": str(Path.home() / "t"), "hf-overrides": {"auth_token": "s3same"}}
     planned = planned.model_copy(
         update={
@@ -98,14 +96,22 @@ def test_a_plan_is_recorded_without_secrets_and_folders(monkeypatch, tmp_path):
     assert "s3same" not in text and str(Path.home() / "t") not in text and "~/t" in text
 
 
-def test_the_inherited_environment_is_an_allow_list(monkeypatch):
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
+    monkeypatch.setattr(plan, "detect", lambda _device: detect("cpu"))
+    return plan.make(profile.load("baseline"), port=1, cache_root=tmp_path)
+
+
+def test_the_inherited_environment_is_an_allow_list(monkeypatch, planned):
     given = {"OMP_NUM_THREADS": "3", "NCCL_DEBUG": "INFO", "HF_TOKEN": "s3same", "VLLM_API_KEY": "s3same", "MINE": "x"}
-    given |= {"VLLM_USE_V1": "1", "HF_HOME": str(Path.home() / "hf")}
+    given |= {"VLLM_CPU_KVCACHE_SPACE": "7", "HF_HOME": str(Path.home() / "hf")}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    got = provenance.inherited({"VLLM_USE_V1": "0"})
+    got = provenance.inherited(planned)
     assert (got["OMP_NUM_THREADS"], got["NCCL_DEBUG"], got["HF_HOME"]) == ("3", "INFO", "~/hf")
-    assert not {"HF_TOKEN", "VLLM_API_KEY", "MINE", "VLLM_USE_V1"} & set(got)
+    assert not {"HF_TOKEN", "VLLM_API_KEY", "MINE", "VLLM_CPU_KVCACHE_SPACE"} & set(got)
+    assert provenance.inherited(None)["VLLM_CPU_KVCACHE_SPACE"] == "7"
 
 
 @pytest.mark.parametrize(("status", "dirty"), [(None, None), ("", False), (" M file", True)])

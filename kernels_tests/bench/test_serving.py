@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 import psutil
@@ -27,9 +28,9 @@ models:
 """
 
 
-def supervised(mark):
-    """The commands that supervisors of marked processes run, as the system tells them."""
-    for process in marked(mark):
+def supervised(processes):
+    """The commands of the supervisors among some processes, as the system tells them."""
+    for process in processes:
         with suppress(psutil.Error):
             words = process.cmdline()
             if "vllm_launch.supervisor" in words:
@@ -52,14 +53,15 @@ def finished(tmp_path_factory, fp8_cache):
     commands = set()
 
     def halfway():
-        commands.update(supervised(str(folder)))
+        time.sleep(1)
+        commands.update(supervised(marked(str(folder))))
         return (run / "small-second" / "sinks.json").exists() or killed.poll() is not None
 
     killed = subprocess.Popen(
         [*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL, env=environment
     )
     try:
-        wait_for(halfway, RUN_S, poll_s=1)
+        wait_for(halfway, RUN_S)
         assert killed.poll() is None, "it ended before it could be killed"
         killed.send_signal(signal.SIGKILL)
         killed.wait()
