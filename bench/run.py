@@ -66,22 +66,28 @@ def profiles_of(request: Request) -> tuple[list[Profile], list[Profile]]:
     Raises Problem("profile") for two of one name, and for one that was asked something else than its reference.
     """
     chosen = [profile.load(name) for name in request.profiles]
-    references = [profile.load(one.greedy.reference) for one in chosen]
-    by_name: dict[str, Profile] = {}
-    for one in chosen + references:
-        if by_name.setdefault(one.name, one) != one:
-            raise Problem("profile", f"two profiles have the name {one.name}", "rename the file of one of them")
-    if len({one.name for one in chosen}) < len(chosen):
-        twice = next(one.name for one in chosen if [other.name for other in chosen].count(one.name) > 1)
-        raise Problem("profile", f"profile {twice} is named twice", "name each profile once")
-    for one, reference in zip(chosen, references, strict=True):
+    names = [one.name for one in chosen]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Problem("profile", f"two profiles have the name {twice[0]}", "name each once, or rename a file")
+    references = {}
+    for one in chosen:
+        reference = profile.load(one.greedy.reference)
+        same_name = [other for other in (*chosen, *references.values()) if other.name == reference.name]
+        if any(other != reference for other in same_name):
+            what = f"{one.name} is compared with another profile of the name {reference.name} than is in this run"
+            raise Problem("profile", what, "rename the file of one of them")
         if (one.greedy.prompts, one.greedy.tokens) != (reference.greedy.prompts, reference.greedy.tokens):
-            raise Problem(
-                "profile",
-                f"the greedy prompts or tokens of {one.name} are not those of its reference {reference.name}",
-                f"write the same `greedy` into both, or let {one.name} extend {reference.name}",
-            )
-    return chosen, [one for name, one in by_name.items() if name not in {one.name for one in chosen}]
+            raise _asks_otherwise(one, reference, "greedy prompts or tokens")
+        references[reference.name] = reference
+    return chosen, [reference for name, reference in references.items() if name not in names]
+
+
+def _asks_otherwise(one: Profile, reference: Profile, what: str) -> Problem:
+    return Problem(
+        "profile",
+        f"the {what} of {one.name} are not those of its reference {reference.name}",
+        f"write the same into both, or let {one.name} extend {reference.name}",
+    )
 
 
 def problems(run: Run) -> list[Problem]:
@@ -98,6 +104,9 @@ def problems(run: Run) -> list[Problem]:
             digest.check(folder, digest.of(plan, one))
         except Problem as problem:
             found[problem.message] = problem
+        reference, model = profile.load(one.greedy.reference), plan.model.name
+        if one.model_settings(model).accuracy != reference.model_settings(model).accuracy:
+            raise _asks_otherwise(one, reference, "texts under `accuracy`")
         if not (run.folder / BEGUN).exists():
             found |= {problem.message: problem for problem in preflight.problems(plan, folder)}
     return list(found.values())

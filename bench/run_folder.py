@@ -75,8 +75,7 @@ def opened(folder: Path, request: Request) -> Iterator[None]:
         with _writing(folder):
             if not (folder / REQUEST).exists():
                 write(request, folder / REQUEST)
-            (folder / CACHE).mkdir(exist_ok=True)
-            write_text(CACHE_MARK_TEXT, folder / CACHE / CACHE_MARK)
+        own_cache(folder / CACHE)
         yield
 
 
@@ -87,6 +86,14 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "choose another --run-dir, or mend its rights"
         raise Problem("disk", f"cannot write into {folder}: {error.strerror}", remedy) from error
+
+
+def own_cache(cache: Path) -> None:
+    """Make a cache folder with our mark; raises Problem for one that is there without, unless it is empty."""
+    _check_cache(cache)
+    with _writing(cache):
+        cache.mkdir(exist_ok=True)
+        write_text(CACHE_MARK_TEXT, cache / CACHE_MARK)
 
 
 def wipe_cache(cache: Path) -> Wiped:

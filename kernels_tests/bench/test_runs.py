@@ -268,3 +268,15 @@ def test_request_of_a_run_is_kept_whole(bench, tmp_path):
     bench("serving", "baseline", "--", "--max-num-seqs", "4")
     request = json.loads((tmp_path / "run" / "request.json").read_text())
     assert request["overrides"] == ["--max-num-seqs", "4"] and request["profiles"] == ["baseline"]
+
+
+def test_other_texts_than_the_references_are_refused_before_anything_is_served(bench, servers, small):
+    texts = "models: {tiny_gpt_oss: {accuracy: {at: [{context: 128, texts: 8, tokens: 64}]}}}"
+    bench("serving", small(texts), exit_code=10)
+    assert servers.plans == []
+
+
+def test_a_profile_named_like_another_ones_reference_is_refused(bench, small, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "small.yaml").write_text("extends: fp8\n")
+    bench("serving", small(), small("greedy: {reference: other/small.yaml}", name="second"), exit_code=10)
