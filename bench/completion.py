@@ -64,7 +64,7 @@ def match(answer: Answer, reference: Answer, reference_profile: str, gate: Greed
     A position that one of the two lacks is unequal, and an answer with fewer than gate.tokens has failed.
     """
     equal = sum(a == b for a, b in zip(answer.token_ids, reference.token_ids, strict=False))
-    complete = len(answer.token_ids) == len(reference.token_ids) == gate.tokens
+    missing = max(0, gate.tokens - min(len(answer.token_ids), len(reference.token_ids)))
     distinct = min(len(set(answer.token_ids)), len(set(reference.token_ids)))
     return GreedyMatch(
         prompt=answer.prompt,
@@ -73,9 +73,10 @@ def match(answer: Answer, reference: Answer, reference_profile: str, gate: Greed
         reference_text=reference.text,
         matched=equal,
         tokens=gate.tokens,
+        missing=missing,
         distinct=distinct,
         margin=min(reference.margins, default=0.0),
-        passed=complete and equal > gate.min_match * gate.tokens and distinct >= gate.min_distinct,
+        passed=not missing and equal > gate.min_match * gate.tokens and distinct >= gate.min_distinct,
     )
 
 

@@ -68,6 +68,7 @@ class GreedyMatch(Strict):
     """One prompt's greedy answer against the reference profile's, position by position.
 
     margin: smallest gap, over the reference's positions, between its best and second-best log-probability.
+    missing: positions that the shorter of the two answers lacks; a match of less than all has failed.
     """
 
     prompt: str
@@ -76,6 +77,7 @@ class GreedyMatch(Strict):
     reference_text: str
     matched: int
     tokens: int
+    missing: int = 0
     distinct: int
     margin: float
     passed: bool

@@ -60,8 +60,8 @@ def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> Sin
 
 def judged(check: SinkCheck, bounds: SinkBounds) -> SinkCheck:
     """A kept check by the bounds of now."""
-    if check.status == "not run":
-        return not_run(check.reason, bounds)
+    if check.reason is not None:  # it has no distances
+        return check.model_copy(update={"bound": bounds.mean_abs_delta, "factor": bounds.factor})
     return verdict(check.mean_abs_delta, check.tokens, bounds)
 
 

@@ -38,7 +38,8 @@ def test_a_loop_proves_nothing(distinct, passed):
 @pytest.mark.parametrize(("own", "reference"), [(31, 32), (32, 31), (31, 31), (0, 32), (32, 0), (0, 0)])
 def test_a_short_answer_is_a_failed_match(own, reference):
     found = match(answer(list(range(own))), answer(list(range(reference))), "baseline", GATE)
-    assert (found.matched, found.tokens, found.passed) == (min(own, reference), 32, False)
+    short = min(own, reference)
+    assert (found.matched, found.missing, found.tokens, found.passed) == (short, 32 - short, 32, False)
     assert math.isfinite(found.margin)
 
 
