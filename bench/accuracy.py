@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from bench import benchy, forced, metrics
 from bench.forced import Scored, Text
-from bench.result import AccuracyRecord, Agreement, AtContext, Gate, SinkCheck, Strict
+from bench.record import Strict
 from bench.run_folder import broken_step
+from bench.verdicts import AccuracyRecord, Agreement, AtContext, Gate, SinkCheck, holds
 from vllm_launch.errors import Problem
 from vllm_launch.model import Model
 from vllm_launch.profile import AccuracyTexts, Bounds, Texts, Thresholds
@@ -106,7 +107,7 @@ def judge(
 ) -> AccuracyRecord:
     """Compare a profile's answers with those of the reference profile `name`, and hold them against its bounds.
 
-    Raises Problem("gate") if the two did not score the same tokens or a log-probability is no number.
+    Raises Problem("gate") if the two did not score the same tokens.
     """
     if [one.context for one in reference.at] != [one.context for one in candidate.at]:
         raise Problem("gate", f"{name} was scored on other texts", "score both profiles in one run")
@@ -142,15 +143,6 @@ def judge(
         gates=gates,
         sinks=sinks,
     )
-
-
-def holds(figure: str, value: float, bound: float) -> bool:
-    """Whether a figure of an Agreement keeps its bound; a NaN keeps none."""
-    if figure == "top1":
-        return value >= bound
-    if figure == "perplexity_ratio":
-        return 1 / bound <= value <= bound
-    return value <= bound
 
 
 def failures(record: AccuracyRecord) -> list[str]:

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from bench import provenance
 from bench.result import Rate
 from vllm_launch.errors import Problem
@@ -156,12 +158,21 @@ def _rate(entry: dict, runs: int) -> Rate:
                 "a request failed or was too short to time; see llama-benchy's log, then run again with --resume",
             )
         samples[name] = values
-    return Rate(
-        depth=entry["context_size"],
-        prompt=entry["prompt_size"],
-        output=entry["response_size"],
-        concurrency=entry["concurrency"],
-        decode_tok_s=samples["tg_throughput"],
-        prefill_tok_s=samples["pp_throughput"],
-        first_token_ms=samples["e2e_ttft"],
-    )
+    try:
+        return Rate(
+            depth=entry["context_size"],
+            prompt=entry["prompt_size"],
+            output=entry["response_size"],
+            concurrency=entry["concurrency"],
+            decode_tok_s=samples["tg_throughput"],
+            prefill_tok_s=samples["pp_throughput"],
+            first_token_ms=samples["e2e_ttft"],
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Problem(
+            "requests",
+            f"llama-benchy's figures at depth {entry['context_size']} are no rates: {first['loc'][0]}: {first['msg']}"
+            f" (got {first['input']!r})",
+            "a request failed or was too short to time; see llama-benchy's log, then run again with --resume",
+        ) from error

@@ -1,7 +1,7 @@
 """`fp8-sinks bench compare A B`: two profiles of result files side by side, B over A, with noise and accuracy.
 
-What may differ is the KV cache that was asked for. Where anything else does, the comparison is refused, or forced and
-marked. Law: a speed is shown only beside an accuracy record.
+What may differ is the KV cache that was asked for, and what follows from it. Where anything else does, the comparison
+is refused, or forced and marked. Law: a speed is shown only beside an accuracy record.
 """
 
 import json
@@ -13,19 +13,14 @@ from typing import NamedTuple
 
 import click
 
-from bench import plots
-from bench.report import summary
+from bench import noise, plots
+from bench.comparable import NOT_READ, Difference, differences
+from bench.report import accuracy as report_accuracy
+from bench.report import summary, tables
 from bench.result import Rate, ServingResult, ServingRow, read
-from vllm_launch import arguments
 from vllm_launch.errors import Problem
-from vllm_launch.plan import CACHE_VARIABLES
 from vllm_launch.resolved import canonical_kv_dtype
 
-COMPARED = ("kv-cache-dtype", "kv-cache-dtype-skip-layers")  # the arguments that may differ
-PER_RUN = (*CACHE_VARIABLES, "FP8_SINKS_RUN")  # variables that differ from run to run: paths of caches, a nonce
-VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the first is compared in whole GiB
-GIB = 1 << 30
-ABSENT = "absent"
 # Field of Rate -> what it is, and whether more is faster.
 SPEEDS = {
     "decode_tok_s": ("Decode rate, tokens/s", True),
@@ -34,7 +29,7 @@ SPEEDS = {
 }
 STARTS = {"start_s": "server start", "first_token_s": "first token after it"}
 NOISE = (
-    f"±: the noise, {plots.NOISE_ERRORS} standard errors of these samples. Another start of the same server can differ"
+    f"±: the noise, {noise.NOISE_ERRORS} standard errors of these samples. Another start of the same server can differ"
     " by more.\nPrefill and decode sum over the requests at once; first token: the mean over them."
 )
 
@@ -48,19 +43,11 @@ class Side(NamedTuple):
     accuracy: str | None
 
 
-class Difference(NamedTuple):
-    """A setting that is not equal, and what it is in A and B; ABSENT where one has no such thing."""
-
-    what: str
-    a: str
-    b: str
-
-
 def compare(a: str, b: str, *, force: bool = False, as_json: bool = False) -> str:
     """The comparison of B with A as text or JSON. a, b: a result file, or FILE:PROFILE.
 
     Profiles of the same name are paired, unless both are named. Raises Problem("compare") with the list where the
-    two differ in more than COMPARED and `force` is not given, Problem("file") for a file that is no result, and
+    two differ in more than the KV cache and `force` is not given, Problem("file") for a file that is no result, and
     click.UsageError for a profile that is not there and for nothing to pair.
     """
     pairs, alone = pairs_of(a, b)
@@ -114,33 +101,15 @@ def _sides(file: str, profile: str | None) -> dict[str, Side]:
     return sides if profile is None else {profile: sides[profile]}
 
 
-def settings(side: Side) -> dict[str, str]:
-    """All that must be equal for a ratio to be the KV cache's doing: machine, model, software, flags."""
-    source, asked = side.result.provenance, side.row.requested
-    found = {f"machine {name}": value for name, value in source.machine if name not in VARYING}
-    found["machine memory"] = f"{source.machine.total_bytes / GIB:.0f} GiB"
-    found |= {f"model {name}": value for name, value in side.result.model if name != "path"}
-    found |= {f"version of {name}": value for name, value in source.versions.items()}
-    found["FlashInfer patch set"] = source.patch
-    for name, value in asked.arguments.items():
-        if name not in COMPARED:  # as words: 8 from a profile is "8" from a command line, and --x and --no-x are one
-            found[f"argument {name.removeprefix('no-')}"] = " ".join(arguments.words({name: value}))
-    found |= {f"variable {name}": value for name, value in asked.environment.items() if name not in PER_RUN}
-    return {what: value if isinstance(value, str) else str(value).lower() for what, value in found.items()}
-
-
-def differences(a: Side, b: Side) -> list[Difference]:
-    """Every setting in which two profiles differ besides COMPARED."""
-    of_a, of_b = settings(a), settings(b)
-    every = ((what, of_a.get(what, ABSENT), of_b.get(what, ABSENT)) for what in dict.fromkeys([*of_a, *of_b]))
-    return [Difference(*one) for one in every if one[1] != one[2]]
+def _differences(a: Side, b: Side) -> list[Difference]:
+    return differences(a.result, a.row, b.result, b.row)
 
 
 def _difference_lines(pairs: list[tuple[Side, Side]]) -> list[str]:
     """Each difference once, with the names of the profiles where it is not all of them."""
     names: dict[Difference, list[str]] = {}
     for a, b in pairs:
-        for one in differences(a, b):
+        for one in _differences(a, b):
             names.setdefault(one, []).append(a.row.profile)
     return [
         f"  {one.what}: {one.a} | {one.b}" + (f"  ({', '.join(of_one)})" if len(of_one) < len(pairs) else "")
@@ -150,13 +119,13 @@ def _difference_lines(pairs: list[tuple[Side, Side]]) -> list[str]:
 
 def record(a: Side, b: Side) -> dict:
     """One comparison as plain data: ratios are B over A, `noise` is null where it is not known."""
-    missing = [name for name, side in (("A", a), ("B", b)) if not (side.accuracy or side.row.accuracy)]
-    points = [{plots.point(rate) for rate in side.row.rates} for side in (a, b)]
+    missing = [name for name, side in (("A", a), ("B", b)) if not side.accuracy]
+    points = [{noise.point(rate) for rate in side.row.rates} for side in (a, b)]
     capacities = [side.row.resolved.kv_capacity_tokens if side.row.resolved else None for side in (a, b)]
     return {
         "a": _described(a),
         "b": _described(b),
-        "differences": [one._asdict() for one in differences(a, b)],
+        "differences": [one._asdict() for one in _differences(a, b)],
         "kv_capacity_tokens": _figures(*capacities),
         "starts": [_start(a, b, field, cache) for field in STARTS for cache in ("cold", "warm")],
         "not_shown": f"no accuracy record of {' and '.join(missing)}" if missing else None,
@@ -168,6 +137,7 @@ def record(a: Side, b: Side) -> dict:
 def _described(side: Side) -> dict:
     source, resolved, agreement = side.result.provenance, side.row.resolved, side.row.accuracy
     outcome = {True: "pass", False: "FAILED", None: "not judged"}[agreement.passed if agreement else None]
+    outcome += report_accuracy.judged_later(agreement) if agreement else ""
     return {
         "file": side.file,
         "profile": side.row.profile,
@@ -176,10 +146,12 @@ def _described(side: Side) -> dict:
         "created": source.created.isoformat(),
         "git_commit": source.git_commit,
         "git_dirty": source.git_dirty,
+        "commit": tables.commit_words(source, 10),
         "resolved": resolved.model_dump() if resolved else None,
         "accuracy": side.accuracy,
         "greedy": [match.model_dump() for match in side.row.greedy],
         "agreement": agreement.model_dump(mode="json") | {"verdict": outcome} if agreement else None,
+        "warnings": tables.load_warnings(side.result),
         "failures": [failure.model_dump() for failure in side.row.failures],
     }
 
@@ -197,17 +169,18 @@ def _start(a: Side, b: Side, field: str, cache: str) -> dict:
 def _speed(a: Side, b: Side, field: str) -> dict:
     """One kind of speed at all common points, and what it says in one line."""
     of_a, of_b = ([_as_decode(rate, field) for rate in side.row.rates] for side in (a, b))
-    middles = [{plots.point(rate): median(rate.decode_tok_s) for rate in rates} for rates in (of_a, of_b)]
-    found, points = plots.ratios(of_b, of_a), []
+    middles = [{noise.point(rate): median(rate.decode_tok_s) for rate in rates} for rates in (of_a, of_b)]
+    found, points, more_is_faster = noise.ratios(of_b, of_a), [], SPEEDS[field][1]
     for place in sorted(found, key=lambda place: (place[2], place[1], place[0])):
-        (ratio, noise), (context, output, concurrency, depth) = found[place], place
+        (ratio, errors), (context, output, concurrency, depth) = found[place], place
         points.append(
             {"context": context, "depth": depth, "output": output, "concurrency": concurrency}
             | {"a": middles[0][place], "b": middles[1][place], "ratio": ratio}
-            | {"noise": None if math.isinf(noise) else noise, "verdict": verdict(ratio, noise, SPEEDS[field][1])}
+            | {"noise": None if math.isinf(errors) else errors}
+            | {"verdict": noise.verdict(ratio, errors, more_is_faster)}
         )
-    message = plots.decode_message({"A": of_a, "B": of_b}, "A").partition(": ")[2] if points else "no point in common"
-    return {"message": message, "points": points}
+    said = f"B {noise.compared(list(found.values()), 'A', more_is_faster)}" if points else "no point in common"
+    return {"message": said, "points": points}
 
 
 def _as_decode(rate: Rate, field: str) -> Rate:
@@ -216,15 +189,6 @@ def _as_decode(rate: Rate, field: str) -> Rate:
     if field == "first_token_ms":  # one a request, repeat by repeat
         samples = [fmean(samples[i : i + rate.concurrency]) for i in range(0, len(samples), rate.concurrency)]
     return rate.model_copy(update={"decode_tok_s": samples})
-
-
-def verdict(ratio: float, noise: float, more_is_faster: bool) -> str:
-    """What a ratio of B over A says of B."""
-    if math.isinf(noise):
-        return "noise not known"
-    if abs(ratio - 1) <= noise:
-        return "inside the noise"
-    return "faster" if (ratio > 1) == more_is_faster else "slower"
 
 
 def as_text(one: dict, *, forced: bool) -> str:
@@ -251,10 +215,10 @@ def as_text(one: dict, *, forced: bool) -> str:
 
 
 def _head(name: str, side: dict) -> list[str]:
-    commit = f"commit {(side['git_commit'] or 'not known')[:10]}{' with changes' if side['git_dirty'] else ''}"
     return [
         f"{name}: {side['profile']} of {side['file']}",
-        f"   {side['model']} on {side['machine']}, {side['created'][:10]}, {commit}",
+        f"   {side['model']} on {side['machine']}, {side['created'][:10]}, commit {side['commit']}",
+        *(f"   {line}" for line in side["warnings"]),
         *(f"   FAILED in step {one['step']}: {' '.join(one['message'].split())}" for one in side["failures"]),
     ]
 
@@ -273,21 +237,19 @@ def _resolved(sides: tuple[dict, dict]) -> list[list[str]]:
         "attention backend": lambda one: ", ".join(one["attention_backends"]),
         "CUDA graphs": lambda one: one["cuda_graphs"],
     }
-    return [
-        [label, *(text_of(one) if one else "not read back" for one in found), ""] for label, text_of in readers.items()
-    ]
+    return [[label, *(text_of(one) if one else NOT_READ for one in found), ""] for label, text_of in readers.items()]
 
 
 def _cells(figures: dict, written: Callable[[float], str]) -> list[str]:
     values = ["-" if figures[side] is None else written(figures[side]) for side in ("a", "b")]
-    return [*values, plots.times(figures["ratio"]) if figures["ratio"] else "-"]
+    return [*values, noise.times(figures["ratio"]) if figures["ratio"] else "-"]
 
 
 def _speed_table(points: list[dict], mark: str) -> str:
     lines = [["context", "output", "requests", "A", "B", mark, ""]]
     for one in points:
         places = [f"{one['context']:,}", str(one["output"]), str(one["concurrency"])]
-        ratio = plots.with_noise(one["ratio"], math.inf if one["noise"] is None else one["noise"])
+        ratio = noise.with_noise(one["ratio"], math.inf if one["noise"] is None else one["noise"])
         lines.append([*places, plots.number(one["a"]), plots.number(one["b"]), ratio, one["verdict"]])
     return _aligned(lines, left=6)
 

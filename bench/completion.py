@@ -1,11 +1,12 @@
 """Completions over HTTP, and the greedy gate on them."""
 
+import math
 import time
 
 import requests
 from pydantic import BaseModel, ConfigDict
 
-from bench.result import GreedyMatch
+from bench.verdicts import GreedyMatch, greedy_passes
 from vllm_launch.errors import Problem
 from vllm_launch.profile import GreedyGate
 from vllm_launch.server import Server, authorization
@@ -40,6 +41,12 @@ def greedy(server: Server, prompt: str, tokens: int) -> Answer:
     }
     choice = post(server, body)["choices"][0]
     tops = (choice["logprobs"] or {}).get("top_logprobs") or []
+    if not all(value is not None and math.isfinite(value) for top in tops for value in top.values()):
+        raise Problem(
+            "requests",
+            f"a log-probability in the greedy answer to {prompt!r} is no finite number",
+            "the model's output is broken on this server: try another attention backend or KV cache dtype",
+        )
     return Answer(
         prompt=prompt, text=choice["text"], token_ids=choice["token_ids"], margins=[_margin(top) for top in tops]
     )
@@ -76,7 +83,9 @@ def match(answer: Answer, reference: Answer, reference_profile: str, gate: Greed
         missing=missing,
         distinct=distinct,
         margin=min(reference.margins, default=0.0),
-        passed=not missing and equal > gate.min_match * gate.tokens and distinct >= gate.min_distinct,
+        min_match=gate.min_match,
+        min_distinct=gate.min_distinct,
+        passed=greedy_passes(equal, gate.tokens, distinct, gate.min_match, gate.min_distinct, missing),
     )
 
 

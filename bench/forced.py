@@ -172,11 +172,12 @@ def _scored(token_ids: list[int], logprobs: list[float | None], top: list[dict[i
             f" expected {len(token_ids)} of each",
             "look into the server's log; is this vLLM release supported?",
         )
-    if not all(value is not None and math.isfinite(value) for value in logprobs):
-        bad = next(at for at, value in enumerate(logprobs) if value is None or not math.isfinite(value))
-        raise Problem(
-            "requests",
-            f"the log-probability of token {bad} is {logprobs[bad]}, expected a finite number",
-            "the model's output is broken on this server: try another attention backend or KV cache dtype",
-        )
+    for at, (value, best) in enumerate(zip(logprobs, top, strict=True)):
+        for one in (value, *best.values()):
+            if one is None or not math.isfinite(one):
+                raise Problem(
+                    "requests",
+                    f"a log-probability at token {at} is {one}, expected a finite number",
+                    "the model's output is broken on this server: try another attention backend or KV cache dtype",
+                )
     return Scored(token_ids=token_ids, logprobs=logprobs, top=top)

@@ -14,15 +14,14 @@ from bench import run as runs
 from bench.completion import Answer
 from bench.forced import Text
 from bench.result import (
-    AccuracyRecord,
     AccuracyResult,
     AccuracyRow,
     Failure,
     GreedyMatch,
-    SinkCheck,
 )
 from bench.run import Run, doing, load, plan_of, said, step
 from bench.starts import row_settings, started
+from bench.verdicts import AccuracyRecord, SinkCheck
 from vllm_launch import profile
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Profile

@@ -5,12 +5,10 @@ Profiles come in their order, which gives them colour and marker; one with nothi
 """
 
 import io
-import math
 import os
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median, stdev
+from statistics import median
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -19,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from bench import noise
 from bench.result import Rate, Start
 
 WIDTH_INCHES, DPI = 9.0, 200  # shown at 900 px, drawn at twice that
 TITLE_CHARACTERS, LEGEND_CHARACTERS = 84, 90  # that fit into a line
-NOISE_ERRORS = 4  # a difference of fewer standard errors is called noise
 # Okabe and Ito's palette without its yellow: told apart by every kind of colour vision.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
@@ -44,61 +42,18 @@ STYLE = {
 }
 
 
-def point(rate: Rate) -> tuple[int, int, int, int]:
-    """Where on the grid a rate was measured: context, output, concurrency; depth tells contexts apart."""
-    return rate.context, rate.output, rate.concurrency, rate.depth
-
-
-def ratios(rates: list[Rate], base: list[Rate]) -> dict[tuple, tuple[float, float]]:
-    """Median decode rate over base's at each common point, and its noise: NOISE_ERRORS standard errors.
-
-    A few samples can lie close together by chance, so none count as closer than all points' samples do on
-    average (root mean square). Noise alone goes beyond this somewhere in fewer than 1 of 100 comparisons, for
-    6 points of 3 samples as for 20 of 10 (simulated, normal noise). Single samples have infinite noise.
-    """
-    of_base = {point(rate): rate for rate in base}
-    pairs = {point(rate): (rate, of_base[point(rate)]) for rate in rates if point(rate) in of_base}
-    spreads = [_spread(rate) for pair in pairs.values() for rate in pair]
-    typical = math.hypot(*spreads) / math.sqrt(len(spreads) or 1)
-    found = {}
-    for place, pair in pairs.items():
-        value = median(pair[0].decode_tok_s) / median(pair[1].decode_tok_s)
-        errors = [max(_spread(rate), typical) / math.sqrt(len(rate.decode_tok_s)) for rate in pair]
-        found[place] = value, NOISE_ERRORS * value * math.hypot(*errors)
-    return found
-
-
-def _spread(rate: Rate) -> float:
-    """Standard deviation of the decode rate over its median; infinite for a single sample."""
-    samples = rate.decode_tok_s
-    return stdev(samples) / median(samples) if len(samples) > 1 else math.inf
-
-
 def decode_message(rates: dict[str, list[Rate]], base: str) -> str:
-    """What the decode rates say of each profile against `base`, and where that is no more than noise."""
-    compared = {name: ratios(of_one, rates[base]) for name, of_one in rates.items() if name != base}
-    parts = [f"{name} {_compared(list(found.values()), base)}" for name, found in compared.items() if found]
+    """What the decode rates say of each profile against `base`: ratios, their noise and what that makes of them."""
+    found = {name: noise.ratios(of_one, rates[base]) for name, of_one in rates.items() if name != base}
+    parts = [f"{name} {noise.compared(list(of_one.values()), base)}" for name, of_one in found.items() if of_one]
     if parts:
         return "Decode rate: " + "; ".join(parts)
     spans = [
-        f"{profile} {_span([median(rate.decode_tok_s) for rate in of_one], number)}"
+        f"{profile} {noise.span([median(rate.decode_tok_s) for rate in of_one], number)}"
         for profile, of_one in rates.items()
         if of_one
     ]
     return "Decode rate (tokens/s): " + ", ".join(spans)
-
-
-def _compared(found: list[tuple[float, float]], base: str) -> str:
-    count = len(found)
-    if any(math.isinf(noise) for _, noise in found):
-        return f"{_span([value for value, _ in found], times)} {base}'s (single samples: noise not known)"
-    beyond = [value for value, noise in found if abs(value - 1) > noise]
-    if not beyond:
-        return f"shows no difference from {base} beyond the noise ({_points(count)})"
-    sides = [[value for value in beyond if value > 1], [value for value in beyond if value < 1]]
-    texts = [f"{_span(side, times)} {base}'s at {len(side)} of {_points(count)}" for side in sides if side]
-    rest = f" (noise at {count - len(beyond)})" if len(beyond) < count else ""
-    return " and ".join(texts) + rest
 
 
 def capacity_message(capacities: dict[str, int | None], base: str) -> str:
@@ -116,7 +71,7 @@ def start_message(starts: dict[str, list[Start]]) -> str:
     """How long the server takes to get ready, cold and warm, over all profiles."""
     everything = [start for of_one in starts.values() for start in of_one]
     parts = [
-        f"{cache} {_span([start.start_s for start in everything if start.cache == cache], number)} s"
+        f"{cache} {noise.span([start.start_s for start in everything if start.cache == cache], number)} s"
         for cache in ("cold", "warm")
         if any(start.cache == cache for start in everything)
     ]
@@ -126,23 +81,6 @@ def start_message(starts: dict[str, list[Start]]) -> str:
 def number(value: float) -> str:
     """Three digits or all before the point: 1,234, 123, 12.3, 1.23."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
-
-
-def times(value: float) -> str:
-    """A ratio: 1.12x, and 1.004x where two digits would hide the difference."""
-    return f"{value:.3f}x" if abs(value - 1) < 0.0095 else f"{value:.2f}x"
-
-
-def with_noise(value: float, noise: float, bold: bool = False) -> str:
-    """A ratio and its noise, `1.02x ± 0.03`, without the noise where that is infinite.
-
-    bold: in Markdown, a ratio beyond its noise in bold.
-    """
-    if math.isinf(noise):
-        return times(value)
-    digits = 2 if noise >= 0.00995 else 3
-    ratio = f"{value:.{digits}f}x"
-    return f"{f'**{ratio}**' if bold and abs(value - 1) > noise else ratio} ± {noise:.{digits}f}"
 
 
 def decode_rate_plot(rates: dict[str, list[Rate]], base: str, accuracy: dict[str, str], path: Path) -> None:
@@ -227,7 +165,7 @@ def new_figure(title: str, height_inches: float, rows: int, columns: int) -> tup
 
 def _decode_line(cell: Axes, label: str, place: int, aside: float, rates: list[Rate]) -> None:
     """aside: points (1/72 inch) to the right of the true context."""
-    rates = sorted(rates, key=point)
+    rates = sorted(rates, key=noise.point)
     middles = [median(rate.decode_tok_s) for rate in rates]
     below = [middle - min(rate.decode_tok_s) for middle, rate in zip(middles, rates, strict=True)]
     above = [max(rate.decode_tok_s) - middle for middle, rate in zip(middles, rates, strict=True)]
@@ -268,15 +206,6 @@ def _tokens(capacities: dict[str, int | None], profile: str, base: str) -> str:
     if not tokens:
         return "not known"
     return f"{tokens:,}" if profile == base or not of_base else f"{tokens:,}  ({tokens / of_base:.2f}x)"
-
-
-def _points(count: int) -> str:
-    return "1 point" if count == 1 else f"{count} points"
-
-
-def _span(values: list[float], written: Callable[[float], str]) -> str:
-    lowest, highest = written(min(values)), written(max(values))
-    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def legend(figure: Figure, *cells: Axes) -> None:

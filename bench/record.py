@@ -8,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm_launch.machine import Machine
 
 SCHEMA_VERSION = 1
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """Plain data: unknown keys are errors, and nothing changes after it is read."""
+    """Plain data: unknown keys are errors, every number is finite, and nothing changes after it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Provenance(Strict):
@@ -31,7 +33,7 @@ class Provenance(Strict):
     git_dirty: bool | None
     command: list[str]
     environment: dict[str, str] = {}
-    load_average: float | None = None
+    load_average: NotNegative | None = None
 
 
 class Wiped(Strict):

@@ -6,6 +6,7 @@ than to the true one, or far from all.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +14,13 @@ import numpy as np
 import psutil
 
 from bench.forced import Scored, Text
-from bench.result import SinkCheck
+from bench.verdicts import TRUE_SINKS, SinkCheck, sink_status
 from vllm_launch.errors import Problem
 from vllm_launch.model import Model
 from vllm_launch.profile import SinkBounds
 
 GIB = 1 << 30
 ARCHITECTURE = "GptOssForCausalLM"
-TRUE = "true"
 WRONG = ("zeroed", "shifted by one head", "doubled")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a stored weight
 MXFP4_BYTES = 17 / 32  # 4 bits, and 8 bits of scale for 32 of them
@@ -41,18 +41,16 @@ def not_run(reason: str, bounds: SinkBounds) -> SinkCheck:
 
 
 def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> SinkCheck:
-    """Passed if the true sinks are near enough and the nearest wrong ones far enough (`bounds`)."""
-    near, far = distances[TRUE], min(distances[name] for name in WRONG)
-    kept = [
-        None if bounds.mean_abs_delta is None else near <= bounds.mean_abs_delta,
-        None if bounds.factor is None else far >= bounds.factor * near,
-    ]
-    status = "FAILED" if False in kept else "not judged" if None in kept else "passed"
+    """Passed if the true sinks are near enough and the nearest wrong ones far enough (`bounds`).
+
+    Distances that are not all finite are a failed check, which says so and has none.
+    """
+    finite = all(map(math.isfinite, distances.values()))
     return SinkCheck(
-        status=status,
-        reason=None,
+        status=sink_status(distances, bounds.mean_abs_delta, bounds.factor) if finite else "FAILED",
+        reason=None if finite else "a log-probability of transformers or the server is not finite",
         tokens=tokens,
-        mean_abs_delta=distances,
+        mean_abs_delta=distances if finite else {},
         bound=bounds.mean_abs_delta,
         factor=bounds.factor,
     )
@@ -93,7 +91,7 @@ def fp32_bytes(model: Model) -> int:
 
 
 def of_transformers(model: Model, texts: list[Text]) -> dict[str, list[float]]:
-    """Log-probabilities (nats, FP32) of the texts' scored tokens: sinks -> values, with TRUE and each of WRONG.
+    """Log-probabilities (nats, FP32) of the texts' scored tokens: sinks -> values, with TRUE_SINKS and each of WRONG.
 
     The texts have one length and one start.
     """
@@ -109,7 +107,7 @@ def of_transformers(model: Model, texts: list[Text]) -> dict[str, list[float]]:
     ).eval()
     layers = [layer.self_attn for layer in loaded.model.layers]
     changes = {
-        TRUE: torch.clone,
+        TRUE_SINKS: torch.clone,
         "zeroed": torch.zeros_like,
         "shifted by one head": lambda sinks: sinks.roll(1),
         "doubled": lambda sinks: 2 * sinks,

@@ -18,9 +18,9 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
-    """Plain data: unknown keys are errors, and nothing changes after it is read."""
+    """Plain data: unknown keys are errors, every number is finite, and nothing changes after it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BenchGrid(Strict):

@@ -34,7 +34,7 @@ class Resolved(BaseModel):
     cpu_cache_writer: whether our rounding CPU cache writer is active.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     vllm_version: str
     device: str

@@ -141,6 +141,8 @@ def _distances(kernel: Kernel, made) -> dict:
         expected = exact.expected(made, kv_format, sinks=kernel.sinks)
         figures[f"missed_{name}"] = exact.missed(out, expected, grid.RTOL, grid.ATOL)
         figures[f"rel_l2_{name}"] = exact.rel_l2(out, expected)
+    if not all(map(math.isfinite, figures.values())):
+        raise ArithmeticError("the output holds NaN or infinity, or was not written")
     return figures
 
 

@@ -1,12 +1,14 @@
 """The result of kind `kernels`. Other tools read its keys: a key keeps its name and its meaning."""
 
-import math
-from typing import Literal
+from statistics import median
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from bench.kernels.shape import HEAD_DIM, LAYOUT, Layout, Shape
-from bench.record import SCHEMA_VERSION, Provenance, Strict
+from bench.record import SCHEMA_VERSION, NotNegative, Positive, Provenance, Strict
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Geometry(Strict):
@@ -31,8 +33,14 @@ class Build(Strict):
     kv_format: str
     head_dim: int = HEAD_DIM
     windowed: bool = False
-    seconds: float | None
+    seconds: Positive | None
     error: str | None
+
+    @model_validator(mode="after")
+    def _seconds_or_error(self):
+        if (self.seconds is None) is (self.error is None):
+            raise ValueError(f"expected either seconds or an error, got {self.seconds} and {self.error!r}")
+        return self
 
 
 class LeftOut(Strict):
@@ -65,10 +73,10 @@ class KernelRow(Strict):
     head_dim: int = HEAD_DIM
     table_tokens: int | None = None
     layout: Layout = LAYOUT
-    kv_bytes: int
-    time_us: float | None
-    samples_us: list[float]
-    rel_l2: float | None
+    kv_bytes: Annotated[int, Field(gt=0)]
+    time_us: Positive | None
+    samples_us: list[Positive]
+    rel_l2: NotNegative | None
     setting: str | None
     error: str | None
 
@@ -93,11 +101,12 @@ class KernelRow(Strict):
     @model_validator(mode="after")
     def _figures_or_error(self):
         figures = (self.time_us, self.rel_l2)
-        measured = bool(self.samples_us) and all(one is not None and math.isfinite(one) for one in figures)
-        if self.error is None and not measured:
+        if self.error is None and (not self.samples_us or None in figures):
             raise ValueError("no error, and not all of time_us, samples_us and rel_l2")
         if self.error is not None and (self.samples_us or figures != (None, None)):
             raise ValueError("an error, and figures beside it")
+        if self.error is None and self.time_us != median(self.samples_us):
+            raise ValueError(f"time_us is {self.time_us}, the median of samples_us {median(self.samples_us)}")
         return self
 
 
@@ -115,11 +124,19 @@ class Tolerance(Strict):
     context: int
     rtol: float
     atol: float
-    missed_stored: float | None
-    missed_bf16: float | None
-    rel_l2_stored: float | None
-    rel_l2_bf16: float | None
+    missed_stored: Share | None
+    missed_bf16: Share | None
+    rel_l2_stored: NotNegative | None
+    rel_l2_bf16: NotNegative | None
     error: str | None
+
+    @model_validator(mode="after")
+    def _figures_or_error(self):
+        figures = (self.missed_stored, self.missed_bf16, self.rel_l2_stored, self.rel_l2_bf16)
+        absent = [one is None for one in figures]
+        if absent != [self.error is not None] * len(figures):
+            raise ValueError(f"expected either all figures or an error, got {figures} and {self.error!r}")
+        return self
 
 
 class KernelsResult(Strict):
@@ -130,7 +147,7 @@ class KernelsResult(Strict):
     id: str
     provenance: Provenance
     geometry: Geometry
-    read_ceiling_bytes_per_s: float
+    read_ceiling_bytes_per_s: Positive
     cache_wiped_bytes: int
     builds: list[Build]
     left_out: list[LeftOut] = Field(default_factory=list)

@@ -15,7 +15,8 @@ from bench import plots
 from bench.accuracy import FIGURES, PATHS, gate_words, sink_words
 from bench.report import markdown as md
 from bench.report.tables import GREEDY_LIMIT
-from bench.result import AccuracyRecord, AccuracyRow, Agreement, Figure
+from bench.result import AccuracyRow
+from bench.verdicts import AccuracyRecord, Agreement, Figure
 
 NO_RECORD = "no record"
 UNITS = {"mean_abs_delta": "nats", "p99_abs_delta": "nats", "kl": "nats a token"}
@@ -41,17 +42,25 @@ def answer_lines(rows: Sequence[AccuracyRow]) -> list[str]:
             f"Accuracy of {row.profile}: {verdict(record)}; over {found.tokens:,} given tokens, decoding finds the"
             f" same token most likely as {record.reference} at {found.top1.value:.1%} of the positions, moves the right"
             f" one's log-probability by {found.mean_abs_delta.value:.3f} nats on average, and has"
-            f" {found.perplexity_ratio.value:.3f} times the perplexity"
+            f" {_written(found.perplexity_ratio.value, '.3f')} times the perplexity"
         )
     return lines
 
 
 def verdict(record: AccuracyRecord) -> str:
-    """pass, FAILED or not judged, with how many gates."""
+    """pass, FAILED or not judged, with how many gates, and when if not in the run itself."""
     judged = [gate for gate in record.gates if gate.passed is not None]
+    later = judged_later(record)
     if record.passed is False:
-        return f"FAILED ({len(record.failed_gates)} of {len(judged)} gates{_sinks_too(record)})"
-    return f"pass ({len(judged)} gates)" if record.passed else "not judged (this model has no thresholds)"
+        return f"FAILED ({len(record.failed_gates)} of {len(judged)} gates{_sinks_too(record)}{later})"
+    if record.passed:
+        return f"pass ({len(judged)} gates{later})"
+    return f"not judged (this model has no thresholds{later})"
+
+
+def judged_later(record: AccuracyRecord) -> str:
+    """Empty for the run's own verdict."""
+    return f"; judged after the run, {record.judged_at:%Y-%m-%d}" if record.judged_at else ""
 
 
 def failed(rows: Sequence[AccuracyRow]) -> list[str]:
@@ -76,7 +85,7 @@ def details(rows: Sequence[AccuracyRow]) -> list[str]:
         if record is None:
             blocks.append(f"**{md.text(row.profile)}**: no accuracy record")
             continue
-        blocks += [f"**{md.text(row.profile)}** against {_other(row.profile, record)}", _context_table(record)]
+        blocks += [f"**{md.text(row.profile)}** against {md.text(_other(row.profile, record))}", _context_table(record)]
         blocks.append(f"Sink check: {md.text(sink_words(record.sinks) if record.sinks else NO_RECORD)}")
         gates = [[_outcome(gate.passed), md.text(gate_words(gate))] for gate in record.gates if gate.passed is not None]
         if gates:
@@ -86,14 +95,14 @@ def details(rows: Sequence[AccuracyRow]) -> list[str]:
 
 def message(records: dict[str, AccuracyRecord | None]) -> str:
     """The plot's title: how far each profile is from the reference at the shortest and the longest context."""
+    measured = {profile: record for profile, record in records.items() if record}
+    others = {profile: record for profile, record in measured.items() if record.reference != profile}
     parts = []
-    for profile, record in records.items():
-        if record is None or (record.reference == profile and len(records) > 1):
-            continue
+    for profile, record in (others or measured).items():
         first, last = record.contexts[0], record.contexts[-1]
         parts.append(
-            f"{profile} {first.decode.mean_abs_delta.value:.3f} nats from {record.reference} after {first.context:,}"
-            f" tokens, {last.decode.mean_abs_delta.value:.3f} after {last.context:,}"
+            f"{profile} {first.decode.mean_abs_delta.value:.3f} nats from {_other(profile, record)} after"
+            f" {first.context:,} tokens, {last.decode.mean_abs_delta.value:.3f} after {last.context:,}"
         )
     return "Accuracy: " + "; ".join(parts)
 
@@ -209,8 +218,13 @@ def _figure_cell(found: Agreement | None, field: str) -> str:
     figure: Figure = getattr(found, field)
     digits = {"top1": ".2%", "kl": ".2g"}.get(field, ".3f")
     if figure.low is None or figure.high is None:
-        return f"{figure.value:{digits}}"
-    return f"{figure.value:{digits}} ({figure.low:{digits}} to {figure.high:{digits}})"
+        return _written(figure.value, digits)
+    return f"{_written(figure.value, digits)} ({_written(figure.low, digits)} to {_written(figure.high, digits)})"
+
+
+def _written(value: float, digits: str) -> str:
+    """A broken server's perplexity ratio can have 300 digits."""
+    return f"{value:{digits}}" if value < 1e6 else f"{value:.1e}"
 
 
 def _verdict_cell(record: AccuracyRecord | None) -> str:
@@ -224,10 +238,10 @@ def _sink_cell(record: AccuracyRecord | None) -> str:
     if record is None or record.sinks is None:
         return NO_RECORD
     sinks = record.sinks
-    if sinks.reason:
-        return md.text(f"{sinks.status}: {sinks.reason}")
-    true, wrong = sinks.mean_abs_delta["true"], min(v for k, v in sinks.mean_abs_delta.items() if k != "true")
     status = f"**{sinks.status}**" if sinks.status == "FAILED" else sinks.status
+    if sinks.reason:
+        return f"{status}: {md.text(sinks.reason)}"
+    true, wrong = sinks.mean_abs_delta["true"], min(v for k, v in sinks.mean_abs_delta.items() if k != "true")
     return f"{status}: true {true:.3f}, nearest wrong {wrong:.3f}"
 
 
@@ -236,7 +250,7 @@ def _label(profile: str, record: AccuracyRecord | None) -> str:
 
 
 def _other(profile: str, record: AccuracyRecord) -> str:
-    return "itself" if record.reference == profile else md.text(record.reference)
+    return "itself" if record.reference == profile else record.reference
 
 
 def _outcome(passed: bool | None) -> str:

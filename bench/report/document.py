@@ -137,7 +137,7 @@ def _draw(result: ServingResult | KernelsResult, folder: Path, plots_folder: str
     if "accuracy" in names:
         report_accuracy.plot({row.profile: row.accuracy for row in result.rows}, folder / names["accuracy"])
     if "start" in names:
-        plots.start_plot({row.profile: row.starts for row in result.rows}, folder / names["start"])
+        plots.start_plot(summary.starts(result), folder / names["start"])
     return names
 
 

@@ -5,7 +5,7 @@ A gain is a decode rate over the base profile's. By bytes it is bytes of a step 
 
 from statistics import median
 
-from bench import plots
+from bench import noise, plots
 from bench.report import markdown as md
 from bench.result import Rate, ServingResult, ServingRow
 from bench.roofline.prediction import GAINS, Point, gain, pays_from, predict_measured
@@ -71,16 +71,16 @@ def _by_bytes(result: ServingResult, row: ServingRow, base: ServingRow, rate: Ra
 
 
 def _gain_lines(result: ServingResult, row: ServingRow, base: ServingRow) -> list[list[str]]:
-    of_base = {plots.point(rate): rate for rate in base.rates}
-    gains = plots.ratios(row.rates, base.rates)
+    of_base = {noise.point(rate): rate for rate in base.rates}
+    gains = noise.ratios(row.rates, base.rates)
     lines = []
     for rate in sorted(row.rates, key=lambda rate: (rate.concurrency, rate.output, rate.context)):
-        if (place := plots.point(rate)) in gains:
+        if (place := noise.point(rate)) in gains:
             rates = [plots.number(median(one.decode_tok_s)) for one in (of_base[place], rate)]
             by_bytes = _by_bytes(result, row, base, rate)
             numbers = [f"{rate.context:,}", str(rate.output), str(rate.concurrency)]
-            limit = plots.times(by_bytes) if by_bytes else "not counted"
-            lines.append([*numbers, *rates, plots.with_noise(*gains[place]), limit])
+            limit = noise.times(by_bytes) if by_bytes else "not counted"
+            lines.append([*numbers, *rates, noise.cell(*gains[place]), limit])
     return lines
 
 
@@ -97,7 +97,7 @@ def _plan_blocks(result: ServingResult, shape: Shape, shown: dict[str, ServingRo
     lines = [line for row in others for line in _plan_measured(result, row, shown[base])]
     by_bytes = gain(shape, "fp8", PLAN_PROMPT + PLAN_OUTPUT // 2, 1)
     after = " to ".join(f"{value:.1f}" for value in PLAN_AFTER)
-    expected = " to ".join(plots.times(value / PLAN_BEFORE) for value in PLAN_AFTER)
+    expected = " to ".join(noise.times(value / PLAN_BEFORE) for value in PLAN_AFTER)
     lines += [
         ["the original plan, expected on a DGX Spark", f"{PLAN_BEFORE:.1f}", after, expected],
         ["bytes alone, from the plan's rate", f"{PLAN_BEFORE:.1f}", f"{PLAN_BEFORE * by_bytes:.1f}", _limit(by_bytes)],
@@ -108,27 +108,27 @@ def _plan_blocks(result: ServingResult, shape: Shape, shown: dict[str, ServingRo
 
 def _plan_measured(result: ServingResult, row: ServingRow, base: ServingRow) -> list[list[str]]:
     """What was measured at the plan's prompt and the longest output, and its limit; for FP8 over BF16 alone."""
-    of_base = {plots.point(rate): rate for rate in base.rates}
+    of_base = {noise.point(rate): rate for rate in base.rates}
     at_plan = [
         rate
         for rate in row.rates
-        if (rate.depth, rate.prompt, rate.concurrency) == (0, PLAN_PROMPT, 1) and plots.point(rate) in of_base
+        if (rate.depth, rate.prompt, rate.concurrency) == (0, PLAN_PROMPT, 1) and noise.point(rate) in of_base
     ]
     if not at_plan:
         return []
     rate = max(at_plan, key=lambda rate: rate.output)
-    place, by_bytes = plots.point(rate), _by_bytes(result, row, base, rate)
+    place, by_bytes = noise.point(rate), _by_bytes(result, row, base, rate)
     formats = [point.kv_format for one in (base, row) if (point := _predicted(result, one, rate))]
     if len(formats) < 2 or formats[0] != "bf16" or formats[1] == "bf16":
         return []
     rates = [plots.number(median(one.decode_tok_s)) for one in (of_base[place], rate)]
     machine, name = md.text(result.provenance.machine.name), md.text(row.profile)
-    measured = [f"{name}, measured on {machine}", *rates, plots.with_noise(*plots.ratios(row.rates, base.rates)[place])]
+    measured = [f"{name}, measured on {machine}", *rates, noise.cell(*noise.ratios(row.rates, base.rates)[place])]
     return [measured, [f"{name}, bytes alone", "", "", _limit(by_bytes)]]
 
 
 def _limit(value: float) -> str:
-    return f"at most {plots.times(value)}"
+    return f"at most {noise.times(value)}"
 
 
 def _pays_blocks(result: ServingResult, shape: Shape, rows: list[ServingRow]) -> list[str]:

@@ -2,24 +2,24 @@
 
 from statistics import median
 
-from bench import plots
+from bench import noise, plots
 from bench.report import accuracy as report_accuracy
 from bench.report import markdown as md
 from bench.report import tables
 from bench.report.tables import NOT_SHOWN
-from bench.result import Rate, ServingResult, ServingRow
+from bench.result import Rate, ServingResult, ServingRow, Start
 
 SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference
 NOISE = (
-    f"± is the noise, {plots.NOISE_ERRORS} standard errors of this run's samples; bold: a ratio beyond it."
-    " Another start of the same server can differ by more than that."
+    f"± is the noise, {noise.NOISE_ERRORS} standard errors of this run's samples; bold: a ratio beyond it; above"
+    f" ±{noise.MOST_NOISE:g} it is {noise.TOO_NOISY}. Another start of the same server can differ by more than that."
 )
 STARTS = (("Server start", "start_s"), ("First token after it", "first_token_s"))
 CPU_NOTE = "> A CPU shows capacity and accuracy, not FP8 speed: for that it takes a GPU."
 
 
 def has_speed(result: ServingResult) -> bool:
-    return any(row.starts or row.rates for row in result.rows)
+    return any(tables.timed(row) or row.rates for row in result.rows)
 
 
 def messages_of(result: ServingResult) -> dict[str, str]:
@@ -32,9 +32,14 @@ def messages_of(result: ServingResult) -> dict[str, str]:
         messages["capacity"] = plots.capacity_message(capacities(result), base_of(result))
     if any(shown_rates(result).values()):
         messages["decode"] = plots.decode_message(shown_rates(result), base_of(result))
-    if any(row.starts for row in result.rows):
-        messages["start"] = plots.start_message({row.profile: row.starts for row in result.rows})
+    if any(starts(result).values()):
+        messages["start"] = plots.start_message(starts(result))
     return messages
+
+
+def starts(result: ServingResult) -> dict[str, list[Start]]:
+    """The starts whose times are shown."""
+    return {row.profile: tables.timed(row) for row in result.rows}
 
 
 def capacities(result: ServingResult) -> dict[str, int | None]:
@@ -43,7 +48,7 @@ def capacities(result: ServingResult) -> dict[str, int | None]:
 
 def shown_rates(result: ServingResult) -> dict[str, list[Rate]]:
     """The rates that may be shown: those of profiles with an accuracy record."""
-    return {row.profile: row.rates if _accuracy(result, row) else [] for row in result.rows}
+    return {row.profile: row.rates if _accuracy(row) else [] for row in result.rows}
 
 
 def _reference(result: ServingResult) -> str | None:
@@ -61,16 +66,14 @@ def base_of(result: ServingResult) -> str:
     return reference if reference in profiles else profiles[0]
 
 
-def _accuracy(result: ServingResult, row: ServingRow) -> str | None:
-    """The accuracy record in a few words; None where there is none."""
-    if row.profile == _reference(result):
-        compared = any(other.greedy or other.accuracy for other in result.rows if other is not row)
-        if row.accuracy and row.accuracy.passed is False:
-            return "FAILED: the reference misses its own gates"
-        return "reference" if compared else "reference: not compared"
+def _accuracy(row: ServingRow) -> str | None:
+    """The accuracy record in a few words; None where the row has none, be it the reference's own."""
     if not (row.greedy or row.accuracy):
         return None
     failed = not all(match.passed for match in row.greedy) or (row.accuracy and row.accuracy.passed is False)
+    if row.accuracy and row.accuracy.reference == row.profile:
+        off = f"{row.accuracy.decode.mean_abs_delta.value:.3f} nats from itself"
+        return f"FAILED: the reference misses its own gates, {off}" if failed else f"reference: {off}"
     parts = [", ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)] if row.greedy else []
     parts += [f"{row.accuracy.decode.mean_abs_delta.value:.3f} nats off"] if row.accuracy else []
     return f"{'FAILED' if failed else 'pass'}: {'; '.join(parts)}"
@@ -78,7 +81,7 @@ def _accuracy(result: ServingResult, row: ServingRow) -> str | None:
 
 def accuracies(result: ServingResult) -> dict[str, str | None]:
     """Each profile's accuracy record in a few words; None where there is none."""
-    return {row.profile: _accuracy(result, row) for row in result.rows}
+    return {row.profile: _accuracy(row) for row in result.rows}
 
 
 def headline(result: ServingResult) -> str:
@@ -108,6 +111,7 @@ def summary_lines(result: ServingResult) -> str:
         *report_accuracy.answer_lines(result.rows),
         *(line for which, line in messages_of(result).items() if which != "accuracy"),
     ]
+    said += tables.load_warnings(result)
     lines = [*_failed_reference(result), *_answer_lines(result), *map(md.text, said), *_missing_lines(result)]
     return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
 
@@ -129,15 +133,15 @@ def _greedy_words(row: ServingRow) -> str:
 
 
 def _missing_lines(result: ServingResult) -> list[str]:
-    points = {plots.point(rate) for row in result.rows for rate in row.rates}
+    points = {noise.point(rate) for row in result.rows for rate in row.rates}
     lines = []
     for row in result.rows:
         caches = {start.cache for start in row.starts}
-        measured = len({plots.point(rate) for rate in row.rates})
+        measured = len({noise.point(rate) for rate in row.rates})
         speed = has_speed(result) or row.failures
         missing = [f"{cache} start" for cache in ("cold", "warm") if speed and cache not in caches]
         missing += ["resolved settings"] if row.resolved is None else []
-        missing += ["accuracy record"] if _accuracy(result, row) is None else []
+        missing += ["accuracy record"] if _accuracy(row) is None else []
         missing += ["all rates"] if speed and not measured else []
         if 0 < measured < len(points):
             missing.append(f"rates at {len(points) - measured} of {len(points)} points")
@@ -179,15 +183,14 @@ def _glance_table(result: ServingResult) -> str:
     every = [rate for row in result.rows for rate in row.rates]
     fewest = min((rate.concurrency for rate in every), default=0)
     longest = max((rate.output for rate in every), default=0)
-    chosen = sorted({plots.point(one) for one in every if (one.concurrency, one.output) == (fewest, longest)})
+    chosen = sorted({noise.point(one) for one in every if (one.concurrency, one.output) == (fewest, longest)})
     lines = [
-        ["Answers", *(tables.verdict(_accuracy(result, row) or "no record") for row in result.rows)],
+        ["Answers", *(tables.verdict(_accuracy(row) or "no record") for row in result.rows)],
         ["KV capacity, tokens", *(_capacity_cell(tokens, row.profile, base) for row in result.rows)],
     ]
     for place in chosen:
         cells = [
-            _rate_cell(row, _accuracy(result, row), place, rates[base] if row.profile != base else [])
-            for row in result.rows
+            _rate_cell(row, _accuracy(row), place, rates[base] if row.profile != base else []) for row in result.rows
         ]
         lines.append([f"Decode at {place[0]:,} tokens, tokens/s", *cells])
     for label, field in STARTS if has_speed(result) else ():
@@ -206,15 +209,15 @@ def _capacity_cell(capacities: dict[str, int | None], profile: str, base: str) -
 
 
 def _rate_cell(row: ServingRow, accuracy: str | None, place: tuple, base: list[Rate]) -> str:
-    rate = next((rate for rate in row.rates if plots.point(rate) == place), None)
+    rate = next((rate for rate in row.rates if noise.point(rate) == place), None)
     if rate is None:
         return "not measured"
     if accuracy is None:
         return NOT_SHOWN
     text = plots.number(median(rate.decode_tok_s))
-    if place not in (ratios := plots.ratios(row.rates, base)):
+    if place not in (ratios := noise.ratios(row.rates, base)):
         return text
-    return f"{text} ({plots.with_noise(*ratios[place], bold=True)})"
+    return f"{text} ({noise.cell(*ratios[place])})"
 
 
 def _start_cell(row: ServingRow, field: str) -> str:

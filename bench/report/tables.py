@@ -5,12 +5,15 @@ from statistics import median
 
 from bench import plots
 from bench.kernels.result import KernelsResult
+from bench.record import Provenance
 from bench.report import markdown as md
-from bench.result import GreedyMatch, Rate, ServingResult
+from bench.result import Rate, ServingResult, ServingRow, Start
+from bench.verdicts import GreedyMatch
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 NOT_SHOWN = "not shown: no accuracy record"
 GIB = 1 << 30
+OWN_LOAD = 2  # what our API server and client add to the load average, beside an engine on all cores
 GREEDY_LIMIT = (
     "Greedy match cannot judge a cache format alone: where margins are large a coarser cache passes too,"
     " where they are small a match is luck."
@@ -46,10 +49,15 @@ def _kv_dtype(resolved: Resolved) -> str:
     return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
 
 
+def timed(row: ServingRow) -> list[Start]:
+    """The starts whose times are shown: not those of servers that only gave log-probabilities."""
+    return [start for start in row.starts if start.cache != "scored"]
+
+
 def starts_table(result: ServingResult) -> str:
     lines = []
     for row in result.rows:
-        for start in row.starts:
+        for start in timed(row):
             seconds = [plots.number(start.start_s), plots.number(start.first_token_s)]
             wiped = ""
             if row.wiped and start.cache == "cold":
@@ -126,18 +134,47 @@ def provenance(result: ServingResult) -> list[str]:
     return [source_table(result, about), md.details("Commands", commands)]
 
 
+def commit_words(source: Provenance, digits: int | None = None) -> str:
+    """The commit, or its first digits, and whether the files were the commit's."""
+    if source.git_commit is None:
+        return "not known"
+    state = {True: " with changes", False: "", None: ", git state not known"}[source.git_dirty]
+    return f"{source.git_commit[:digits]}{state}"
+
+
+def load_words(result: ServingResult | KernelsResult) -> str:
+    """The load average before the run, and the highest one at a rate's point."""
+    before, during = result.provenance.load_average, _highest_load(result)
+    words = [f"{before:.1f} before the run"] if before is not None else []
+    words += [f"at most {during:.1f} while rates were measured"] if during is not None else []
+    return f"{', '.join(words)}; {result.provenance.machine.cores} cores" if words else "not recorded"
+
+
+def load_warnings(result: ServingResult) -> list[str]:
+    """A line of plain text, "topic: rest", where other work kept the machine busy."""
+    cores, before, during = result.provenance.machine.cores, result.provenance.load_average, _highest_load(result)
+    busy = before is not None and before > cores / 2
+    busy = busy or (during is not None and during > cores + OWN_LOAD)
+    return [f"Other work on the machine: load average {load_words(result)}: speeds may be too low"] if busy else []
+
+
+def _highest_load(result: ServingResult | KernelsResult) -> float | None:
+    rates = [rate for row in result.rows for rate in row.rates] if result.kind == "serving" else []
+    return max((rate.load_average for rate in rates if rate.load_average is not None), default=None)
+
+
 def source_table(result: ServingResult | KernelsResult, about: list[list[str]]) -> str:
     """Machine, versions and commit of a result of any kind. about: lines on what was measured."""
     source, machine = result.provenance, result.provenance.machine
     device = f"{machine.gpus} GPU, driver {machine.driver}" if machine.gpus else f"{machine.cores} cores"
-    commit = f"{source.git_commit or 'not known'}{' with changes' if source.git_dirty else ''}"
     memory = f"{machine.total_bytes / GIB:.0f} GiB of memory"
     lines = [
         ["result", md.text(result.id)],
         ["made", f"{source.created:%Y-%m-%d %H:%M %Z}".strip()],
         ["machine", md.text(f"{machine.name} ({machine.family}), {device}, {memory}")],
         *about,
-        ["commit", commit],
+        ["load average", load_words(result)],
+        ["commit", commit_words(source)],
         ["FlashInfer patch set", md.text(source.patch)],
         *([md.text(name), md.text(version)] for name, version in sorted(source.versions.items())),
     ]

@@ -1,6 +1,7 @@
 """Reading llama-benchy: what is missing, null or miscounted fails the run."""
 
 import json
+import math
 import urllib.request
 
 import pytest
@@ -50,6 +51,9 @@ def test_a_complete_report(tmp_path):
         ([entry(1), entry(2, tg_throughput=None)], "", 0, "tg_throughput has 0 of 3"),
         ([entry(1), entry(2, e2e_ttft={"values": [1.0] * 5})], "", 0, "e2e_ttft has 5 of 6"),
         ([entry(1), entry(2, pp_throughput={"values": [1.0] * 2})], "", 0, "pp_throughput has 2 of 3"),
+        ([entry(1), entry(2, tg_throughput={"values": [1.0, 0.0, 1.0]})], "", 0, "no rates: decode_tok_s"),
+        ([entry(1), entry(2, tg_throughput={"values": [1.0, math.nan, 1.0]})], "", 0, "no rates: decode_tok_s"),
+        ([entry(1), entry(2, pp_throughput={"values": [1.0, None, 1.0]})], "", 0, "no rates: prefill_tok_s"),
     ],
 )
 def test_anything_less_fails(tmp_path, benchmarks, log, returncode, said):

@@ -3,19 +3,20 @@
 import json
 import random
 import re
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from bench import compare, plots
+from bench import compare
 from bench.cli import bench
+from bench.noise import INSIDE, TOO_NOISY, with_noise
 from bench.provenance import REPO
 from bench.report import document
 from bench.result import AccuracyResult, AccuracyRow, Failure, Rate, ServingResult, write
-from kernels_tests.bench.samples import a_match, a_rate, a_resolved, a_result, a_row, two_profiles
+from kernels_tests.bench.samples import a_match, a_rate, a_record, a_resolved, a_result, a_row, two_profiles
 from vllm_launch.errors import EXIT_CODES, Problem
 
 KEPT = REPO / "results" / "serving-20261121-165524.json"
@@ -74,11 +75,11 @@ def test_a_difference_is_noise_or_a_direction(tmp_path, decode, prefill, first_t
     assert [speeds(found, field, "verdict")[0] for field in compare.SPEEDS] == verdicts
     assert speeds(found, "decode_tok_s", "ratio") == [pytest.approx(decode / 500)]
     text = compare.compare(*profiles(path))
-    assert len(re.findall("shows no difference from A beyond the noise", text)) == verdicts.count("inside the noise")
+    assert re.findall(r"B [\d.]+x ± [\d.]+ A's \(1 point: (.+)\)", text) == verdicts
 
 
 def test_the_same_ratio_is_noise_where_samples_lie_wide(tmp_path):
-    for spread, expected in ((0.01, "faster"), (0.2, "inside the noise")):
+    for spread, expected in ((0.01, "faster"), (0.05, "inside the noise"), (0.2, "too noisy to compare")):
         (path,) = saved(tmp_path, one_file(a_point(500, spread=spread), a_point(550, spread=spread)))
         assert speeds(loads(*profiles(path)), "decode_tok_s", "verdict") == [expected]
 
@@ -89,10 +90,10 @@ def test_noise_is_that_of_the_report(tmp_path, seed):
     rates = [[a_rate(depth, decode=[chance.gauss(500, 20) for _ in range(3)]) for depth in (0, 1024)] for _ in "ab"]
     result = a_result(a_row(rates=rates[0]), a_row("fp8", "fp8", rates=rates[1]))
     (path,) = saved(tmp_path, result)
-    in_report = re.findall(r"\| \d+ \((\*\*)?([\d.x]+)(?:\*\*)? ± ([\d.]+)\) \|", document.markdown([result], {}))
+    in_report = re.findall(r"\| \d+ \((\*\*)?([\d.x]+)(?:\*\*)? ± ([\d.]+)[^|]*\) \|", document.markdown([result], {}))
     found = loads(*profiles(path))
     assert [(bool(bold), ratio, noise) for bold, ratio, noise in in_report] == [
-        (verdict != "inside the noise", *plots.with_noise(ratio, noise).split(" ± "))
+        (verdict not in (INSIDE, TOO_NOISY), *with_noise(ratio, noise).split(" ± "))
         for verdict, ratio, noise in zip(
             *(speeds(found, "decode_tok_s", key) for key in ("verdict", "ratio", "noise")), strict=True
         )
@@ -180,20 +181,27 @@ def test_speed_without_accuracy_is_not_shown(tmp_path, flipped):
 
 def test_accuracy_stands_beside(tmp_path):
     (path,) = saved(tmp_path, secret(greedy=[a_match(passed=False)]))
-    assert re.search(r"greedy answers +reference +FAILED: 3/32\n", compare.compare(*profiles(path)))
+    assert re.search(
+        r"greedy answers +reference: 0.006 nats from itself +FAILED: 3/32\n", compare.compare(*profiles(path))
+    )
     of_b = loads(*profiles(path))["pairs"][0]["b"]
     assert (of_b["accuracy"], of_b["greedy"][0]["matched"]) == ("FAILED: 3/32", 3)
 
 
-@pytest.mark.parametrize(("passed", "word"), [(True, "pass"), (False, "FAILED"), (None, "not judged")])
-def test_log_probabilities_stand_beside_and_are_a_record(tmp_path, passed, word):
-    (path,) = saved(tmp_path, secret())
-    ((a, b),), _ = compare.pairs_of(*profiles(path))
-    measured = SimpleNamespace(passed=passed, model_dump=lambda mode: {"decode": {"kl": {"value": 0.0123}}})
-    found = compare.record(a, b._replace(row=b.row.model_copy(update={"accuracy": measured})))
-    text = compare.as_text(found, forced=False)
+@pytest.mark.parametrize(
+    ("of_b", "word"),
+    [
+        ({}, "pass"),
+        ({"bound": 0.09}, "FAILED"),
+        ({"bound": None}, "not judged"),
+        ({"judged_at": datetime(2026, 7, 9, tzinfo=UTC)}, "pass; judged after the run, 2026-07-09"),
+    ],
+)
+def test_log_probabilities_stand_beside_and_are_a_record(tmp_path, of_b, word):
+    (path,) = saved(tmp_path, secret(accuracy=a_record(**of_b)))
+    text, found = compare.compare(*profiles(path)), loads(*profiles(path))["pairs"][0]
     assert "7,654" in text
-    assert re.search(rf"log-probabilities +no record +{word}, KL 0\.012 nats a token\n", text)
+    assert re.search(rf"log-probabilities +pass, KL 0\.00042 nats a token +{word}, KL 0\.007 nats a token\n", text)
     assert found["b"]["agreement"]["verdict"] == word
 
 
@@ -219,11 +227,12 @@ def test_what_was_not_measured_is_said(tmp_path):
     assert "Points not compared: 2 only in A" in text
 
 
-def test_another_backend_is_shown_and_not_refused(tmp_path):
-    """vLLM may choose it for the KV cache that is compared."""
+def test_another_backend_is_refused_and_shown_where_forced(tmp_path):
     resolved = a_resolved("fp8_e4m3").model_copy(update={"attention_backends": ["FLASHINFER"]})
     (path,) = saved(tmp_path, two_profiles(resolved=resolved))
-    assert re.search(r"attention backend +CPU_ATTN +FLASHINFER\n", compare.compare(*profiles(path)))
+    with pytest.raises(Problem, match=r"resolved attention_backends: CPU_ATTN \| FLASHINFER"):
+        compare.compare(*profiles(path))
+    assert re.search(r"attention backend +CPU_ATTN +FLASHINFER\n", compare.compare(*profiles(path), force=True))
 
 
 def test_a_half_written_file_is_a_problem(tmp_path):
@@ -249,6 +258,6 @@ def test_the_command(tmp_path):
 
 def test_the_kept_result_compares():
     text = compare.compare(f"{KEPT}:baseline", f"{KEPT}:fp8")
-    assert "Decode rate, tokens/s: B shows no difference from A beyond the noise (2 points)" in text
+    assert "Decode rate, tokens/s: B 0.97x ± 0.19 to 1.02x ± 0.19 A's (2 points: inside the noise)" in text
     assert re.search(r"KV capacity, tokens +551,882 +1,103,764 +2\.00x\n", text)
     assert max(map(len, text.splitlines())) <= 120

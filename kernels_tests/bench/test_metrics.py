@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from bench import metrics
 from bench.forced import Scored
+from bench.verdicts import Agreement
 
 LOG_HALF = math.log(0.5)
 
@@ -125,10 +127,22 @@ def test_the_same_data_give_the_same_interval():
     assert first == second and first.kl.low is not None
 
 
-def test_other_tokens_no_texts_and_no_numbers_are_refused():
+def test_other_tokens_and_no_texts_are_refused():
     other = scored(-1.0).model_copy(update={"token_ids": [9]})
-    for reference, candidate in (([], []), ([scored(-1.0)], [other]), ([scored(-1.0)], [scored(math.nan)])):
+    for reference, candidate in (([], []), ([scored(-1.0)], [other])):
         with pytest.raises(ValueError):
             metrics.agreement(reference, candidate)
-    with pytest.raises(ValueError, match="finite"):
-        metrics.agreement([scored(-1.0)], [scored(-1.0, top=[{0: -math.inf}])])
+
+
+@pytest.mark.parametrize("broken", [{"logprobs": [math.nan]}, {"top": [{0: -math.inf}]}])
+def test_what_is_scored_has_finite_log_probabilities(broken):
+    with pytest.raises(ValidationError):
+        Scored(**(scored(-1.0).model_dump() | broken))
+
+
+def test_a_server_that_masks_every_given_token_has_finite_figures():
+    masked, right = [scored(*[-9999.0] * 4)] * 9, [scored(*[-1.0] * 4)] * 9
+    worse, better = metrics.agreement(right, masked), metrics.agreement(masked, right)
+    assert worse.mean_abs_delta.value == 9998 and worse.perplexity_ratio.value > 1e300
+    assert 0 < better.perplexity_ratio.value < 1e-300
+    assert Agreement.model_validate_json(worse.model_dump_json()) == worse

@@ -10,6 +10,7 @@ import pytest
 from bench import sink_check
 from bench.accuracy import texts as texts_of
 from bench.forced import Scored
+from bench.verdicts import SinkCheck
 from vllm_launch import model, profile
 from vllm_launch.profile import AccuracyTexts, SinkBounds
 
@@ -68,6 +69,13 @@ def test_the_factor_alone_judges_too(checked, exact):
     halfway = np.add(exact["true"], exact["zeroed"]) / 2
     assert checked(halfway, SinkBounds(mean_abs_delta=9.0, factor=2)).status == "FAILED"
     assert checked(exact["true"], SinkBounds()).status == "not judged"
+
+
+def test_distances_that_are_no_numbers_are_a_failed_check_that_can_be_written(tmp_path):
+    distances = dict.fromkeys(("true", *sink_check.WRONG), 3.0) | {"doubled": float("nan")}
+    found = sink_check.verdict(distances, 64, bounds("fp8"))
+    assert found.status == "FAILED" and "not finite" in found.reason
+    assert SinkCheck.model_validate_json(found.model_dump_json()) == found
 
 
 def test_transformers_values_are_those_of_its_plain_forward(exact):
