@@ -98,6 +98,7 @@ def test_an_accuracy_run_keeps_its_one_start(bench, servers, tmp_path):
         ("fp8 warm", "warm start"),
         ("greedy", "greedy"),
         ("prefill", "log-probabilities"),
+        ("sinks", "sinks"),
         (2048, "rates at depth 2048"),
     ],
 )
