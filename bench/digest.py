@@ -74,12 +74,17 @@ def _refused(folder: Path, reason: str) -> Problem:
 def _files(model: Model) -> dict[str, str]:
     """The model's files: bytes of the small ones, size and time of the weights."""
     files = {}
-    for path in sorted(Path(model.path).iterdir()):
-        if path.suffix == ".safetensors":
-            status = path.stat()
-            files[f"weights {path.name}"] = f"{status.st_size} bytes of {status.st_mtime_ns}"
-        elif path.suffix in (".json", ".jsonl"):
-            files[f"file {path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    try:
+        for path in sorted(Path(model.path).iterdir()):
+            if path.suffix == ".safetensors":
+                status = path.stat()
+                files[f"weights {path.name}"] = f"{status.st_size} bytes of {status.st_mtime_ns}"
+            elif path.suffix in (".json", ".jsonl") and path.is_file():
+                files[f"file {path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise Problem(
+            "model", f"cannot read {error.filename}: {error.strerror}", "mend the rights of its files"
+        ) from error
     return files
 
 

@@ -105,7 +105,7 @@ def fake_device(gpu_machine, tmp_path):
 def servers(monkeypatch, tmp_path):
     """Pretended servers, with all that is asked of them: `plans` that were started, and `fail[what]` to raise.
 
-    what: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill" or a depth.
+    what: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth.
     """
     plans, fail = [], {}
 
@@ -135,6 +135,12 @@ def servers(monkeypatch, tmp_path):
         ids = [text.ids[text.start :] for text in texts]
         return [Scored(token_ids=of, logprobs=[-1.0] * len(of), top=[{token: -1.0} for token in of]) for of in ids]
 
+    def not_run(reason, bounds):
+        maybe("sinks")
+        return sinks_not_run(reason, bounds)
+
+    sinks_not_run = sink_check.not_run
+
     def measured(running, grid, depth, folder, book_url, on_request):
         maybe(depth)
         return [a_rate(depth)]
@@ -146,6 +152,7 @@ def servers(monkeypatch, tmp_path):
     monkeypatch.setattr(completion, "greedy", greedy)
     monkeypatch.setattr(forced, "score_all", score_all)
     monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
+    monkeypatch.setattr(sink_check, "not_run", not_run)
     monkeypatch.setattr(benchy, "measure", measured)
     monkeypatch.setattr(metrics, "RESAMPLES", 8)  # most of the time that is left
     monkeypatch.chdir(tmp_path)

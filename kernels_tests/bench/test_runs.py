@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +98,7 @@ def test_an_accuracy_run_keeps_its_one_start(bench, servers, tmp_path):
         ("fp8 warm", "warm start"),
         ("greedy", "greedy"),
         ("prefill", "log-probabilities"),
+        ("sinks", "sinks"),
         (2048, "rates at depth 2048"),
     ],
 )
@@ -138,10 +141,7 @@ def test_other_settings_are_refused(bench, small, tmp_path, changes):
 
 def test_other_versions_model_files_machines_and_environments_are_refused(bench, servers, small, tmp_path, monkeypatch):
     model = tmp_path / "tiny_gpt_oss"
-    model.mkdir()
-    for path in plan.model.EMBEDDED.iterdir():
-        if path.is_file():
-            (model / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(plan.model.EMBEDDED, model)
     bench("serving", small(), "--model", str(model))
 
     def refused():
@@ -280,3 +280,16 @@ def test_a_profile_named_like_another_ones_reference_is_refused(bench, small, tm
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "small.yaml").write_text("extends: fp8\n")
     bench("serving", small(), small("greedy: {reference: other/small.yaml}", name="second"), exit_code=10)
+
+
+def test_a_model_file_that_cannot_be_read_is_a_clear_line(bench, monkeypatch, tmp_path):
+    read_bytes = Path.read_bytes
+
+    def denied(path):
+        if path.name == "tokenizer.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert "tokenizer.json: Permission denied" in bench("serving", "baseline", exit_code=11).stderr
+    assert not (tmp_path / "run").exists()
