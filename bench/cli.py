@@ -17,8 +17,8 @@ from bench.gates import failed_gates
 from bench.kernels.command import kernels_command
 from bench.run import BEGUN, Run
 from bench.run_folder import Request
+from vllm_launch import arguments, profile
 from vllm_launch import plan as plans
-from vllm_launch import profile
 from vllm_launch.cli import refuse, signals_as_exit, talk
 from vllm_launch.errors import Problem
 
@@ -113,6 +113,7 @@ def _request(kind: str, words: tuple[str, ...], model, run_dir, resume) -> Reque
     if first_flag == 0:
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
     profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
+    arguments.parse(overrides)  # what is refused may be a secret, and a request is written
     if provenance.masked(overrides) != overrides:
         what = "the arguments for vLLM hold a key, token or password: a run would keep it in its files"
         raise Problem("profile", what, "give it to the server through the environment")

@@ -22,7 +22,7 @@ from bench.result import (
 )
 from bench.run_folder import Request, broken_step
 from vllm_launch import plan as plans
-from vllm_launch import preflight, profile
+from vllm_launch import preflight, profile, software
 from vllm_launch.errors import Problem
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
@@ -71,7 +71,11 @@ def profiles_of(request: Request) -> tuple[list[Profile], list[Profile]]:
         raise Problem("profile", f"two profiles have the name {twice[0]}", "name each once, or rename a file")
     references = {}
     for one in chosen:
+        if one.greedy is None:
+            one.check_measurable("other")
         reference = profile.load(one.greedy.reference)
+        if reference.greedy is None:
+            reference.check_measurable("other")
         same_name = [other for other in (*chosen, *references.values()) if other.name == reference.name]
         if any(other != reference for other in same_name):
             what = f"{one.name} is compared with another profile of the name {reference.name} than is in this run"
@@ -97,9 +101,12 @@ def problems(run: Run) -> list[Problem]:
     """
     chosen, references = profiles_of(run.request)
     run_folder.check(run.folder, run.request)
+    if run.request.kind == "serving":
+        software.check_llama_benchy()
     found: dict[str, Problem] = {}
     for one in chosen + references:
         plan, folder = plan_of(run, one), run.folder / one.name
+        one.check_measurable(plan.model.name)
         try:
             digest.check(folder, digest.of(plan, one))
         except Problem as problem:

@@ -1,15 +1,50 @@
-"""`fp8-sinks`: the command."""
+"""`fp8-sinks`: the command. Each command's module is imported when that command runs: vLLM's world is slow to load."""
+
+from importlib import import_module
 
 import click
 
-from bench.cli import bench
-from bench.roofline.command import roofline
-from flashinfer_patches.cli import cache, patch
-from vllm_launch.cli import serve
-from vllm_launch.doctor import doctor
+# Name -> (module, what the list of commands says of it).
+COMMANDS = {
+    "bench": ("bench.cli", "Measure servers and kernels, and make reports from the result files."),
+    "cache": (
+        "flashinfer_patches.cli",
+        "The compiled kernels of a FlashInfer: one folder for each patch set, release, torch and CUDA.",
+    ),
+    "doctor": (
+        "vllm_launch.doctor",
+        "Look at this machine and say what would keep `bench serving baseline fp8` from running, each with its remedy.",
+    ),
+    "patch": (
+        "flashinfer_patches.cli",
+        "Give FlashInfer attention sinks with an FP8 KV cache, or take that out again.",
+    ),
+    "roofline": (
+        "bench.roofline.command",
+        "Predict from bytes alone how fast a model decodes with a BF16 and an FP8 KV cache, and where FP8 pays.",
+    ),
+    "serve": (
+        "vllm_launch.cli",
+        "Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.",
+    ),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """COMMANDS as a click group that imports a command only to run it."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        return getattr(import_module(COMMANDS[name][0]), name) if name in COMMANDS else None
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="fp8-sinks")
 def main() -> None:
     """Serve gpt-oss with attention sinks and an FP8 KV cache, and prove that the answers hold.
@@ -18,11 +53,3 @@ def main() -> None:
     20 server; 21 resolved; 30 requests; 31 gate; 32 file; 33 compare; 40 target; 41 version; 42 edited; 43 superseded;
     44 git; 45 write; 46 lock; 47 series; 48 cache; 49 fetch; 50 build. Of doctor: 0 ready; 1 warnings; 2 cannot run.
     """
-
-
-main.add_command(serve)
-main.add_command(bench)
-main.add_command(roofline)
-main.add_command(doctor)
-main.add_command(patch)
-main.add_command(cache)

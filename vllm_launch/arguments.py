@@ -3,34 +3,28 @@
 import json
 import re
 
+from vllm_launch import guard
 from vllm_launch.errors import Problem
 from vllm_launch.profile import Argument
 
-# The launcher sets these itself, or they would defeat what it guards.
-OWNED = {
-    "model": "--model",
-    "served-model-name": "nothing: the name is the model's",
-    "host": "--host",
-    "port": "--port",
-    "api-key": "the environment variable VLLM_API_KEY",
-    "trust-remote-code": "a model that needs no code of its own",
-    "uds": "--host and --port",
-}
+
+def canonical(name: str) -> str:
+    """A long option's name as vLLM's parser reads it: `_` is `-`, up to the first dot of `hf-overrides.model_type`."""
+    option, dot, key = name.partition(".")
+    return option.replace("_", "-") + dot + key
 
 
 def parse(words: list[str]) -> dict[str, Argument]:
     """`--max-model-len 8192 --enforce-eager` -> {"max-model-len": "8192", "enforce-eager": True}.
 
-    Raises Problem("profile") for words that belong to no flag, and for flags that the launcher owns.
+    Raises Problem("profile") for words that belong to no flag, and for flags that guard refuses.
     """
     arguments: dict[str, Argument] = {}
     name = None
     for word in words:
         if re.match(r"-{1,2}[A-Za-z]", word):
             name, equals, value = word.partition("=")
-            name = name.lstrip("-").replace("_", "-") if name.startswith("--") else name
-            if name in OWNED:
-                raise Problem("profile", f"--{name} belongs to the launcher", f"use {OWNED[name]}")
+            name = canonical(name.removeprefix("--")) if name.startswith("--") else name
             arguments[name] = value if equals else True
         elif name is None:
             raise Problem("profile", f"not a vLLM argument: {word!r}", "write vLLM's arguments as --name value")
@@ -39,14 +33,15 @@ def parse(words: list[str]) -> dict[str, Argument]:
         else:
             earlier = arguments[name]
             arguments[name] = [*(earlier if isinstance(earlier, list) else [earlier]), word]
+    guard.check_arguments(arguments)
     return arguments
 
 
 def merge(*layers: dict[str, Argument]) -> dict[str, Argument]:
-    """Later layers win; `--x` and `--no-x` replace one another."""
+    """Later layers win; `--x` and `--no-x` replace one another. Names become canonical."""
     merged: dict[str, Argument] = {}
     for layer in layers:
-        for name, value in layer.items():
+        for name, value in ((canonical(name), value) for name, value in layer.items()):
             merged.pop(name.removeprefix("no-") if name.startswith("no-") else f"no-{name}", None)
             merged[name] = value
     return merged

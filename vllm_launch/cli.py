@@ -24,10 +24,16 @@ talk = Console(stderr=True)
 @click.argument("vllm_arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--model", help="Model folder, or owner/name in the local Hugging Face cache.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=DEFAULT_PORT, show_default=True)
-@click.option("--expose", is_flag=True, help="Allow a --host other than loopback; needs VLLM_API_KEY.")
+@click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True)
+@click.option(
+    "--expose",
+    is_flag=True,
+    help="Allow a --host other than loopback; needs VLLM_API_KEY, which vLLM asks for below /v1 and few other paths.",
+)
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Logs; default runs/serve-<time>.")
-@click.option("--dry-run", is_flag=True, help="Print the exact command and environment, start nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the exact command and environment, and what keeps it from running."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what vLLM resolved as JSON on stdout.")
 def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_run, as_json):
     """Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.
@@ -45,8 +51,9 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
     )
     if dry_run:
         click.echo(plan.model_dump_json(indent=2) if as_json else plans.as_shell(plan))
-        return
     check(plan, run_dir, expose=expose)
+    if dry_run:
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
         signals_as_exit(),

@@ -37,6 +37,7 @@ def findings(facts: Facts) -> list[Finding]:
         )
     found += [
         checks.vllm(build),
+        *checks.software(facts.software),
         checks.torch(packages, facts.pins, build),
         doctor_flashinfer.flashinfer(packages, facts.pins, backend, facts.patch),
         doctor_flashinfer.prebuilt_kernels(packages, facts.patch),
@@ -59,9 +60,9 @@ def worst(found: list[Finding]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def doctor(context, as_json):
-    """Look at this machine and say what would keep a server from running, each with its remedy.
+    """Look at this machine and say what would keep `bench serving baseline fp8` from running, each with its remedy.
 
-    Starts nothing and writes nothing; needs neither vLLM nor torch.
+    Starts nothing and leaves nothing; needs neither vLLM nor torch.
 
     Exit codes: 0 ready; 1 ready, with warnings; 2 cannot run yet.
     """

@@ -9,7 +9,7 @@ from vllm_launch.doctor_backends import choice
 from vllm_launch.doctor_facts import Need, Place, Trouble
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine
-from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES, WITHOUT_FP8_CACHE
+from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES, WITHOUT_FP8_CACHE, lacking
 from vllm_launch.profile import Device, Strict
 
 Build = tuple[Device, str] | Trouble
@@ -134,6 +134,11 @@ def vllm(build: Build) -> Finding:
     )
 
 
+def software(troubles: list[Trouble]) -> list[Finding]:
+    """What this system and environment lack that every server or bench needs."""
+    return [Finding(topic="software", status="error", what=lack.what, remedy=lack.remedy) for lack in troubles]
+
+
 def torch(packages: dict[str, str], pins: dict[str, str], build: Build) -> Finding:
     """The torch that vLLM was built against, for the device that vLLM was built for."""
     version, cuda = packages.get("torch"), torch_cuda(packages)
@@ -197,25 +202,28 @@ def _cubins(backend: str, flashinfer_version: str | None, version: str | None) -
 
 
 def model(need: Need) -> Finding:
-    """Whether the profiles' default model is on this machine; another may be, so its lack is a warning."""
+    """Whether the profiles' default model is on this machine: without it, they need a --model."""
     if need.missing:
-        return Finding(topic="model", status="warning", what=need.missing.what, remedy=need.missing.remedy)
+        return Finding(topic="model", status="error", what=need.missing.what, remedy=need.missing.remedy)
     return Finding(topic="model", status="ok", what=f"{need.model}, weights {(need.weight_bytes or 0) / GIB:.1f} GiB")
 
 
 def memory(need: Need, machine: Machine, page_cache_bytes: int, users: list[str]) -> Finding:
-    """Whether the profiles' default model fits now. On unified memory, files in the page cache count as in the way."""
+    """Whether the profiles' default model fits now, as preflight decides it.
+
+    On unified memory, files in the page cache count as in the way.
+    """
     asked = f"{', '.join(need.profiles)}: {need.model} takes {need.bytes / GIB:.1f} GiB ({need.detail})"
     what = f"{machine.free_bytes / GIB:.1f} GiB free; {asked}"
     value = {"free_bytes": machine.free_bytes, "needed_bytes": need.bytes, "unified": machine.unified}
     status, remedy = "ok", None
-    if machine.family != "cpu" and need.weight_bytes and need.weight_bytes > need.bytes:
-        status = "warning"
+    lack = lacking("cpu" if machine.family == "cpu" else "gpu", need.weight_bytes or 0, need.bytes, machine.free_bytes)
+    if lack == "share":
+        status = "error"
         what += f", and its weights alone {need.weight_bytes / GIB:.1f} GiB"
         remedy = "give --model openai/gpt-oss-20b, or more memory: -- --gpu-memory-utilization 0.9"
-    elif machine.free_bytes < need.bytes:
-        # On a GPU another model or a lower share still runs; on a CPU this is the least there is.
-        status = "error" if machine.family == "cpu" else "warning"
+    elif lack == "free":
+        status = "error"
         what += f"; in use by {', '.join(users) or 'programs that the driver does not name'}"
         remedy = "end programs that you do not need" + (
             "" if machine.family == "cpu" else ", or take less: -- --gpu-memory-utilization 0.5"

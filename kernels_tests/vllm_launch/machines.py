@@ -42,6 +42,7 @@ COMMON = {
     "driver_cuda": (13, 0),
     "host": HOST,
     "page_cache_bytes": GIB,
+    "software": [],
     "memory_users": ["python (pid 7, 30.0 GiB)"],
     "nvcc": "/usr/local/cuda/bin/nvcc",
     "toolkit": (13, 0),

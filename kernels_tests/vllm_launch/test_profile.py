@@ -60,6 +60,20 @@ def test_the_original_plan_is_in_the_profile():
         ("extends: baseline\nmodels: {other: {thresholds: {decode: {top1: 95}}}}\n", "top1"),
         ("extends: baseline\nmodels: {other: {accuracy: {at: []}}}\n", "accuracy.at"),
         ("extends: nowhere\n", "nowhere"),
+        ("extends: baseline\nmodels: {tiny_gpt_oss: {thresholds: {decode: {kl: .inf}}}}\n", "finite"),
+        ("extends: baseline\nmodels: {other: {bench: {depth: []}}}\n", "bench.depth"),
+        ("extends: baseline\ngreedy: {prompts: []}\n", "greedy.prompts"),
+        ("extends: baseline\nvllm: {seed: 1}\nvllm: {seed: 2}\n", "'vllm' is there twice"),
+        ("extends: baseline\nvllm: {seed: 1, seed: 2}\n", "'seed' is there twice"),
+        ("extends: baseline\nvllm: {hf-overrides: {a: 2020-01-01}}\n", "mine.yaml holds"),
+        ("extends: baseline\nvllm: {hf-overrides: &a {a: *a}}\n", "mine.yaml holds"),
+        ("extends: baseline\nvllm: {a: 2020-99-99}\n", "mine.yaml holds"),
+        ('extends: baseline\nvllm: {dtype: "a\\0b"}\n', "mine.yaml holds"),
+        ('extends: baseline\nvllm: {dtype: "\\ud800"}\n', "mine.yaml holds"),
+        ("extends: [baseline]\n", "baseline"),
+        ("extends: ../profiles/baseline\n", "no profile"),
+        ("name: baseline\nextends: baseline\n", "`name`"),
+        ("1: x\nextends: baseline\n", "1"),
         ("just text\n", "map of keys"),
         ("a: [\n", "cannot read"),
     ],
@@ -78,6 +92,111 @@ def test_a_profile_that_extends_itself_is_refused(tmp_path):
     path = tmp_path / "loop.yaml"
     path.write_text("extends: loop.yaml\n")
     with pytest.raises(Problem, match="extends itself"):
+        profile.load(str(path))
+
+
+def test_a_longer_way_round_is_seen_too(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "loop.yaml").write_text("extends: sub/../loop.yaml\n")
+    with pytest.raises(Problem, match="extends itself"):
+        profile.load(str(tmp_path / "loop.yaml"))
+
+
+def test_a_profile_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("extends: baseline\ndescription: Café\n".encode("latin-1"))
+    with pytest.raises(Problem, match=r"cannot read .*mine\.yaml") as caught:
+        profile.load(str(path))
+    assert caught.value.exit_code == 10 and "\n" not in caught.value.message
+
+
+def test_keys_that_a_merge_key_brings_may_be_overridden(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: baseline\ndevices: {cpu: &a {env: {A: '1'}}, gpu: {<<: *a, env: {B: '2'}}}\n")
+    assert "B" in profile.load(str(path)).devices["gpu"].env
+
+
+@pytest.mark.parametrize(
+    "stem",
+    ["a..b", ".hidden", "-x", "with space", "new\nline", "x" * 65, "cache", "plots", "result.json", "a.log", "é"],
+)
+def test_names_that_no_profile_can_have(tmp_path, stem):
+    path = tmp_path / f"{stem}.yaml"
+    path.write_text("extends: baseline\n")
+    with pytest.raises(Problem, match="no profile can have that name") as caught:
+        profile.load(str(path))
+    assert "rename" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["../baseline", "/etc/passwd", "..", "", "profiles/baseline", "Baseline"])
+def test_a_name_without_a_file_is_one_of_ours(name):
+    with pytest.raises(Problem, match="no profile") as caught:
+        profile.load(name)
+    assert "baseline" in caught.value.remedy
+
+
+def test_our_names_are_for_our_files_alone(tmp_path):
+    for name in profile.names():
+        path = tmp_path / f"{name}.yaml"
+        path.write_bytes((profile.FOLDER / f"{name}.yaml").read_bytes())
+        with pytest.raises(Problem, match="name of a profile of fp8-sinks") as caught:
+            profile.load(str(path))
+        assert f"my-{name}.yaml" in caught.value.remedy
+        assert profile.load(str(profile.FOLDER / f"{name}.yaml")) == profile.load(name)
+
+
+def test_the_name_is_the_files(tmp_path):
+    path = tmp_path / "my-fp8.v2_a.yaml"
+    path.write_text("name: my-fp8.v2_a\nextends: fp8\n")
+    assert profile.load(str(path)).name == "my-fp8.v2_a"
+
+
+def test_a_reference_is_found_beside_the_file_that_names_it(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "mine-base.yaml").write_text("extends: baseline\ngreedy: {reference: mine-base.yaml}\n")
+    (tmp_path / "deep" / "mine.yaml").write_text("extends: mine-base.yaml\nvllm: {kv-cache-dtype: fp8}\n")
+    (tmp_path / "over.yaml").write_text("extends: deep/mine.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    for path in ("deep/mine.yaml", "deep/mine-base.yaml", "over.yaml"):
+        assert profile.load(profile.load(path).greedy.reference).name == "mine-base"
+    assert profile.load(profile.load("fp8").greedy.reference).name == "baseline"
+
+
+FOR_SERVING = """
+description: serving alone
+vllm: {kv-cache-dtype: auto}
+devices: {cpu: {default_model: tiny_gpt_oss, start_timeout_s: 60, vllm: {}, env: {VLLM_CPU_KVCACHE_SPACE: "1"}}}
+backends: {cpu: [CPU_ATTN]}
+models: {other: {vllm: {max-model-len: 2048}}}
+"""
+
+
+@pytest.fixture
+def for_serving(tmp_path):
+    path = tmp_path / "serving-alone.yaml"
+    path.write_text(FOR_SERVING)
+    return profile.load(str(path))
+
+
+def test_a_profile_for_serving_alone_needs_nothing_of_benches(for_serving):
+    assert for_serving.model_settings("any").vllm == {"max-model-len": 2048}
+    with pytest.raises(Problem) as caught:
+        for_serving.check_measurable("any")
+    assert caught.value.kind == "profile" and "extends: baseline" in caught.value.remedy
+    assert all(word in caught.value.message for word in ("bench", "accuracy", "greedy"))
+    for name in profile.names():
+        profile.load(name).check_measurable("any")
+
+
+def test_a_device_that_a_profile_has_not(for_serving):
+    with pytest.raises(Problem, match="serving-alone has no entry for gpu"):
+        for_serving.device_settings("gpu")
+
+
+def test_a_profile_without_settings_for_other_models(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FOR_SERVING.replace("other:", "gpt-oss-20b:"))
+    with pytest.raises(Problem, match="other"):
         profile.load(str(path))
 
 

@@ -1,0 +1,26 @@
+"""A machine on which everything fits, pretended."""
+
+import pytest
+
+from kernels_tests.vllm_launch.machines import HOST
+from vllm_launch import doctor_facts, plan, software
+
+
+def detect(device):
+    if device == "gpu":
+        raise LookupError("no NVIDIA driver answers")
+    return HOST
+
+
+@pytest.fixture
+def fit_machine(monkeypatch, tmp_path):
+    """A machine without a GPU on which everything fits, its home and working directory in an empty folder."""
+    for module in (plan, doctor_facts):
+        monkeypatch.setattr(module, "detect", detect)
+    monkeypatch.setattr(software, "vllm_build", lambda: ("cpu", "0.32.0"))
+    monkeypatch.setattr(software, "check_libraries", lambda _device: None)
+    monkeypatch.setattr(software, "check_llama_benchy", lambda: None)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"

@@ -1,0 +1,181 @@
+"""What no profile and no user's words may hand to vLLM, held against the parser of the vLLM that is installed."""
+
+import json
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fp8_sinks.cli import main
+from kernels_tests.vllm_launch.machines import HOST
+from vllm_launch import arguments, guard, plan, profile
+from vllm_launch.errors import Problem
+
+SECRET = "hf_thisIsASecret"
+
+
+def refused(words):
+    """Whether a user's words are refused."""
+    try:
+        arguments.parse(words)
+    except Problem as problem:
+        assert problem.kind == "profile" and "\n" not in problem.message
+        return True
+    return False
+
+
+def beginnings(option):
+    return [option[:length] for length in range(1, len(option) + 1)]
+
+
+def forms(option, config):
+    """Every way to write an option and each of its beginnings."""
+    for name in beginnings(option):
+        for flag in (f"--{name}", f"--{name.replace('-', '_')}", f"--{name.upper()}", f"-{name}"):
+            yield from ([flag], [flag, config], [f"{flag}={config}"], [f"{flag}.x", "1"], [f"{flag}.x=1"])
+
+
+@pytest.fixture(scope="module")
+def parser(tmp_path_factory):
+    """What vLLM's own parser makes of every form of every refused option, and all of its options."""
+    if util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    config = tmp_path_factory.mktemp("guard") / "evil.yaml"
+    config.write_text("middleware: evil.Middleware\nhost: 0.0.0.0\n")
+    words = [form for option in guard.OPTIONS for form in forms(option, str(config))]
+    words += [[f"-{short}", "1"] for short in ("asc", "dpa", "dpn", "n", "r", "n2")]
+    script = Path(__file__).with_name("parser_script.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], input=json.dumps(words), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    return found["options"], list(zip(words, found["set"], strict=True))
+
+
+def test_whatever_vllms_parser_takes_for_a_refused_option_is_refused(parser):
+    options, made = parser
+    settings = {option.replace("-", "_") for option in guard.OPTIONS} - {"device_memory_utilization"}
+    dangerous = [words for words, names in made if names and settings & set(names)]
+    assert {"host", "config", "api-key", "trust-remote-code"} <= {o[2:] for o in options}
+    assert len(dangerous) > 500, "the forms do not reach the parser"
+    assert [words for words in dangerous if not refused(words)] == []
+
+
+def test_every_option_that_changes_the_engine_alone_passes(parser):
+    options, _ = parser
+    allowed = [option for option in options if option.startswith("--") and option[2:] not in guard.OPTIONS]
+    names = [option[2:] for option in allowed if option[2:].removeprefix("no-") not in guard.OPTIONS]
+    assert len(names) > 150
+    assert [name for name in names if refused([f"--{name}", "1"])] == []
+
+
+@pytest.mark.parametrize("name", guard.READ)
+def test_what_preflight_reads_is_written_whole(name):
+    assert not refused([f"--{name}", "fp8"])
+    assert all(refused([f"--{short}", "fp8"]) for short in beginnings(name) if short not in guard.READ)
+
+
+@pytest.mark.parametrize(
+    "vllm",
+    [
+        {"host": "0.0.0.0"},
+        {"trust-remote-code": True},
+        {"trust_remote_code": True},
+        {"trust-remote-cod": True},
+        {"api-key": SECRET},
+        {"hf_token": SECRET},
+        {"config": "evil.yaml"},
+        {"host=0.0.0.0": True},
+        {"x --host": "0.0.0.0"},
+        {"-dpa": "10.0.0.1"},
+        {"max-model-len": "--host=0.0.0.0"},
+        {"kv-cache-dtype-skip-layers": ["sliding_window", "--trust-remote-code"]},
+        {"stop": ["--", "x"]},
+        {"hf-overrides.a": ["x", "--host=0.0.0.0"]},
+        {"hf-overrides.tie_word_embeddings": True},
+        {f"api-key={SECRET}": True},
+        {f"-x={SECRET}": True},
+        {"hf-overrides": "[" * 900 + '{"api_key": 1}' + "]" * 900},
+        {"hf-overrides": {"api_key": SECRET}},
+        {"hf-overrides": json.dumps({"deep": [{"hf_token": SECRET}]})},
+        {"model-loader-extra-config.aws_secret": SECRET},
+        {"structured-outputs-config": {"reasoning_parser_plugin": "/tmp/evil.py"}},
+        {"structured-out.reasoning_parser_plugin": "/tmp/evil.py"},
+        {"compilation-config": '{"inductor_passes": {"a": "evil.function"}}'},
+        {"compilation-config.backend": "evil.backend"},
+        {"kv-events-config": {"enable_kv_cache_events": True}},
+        {"allowed-origins": '["*"]'},
+        {"kv_cache_dtyp": "int8_per_token_head"},
+    ],
+    ids=lambda vllm: str(vllm)[:60],
+)
+def test_a_profile_is_held_to_the_same(tmp_path, here, vllm):
+    problem = of_profile(tmp_path, here, {"extends": "baseline", "vllm": vllm})
+    assert problem.kind == "profile" and problem.remedy
+    assert SECRET not in problem.format_message() and "\n" not in problem.message
+
+
+def test_underscores_in_a_profile_name_the_same_argument(tmp_path, here):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: baseline\nvllm: {kv_cache_dtype: fp8, hf-overrides.hidden_act: silu}\n")
+    made = here(profile.load(str(path)))
+    assert made.kv_cache_dtype == "fp8" and made.command.count("--kv-cache-dtype") == 1
+    assert made.arguments["hf-overrides.hidden_act"] == "silu", "only the option's own name has dashes"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(*plan.FIXED_ENVIRONMENT, *plan.CACHE_VARIABLES, "FP8_SINKS_RUN", "FP8_SINKS_PLUGIN", "FP8_SINKS_ANYTHING"),
+        *("NO_PROXY", "no_proxy", "http_proxy", "VLLM_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "vllm_api_key"),
+        *("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING", "VLLM_HOST_IP", "VLLM_PORT"),
+        *("VLLM_PLUGINS", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_MODEL_REDIRECT_PATH"),
+        *("LD_PRELOAD", "PYTHONPATH", "PATH", "HOME", "CUDA_HOME", "NCCL_NET_PLUGIN", "VLLM_RUST_FRONTEND_PATH"),
+    ],
+)
+def test_variables_that_no_profile_sets(tmp_path, here, name):
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", name: SECRET}
+    problem = of_profile(tmp_path, here, {"extends": "baseline", "devices": {"cpu": {"env": env}}})
+    assert problem.kind == "profile" and name in problem.message and SECRET not in problem.format_message()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "TORCHDYNAMO_DISABLE", "VLLM_USE_FLASHINFER_SAMPLER"),
+        *("CUDA_VISIBLE_DEVICES", "VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE", "TOKENIZERS_PARALLELISM"),
+    ],
+)
+def test_settings_of_the_engine_pass(name):
+    guard.check_environment({name: "1"}, plan.FIXED_ENVIRONMENT)
+
+
+def test_a_refused_secret_reaches_no_file_and_no_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (["--api-key", SECRET], ["--hf-tok", SECRET], ["--hf-overrides.auth_token", SECRET]):
+        for command in (["bench", "serving", "baseline"], ["bench", "accuracy", "fp8"], ["serve", "fp8"]):
+            done = CliRunner().invoke(main, [*command, "--", *words])
+            assert done.exit_code == 10 and SECRET not in done.output, done.output
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path, model_folder):
+    """A function that plans a server of a profile on a pretended machine without a GPU."""
+    monkeypatch.setattr(plan, "detect", lambda _device: HOST)
+    monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
+    folder = str(model_folder())
+    return lambda one: plan.make(one, port=0, cache_root=tmp_path / "cache", model_path=folder)
+
+
+def of_profile(tmp_path, here, content):
+    """The Problem of a profile of that content."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(content))
+    with pytest.raises(Problem) as caught:
+        here(profile.load(str(path)))
+    return caught.value

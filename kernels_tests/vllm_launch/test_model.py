@@ -1,0 +1,155 @@
+"""Model folders as they should not be: one line that names the file, a remedy, exit code 11, no traceback."""
+
+import json
+import os
+import struct
+
+import pytest
+from click.testing import CliRunner
+
+from fp8_sinks.cli import main
+from vllm_launch import model
+from vllm_launch.errors import Problem
+
+SINKS = "model.layers.0.self_attn.sinks"
+
+
+def refused(folder) -> Problem:
+    with pytest.raises(Problem) as caught:
+        model.find(str(folder))
+    assert caught.value.kind == "model" and caught.value.remedy
+    assert "\n" not in caught.value.message and len(caught.value.message) < 500
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("architectures", value) for value in (None, [], [None], "GptOssForCausalLM", {"a": 1})),
+        *(("model_type", value) for value in (None, 3, ["gpt_oss"])),
+        *(
+            ("num_hidden_layers", value)
+            for value in ("6", 0, -1, True, 1.5, float("nan"), float("inf"), None, [6], 2**70)
+        ),
+        *(("num_attention_heads", value) for value in (0, "16", None, 7)),
+        *(("num_key_value_heads", value) for value in (0, -2, "2", 3)),
+        *(("head_dim", value) for value in (0, -64, "64", 64.5)),
+        *(("hidden_size", value) for value in (0, 8, "256", None)),
+        *(("sliding_window", value) for value in (-1, "128", True, {})),
+        *(("max_position_embeddings", value) for value in (0, "4096", None)),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_config_of_wrong_values_names_the_key(model_folder, key, value):
+    message = refused(model_folder(**{key: value})).message
+    assert "config.json" in message and (key in message or "heads" in message)
+
+
+def test_optional_keys_may_be_null(model_folder):
+    found = model.find(str(model_folder(num_key_value_heads=None, head_dim=None, sliding_window=None)))
+    assert (found.kv_heads, found.head_dim, found.sliding_window) == (16, 16, None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b"null", b"17", b'"text"', b"{", b'{"architectures": ["A"]', "Café {}".encode("latin-1")),
+        *(b"\x00\x01\x02", b"[" * 100_000, b'{"num_hidden_layers": ' + b"9" * 5000 + b"}"),
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_what_is_no_map_in_json(model_folder, name, content):
+    folder = model_folder()
+    (folder / name).write_bytes(content)
+    assert name in refused(folder).message
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        *({}, {"weight_map": {}}, {"weight_map": None}, {"weight_map": ["model.safetensors"]}, {"weight_map": "x"}),
+        *({"weight_map": {SINKS: file}} for file in ("../model.safetensors", "/etc/passwd", "", "..", 7, None, [])),
+        *(
+            {"weight_map": {SINKS: file}}
+            for file in ("x" * 5000, "sub/a.safetensors", "a\0.safetensors", "gone.safetensors")
+        ),
+    ],
+    ids=lambda index: str(index)[:60],
+)
+def test_an_index_that_does_not_name_files_of_the_folder(model_folder, index):
+    folder = model_folder()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder)
+
+
+def header(text: bytes, length: int | None = None, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(**changes) -> bytes:
+    return json.dumps({SINKS: {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]} | changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\x10", header(b"{}", 2**62), header(b"{}", 2**64 - 1), header(b"{}", 3), header(b"not JSON")),
+        *(
+            header(b"[]"),
+            header(b"null"),
+            header(b"\xff\xfe{}"),
+            header(b'{"a": 3}'),
+            header(b'{"a": {"dtype": "BF16"}}'),
+        ),
+        *(header(tensor()), header(tensor(), data=b"x" * 15), header(tensor(data_offsets="ab"), data=b"x" * 16)),
+        *(header(tensor(data_offsets=[0]), data=b"x"), header(tensor(data_offsets=[0, float("nan")]), data=b"x" * 16)),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n",
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_weights_that_are_no_whole_safetensors_file(model_folder, content):
+    folder = model_folder()
+    (folder / "model.safetensors").write_bytes(content)
+    assert "model.safetensors" in refused(folder).message
+
+
+def test_a_whole_file_with_its_tensors_bytes(model_folder):
+    folder = model_folder()
+    (folder / "model.safetensors").write_bytes(header(tensor(), data=b"x" * 16))
+    assert model.find(str(folder)).has_sinks
+
+
+def test_the_sinks_are_those_that_the_files_have(model_folder):
+    """An index that promises sinks is no proof of them."""
+    folder = model_folder(names=["model.embed_tokens.weight"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {SINKS: "model.safetensors"}}))
+    assert not model.find(str(folder)).has_sinks
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_folder_instead_of_a_file(model_folder, name):
+    folder = model_folder()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    assert name in refused(folder).message
+
+
+@pytest.mark.parametrize(
+    "name", ["a b/c d", "a/" + "x" * 5000, "x" * 5000, "~nobody-here/model", "a/\0b", "-/-", "a/b..c"]
+)
+def test_names_that_are_no_models(name):
+    with pytest.raises(Problem) as caught:
+        model.find(name)
+    assert caught.value.kind == "model" and len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize("name", ["--trust-remote-code", "a\nb"])
+def test_a_folder_whose_name_would_be_an_option_of_vllm(model_folder, name):
+    assert "name" in refused(model_folder(name=name)).message
+
+
+def test_the_command_line_has_one_line_for_it(model_folder):
+    folder = model_folder(architectures=None)
+    done = CliRunner().invoke(main, ["serve", "baseline", "--model", os.fspath(folder)])
+    assert done.exit_code == 11 and len(done.stderr.splitlines()) == 2 and "architectures" in done.stderr

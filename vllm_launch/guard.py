@@ -1,0 +1,161 @@
+"""What neither a profile nor a user's words may hand to vLLM: other ways in, foreign code, secrets, what is ours.
+
+vLLM's parser takes `_` for `-`, any unambiguous beginning of an option, short options, and `--option.key value` for
+JSON. So names are compared as `arguments.canonical` writes them, a beginning counts as the whole, and keys inside JSON
+count too. What changes the engine alone passes. Whoever needs what is refused here starts vLLM without us.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+
+from vllm_launch.errors import Problem
+
+CODE = (
+    "trust-remote-code",
+    "model-class-overrides",
+    "worker-cls",
+    "worker-extension-cls",
+    "scheduler-cls",
+    "logits-processors",
+    "io-processor-plugin",
+    "middleware",
+    "tool-parser-plugin",
+    "reasoning-parser-plugin",
+    "distributed-executor-backend",
+    "ec-manager-config",
+    "log-config-file",
+    "inductor-passes",
+)
+# (what it does, what to do instead, options)
+REFUSED = (
+    (
+        "is set by the launcher",
+        "give --model, --host and --port to fp8-sinks itself, before the --",
+        ("model", "served-model-name", "host", "port"),
+    ),
+    (
+        "would open the server past --host and --port",
+        "leave it out; a proxy of your own can stand in front of the server",
+        (
+            *("uds", "grpc", "grpc-port", "headless", "api-server-count", "nnodes", "node-rank"),
+            *("master-addr", "master-port", "data-parallel-address", "data-parallel-rpc-port", "data-parallel-backend"),
+            *("data-parallel-rank", "data-parallel-start-rank", "data-parallel-size-local", "data-parallel-hybrid-lb"),
+            *("data-parallel-external-lb", "data-parallel-multi-port-external-lb", "data-parallel-supervisor-port"),
+            *("kv-transfer-config", "kv-events-config", "ec-transfer-config", "weight-transfer-config"),
+            *("fault-tolerance-config", "profiler-config", "otlp-traces-endpoint", "tool-server", "allowed-origins"),
+            *("allowed-local-media-path", "trust-request-chat-template", "trust-request-mm-kwargs"),
+        ),
+    ),
+    ("would load code into the server", "leave it out: a server runs vLLM's code and ours alone", CODE),
+    (
+        "is a secret, and a command line is open to all",
+        "set VLLM_API_KEY or HF_TOKEN in your own environment",
+        ("api-key", "hf-token"),
+    ),
+    ("reads options from a file, past every check", "write them in a profile", ("config",)),
+    ("changes the log that is read back", "leave it out", ("log-level", "logging-config")),
+    ("has a second name", "write --gpu-memory-utilization", ("device-memory-utilization",)),
+)
+OPTIONS = {option: (does, remedy) for does, remedy, options in REFUSED for option in options}
+# Options that preflight reads: a beginning of them would pass it by.
+READ = ("kv-cache-dtype", "kv-cache-dtype-skip-layers", "gpu-memory-utilization")
+# Whole options that pass and are also the beginning of one above.
+WHOLE = {*READ, "data-parallel-size", "reasoning-parser"}
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z0-9_.+-]+)?")
+_NUMBER = re.compile(r"-\d*\.?\d+")
+_SECRET_KEY = re.compile(r"(^|[-_.])(api-?key|key|token|secret|password|credentials?)$", re.IGNORECASE)
+
+# What a profile may set: variables that the engine and its libraries read.
+_ENGINE_VARIABLE = re.compile(
+    r"(VLLM|TORCH\w*|PYTORCH|OMP|MKL|KMP|CUDA|CUBLAS|NCCL|GLOO|TRITON|FLASHINFER|TOKENIZERS)_[A-Z0-9_]+"
+)
+_SECRET_VARIABLE = re.compile(r"KEY|SECRET|PASSW|CREDENTIAL|TOKEN(?!S|IZ)")
+_ADDRESS_OR_CODE = re.compile(
+    r"_(IPS?|ADDR|HOST|PORT|SERVER|PATH|ROOT|DIR|DIRECTORY|FOLDER|HOME|PLUGINS?|LIBRARIES|\w*FLAGS)$"
+)
+_NEVER = re.compile(
+    r"VLLM_(LOGGING_\w+|CONFIGURE_LOGGING|SERVER_DEV_MODE|ALLOW_INSECURE_SERIALIZATION|ALLOW_RUNTIME_LORA_UPDATING"
+    r"|USE_RUST_FRONTEND|LORA_RESOLVER_\w+|MEDIA_CONNECTOR|KEEP_ALIVE_ON_ENGINE_DEATH|USE_MODELSCOPE)"
+)
+
+
+def check_arguments(arguments: Mapping) -> None:
+    """Raise Problem("profile") for an argument that vLLM must not get; no message holds a value.
+
+    arguments: canonical name to value, all layers merged.
+    """
+    for name, value in arguments.items():
+        shown = name.partition("=")[0]
+        if name.startswith("-"):
+            what, remedy = f"{shown}: short options are not read here", "write the long one: --tensor-parallel-size 2"
+            raise Problem("profile", what, remedy)
+        if not _NAME.fullmatch(name):
+            raise Problem("profile", f"not the name of a vLLM argument: {shown!r}", "write it as vllm --help=all does")
+        option, dot, key = name.partition(".")
+        _check_option(option)
+        if dot and isinstance(value, bool):  # vLLM's parser would take the next option for its value
+            raise Problem(
+                "profile", f"--{name} has no value", f"write a map: {option}: {{{key}: {str(value).lower()}}}"
+            )
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and word.startswith("-") and not _NUMBER.fullmatch(word):
+                raise Problem("profile", f"--{name}: a value that begins with a dash", "give each option by itself")
+        for inner, leaf in _leaves(key, value):
+            _check_key(name, inner, leaf)
+
+
+def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> None:
+    """Raise Problem("profile") for a variable in a profile that is not the engine's; no message holds a value.
+
+    ours: the names that the launcher sets itself.
+    """
+    for name in environment:
+        if name in ours:
+            raise Problem("profile", f"env: {name} is set by the launcher", "take it out of the profile")
+        if _SECRET_VARIABLE.search(name.upper()):
+            what = f"env: {name} looks like a secret, and a profile is open to all"
+        elif not _ENGINE_VARIABLE.fullmatch(name) or _ADDRESS_OR_CODE.search(name) or _NEVER.fullmatch(name):
+            what = f"env: {name} is not a setting of the engine alone"
+        else:
+            continue
+        raise Problem("profile", what, "take it out of the profile; the server inherits your own environment")
+
+
+def _check_option(option: str) -> None:
+    option = option.removeprefix("no-")
+    if option in WHOLE:
+        return
+    whole = option if option in OPTIONS else next((one for one in (*OPTIONS, *READ) if one.startswith(option)), None)
+    if whole is None:
+        return
+    does, remedy = OPTIONS.get(whole, ("is checked by its whole name", f"write --{whole}"))
+    short = "" if whole == option else f" is short for --{whole}, which"
+    raise Problem("profile", f"--{option}{short} {does}", remedy)
+
+
+def _check_key(name: str, key: str, leaf: object) -> None:
+    """One value, and the last key on the way to it: empty for the argument itself."""
+    last = key.rpartition(".")[2].rstrip("+")
+    if _SECRET_KEY.search(last):
+        raise Problem("profile", f"--{name}: {last} looks like a secret", OPTIONS["api-key"][1])
+    if last.replace("_", "-") in CODE or (last == "backend" and re.search("[.:]", str(leaf))):
+        does, remedy = OPTIONS[CODE[0]]
+        raise Problem("profile", f"--{name}: {last} {does}", remedy)
+
+
+def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """Every key in a value, JSON text among them, with what it holds."""
+    pending = [(key, value)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            with suppress(ValueError, RecursionError):  # no JSON: vLLM will say so
+                value = json.loads(value)
+        yield key, value
+        if isinstance(value, dict):
+            pending += [(f"{key}.{inner}", held) for inner, held in value.items()]
+        elif isinstance(value, list):
+            pending += [(key, held) for held in value]
