@@ -1,7 +1,9 @@
 """Fixtures shared by all rooms."""
 
 import json
+import signal
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,12 @@ def has_fp8_cache() -> bool:
         return machine.detect(software.vllm_build()[0]).fp8_cache
     except (Problem, LookupError):  # no vLLM, or not the one for what is here
         return False
+
+
+def pytest_configure():
+    """A TERM, as `timeout` sends it, ends a test run like Ctrl-C does: through every fixture's end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,11 +1,95 @@
-"""Watching real processes and ports in tests."""
+"""Real processes and ports in tests: start them, watch them, and leave none behind.
 
+How a test sees processes has nothing to do with how the product does: a test is a child subreaper, so the kernel keeps
+whatever was started below it as its descendant, whether that leaves its session, loses its parents, wipes its
+environment or closes its files.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
 import socket
+import subprocess
 import time
+from contextlib import contextmanager
 
 import psutil
 
-MARK = "FP8_SINKS_TEST"  # an environment variable that only a test sets, and that every descendant inherits
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
+CORES = 2  # of the machine, idle, that limits are given for
+libc = ctypes.CDLL(None)
+
+
+def scaled(seconds):
+    """A limit for what takes less than `seconds` on two idle cores: longer with fewer cores or other work on them."""
+    cores = len(os.sched_getaffinity(0))
+    return seconds * max(1.0, CORES / cores, os.getloadavg()[0] / cores)
+
+
+def wait_for(condition, seconds=20.0):
+    """Poll until `condition()` is true; fails after `seconds`, scaled by the load while it waits."""
+    started, limit = time.monotonic(), 0.0
+    while not condition():
+        limit = max(limit, scaled(seconds))
+        assert time.monotonic() - started < limit, f"timed out after {limit:.0f} s"
+        time.sleep(0.05)
+
+
+def spawn(command, **options):
+    """A Popen that is killed when this test process dies, by any signal."""
+    parent = os.getpid()
+
+    def die_with_parent():
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it was killed before the line above
+            os._exit(1)
+
+    return subprocess.Popen(command, preexec_fn=die_with_parent, **options)
+
+
+def output(process, seconds):
+    """Its standard output and error once it has ended; fails after `seconds`, scaled by the load while it waits."""
+    ends = []
+
+    def ended():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ends.append(process.communicate(timeout=1))
+        return ends
+
+    wait_for(ended, seconds)
+    return ends[0]
+
+
+def completed(command, seconds, **options):
+    """subprocess.run with text captured, a limit that scales, and no process left, however it ends."""
+    with watched():
+        process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        out, err = output(process, seconds)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@contextmanager
+def watched():
+    """Yields a function that lists the live processes started since then; whatever is left at the end is killed."""
+    previous = ctypes.c_int()
+    libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(previous), 0, 0, 0)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = set(psutil.Process().children(recursive=True))
+
+    def live():
+        return [p for p in psutil.Process().children(recursive=True) if p not in before and alive(p.pid)]
+
+    try:
+        yield live
+    finally:
+        while left := live():
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.05)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, previous.value, 0, 0, 0)
 
 
 def free_port():
@@ -14,29 +98,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def marked(mark):
-    """Live processes that descend from the one that was started with MARK set to `mark`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def listens(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
-
-
 def alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -11,6 +12,7 @@ from flashinfer_patches import jit_cache, package
 from vllm_launch import arguments, guard, model, software
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine, detect
+from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Device, Profile, Strict
 
@@ -23,14 +25,30 @@ CACHE_VARIABLES = {
     "CUDA_CACHE_PATH": "cuda",  # the driver's, of what it and NVRTC compile
     "FP8_SINKS_KERNEL_CACHE": "lowp",
 }
+# The same for both spellings of NO_PROXY: where both are set, some programs read one and some the other.
+UNPROXIED = "127.0.0.1,localhost,::1,[::1]"
 FIXED_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "NO_PROXY": "127.0.0.1,localhost",
+    "NO_PROXY": UNPROXIED,
+    "no_proxy": UNPROXIED,
     "FP8_SINKS_PLUGIN": "1",
+    "SPT_NOENV": "1",  # setproctitle, by which vLLM renames its processes, leaves their environment readable
 }
+# What a server must not inherit, since it would defeat what the launcher guards.
+DROPPED = (
+    # what is read back from the log
+    *("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_PREFIX"),
+    *("VLLM_LOGGING_STREAM", "VLLM_LOGGING_COLOR", "FORCE_COLOR"),
+    "VLLM_PLUGINS",  # a list without our plugin leaves it out
+    # doors that ask for no key, and another model than the one that was checked
+    *("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+    *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # when and how the server ends
+)
+# Names of secrets, HF_TOKEN among them: an offline server needs none but VLLM_API_KEY, and that only where it is open.
+SECRET = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 
 
 class Plan(Strict):
@@ -66,7 +84,8 @@ class Plan(Strict):
 
     @property
     def url(self) -> str:
-        return f"http://{self.host if self.host not in ('0.0.0.0', '::') else '127.0.0.1'}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def make(
@@ -117,7 +136,7 @@ def make(
         environment=FIXED_ENVIRONMENT
         | {name: str(cache_root / folder) for name, folder in CACHE_VARIABLES.items()}
         | _kernel_cache(cache_root / CACHE_VARIABLES[KERNEL_CACHE])
-        | {"FP8_SINKS_RUN": nonce}
+        | {NONCE_VARIABLE: nonce}
         | settings.env,
         cache_root=str(cache_root),
         expected_backends=profile.expected_backends(machine.family, vllm_version),
@@ -134,18 +153,23 @@ def is_loopback(host: str) -> bool:
 
 
 def child_environment(plan: Plan) -> dict[str, str]:
-    """The environment of the server process; the key stays only where the server is open to others."""
+    """The environment of the server process: the caller's without DROPPED and secrets, and the plan's.
+
+    VLLM_API_KEY stays where the server is open to others.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in DROPPED and not SECRET.search(name)}
+    if not is_loopback(plan.host) and "VLLM_API_KEY" in os.environ:
+        kept["VLLM_API_KEY"] = os.environ["VLLM_API_KEY"]
     # FlashInfer's builds look for the environment's ninja on the path.
-    inherited = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    if is_loopback(plan.host):
-        inherited.pop("VLLM_API_KEY", None)
-    return inherited | plan.environment
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return kept | plan.environment
 
 
 def as_shell(plan: Plan) -> str:
     """The plan as one line that a shell runs."""
+    dropped = [word for name in DROPPED for word in ("-u", name)]
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
-    return " ".join(["env", *variables, shlex.join(plan.command)])
+    return " ".join(["env", *dropped, *variables, shlex.join(plan.command)])
 
 
 def _check_kv_cache(merged: dict[str, Argument]) -> None:

@@ -1,5 +1,6 @@
 """One vLLM server's life: start it under a supervisor, wait until it is ours, end all of it."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -8,16 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import requests
 
 from flashinfer_patches import jit_cache, package
-from vllm_launch import resolved
+from vllm_launch import marks, resolved
 from vllm_launch.errors import Problem
 from vllm_launch.failure_hint import failure_hint
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE, Plan, child_environment
 
 GRACE_S = 15.0
+KILL_S = 10.0
 POLL_S = 0.1
 LOG_TAIL_LINES = 12
 
@@ -53,20 +54,36 @@ def running(plan: Plan, folder: Path, say: Callable[[str], None]) -> Iterator[Se
     log = folder / f"{plan.profile}.log"
     started = time.monotonic()
     offset = log.stat().st_size if log.exists() else 0
+    with supervised(plan.command, child_environment(plan), log) as supervisor:
+        try:
+            _wait_until_ready(plan, supervisor, log, offset, started, say)
+            start_s = time.monotonic() - started
+            yield Server(plan, log, offset, start_s, _read_back(plan, log, offset), supervisor)
+        finally:
+            say("ending the server")
+
+
+@contextmanager
+def supervised(
+    command: list[str], environment: dict[str, str], log: Path, grace_s: float = GRACE_S
+) -> Iterator[subprocess.Popen]:
+    """Run `command` under a supervisor, in the log's folder; on leaving, no process of it is left.
+
+    environment: all of it, with marks.NONCE_VARIABLE. grace_s: seconds from TERM to KILL. Raises Problem("server") if
+    something could not be ended.
+    """
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "vllm_launch.supervisor", str(log.resolve()), str(GRACE_S), "--", *plan.command],
+        [sys.executable, "-m", "vllm_launch.supervisor", str(log.resolve()), str(grace_s), "--", *command],
         stdin=subprocess.PIPE,
-        cwd=folder,
-        env=child_environment(plan),
+        cwd=log.parent,
+        env=environment,
         start_new_session=True,
     )
+    carried = marks.of(environment[marks.NONCE_VARIABLE], supervisor.pid, log)
     try:
-        _wait_until_ready(plan, supervisor, log, offset, started, say)
-        start_s = time.monotonic() - started
-        yield Server(plan, log, offset, start_s, _read_back(plan, log, offset), supervisor)
+        yield supervisor
     finally:
-        say("ending the server")
-        _end(plan, supervisor)
+        _end(supervisor, carried, grace_s)
 
 
 def _wait_until_ready(plan, supervisor, log: Path, offset: int, started: float, say) -> None:
@@ -128,35 +145,19 @@ def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
     return found
 
 
-def _end(plan: Plan, supervisor: subprocess.Popen) -> None:
+def _end(supervisor: subprocess.Popen, carried: marks.Marks, grace_s: float) -> None:
     supervisor.stdin.close()
-    try:
-        supervisor.wait(timeout=GRACE_S + 30)
-    except subprocess.TimeoutExpired:
-        supervisor.kill()
-    left = _processes_of(plan.nonce)
-    for process in left:
-        # The supervisor was killed or gave up: whoever carries our nonce is ours.
-        process.kill()
-    _, alive = psutil.wait_procs(left, timeout=10)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        supervisor.wait(timeout=grace_s + 2 * KILL_S)
+    # If the supervisor was killed or gave up, what it kept is left.
+    alive = marks.kill(carried, KILL_S)
     if alive:
         raise Problem(
             "server",
-            f"could not end processes {', '.join(str(p.pid) for p in alive)}",
+            f"could not end processes {', '.join(map(str, alive))}",
             "they hang in the kernel; look at them with ps, and restart the machine if they hold the GPU",
         )
-
-
-def _processes_of(nonce: str) -> list[psutil.Process]:
-    """Every process whose environment carries the nonce: all that descend from the server's launch."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FP8_SINKS_RUN") == nonce and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue  # gone, or another user's
-    return found
+    supervisor.wait()
 
 
 def _died(log: Path, offset: int, returncode: int) -> Problem:

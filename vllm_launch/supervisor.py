@@ -1,10 +1,13 @@
 """Keep one server and everything it starts, and end all of it when the launcher goes.
 
-`python -m vllm_launch.supervisor LOG GRACE_S -- COMMAND...` runs COMMAND in a session of its own. Standard input
-is a pipe from the launcher: its end (the launcher closed it, or died by any signal) ends the whole tree, TERM
-first and KILL after GRACE_S seconds. As child subreaper it inherits every process that loses its parent, so
-none escapes. Exit code: the command's own (128 + signal if killed), 0 if it was asked to end,
-70 if something could not be ended.
+`python -m vllm_launch.supervisor LOG GRACE_S -- COMMAND...` runs COMMAND with its output appended to LOG. Standard
+input is a pipe from the launcher: its end (the launcher closed it, or died by any signal) ends the whole tree, TERM
+first and KILL after GRACE_S seconds.
+
+The supervisor is two processes, one the child of the other, and COMMAND is the inner one's child. Both read the pipe,
+and both are child subreapers: they inherit every process below that loses its parent. So none escapes, and if any two
+of launcher, supervisors and server are killed at once, one is left that knows all the rest as its descendants.
+Exit code: the command's own (128 + signal if killed), 0 if it was asked to end, 70 if something could not be ended.
 """
 
 import contextlib
@@ -12,15 +15,17 @@ import ctypes
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 
 import psutil
 
 POLL_S = 0.1
 KILL_DEADLINE_S = 10.0
 LEFTOVER_EXIT = 70
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -31,37 +36,65 @@ def main(argv: list[str]) -> int:
         raise SystemExit("usage: python -m vllm_launch.supervisor LOG GRACE_S -- COMMAND...")
     asked_to_end = []
     signal.signal(signal.SIGTERM, lambda *_: asked_to_end.append(True))
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(ignored, signal.SIG_IGN)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+
+    def supervise(run: Callable[[], int]) -> int:
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        child = _fork(run)
+        while _exit_code(child) is None and not asked_to_end and not _launcher_gone():
+            reap_orphans(child)
+        ended_itself = _exit_code(child)
+        left = end_tree(child, float(grace_s))
+        if left:
+            print(f"supervisor: could not end {left}", file=sys.stderr)
+            return LEFTOVER_EXIT
+        return 0 if ended_itself is None else ended_itself
+
+    return supervise(lambda: supervise(lambda: _execute(command, log_path)))
+
+
+def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
 
-    def in_child() -> None:
-        # If this supervisor is killed, the server still gets a TERM.
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        for restored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(restored, signal.SIG_DFL)
 
-    with open(log_path, "ab") as log:
-        server = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=in_child,
-        )
-    while server.poll() is None and not asked_to_end and not _launcher_gone():
-        reap_orphans(server)
-    ended_itself = server.poll()
-    left = end_tree(server, float(grace_s))
-    if left:
-        print(f"supervisor: could not end {left}", file=sys.stderr)
-        return LEFTOVER_EXIT
-    if ended_itself is None:
-        return 0
-    return ended_itself if ended_itself >= 0 else 128 - ended_itself
+def _fork(run: Callable[[], int]) -> int:
+    """The pid of a child that exits with what `run` returns, and gets a TERM if this process is killed."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before the line above
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(run())
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _execute(command: list[str], log_path: str) -> int:
+    """Become the command: no input, its output in the log, signals as a shell would leave them."""
+    for number in (signal.SIGTERM, *IGNORED, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    # A group of its own, should it signal its group; the session stays the supervisor's, by which it is known.
+    os.setpgid(0, 0)
+    with open(os.devnull, "rb") as nothing, open(log_path, "ab") as log:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.execvp(command[0], command)
+
+
+def _exit_code(child: int) -> int | None:
+    """The child's exit code, 128 + signal if it was killed, None while it runs; it is left to be asked again."""
+    ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
 
 
 def _launcher_gone() -> bool:
@@ -69,42 +102,43 @@ def _launcher_gone() -> bool:
     return bool(readable) and os.read(sys.stdin.fileno(), 1) == b""
 
 
-def reap_orphans(server: subprocess.Popen) -> None:
-    """Collect adopted processes that have ended, but leave the server's own exit code to Popen."""
-    for child in psutil.Process().children():
-        if child.pid != server.pid and child.status() == psutil.STATUS_ZOMBIE:
-            os.waitpid(child.pid, os.WNOHANG)
+def reap_orphans(child: int) -> None:
+    """Collect adopted processes that have ended, but leave the child's own exit code."""
+    for process in psutil.Process().children():
+        if process.pid != child and process.status() == psutil.STATUS_ZOMBIE:
+            os.waitpid(process.pid, os.WNOHANG)
 
 
-def end_tree(server: subprocess.Popen, grace_s: float) -> list[int]:
+def end_tree(child: int, grace_s: float) -> list[int]:
     """TERM every descendant, KILL what is left after grace_s seconds; returns the pids that would not end."""
-    _signal_all(server, signal.SIGTERM)
-    if _wait_until_alone(server, grace_s):
+    _signal_all(child, signal.SIGTERM)
+    if _wait_until_alone(child, grace_s):
         return []
     deadline = time.monotonic() + KILL_DEADLINE_S
     while time.monotonic() < deadline:
         # Again each round: what is dying may still have been starting something.
-        _signal_all(server, signal.SIGKILL)
-        if _wait_until_alone(server, 2 * POLL_S):
+        _signal_all(child, signal.SIGKILL)
+        if _wait_until_alone(child, 2 * POLL_S):
             return []
-    return [process.pid for process in _descendants(server)]
+    return [process.pid for process in _descendants(child)]
 
 
-def _descendants(server: subprocess.Popen) -> list[psutil.Process]:
-    server.poll()
-    reap_orphans(server)
-    return psutil.Process().children(recursive=True)
+def _descendants(child: int) -> list[psutil.Process]:
+    """Every process below this one, but not the child once it has ended."""
+    reap_orphans(child)
+    ended = _exit_code(child) is not None
+    return [process for process in psutil.Process().children(recursive=True) if not (ended and process.pid == child)]
 
 
-def _signal_all(server: subprocess.Popen, number: int) -> None:
-    for process in _descendants(server):
+def _signal_all(child: int, number: int) -> None:
+    for process in _descendants(child):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
 
-def _wait_until_alone(server: subprocess.Popen, seconds: float) -> bool:
+def _wait_until_alone(child: int, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while _descendants(server):
+    while _descendants(child):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)

@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from bench import benchy
+from kernels_tests.processes import scaled
 from vllm_launch.errors import Problem
 from vllm_launch.profile import BenchGrid
 
@@ -66,7 +67,7 @@ def test_the_book_is_served_on_loopback_and_long_enough():
     with benchy.book_server() as url:
         assert url.startswith("http://127.0.0.1:")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        text = opener.open(url, timeout=10).read()
+        text = opener.open(url, timeout=scaled(10)).read()
     assert text == benchy.book()
     assert len(text) > 500_000
 

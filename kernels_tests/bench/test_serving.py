@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from bench import completion, provenance, result
 from bench.completion import Answer
 from bench.run import load
-from kernels_tests.processes import MARK, free_port, marked, wait_for
+from kernels_tests.processes import completed, free_port, spawn, wait_for, watched
 from vllm_launch import model, plan, profile, server
 
 pytestmark = pytest.mark.server
@@ -48,33 +48,25 @@ def finished(tmp_path_factory, fp8_cache):
     for path, base in zip(profiles, ("baseline", "fp8" if fp8_cache else "baseline"), strict=True):
         path.write_text(f"extends: {base}{GRID}greedy: {{reference: {profiles[0]}}}\n")
     run = folder / "run"
-    environment = os.environ | {MARK: str(folder)}
     bench = [sys.executable, "-m", "fp8_sinks", "bench", "serving"]
     commands = set()
+    with watched() as live:
 
-    def halfway():
-        time.sleep(1)
-        commands.update(supervised(marked(str(folder))))
-        return (run / "small-second" / "sinks.json").exists() or killed.poll() is not None
+        def halfway():
+            time.sleep(1)
+            commands.update(supervised(live()))
+            return (run / "small-second" / "sinks.json").exists() or killed.poll() is not None
 
-    killed = subprocess.Popen(
-        [*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL, env=environment
-    )
-    try:
+        killed = spawn([*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL)
         wait_for(halfway, RUN_S)
         assert killed.poll() is None, "it ended before it could be killed"
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        wait_for(lambda: not marked(str(folder)), 60)
-        (folder / "commands.json").write_text(json.dumps(sorted(commands)))
-        before = (run / "small-baseline" / "warm.json").read_bytes()
-        assert not (run / "result.json").exists()
-        resumed = subprocess.run(
-            [*bench, "--resume", str(run)], capture_output=True, text=True, env=environment, timeout=RUN_S
-        )
-    finally:
-        for left in marked(str(folder)):
-            left.kill()
+        wait_for(lambda: not live(), 60)
+    (folder / "commands.json").write_text(json.dumps(sorted(commands)))
+    before = (run / "small-baseline" / "warm.json").read_bytes()
+    assert not (run / "result.json").exists()
+    resumed = completed([*bench, "--resume", str(run)], RUN_S)
     assert resumed.returncode == 0, resumed.stderr
     assert (run / "small-baseline" / "warm.json").read_bytes() == before, "a finished step was measured again"
     return run
@@ -148,7 +140,7 @@ def test_a_failed_request_keeps_what_was_measured(finished, tmp_path):
     bad.write_text(f"extends: {request['profiles'][1]}\nmodels: {{tiny_gpt_oss: {{bench: {{depth: [0, 99999]}}}}}}\n")
     (run / "request.json").write_text(json.dumps(request | {"profiles": [request["profiles"][0], str(bad)]}))
     command = [sys.executable, "-m", "fp8_sinks", "bench", "serving", "--resume", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
+    done = completed(command, RUN_S)
     assert done.returncode == 30, done.stderr
     assert "remedy:" in done.stderr and "--resume" in done.stderr
     second = result.read(run / "result.json").rows[1]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -10,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench.provenance import REPO
+from kernels_tests.processes import completed
 
 
 def setup(**environment):
-    command = [str(REPO / "scripts" / "setup.sh")]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+    return completed([str(REPO / "scripts" / "setup.sh")], 120, env=os.environ | environment)
 
 
 def test_no_network_is_one_clear_line_with_its_remedy(tmp_path):

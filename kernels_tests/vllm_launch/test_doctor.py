@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from itertools import pairwise
 
@@ -10,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from kernels_tests.processes import completed
 from kernels_tests.vllm_launch.machines import (
     BARE,
     CUBINS,
@@ -213,7 +213,7 @@ doctor()
 
 def test_a_real_run_imports_nothing_heavy(tmp_path):
     words = [sys.executable, "-I", "-c", BLOCKED, str(REPO)]
-    done = subprocess.run([*words, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = completed([*words, "--json"], 60, cwd=tmp_path)
     assert done.stderr == ""
     printed = json.loads(done.stdout)
     assert done.returncode == {"ok": 0, "warning": 1, "error": 2}[printed["status"]]

@@ -6,92 +6,119 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from itertools import combinations
 
 import psutil
 import pytest
 import requests
 
-from kernels_tests.processes import MARK, free_port, listens, marked, wait_for
+from kernels_tests.processes import free_port, listens, scaled, spawn, wait_for, watched
 
 pytestmark = pytest.mark.server
 START_S = 240
 END_S = 60
+KILLED = ("launcher", "supervisor", "API server", "EngineCore", "Worker")
 
 
 @contextmanager
 def serve(tmp_path, profile_name, *options):
-    """`fp8-sinks serve` as a user runs it; yields (process, port, mark). Whatever is left at the end is killed."""
-    port, mark = free_port(), tmp_path.name + str(os.getpid())
+    """`fp8-sinks serve` as a user runs it; yields (process, port, a function that lists all that is alive of it)."""
+    port = free_port()
     command = [sys.executable, "-m", "fp8_sinks", "serve", profile_name, "--port", str(port), "--json"]
-    environment = os.environ | {MARK: mark, "VLLM_API_KEY": "a-key-that-must-not-show"}
-    process = subprocess.Popen(
-        [*command, "--run-dir", str(tmp_path / "run"), *options],
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "stderr").open("w"),
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        yield process, port, mark
-    finally:
-        for left in marked(mark):
-            left.kill()
-        process.wait()
+    with watched() as live, (tmp_path / "stderr").open("w") as stderr:
+        process = spawn(
+            [*command, "--run-dir", str(tmp_path / "run"), *options],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            # A key that must not show, and a level that would leave the log without what is read back from it.
+            env=os.environ | {"VLLM_API_KEY": "a-key-that-must-not-show", "VLLM_LOGGING_LEVEL": "WARNING"},
+            start_new_session=True,
+        )
+        yield process, port, live
+
+
+def ready(process):
+    """What `serve` prints once the server is ready."""
+    line = process.stdout.readline()
+    assert line, "it ended before it was ready"
+    return json.loads(line)
+
+
+def by_role(process, supervisor_pid, live):
+    """The processes of a ready server by role, both supervisors as one; each is alive and one that the watcher sees."""
+    outer = psutil.Process(supervisor_pid)
+    (inner,) = outer.children()
+    (api_server,) = inner.children()
+    roles = {"launcher": [psutil.Process(process.pid)], "supervisor": [outer, inner], "API server": [api_server]}
+    for role in ("EngineCore", "Worker"):
+        roles[role] = [p for p in live() if " ".join(p.cmdline()).startswith(f"VLLM::{role}")]
+        assert len(roles[role]) == 1, [p.cmdline() for p in live()]
+    assert {p for processes in roles.values() for p in processes} <= set(live())
+    return roles
 
 
 @pytest.mark.parametrize(
     ("name", "kv_cache_dtype"), [("baseline", "auto"), pytest.param("fp8", "fp8", marks=pytest.mark.fp8_cache)]
 )
 def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path, name, kv_cache_dtype):
-    with serve(tmp_path, name) as (process, port, mark):
-        ready = json.loads(process.stdout.readline())
-        assert ready["resolved"]["attention_backends"] == ["CPU_ATTN"]
-        assert ready["resolved"]["kv_cache_dtype"] == kv_cache_dtype
-        assert ready["resolved"]["cpu_cache_writer"] is (name == "fp8")
+    with serve(tmp_path, name) as (process, port, live):
+        told = ready(process)
+        assert told["resolved"]["attention_backends"] == ["CPU_ATTN"]
+        assert told["resolved"]["kv_cache_dtype"] == kv_cache_dtype
+        assert told["resolved"]["cpu_cache_writer"] is (name == "fp8")
         base = f"http://127.0.0.1:{port}/v1"
         chat = {
             "model": "tiny_gpt_oss",
             "messages": [{"role": "user", "content": "What is the capital of France? Please reply with one word only"}],
             "temperature": 0,
         }
-        answer = requests.post(f"{base}/chat/completions", json=chat, timeout=60)
+        answer = requests.post(f"{base}/chat/completions", json=chat, timeout=scaled(60))
         assert answer.status_code == 200 and "Paris" in answer.json()["choices"][0]["message"]["content"]
 
         # Only loopback listens, and the key is in no command line and in no log.
         listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port]
         assert listening == ["127.0.0.1"]
-        assert not any("a-key-that" in word for p in marked(mark) for word in p.cmdline())
+        assert not any("a-key-that" in word for p in live() for word in p.cmdline())
         assert "a-key-that" not in (tmp_path / "run" / f"{name}.log").read_text() + (tmp_path / "stderr").read_text()
 
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not marked(mark) and not listens(port), END_S)
+        wait_for(lambda: not live() and not listens(port), END_S)
 
 
 def test_a_killed_server_ends_the_command_with_its_code(tmp_path):
-    with serve(tmp_path, "baseline") as (process, port, mark):
-        ready = json.loads(process.stdout.readline())
-        (api_server,) = psutil.Process(ready["supervisor_pid"]).children()
-        api_server.kill()
-        assert process.wait(timeout=END_S) == 20
-        wait_for(lambda: not marked(mark) and not listens(port), END_S)
+    with serve(tmp_path, "baseline") as (process, port, live):
+        roles = by_role(process, ready(process)["supervisor_pid"], live)
+        roles["API server"][0].kill()
+        assert process.wait(timeout=scaled(END_S)) == 20
+        wait_for(lambda: not live() and not listens(port), END_S)
     said = (tmp_path / "stderr").read_text()
     assert "exit code 137" in said and "remedy:" in said
 
 
+@pytest.mark.parametrize("pair", list(combinations(KILLED, 2)), ids=" and ".join)
+def test_any_two_killed_at_once_leave_nothing(tmp_path, pair):
+    with serve(tmp_path, "baseline") as (process, port, live):
+        roles = by_role(process, ready(process)["supervisor_pid"], live)
+        for role in pair:
+            for victim in roles[role]:
+                victim.kill()
+        wait_for(lambda: not live() and not listens(port), END_S)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_loading_leaves_nothing(tmp_path, number):
-    with serve(tmp_path, "baseline") as (process, port, mark):
-        wait_for(lambda: len(marked(mark)) >= 4, START_S)  # launcher, supervisor, API server, engine
+    with serve(tmp_path, "baseline") as (process, port, live):
+        wait_for(lambda: len(live()) >= 5, START_S)  # launcher, supervisors, API server, engine
         process.send_signal(number)
-        assert process.wait(timeout=END_S) == 128 + number
-        wait_for(lambda: not marked(mark) and not listens(port), END_S)
+        assert process.wait(timeout=scaled(END_S)) == 128 + number
+        wait_for(lambda: not live() and not listens(port), END_S)
 
 
 def test_a_server_that_cannot_start_shows_its_log_and_a_remedy(tmp_path):
-    with serve(tmp_path, "baseline", "--", "--max-model-len", "999999999") as (process, _, mark):
-        assert process.wait(timeout=START_S) == 20
-        assert not marked(mark)
+    with serve(tmp_path, "baseline", "--", "--max-model-len", "999999999") as (process, _, live):
+        assert process.wait(timeout=scaled(START_S)) == 20
+        assert not live()
     said = (tmp_path / "stderr").read_text()
     assert "  | " in said and "remedy: lower --max-model-len" in said

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from kernels_tests.processes import alive, wait_for
+from kernels_tests.processes import scaled, spawn, wait_for, watched
 
 # A server that starts a child which ignores TERM, HUP and INT, and one that leaves its session and loses its parent.
 STUBBORN = """
@@ -38,72 +37,72 @@ sys.exit(supervisor.wait())
 TREE = 3  # the server, its child, its runaway grandchild
 
 
-def launch(tmp_path, *, grace_s=0.5):
-    """Start launcher -> supervisor -> stubborn tree; returns (launcher, supervisor pid, pids of the tree)."""
+@pytest.fixture
+def launch(tmp_path):
+    """(launcher, supervisor pid, pids of the tree, a function that lists what is alive) with a stubborn server."""
     script, pids = tmp_path / "stubborn.py", tmp_path / "pids"
     script.write_text(STUBBORN)
-    command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "log"), str(grace_s), "--"]
-    launcher = subprocess.Popen(
-        [*command, sys.executable, str(script), str(pids), "parent"], stdout=subprocess.PIPE, text=True
-    )
-    supervisor = int(launcher.stdout.readline())
-    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == TREE)
-    return launcher, supervisor, [int(pid) for pid in pids.read_text().split()]
-
-
-def all_gone(*pids):
-    return not any(alive(pid) for pid in pids)
+    command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "log"), "0.5", "--"]
+    with watched() as live:
+        launcher = spawn(
+            [*command, sys.executable, str(script), str(pids), "parent"], stdout=subprocess.PIPE, text=True
+        )
+        supervisor = int(launcher.stdout.readline())
+        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == TREE)
+        yield launcher, supervisor, [int(pid) for pid in pids.read_text().split()], live
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGSEGV])
-def test_a_launcher_that_dies_by_any_signal_leaves_nothing(tmp_path, number):
-    launcher, supervisor, tree = launch(tmp_path)
+def test_a_launcher_that_dies_by_any_signal_leaves_nothing(launch, number):
+    launcher, _, _, live = launch
     launcher.send_signal(number)
-    assert launcher.wait(timeout=20) == -number
-    wait_for(lambda: all_gone(supervisor, *tree))
+    assert launcher.wait(timeout=scaled(20)) == -number
+    wait_for(lambda: not live())
 
 
-def test_a_server_that_is_killed_takes_its_children_along(tmp_path):
-    launcher, supervisor, tree = launch(tmp_path)
+def test_a_server_that_is_killed_takes_its_children_along(launch):
+    launcher, _, tree, live = launch
     os.kill(tree[0], signal.SIGKILL)
-    assert launcher.wait(timeout=20) == 128 + signal.SIGKILL
-    wait_for(lambda: all_gone(supervisor, *tree))
+    assert launcher.wait(timeout=scaled(20)) == 128 + signal.SIGKILL
+    wait_for(lambda: not live())
 
 
-def test_terminating_the_supervisor_ends_the_tree(tmp_path):
-    launcher, supervisor, tree = launch(tmp_path)
+def test_terminating_the_supervisor_ends_the_tree(launch):
+    launcher, supervisor, _, live = launch
     os.kill(supervisor, signal.SIGTERM)
-    assert launcher.wait(timeout=20) == 0
-    wait_for(lambda: all_gone(supervisor, *tree))
+    assert launcher.wait(timeout=scaled(20)) == 0
+    wait_for(lambda: not live())
 
 
-def test_a_server_that_heeds_term_is_not_killed(tmp_path):
+@pytest.fixture
+def supervise(tmp_path):
+    """A function that runs Python code as a supervised server, with so many seconds from TERM to KILL."""
+    with watched():
+        command = [sys.executable, "-m", "vllm_launch.supervisor", str(tmp_path / "log")]
+        yield lambda grace_s, code: spawn([*command, grace_s, "--", sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+
+def test_a_server_that_heeds_term_is_not_killed(tmp_path, supervise):
     marker = tmp_path / "clean"
     polite = f"import signal,sys,time; signal.signal(15, lambda *_: (open({str(marker)!r}, 'w'), sys.exit(0)));"
     polite += f"open({str(tmp_path / 'up')!r}, 'w'); time.sleep(600)"
-    supervisor = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "vllm_launch.supervisor", str(tmp_path / "log"), "20", "--"),
-            sys.executable,
-            "-c",
-            polite,
-        ],
-        stdin=subprocess.PIPE,
-    )
+    supervisor = supervise("3600", polite)
     wait_for((tmp_path / "up").exists)
-    started = time.monotonic()
     supervisor.stdin.close()
-    assert supervisor.wait(timeout=20) == 0
+    assert supervisor.wait(timeout=scaled(20)) == 0
     assert marker.exists()
-    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(("code", "expected"), [("raise SystemExit(7)", 7), ("import os; os.abort()", 128 + 6)])
-def test_the_exit_code_is_the_servers_own_and_its_output_is_in_the_log(tmp_path, code, expected):
-    log = tmp_path / "log"
-    command = [sys.executable, "-m", "vllm_launch.supervisor", str(log), "1", "--"]
-    supervisor = subprocess.Popen(
-        [*command, sys.executable, "-c", f"print('hello', flush=True); {code}"], stdin=subprocess.PIPE
-    )
-    assert supervisor.wait(timeout=30) == expected
-    assert "hello" in log.read_text()
+def test_the_exit_code_is_the_servers_own_and_its_output_is_in_the_log(tmp_path, supervise, code, expected):
+    supervisor = supervise("1", f"print('hello', flush=True); {code}")
+    assert supervisor.wait(timeout=scaled(30)) == expected
+    assert "hello" in (tmp_path / "log").read_text()
+
+
+def test_the_server_has_no_input_and_the_signals_of_a_fresh_process(tmp_path, supervise):
+    """What the supervisor ignores or handles for itself does not reach the server."""
+    code = "import os, signal, sys; print(os.readlink('/proc/self/fd/0'), sys.stdin.read() == '')\n"
+    code += "print([signal.getsignal(number).name for number in (signal.SIGTERM, signal.SIGHUP)])"
+    assert supervise("1", code).wait(timeout=scaled(30)) == 0
+    assert (tmp_path / "log").read_text() == "/dev/null True\n['SIG_DFL', 'SIG_DFL']\n"

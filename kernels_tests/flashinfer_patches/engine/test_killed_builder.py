@@ -12,6 +12,7 @@ import pytest
 
 from flashinfer_patches import jit_cache
 from flashinfer_patches.errors import PatchError
+from kernels_tests.processes import scaled
 
 BUILDER = """
 import subprocess, sys, time
@@ -24,7 +25,7 @@ def build():
     (cache / "half.o").write_bytes(b"half")
     compiler = subprocess.Popen(["sleep", sys.argv[2]], cwd=cache)
     print(compiler.pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 jit_cache.built_once(Path(sys.argv[1]), "m", build)
 """
@@ -75,7 +76,7 @@ def test_what_a_killed_builder_left_is_not_trusted(folder, build):
     kill(build(0))
     assert jit_cache.caches(folder.parent)[0].interrupted
     seen = []
-    assert jit_cache.built_once(folder, "m", lambda: seen.append((folder / ".cache").exists()), timeout_s=1)
+    assert jit_cache.built_once(folder, "m", lambda: seen.append((folder / ".cache").exists()), timeout_s=scaled(10))
     assert seen == [False], "half an object was still there"
     assert not jit_cache.caches(folder.parent)[0].interrupted
 
@@ -83,7 +84,7 @@ def test_what_a_killed_builder_left_is_not_trusted(folder, build):
 def test_the_compilers_of_a_killed_builder_end_before_the_next_build(folder, build):
     builder = build(1)
     kill(builder)
-    assert jit_cache.built_once(folder, "m", lambda: assert_ended(builder.compiler), timeout_s=10)
+    assert jit_cache.built_once(folder, "m", lambda: assert_ended(builder.compiler), timeout_s=scaled(10))
 
 
 def test_compilers_that_do_not_end_are_named(folder, build):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from flashinfer_patches import engine
 from flashinfer_patches.errors import EXIT_CODES
 from kernels_tests.flashinfer_patches.engine.worlds import TORCH, write
+from kernels_tests.processes import completed
 
 COMMAND = """
 import sys
@@ -61,7 +61,7 @@ def build(world, *words):
     paths = [str(world / "site"), str(Path(engine.__file__).parents[1])]
     environment = {"PATH": str(world / "bin"), "CUDA_HOME": str(world / "cuda"), "HOME": os.environ["HOME"]}
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return completed(command, 60, env=environment)
 
 
 def test_the_modules_of_gpt_oss_are_built_once(world):

@@ -1,0 +1,68 @@
+"""What tests rely on to leave nothing behind: limits that scale, and a run that is cut off ends what it started."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels_tests import processes
+from kernels_tests.processes import completed, scaled, spawn, wait_for, watched
+
+# A test that starts a process which starts another, as a launcher does, and never ends by itself.
+HANGING = """
+import sys, time
+from kernels_tests.processes import spawn, watched
+CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+CHILD += "time.sleep(600)"
+
+def test_hangs():
+    with watched() as live:
+        spawn([sys.executable, "-c", CHILD], start_new_session=True)
+        while len(live()) < 2:
+            time.sleep(0.05)
+        open(sys.argv[-1] + ".up", "w").close()
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_interrupted_ends_what_its_tests_started(tmp_path, number):
+    test = tmp_path / "test_hanging.py"
+    test.write_text(HANGING)
+    with watched() as live:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "kernels_tests.conftest", "-p", "no:cacheprovider"]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        run = spawn([*command, str(test)], cwd=tmp_path, env=environment)
+        wait_for(Path(f"{test}.up").exists)
+        run.send_signal(number)
+        wait_for(lambda: not live())
+
+
+def test_what_a_test_spawned_dies_with_it_when_it_is_killed():
+    code = "import sys, time; from kernels_tests.processes import spawn\n"
+    code += "spawn([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); time.sleep(600)"
+    with watched() as live:
+        run = spawn([sys.executable, "-c", code])
+        wait_for(lambda: len(live()) == 2)
+        run.kill()
+        wait_for(lambda: not live())
+
+
+def test_a_command_over_its_limit_fails_and_is_ended_with_its_children(monkeypatch):
+    """Its child holds the pipes open: subprocess.run would wait for that one without a limit."""
+    monkeypatch.setattr(processes, "scaled", lambda seconds: seconds)
+    with watched() as live:
+        with pytest.raises(AssertionError, match="timed out"):
+            completed(["sh", "-c", "sleep 600 & sleep 600"], 0.5)
+        assert not live()
+
+
+@pytest.mark.parametrize(
+    ("cores", "load", "factor"), [(2, 0.5, 1), (8, 7.0, 1), (1, 0.1, 2), (2, 16.0, 8), (8, 16.0, 2)]
+)
+def test_limits_scale_with_cores_and_load(monkeypatch, cores, load, factor):
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _pid: set(range(cores)))
+    monkeypatch.setattr(processes.os, "getloadavg", lambda: (load, 0, 0))
+    assert scaled(30) == pytest.approx(30 * factor)
