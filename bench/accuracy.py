@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from bench import benchy, forced, metrics
 from bench.forced import Scored, Text
 from bench.record import Strict
+from bench.run_folder import broken_step
 from bench.verdicts import AccuracyRecord, Agreement, AtContext, Gate, SinkCheck, holds
 from vllm_launch.errors import Problem
 from vllm_launch.model import Model
@@ -92,8 +93,7 @@ def read(path: Path) -> Answers:
     try:
         return Answers.model_validate_json(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValidationError) as error:
-        remedy = f"delete that file, then --resume {path.parent.parent}"
-        raise Problem("file", f"{path} cannot be read as a finished step", remedy) from error
+        raise broken_step(path) from error
 
 
 def where_both(reference: Answers, again: Answers) -> Answers:

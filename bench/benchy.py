@@ -12,10 +12,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from bench import provenance
 from bench.result import Rate
 from vllm_launch.errors import Problem
 from vllm_launch.plan import FIXED_ENVIRONMENT, child_environment
@@ -83,7 +85,7 @@ def measure(
         *("--save-result", str(saved.resolve()), "--format", "json"),
     ]
     environment = child_environment(plan) | FIXED_ENVIRONMENT | {"HOME": str(folder.resolve())}
-    log = folder / f"llama-benchy-depth-{depth}.log"
+    log, loads = folder / f"llama-benchy-depth-{depth}.log", []
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
@@ -94,13 +96,27 @@ def measure(
         try:
             for line in process.stdout:
                 if '"type":"request_end"' in line:
+                    loads.append(provenance.load_average())
                     on_request()
             process.wait()
         finally:
             watchdog.cancel()
             process.kill()
             process.wait()
-    return read(saved, log.read_text(encoding="utf-8"), process.returncode, grid, depth)
+    return with_loads(read(saved, log.read_text(encoding="utf-8"), process.returncode, grid, depth), loads, grid.runs)
+
+
+def with_loads(rates: list[Rate], loads: list[float], runs: int) -> list[Rate]:
+    """The rates with the load average at the end of each. loads: at the end of each measured request, in their order.
+
+    Where the requests are not those of the rates, it is not known: None.
+    """
+    ends = list(accumulate(runs * rate.concurrency for rate in rates))
+    known = ends[-1:] == [len(loads)]
+    return [
+        rate.model_copy(update={"load_average": loads[end - 1] if known else None})
+        for rate, end in zip(rates, ends, strict=True)
+    ]
 
 
 def read(saved: Path, log_text: str, returncode: int, grid: BenchGrid, depth: int) -> list[Rate]:

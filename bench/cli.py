@@ -1,24 +1,25 @@
 """`fp8-sinks bench`: serving, accuracy, kernels, report, keep, compare."""
 
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import gates, serving
+from bench import gates, provenance, run_folder, serving
 from bench import result as results
+from bench import run as runs
 from bench.gates import failed_gates
 from bench.kernels.command import kernels_command
-from bench.run import BEGUN, Request, Run
+from bench.run import BEGUN, Run
+from bench.run_folder import Request
 from vllm_launch import arguments, profile
 from vllm_launch import plan as plans
-from vllm_launch.cli import signals_as_exit, talk
+from vllm_launch.cli import refuse, signals_as_exit, talk
 from vllm_launch.errors import Problem
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -54,7 +55,7 @@ def serving_command(words, model, run_dir, resume, dry_run):
 
     The caches of the run are wiped before each profile's cold start. Servers listen on loopback only.
     """
-    _run(serving.execute, _request(words, model, run_dir, resume), run_dir or resume, dry_run)
+    _run(serving.execute, _request("serving", words, model, run_dir, resume), run_dir or resume, dry_run)
 
 
 @bench.command("accuracy")
@@ -65,33 +66,26 @@ def accuracy_command(words, model, run_dir, resume, dry_run):
     Log-probabilities of held-out text through decode and through prefill, greedy text, and the sinks against
     transformers. Exits with 31 if a gate fails.
     """
-    _run(gates.execute, _request(words, model, run_dir, resume), run_dir or resume, dry_run)
+    _run(gates.execute, _request("accuracy", words, model, run_dir, resume), run_dir or resume, dry_run)
 
 
 def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool) -> None:
     folder = (folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    run = Run(folder, request)
     if dry_run:
-        for name in request.profiles:
-            plan = plans.make(
-                profile.load(name),
-                port=0,
-                cache_root=folder / "cache",
-                model_path=request.model,
-                overrides=request.overrides,
-            )
-            click.echo(plans.as_shell(plan))
+        for chosen in runs.profiles_of(request)[0]:
+            click.echo(plans.as_shell(runs.plan_of(run, chosen)))
+    refuse(runs.problems(run))
+    if dry_run:
         return
-    _create(folder)
-    results.write(request, folder / "request.json")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with signals_as_exit(), Progress(*columns, console=talk, transient=True) as progress:
+    with (
+        signals_as_exit(),
+        run_folder.opened(folder, request),
+        Progress(*columns, console=talk, transient=True) as progress,
+    ):
         task = progress.add_task("preparing")
-        run = Run(
-            folder=folder,
-            request=request,
-            say=lambda line: progress.update(task, description=line),
-            done=progress.console.print,
-        )
+        run = replace(run, say=lambda line: progress.update(task, description=line), done=progress.console.print)
         result = None
         try:
             result = execute(run, command=["fp8-sinks", *sys.argv[1:]])
@@ -100,27 +94,30 @@ def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool
                 path = _reports().write([folder / "result.json"], folder, name="report.md")
                 talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
             if result is None and (folder / BEGUN).exists():
-                verb = "serving" if execute is serving.execute else "accuracy"
-                talk.print(f"resume: fp8-sinks bench {verb} --resume {shlex.quote(str(folder))}", soft_wrap=True)
+                talk.print(
+                    f"resume: fp8-sinks bench {request.kind} --resume {shlex.quote(str(folder))}", soft_wrap=True
+                )
     _gate(result)
 
 
-def _request(words: tuple[str, ...], model, run_dir, resume) -> Request:
+def _request(kind: str, words: tuple[str, ...], model, run_dir, resume) -> Request:
     if resume:
         if words or model or run_dir:
             raise click.UsageError("--resume takes profiles, model and folder from the run; give nothing else")
-        path = resume / "request.json"
-        try:
-            return Request.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            what = f"{resume} is no run folder: cannot read {path.name}"
-            raise Problem("file", what, "name a folder in runs/") from error
+        request = run_folder.read_request(resume)
+        if request.kind != kind:
+            what = f"{resume} holds a run of `bench {request.kind}`"
+            raise Problem("file", what, f"fp8-sinks bench {request.kind} --resume {shlex.quote(str(resume))}")
+        return request
     first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     if first_flag == 0:
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
     profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
     arguments.parse(overrides)  # what is refused may be a secret, and a request is written
-    return Request(profiles=profiles, model=model, overrides=overrides)
+    if provenance.masked(overrides) != overrides:
+        what = "the arguments for vLLM hold a key, token or password: a run would keep it in its files"
+        raise Problem("profile", what, "give it to the server through the environment")
+    return Request(kind=kind, profiles=profiles, model=model, overrides=overrides)
 
 
 def _create(folder: Path) -> None:
@@ -150,8 +147,9 @@ def _gate(result: results.ServingResult | results.AccuracyResult) -> None:
 @click.option("--plots", default="plots", show_default=True, help="Folder for the plots, inside --out.")
 @click.option("--glance", type=click.Path(path_type=Path, dir_okay=False), help="Also renew the results in this file.")
 def report_command(paths, out, name, plots, glance):
-    """Write Markdown and plots from result files (or folders of them) alone."""
-    found = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    """Write Markdown and plots from result files, run folders or folders of result files alone."""
+    files = [results.file_of(path) for path in paths]
+    found = [file for path in files for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     if not found:
         what = f"no result files in {', '.join(map(str, paths))}"
         raise Problem("file", what, "run a bench, then: fp8-sinks bench keep RUN")
@@ -171,13 +169,19 @@ def _reports():
 @click.option("--results", "folder", type=FOLDER, default="results", show_default=True)
 def keep(run, folder):
     """Copy a run's result into results/, named by its id, where `make report` finds it."""
-    result = results.read(run / "result.json")
+    result = results.read(run)
     _create(folder)
     target = folder / f"{result.kind}-{result.id}.json"
-    temporary = target.with_suffix(".partial")
-    shutil.copyfile(run / "result.json", temporary)
-    temporary.replace(target)
+    if target.exists() and _identity(results.read(target)) != _identity(result):
+        what = f"{target} is of another run of this id"
+        raise Problem("file", what, "name another folder with --results, or rename that file first")
+    results.write_text(results.file_of(run).read_text(encoding="utf-8"), target)
     click.echo(target)
+
+
+def _identity(result) -> tuple:
+    """What is the same in two files of one run."""
+    return result.id, result.provenance.created, result.provenance.git_commit
 
 
 @bench.command("compare")
@@ -188,7 +192,7 @@ def keep(run, folder):
 def compare_command(a, b, force, as_json):
     """Compare profiles of result files: ratios B over A, with their noise and the accuracy records.
 
-    A and B are result files, whose profiles of the same name are paired, or FILE:PROFILE.
+    A and B are result files or run folders, whose profiles of the same name are paired, or FILE:PROFILE.
     """
     from bench import compare  # brings matplotlib, which few verbs need
 

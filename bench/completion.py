@@ -25,7 +25,10 @@ class Answer(BaseModel):
 
 
 def greedy(server: Server, prompt: str, tokens: int) -> Answer:
-    """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises Problem("requests")."""
+    """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises Problem("requests").
+
+    An answer may be shorter than asked: `match` fails it.
+    """
     body = {
         "model": server.plan.model.name,
         "prompt": prompt,
@@ -34,22 +37,25 @@ def greedy(server: Server, prompt: str, tokens: int) -> Answer:
         "ignore_eos": True,
         "logprobs": 2,
         "return_token_ids": True,
+        "return_tokens_as_token_ids": True,  # in log-probabilities: the texts of two tokens can be the same
     }
     choice = post(server, body)["choices"][0]
-    tops = [list(top.values()) for top in choice["logprobs"]["top_logprobs"]]
-    if not all(value is not None and math.isfinite(value) for top in tops for value in top):
+    tops = (choice["logprobs"] or {}).get("top_logprobs") or []
+    if not all(value is not None and math.isfinite(value) for top in tops for value in top.values()):
         raise Problem(
             "requests",
             f"a log-probability in the greedy answer to {prompt!r} is no finite number",
             "the model's output is broken on this server: try another attention backend or KV cache dtype",
         )
-    best_two = [sorted(top, reverse=True)[:2] for top in tops]
     return Answer(
-        prompt=prompt,
-        text=choice["text"],
-        token_ids=choice["token_ids"],
-        margins=[best - second for best, second in best_two],
+        prompt=prompt, text=choice["text"], token_ids=choice["token_ids"], margins=[_margin(top) for top in tops]
     )
+
+
+def _margin(top: dict[str, float]) -> float:
+    """From the best to the second-best log-probability; 0 where there are no two."""
+    best = sorted(top.values(), reverse=True)
+    return best[0] - best[1] if len(best) > 1 else 0.0
 
 
 def first_token_s(server: Server, prompt: str) -> float:
@@ -60,8 +66,12 @@ def first_token_s(server: Server, prompt: str) -> float:
 
 
 def match(answer: Answer, reference: Answer, reference_profile: str, gate: GreedyGate) -> GreedyMatch:
-    """Position by position: passed if more than min_match are equal and the answer is no loop of few tokens."""
-    equal = sum(a == b for a, b in zip(answer.token_ids, reference.token_ids, strict=True))
+    """Position by position: passed if more than min_match are equal and the answer is no loop of few tokens.
+
+    A position that one of the two lacks is unequal, and an answer with fewer than gate.tokens has failed.
+    """
+    equal = sum(a == b for a, b in zip(answer.token_ids, reference.token_ids, strict=False))
+    missing = max(0, gate.tokens - min(len(answer.token_ids), len(reference.token_ids)))
     distinct = min(len(set(answer.token_ids)), len(set(reference.token_ids)))
     return GreedyMatch(
         prompt=answer.prompt,
@@ -70,11 +80,12 @@ def match(answer: Answer, reference: Answer, reference_profile: str, gate: Greed
         reference_text=reference.text,
         matched=equal,
         tokens=gate.tokens,
+        missing=missing,
         distinct=distinct,
-        margin=min(reference.margins),
+        margin=min(reference.margins, default=0.0),
         min_match=gate.min_match,
         min_distinct=gate.min_distinct,
-        passed=greedy_passes(equal, gate.tokens, distinct, gate.min_match, gate.min_distinct),
+        passed=greedy_passes(equal, gate.tokens, distinct, gate.min_match, gate.min_distinct, missing),
     )
 
 

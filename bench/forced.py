@@ -80,7 +80,7 @@ def decode(
     }
     choice = _choice(server, body, cache_salt)
     _check_same(choice["token_ids"], forced)
-    got = choice["logprobs"]
+    got = choice["logprobs"] or {"token_logprobs": [], "top_logprobs": []}
     top_ids = [
         {int(name.removeprefix("token_id:")): value for name, value in best.items()} for best in got["top_logprobs"]
     ]
@@ -96,8 +96,10 @@ def prefill(server: Server, ids: list[int], start: int, *, top: int = TOP, cache
         raise ValueError(f"expected 1 <= start < {len(ids)} tokens, got {start}")
     choice = _choice(server, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
     _check_same(choice["prompt_token_ids"], ids)
-    found = [{int(token): one["logprob"] for token, one in best.items()} for best in choice["prompt_logprobs"][start:]]
-    return _scored(ids[start:], [best[token] for best, token in zip(found, ids[start:], strict=True)], found)
+    answered = (choice["prompt_logprobs"] or [])[start:]
+    found = [{int(token): one["logprob"] for token, one in best.items()} for best in answered]
+    values = [best.get(token) for best, token in zip(found, ids[start:], strict=False)]
+    return _scored(ids[start:], values, found)
 
 
 def score_all(
@@ -162,8 +164,15 @@ def _check_same(got: list[int], expected: list[int]) -> None:
     )
 
 
-def _scored(token_ids: list[int], logprobs: list[float], top: list[dict[int, float]]) -> Scored:
-    for at, (value, best) in enumerate(zip(logprobs, top, strict=False)):
+def _scored(token_ids: list[int], logprobs: list[float | None], top: list[dict[int, float]]) -> Scored:
+    if not len(token_ids) == len(logprobs) == len(top):
+        raise Problem(
+            "requests",
+            f"the server returned log-probabilities of {len(logprobs)} tokens and the best of {len(top)} positions,"
+            f" expected {len(token_ids)} of each",
+            "look into the server's log; is this vLLM release supported?",
+        )
+    for at, (value, best) in enumerate(zip(logprobs, top, strict=True)):
         for one in (value, *best.values()):
             if one is None or not math.isfinite(one):
                 raise Problem(

@@ -4,7 +4,9 @@ The log-probabilities need a server with our token forcer. A forcer costs a litt
 never measured on such a server.
 """
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 
 from bench import accuracy, completion, forced, sink_check
@@ -12,20 +14,17 @@ from bench import run as runs
 from bench.completion import Answer
 from bench.forced import Text
 from bench.result import (
-    AccuracyRecord,
     AccuracyResult,
     AccuracyRow,
     Failure,
     GreedyMatch,
-    Strict,
 )
-from bench.run import Run, load, plan_of, prepare, requested, said, step
-from bench.verdicts import SinkCheck
-from vllm_launch import profile, server
+from bench.run import Run, doing, load, plan_of, said, step
+from bench.starts import row_settings, started
+from bench.verdicts import AccuracyRecord, SinkCheck
+from vllm_launch import profile
 from vllm_launch.model import Model
-from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
-from vllm_launch.resolved import Resolved
 from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
 
@@ -41,11 +40,12 @@ def greedy(run: Run, one: Profile, running: Server) -> list[Answer]:
     """The greedy answers of a running server (step greedy.json)."""
     run.say(f"{one.name}: greedy answers")
     gate = one.greedy
-    answers = step(
-        run.folder / one.name / "greedy.json",
-        list[Answer],
-        lambda: [completion.greedy(running, prompt, gate.tokens) for prompt in gate.prompts],
-    )
+    with doing("greedy"):
+        answers = step(
+            run.folder / one.name / "greedy.json",
+            list[Answer],
+            lambda: [completion.greedy(running, prompt, gate.tokens) for prompt in gate.prompts],
+        )
     run.done(f"{one.name}: {len(answers)} greedy answers")
     return answers
 
@@ -59,14 +59,16 @@ def scores(run: Run, one: Profile, running: Server, again: int | None = None) ->
     model, folder = running.plan.model, run.folder / one.name
     settings = one.model_settings(model.name)
     bounds, at = settings.thresholds.sinks, settings.accuracy.shortest_prefill
-    texts = [text for text in accuracy.texts(model, settings.accuracy) if text.start == at]
+    with doing("log-probabilities"):
+        texts = [text for text in accuracy.texts(model, settings.accuracy) if text.start == at]
     obstacle = sink_check.obstacle(model, texts)
     with ThreadPoolExecutor(1) as beside:
         exact = None if obstacle else beside.submit(_exact, run, model, texts)
-        answers = accuracy.collect(running, settings.accuracy, folder / SCORES, said(run, one))
-        if profile.load(one.greedy.reference).name == one.name:
-            some = settings.accuracy.model_copy(update={"at": settings.accuracy.at[:again]})
-            accuracy.collect(running, some, folder / AGAIN, said(run, one))
+        with doing("log-probabilities"):
+            answers = accuracy.collect(running, settings.accuracy, folder / SCORES, said(run, one))
+            if profile.load(one.greedy.reference).name == one.name:
+                some = settings.accuracy.model_copy(update={"at": settings.accuracy.at[:again]})
+                accuracy.collect(running, some, folder / AGAIN, said(run, one))
         run.done(f"{one.name}: log-probabilities of {settings.accuracy.tokens:,} tokens, through decode and prefill")
 
         def check() -> SinkCheck:
@@ -74,14 +76,16 @@ def scores(run: Run, one: Profile, running: Server, again: int | None = None) ->
             served = [text.prefill for text in answers.at if text.context == at]
             return sink_check.check(served, exact.result(), bounds) if exact else sink_check.not_run(obstacle, bounds)
 
-        found = step(folder / "sinks.json", SinkCheck, check)
+        with doing("sinks"):
+            found = step(folder / "sinks.json", SinkCheck, check)
     run.done(f"{one.name}: sinks {found.status}" + (f": {found.reason}" if found.reason else ""))
 
 
 def _exact(run: Run, model: Model, texts: list[Text]) -> dict[str, list[float]]:
-    """Transformers' log-probabilities, the same for every profile of a run (step transformers.json)."""
+    """Transformers' log-probabilities, the same for every profile of a run with these texts (step transformers-*)."""
     action = partial(sink_check.of_transformers, model, texts)
-    return step(run.folder / "transformers.json", dict[str, list[float]], action)
+    key = hashlib.sha256(repr(texts).encode()).hexdigest()[:8]
+    return step(run.folder / f"transformers-{key}.json", dict[str, list[float]], action)
 
 
 def answered(run: Run, one: Profile) -> bool:
@@ -104,13 +108,11 @@ def ensure_reference(run: Run, one: Profile) -> None:
         answer(run, reference)
 
 
-def answer(run: Run, one: Profile) -> Resolved:
+def answer(run: Run, one: Profile) -> None:
     """Serve a profile with the forcer and take all of its answers."""
-    plan, folder = prepare(run, one, forcer())
-    with server.running(plan, folder, said(run, one)) as running:
+    with started(run, one, "scored", forcer()) as running:
         greedy(run, one, running)
         scores(run, one, running)
-        return running.resolved
 
 
 def greedy_matches(run: Run, one: Profile) -> list[GreedyMatch]:
@@ -122,8 +124,11 @@ def greedy_matches(run: Run, one: Profile) -> list[GreedyMatch]:
     return [completion.match(a, b, name, one.greedy) for a, b in zip(own, reference, strict=True)]
 
 
-def record(run: Run, one: Profile, plan: Plan) -> AccuracyRecord | None:
-    """The log-probabilities against the reference's, judged; None while they are missing."""
+def record(run: Run, one: Profile) -> AccuracyRecord | None:
+    """The log-probabilities against the reference's, judged; None while they are missing.
+
+    The first verdict on complete answers is the run's own (step verdict.json); one that differs is dated.
+    """
     name = profile.load(one.greedy.reference).name
     paths = [run.folder / name / SCORES, run.folder / one.name / (AGAIN if name == one.name else SCORES)]
     if not all(path.exists() for path in paths):
@@ -131,9 +136,15 @@ def record(run: Run, one: Profile, plan: Plan) -> AccuracyRecord | None:
     reference, own = (accuracy.read(path) for path in paths)
     if name == one.name:
         reference = accuracy.where_both(reference, own)
-    path = run.folder / one.name / "sinks.json"
-    sinks = load(path, SinkCheck) if path.exists() else None
-    return accuracy.judge(reference, own, one.model_settings(plan.model.name).thresholds, name, sinks)
+    thresholds = one.model_settings(plan_of(run, one).model.name).thresholds
+    folder = run.folder / one.name
+    if not scored(run, one):
+        return accuracy.judge(reference, own, thresholds, name)
+    sinks = sink_check.judged(load(folder / "sinks.json", SinkCheck), thresholds.sinks)
+    judged = accuracy.judge(reference, own, thresholds, name, sinks)
+    if judged == step(folder / "verdict.json", AccuracyRecord, lambda: judged):
+        return judged
+    return judged.model_copy(update={"judged_at": datetime.now(UTC).replace(microsecond=0)})
 
 
 def failed_gates(row: AccuracyRow) -> list[str]:
@@ -148,12 +159,6 @@ def failed_gates(row: AccuracyRow) -> list[str]:
     return lines
 
 
-class Answered(Strict):
-    """The end of a profile's part in an accuracy run."""
-
-    resolved: Resolved
-
-
 def execute(run: Run, command: list[str]) -> AccuracyResult:
     """Take and judge the answers of run.request's profiles, without any speed. Writes and raises as a serving run."""
     return runs.execute(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
@@ -161,17 +166,16 @@ def execute(run: Run, command: list[str]) -> AccuracyResult:
 
 def _measure(run: Run, one: Profile) -> None:
     ensure_reference(run, one)
-    step(run.folder / one.name / "answered.json", Answered, lambda: Answered(resolved=answer(run, one)))
+    if not answered(run, one):
+        answer(run, one)
 
 
 def _row(run: Run, one: Profile, failure: Failure | None) -> AccuracyRow:
-    plan, path = plan_of(run, one, forcer()), run.folder / one.name / "answered.json"
     return AccuracyRow(
         profile=one.name,
         description=one.description,
-        requested=requested(plan),
-        resolved=load(path, Answered).resolved if path.exists() else None,
+        **row_settings(run, one),
         greedy=greedy_matches(run, one),
-        accuracy=record(run, one, plan),
+        accuracy=record(run, one),
         failures=[failure] if failure else [],
     )

@@ -22,7 +22,7 @@ Z = 1.959964  # of the normal distribution, 97.5%
 
 
 def agreement(reference: Sequence[Scored], candidate: Sequence[Scored]) -> Agreement:
-    """Compare text by text. Raises ValueError if they did not score the same tokens."""
+    """Compare text by text. Raises ValueError if they did not score the same tokens, or lengths do not agree."""
     _check(reference, candidate)
     pairs = list(zip(reference, candidate, strict=True))
     deltas = [np.subtract(c.logprobs, r.logprobs) for r, c in pairs]
@@ -123,3 +123,9 @@ def _quantile(per_text: Sequence[np.ndarray], draws: np.ndarray, share: float) -
 def _check(reference: Sequence[Scored], candidate: Sequence[Scored]) -> None:
     if not reference or [one.token_ids for one in reference] != [one.token_ids for one in candidate]:
         raise ValueError("reference and candidate did not score the same tokens")
+    for one in (*reference, *candidate):
+        if not len(one.token_ids) == len(one.logprobs) == len(one.top) or not all(one.top):
+            lengths = (
+                f"{len(one.token_ids)} tokens, {len(one.logprobs)} log-probabilities, {len(one.top)} lists of best"
+            )
+            raise ValueError(f"a text has {lengths}, expected as many of each and no empty list")

@@ -1,11 +1,13 @@
 """Where a result comes from: machine, versions, commit and command, with nothing that names this machine."""
 
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,26 +16,60 @@ from flashinfer_patches import engine, package
 from vllm_launch import software
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
+from vllm_launch.plan import Plan, child_environment
 
 REPO = Path(__file__).resolve().parent.parent
+# Inherited variables that change what a server does, by how their names begin.
+RECORDED = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "VLLM_", "CUDA_", "CUBLAS_", "NCCL_", "NVIDIA_", "TORCH")
+RECORDED += ("PYTORCH_", "TRITON_", "FLASHINFER_", "HF_", "TRANSFORMERS_", "FP8_SINKS_CPU_", "LD_PRELOAD")
+# Not max-num-batched-tokens, tokenizer and num_key_value_heads.
+SECRET = re.compile(r"KEY(?!_VALUE)|TOKEN(?!S|IZ)|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+MASK = "***"
+SHORTEST_SECRET = 8  # a shorter value may be part of any word
 
 
-def collect(machine: Machine, command: list[str]) -> Provenance:
-    """Provenance of a run that starts now on `machine` by `command`."""
-    commit = _git("rev-parse", "HEAD")
+def collect(machine: Machine, command: list[str], plan: Plan | None = None) -> Provenance:
+    """Provenance of a run that starts now on `machine` by `command`. plan: of a server of it, if it has any."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     return Provenance(
         created=datetime.now(UTC).replace(microsecond=0),
         machine=machine,
-        versions={"python": platform.python_version()} | software.versions(),
-        patch=_patch(),
+        versions=versions(),
+        patch=patch(),
         git_commit=commit,
-        git_dirty=bool(commit and _git("status", "--porcelain")),
-        command=[redact(word) for word in command],
+        git_dirty=None if status is None else bool(status),
+        command=redact_all(command),
+        environment=inherited(plan),
+        load_average=load_average(),
     )
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result records."""
+    return {"python": platform.python_version()} | software.versions()
+
+
+def inherited(plan: Plan | None) -> dict[str, str]:
+    """Variables that change what runs: those of RECORDED that a server gets beside its plan's, without secrets.
+
+    Without a plan those of this process.
+    """
+    planned = plan.environment if plan else {}
+    environment = child_environment(plan) if plan else os.environ
+    names = [name for name in sorted(environment) if name.startswith(RECORDED) and name not in planned]
+    return {name: redact(environment[name]) for name in names if not SECRET.search(name)}
+
+
+def load_average() -> float:
+    """Of the machine, over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
 def redact(text: str) -> str:
-    """Checkout, environment, temporary and home folders replaced by $REPO, $ENV, $TMP and ~."""
+    """Checkout, environment, temporary and home folders replaced by $REPO, $ENV, $TMP and ~, secrets by MASK."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, MASK)
     places = {
         str(REPO): "$REPO",
         sys.prefix: "$ENV",
@@ -49,13 +85,54 @@ def redact(text: str) -> str:
 
 
 def redact_all(value):
-    """redact() on every string in nested lists and maps."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, list):
-        return [redact_all(item) for item in value]
+    """masked() and redact() on every string in nested lists and maps."""
+    return _each_text(masked(value), redact)
+
+
+def masked(value):
+    """Nested lists and maps with MASK for every value that the name of a secret stands before.
+
+    A list may be the words of a command: `--name value`, `--name=value`, `NAME=value` and JSON are understood.
+    """
     if isinstance(value, dict):
-        return {key: redact_all(item) for key, item in value.items()}
+        return {key: MASK if SECRET.search(key) else masked(item) for key, item in value.items()}
+    return _masked_words(value) if isinstance(value, list) else value
+
+
+def _masked_words(words: list) -> list:
+    result, after_secret = [], False
+    for word in words:
+        if not isinstance(word, str):
+            result.append(masked(word))
+            continue
+        name, equals, _ = word.partition("=")
+        is_secret = re.fullmatch(r"[-\w]+", name) and SECRET.search(name)
+        if re.match("-{1,2}[A-Za-z]", word):
+            after_secret = is_secret and not equals
+            result.append(f"{name}={MASK}" if is_secret and equals else word)
+        elif after_secret or (is_secret and equals):
+            result.append(MASK)
+        else:
+            result.append(_masked_json(word))
+    return result
+
+
+def _masked_json(word: str) -> str:
+    try:
+        value = json.loads(word)
+    except ValueError:
+        return word
+    hidden = masked(value)
+    return word if hidden == value else json.dumps(hidden, separators=(",", ":"))
+
+
+def _each_text(value, change: Callable[[str], str]):
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_each_text(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _each_text(item, change) for key, item in value.items()}
     return value
 
 
@@ -64,7 +141,7 @@ def redacted_model(model: Model) -> Model:
     return model.model_copy(update={"path": redact(model.path)})
 
 
-def _patch() -> str:
+def patch() -> str:
     """The installed FlashInfer's patch set; "none" for a stock one or none at all; else what is wrong with it."""
     if package.installed() is None:
         return "none"

@@ -18,7 +18,10 @@ Samples = Annotated[list[Positive], Field(min_length=1)]
 
 
 class Requested(Strict):
-    """What was asked of vLLM: the server's command line and the environment added to the caller's."""
+    """What was asked of vLLM: the server's command line and the environment added to the caller's, as executed.
+
+    command: empty where no server was started.
+    """
 
     kv_cache_dtype: str
     attention_backends: list[str]
@@ -28,14 +31,16 @@ class Requested(Strict):
 
 
 class Start(Strict):
-    """One start of the server. cold: this run's caches were empty; scored: for its log-probabilities. Seconds.
+    """One start of the server. cold: this run's caches were empty; scored: warm, with our token forcer. Seconds.
 
-    load_average: of the machine over the minute before the start.
+    command: as it was executed; empty in results that did not record it. load_average: of the machine over the minute
+    before the start.
     """
 
     cache: Literal["cold", "warm", "scored"]
     start_s: Positive
     first_token_s: Positive
+    command: list[str] = Field(default_factory=list)
     load_average: NotNegative | None = None
 
 
@@ -73,6 +78,7 @@ class AccuracyRow(Strict):
     description: str
     requested: Requested
     resolved: Resolved | None
+    starts: list[Start] = Field(default_factory=list)
     greedy: list[GreedyMatch]
     accuracy: AccuracyRecord | None = None
     failures: list[Failure]
@@ -82,7 +88,6 @@ class ServingRow(AccuracyRow):
     """All that was measured with one profile."""
 
     wiped: Wiped | None
-    starts: list[Start]
     completion: str | None
     rates: list[Rate]
 
@@ -109,15 +114,22 @@ Result = Annotated[ServingResult | AccuracyResult | KernelsResult, Field(discrim
 RESULT = TypeAdapter(Result)
 
 
+def file_of(path: Path) -> Path:
+    """The result file that a path names: itself, or that of a run folder."""
+    return path / "result.json" if (path / "result.json").is_file() else path
+
+
 def read(path: Path) -> ServingResult | AccuracyResult | KernelsResult:
-    """Read a result file of any kind.
+    """Read a result file of any kind, or that of a run folder.
 
     Raises Problem("file") for one that is missing, half-written, of another schema or that contradicts itself.
     """
+    path = file_of(path)
     try:
         return RESULT.validate_json(path.read_bytes())
     except OSError as error:
-        raise Problem("file", f"cannot read {path}: {error.strerror}", "name an existing result file") from error
+        remedy = "name a result file, or a run folder that has one"
+        raise Problem("file", f"cannot read {path}: {error.strerror}", remedy) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -1,14 +1,15 @@
-"""A run's folder: what it was asked, and its steps, each a file of its own that a resumed run finds done."""
+"""A run: what it was asked, and its steps, each a file of its own that a resumed run finds done."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench import provenance
+from bench import digest, provenance, run_folder
 from bench.result import (
     AccuracyResult,
     AccuracyRow,
@@ -16,12 +17,12 @@ from bench.result import (
     Provenance,
     Requested,
     ServingResult,
-    Strict,
     write,
     write_text,
 )
+from bench.run_folder import Request, broken_step
 from vllm_launch import plan as plans
-from vllm_launch import preflight, profile
+from vllm_launch import preflight, profile, software
 from vllm_launch.errors import Problem
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
@@ -32,22 +33,14 @@ T = TypeVar("T")
 R = TypeVar("R", ServingResult, AccuracyResult)
 
 
-class Request(Strict):
-    """What a run was asked to do; kept in its folder so that --resume does the same."""
-
-    profiles: list[str]
-    model: str | None
-    overrides: list[str]
-
-
 @dataclass(frozen=True)
 class Run:
     """A run's folder and how it tells what it does: `say` a passing state, `done` a finished step."""
 
     folder: Path
     request: Request
-    say: Callable[[str], None]
-    done: Callable[[str], None]
+    say: Callable[[str], None] = print
+    done: Callable[[str], None] = print
 
 
 def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
@@ -64,9 +57,66 @@ def load(path: Path, kind: type[T]) -> T:
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise Problem(
-            "file", f"{path} cannot be read as a finished step", f"delete that file, then --resume {path.parent.parent}"
-        ) from error
+        raise broken_step(path) from error
+
+
+def profiles_of(request: Request) -> tuple[list[Profile], list[Profile]]:
+    """The profiles of a run, and the references that they are compared with besides.
+
+    Raises Problem("profile") for two of one name, and for one that was asked something else than its reference.
+    """
+    chosen = [profile.load(name) for name in request.profiles]
+    names = [one.name for one in chosen]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Problem("profile", f"two profiles have the name {twice[0]}", "name each once, or rename a file")
+    references = {}
+    for one in chosen:
+        if one.greedy is None:
+            one.check_measurable("other")
+        reference = profile.load(one.greedy.reference)
+        if reference.greedy is None:
+            reference.check_measurable("other")
+        same_name = [other for other in (*chosen, *references.values()) if other.name == reference.name]
+        if any(other != reference for other in same_name):
+            what = f"{one.name} is compared with another profile of the name {reference.name} than is in this run"
+            raise Problem("profile", what, "rename the file of one of them")
+        if (one.greedy.prompts, one.greedy.tokens) != (reference.greedy.prompts, reference.greedy.tokens):
+            raise _asks_otherwise(one, reference, "greedy prompts or tokens")
+        references[reference.name] = reference
+    return chosen, [reference for name, reference in references.items() if name not in names]
+
+
+def _asks_otherwise(one: Profile, reference: Profile, what: str) -> Problem:
+    return Problem(
+        "profile",
+        f"the {what} of {one.name} are not those of its reference {reference.name}",
+        f"write the same into both, or let {one.name} extend {reference.name}",
+    )
+
+
+def problems(run: Run) -> list[Problem]:
+    """All that keeps a run from beginning, or from going on with the steps in its folder; makes nothing.
+
+    Raises Problem where not even plans can be made.
+    """
+    chosen, references = profiles_of(run.request)
+    run_folder.check(run.folder, run.request)
+    if run.request.kind == "serving":
+        software.check_llama_benchy()
+    found: dict[str, Problem] = {}
+    for one in chosen + references:
+        plan, folder = plan_of(run, one), run.folder / one.name
+        one.check_measurable(plan.model.name)
+        try:
+            digest.check(folder, digest.of(plan, one))
+        except Problem as problem:
+            found[problem.message] = problem
+        reference, model = profile.load(one.greedy.reference), plan.model.name
+        if one.model_settings(model).accuracy != reference.model_settings(model).accuracy:
+            raise _asks_otherwise(one, reference, "texts under `accuracy`")
+        if not (run.folder / BEGUN).exists():
+            found |= {problem.message: problem for problem in preflight.problems(plan, folder)}
+    return list(found.values())
 
 
 def execute(
@@ -78,36 +128,51 @@ def execute(
 ) -> R:
     """Measure the profiles of run.request one after the other; `kind` with a `row` of each is run.folder/result.json.
 
-    It is written too when a measurement fails and its Problem is raised: with the failure, and what was done by then.
-    What keeps one of the profiles from running here at all is raised before a run begins: before BEGUN is there.
+    It is written too when a measurement fails and its error is raised: with the failure, and what was done by then.
+    The folder is this process's (run_folder.opened), and problems() has none.
     """
-    chosen = [profile.load(name) for name in run.request.profiles]
-    begun = run.folder / BEGUN
-    if not begun.exists():
-        for one in chosen:
-            prepare(run, one)
-    source = step(
-        begun,
-        Provenance,
-        lambda: provenance.collect(plan_of(run, chosen[0]).machine, command),
-    )
+    chosen, _ = profiles_of(run.request)
+    plan = plan_of(run, chosen[0])
+    _warn_of_load(run, plan)
+    source = step(run.folder / BEGUN, Provenance, lambda: provenance.collect(plan.machine, command, plan))
     failures: dict[str, Failure] = {}
     try:
         for one in chosen:
             try:
                 measure(one)
-            except Problem as problem:
-                failures[one.name] = Failure(step=one.name, message=provenance.redact(problem.message))
+            except Exception as error:
+                message = getattr(error, "message", f"{type(error).__name__}: {error}")
+                at = getattr(error, "step", "preparation")
+                failures[one.name] = Failure(step=at, message=provenance.redact(message))
                 raise
     finally:
         result = kind(
             id=run.folder.name,
             provenance=source,
-            model=provenance.redacted_model(plan_of(run, chosen[0]).model),
+            model=provenance.redacted_model(plan.model),
             rows=[row(one, failures.get(one.name)) for one in chosen],
         )
         write(result, run.folder / "result.json")
     return result
+
+
+@contextmanager
+def doing(name: str) -> Iterator[None]:
+    """Note on an error of the block in which step of a run it arose; the innermost counts."""
+    try:
+        yield
+    except Exception as error:
+        error.step = getattr(error, "step", name)
+        raise
+
+
+def _warn_of_load(run: Run, plan: Plan) -> None:
+    load, cores = provenance.load_average(), plan.machine.cores
+    if load > cores / 2:
+        run.done(
+            f"warning: load average {load:.1f} on {cores} cores: other programs disturb what is measured;"
+            " end them, then run this again"
+        )
 
 
 def plan_of(run: Run, one: Profile, extra: dict[str, Argument] | None = None) -> Plan:
@@ -115,7 +180,7 @@ def plan_of(run: Run, one: Profile, extra: dict[str, Argument] | None = None) ->
     return plans.make(
         one,
         port=_free_port(),
-        cache_root=run.folder / "cache",
+        cache_root=run.folder / run_folder.CACHE,
         model_path=run.request.model,
         overrides=run.request.overrides,
         extra=extra,
@@ -123,14 +188,12 @@ def plan_of(run: Run, one: Profile, extra: dict[str, Argument] | None = None) ->
 
 
 def prepare(run: Run, one: Profile, extra: dict[str, Argument] | None = None) -> tuple[Plan, Path]:
-    """A plan that has passed preflight, and the profile's folder, which is made. Raises the first Problem."""
+    """A plan that has passed preflight, and the profile's folder, whose steps have the plan's digest."""
     plan, folder = plan_of(run, one, extra), run.folder / one.name
-    one.check_measurable(plan.model.name)
+    digest.guard(folder, digest.of(plan_of(run, one), one))
     found = preflight.problems(plan, folder)
     if found:
         raise found[0]
-    for needed in (folder, Path(plan.cache_root)):
-        needed.mkdir(parents=True, exist_ok=True)
     return plan, folder
 
 
@@ -144,7 +207,7 @@ def requested(plan: Plan) -> Requested:
     return Requested(
         kv_cache_dtype=plan.kv_cache_dtype,
         attention_backends=plan.expected_backends,
-        arguments=plan.arguments,
+        arguments=provenance.redact_all(plan.arguments),
         command=provenance.redact_all(plan.command),
         environment=provenance.redact_all(plan.environment),
     )

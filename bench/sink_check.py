@@ -56,6 +56,13 @@ def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> Sin
     )
 
 
+def judged(check: SinkCheck, bounds: SinkBounds) -> SinkCheck:
+    """A kept check by the bounds of now."""
+    if check.reason is not None:  # it has no distances
+        return check.model_copy(update={"bound": bounds.mean_abs_delta, "factor": bounds.factor})
+    return verdict(check.mean_abs_delta, check.tokens, bounds)
+
+
 def obstacle(model: Model, texts: Sequence[Text]) -> str | None:
     """Why the check cannot run on this machine with this model and these texts; None if it can."""
     if not texts:

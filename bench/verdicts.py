@@ -13,9 +13,11 @@ SinkStatus = Literal["passed", "FAILED", "not judged", "not run"]
 TRUE_SINKS = "true"  # among the kinds of sinks that a server is held against; all others are wrong ones
 
 
-def greedy_passes(matched: int, tokens: int, distinct: int, min_match: float, min_distinct: int) -> bool:
-    """Whether more than min_match of the tokens are the reference's, and the answer is no loop of few tokens."""
-    return matched > min_match * tokens and distinct >= min_distinct
+def greedy_passes(
+    matched: int, tokens: int, distinct: int, min_match: float, min_distinct: int, missing: int = 0
+) -> bool:
+    """Whether more than min_match of the tokens are the reference's, none is missing, and it is no loop of few."""
+    return not missing and matched > min_match * tokens and distinct >= min_distinct
 
 
 def holds(figure: FigureName, value: float, bound: float) -> bool:
@@ -42,6 +44,7 @@ class GreedyMatch(Strict):
     """One prompt's greedy answer against the reference profile's, position by position.
 
     margin: smallest gap, over the reference's positions, between its best and second-best log-probability.
+    missing: positions that the shorter of the two answers lacks; a match of less than all has failed.
     passed: greedy_passes() of min_match and min_distinct, whose defaults are those of results that lack them.
     """
 
@@ -51,6 +54,7 @@ class GreedyMatch(Strict):
     reference_text: str
     matched: Annotated[int, Field(ge=0)]
     tokens: Count
+    missing: Annotated[int, Field(ge=0)] = 0
     distinct: Annotated[int, Field(ge=0)]
     margin: NotNegative
     min_match: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -61,7 +65,8 @@ class GreedyMatch(Strict):
     def _passed_by_its_figures(self):
         if self.matched > self.tokens:
             raise ValueError(f"{self.matched} of {self.tokens} tokens are equal")
-        passed = greedy_passes(self.matched, self.tokens, self.distinct, self.min_match, self.min_distinct)
+        figures = self.matched, self.tokens, self.distinct, self.min_match, self.min_distinct, self.missing
+        passed = greedy_passes(*figures)
         if self.passed is not passed:
             counts = f"{self.matched} of {self.tokens} tokens equal, {self.distinct} distinct"
             needed = f"more than {self.min_match:g} of them and at least {self.min_distinct} distinct"

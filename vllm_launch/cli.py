@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, server
+from vllm_launch.errors import Problem
 
 DEFAULT_PORT = 8000
 talk = Console(stderr=True)
@@ -69,12 +70,16 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
 
 def check(plan: plans.Plan, run_dir: Path, *, expose: bool = False) -> None:
     """Print every problem that preflight finds and exit with the first one's code."""
-    found = preflight.problems(plan, run_dir, expose=expose)
-    for problem in found[:-1]:
+    refuse(preflight.problems(plan, run_dir, expose=expose))
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Print every problem and exit with the first one's code; nothing where there is none."""
+    for problem in problems[:-1]:
         problem.show()
-    if found:
-        last = found[-1]
-        last.exit_code = found[0].exit_code
+    if problems:
+        last = problems[-1]
+        last.exit_code = problems[0].exit_code
         raise last
 
 

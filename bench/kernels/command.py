@@ -13,6 +13,8 @@ from bench import result as results
 from bench.kernels import grid, measure, peers, run
 from bench.kernels.shape import Shape
 from bench.record import Strict
+from bench.run_folder import LOCK
+from flashinfer_patches import locking
 from vllm_launch.cli import signals_as_exit, talk
 from vllm_launch.errors import Problem
 
@@ -77,7 +79,11 @@ def kernels_command(chosen, shapes, run_dir, resume, dry_run, as_json):
     run.check(kernels, bool(asked.kernels))
     _create(folder, asked)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with signals_as_exit(), Progress(*columns, console=talk, transient=True) as progress:
+    with (
+        signals_as_exit(),
+        locking.held(folder / LOCK, "bench kernels", timeout_s=0),
+        Progress(*columns, console=talk, transient=True) as progress,
+    ):
         task = progress.add_task("preparing")
         request = measure.Request(
             kernels=kernels,

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from bench import provenance
+from bench import provenance, run_folder
 from bench.kernels import grid, measure, vllm_peers
 from bench.kernels.measure import Broken, Request, build_of, message
 from bench.kernels.peers import Kernel
@@ -134,12 +134,13 @@ def _provenance(request: Request) -> Provenance:
 
 def _caches(root: Path, keep: bool) -> int:
     """Point every kernel cache into this run's own folder, and empty them unless `keep`; the bytes wiped."""
+    run_folder.own_cache(root)
     wiped = 0
     places = {name: root / folder for name, folder in CACHE_VARIABLES.items()}
     if not keep:
         wiped += sum(jit_cache.wipe(one.path) for one in jit_cache.caches(places[KERNEL_CACHE]))
         for name, place in places.items():
-            if name != KERNEL_CACHE and place.exists():
+            if name != KERNEL_CACHE and place.is_dir() and not place.is_symlink():
                 wiped += sum(path.lstat().st_size for path in place.rglob("*") if path.is_file())
                 shutil.rmtree(place)
     if package.installed():

@@ -91,7 +91,7 @@ def _widened(result: ServingResult | AccuracyResult | KernelsResult) -> ServingR
         return result
     nothing = {"wiped": None, "starts": [], "completion": None, "rates": []}
     rows = [
-        ServingRow(**{name: getattr(row, name) for name in AccuracyRow.model_fields}, **nothing) for row in result.rows
+        ServingRow(**({name: getattr(row, name) for name in AccuracyRow.model_fields} | nothing)) for row in result.rows
     ]
     return ServingResult(id=result.id, provenance=result.provenance, model=result.model, rows=rows)
 

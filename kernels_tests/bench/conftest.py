@@ -1,16 +1,22 @@
-"""A machine with a GPU, pretended: kernels are torch functions on the CPU, their times made up."""
+"""Pretended servers, and a pretended machine with a GPU: its kernels are torch functions, their times made up."""
 
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bench import benchy, completion, forced, metrics, sink_check
+from bench.completion import Answer
+from bench.forced import Scored
 from bench.kernels import exact, inputs, measure, peers, timing
 from bench.kernels import run as runs
 from bench.kernels.shape import even
 from flashinfer_patches.state import Status
-from kernels_tests.bench.samples import a_result
+from kernels_tests.bench.samples import a_rate, a_resolved, a_result
+from kernels_tests.vllm_launch.machines import HOST
+from vllm_launch import plan, server
 from vllm_launch.errors import Problem
 
 SHAPES = (even(2, 512),)
@@ -93,3 +99,61 @@ def fake_device(gpu_machine, tmp_path):
         return runs.execute(request), said
 
     return SimpleNamespace(kernel=kernel, execute=execute, patch=gpu_machine, folder=tmp_path, prepared=prepared)
+
+
+@pytest.fixture
+def servers(monkeypatch, tmp_path):
+    """Pretended servers, with all that is asked of them: `plans` that were started, and `fail[what]` to raise.
+
+    what: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth.
+    """
+    plans, fail = [], {}
+
+    def maybe(what):
+        if what in fail:
+            raise fail[what]
+
+    @contextmanager
+    def running(planned, folder, say):
+        plans.append(planned)
+        forced_tokens = "logits-processors" in planned.arguments
+        earlier = [one for one in plans if one.profile == planned.profile and one.arguments == planned.arguments]
+        cache = "scored" if forced_tokens else "cold" if len(earlier) == 1 else "warm"
+        maybe(f"{planned.profile} {cache}")
+        (folder.parent / "cache" / "compiled").write_text("kernel")
+        kv = planned.kv_cache_dtype
+        yield SimpleNamespace(
+            plan=planned, log="some.log", start_s=2.0, resolved=a_resolved(kv), supervisor=SimpleNamespace(pid=1)
+        )
+
+    def greedy(running, prompt, tokens):
+        maybe("greedy")
+        return Answer(prompt=prompt, text="t", token_ids=list(range(tokens)), margins=[1.0] * tokens)
+
+    def score_all(running, texts, by, *, progress):
+        maybe(by)
+        ids = [text.ids[text.start :] for text in texts]
+        return [Scored(token_ids=of, logprobs=[-1.0] * len(of), top=[{token: -1.0} for token in of]) for of in ids]
+
+    def not_run(reason, bounds):
+        maybe("sinks")
+        return sinks_not_run(reason, bounds)
+
+    sinks_not_run = sink_check.not_run
+
+    def measured(running, grid, depth, folder, book_url, on_request):
+        maybe(depth)
+        return [a_rate(depth)]
+
+    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"fp8_cache": True}))
+    monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
+    monkeypatch.setattr(server, "running", running)
+    monkeypatch.setattr(completion, "first_token_s", lambda *_: 0.1)
+    monkeypatch.setattr(completion, "greedy", greedy)
+    monkeypatch.setattr(forced, "score_all", score_all)
+    monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
+    monkeypatch.setattr(sink_check, "not_run", not_run)
+    monkeypatch.setattr(benchy, "measure", measured)
+    monkeypatch.setattr(metrics, "RESAMPLES", 8)  # most of the time that is left
+    monkeypatch.chdir(tmp_path)
+    return SimpleNamespace(plans=plans, fail=fail)

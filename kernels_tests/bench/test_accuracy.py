@@ -157,6 +157,22 @@ def test_other_texts_and_broken_numbers_are_a_gate_problem():
 
 
 @pytest.mark.parametrize(
+    "cut",
+    [
+        {"logprobs": [-1.0] * 63},
+        {"top": [{0: -1.0}] * 63},
+        {"top": [{}] * 64},
+    ],
+)
+def test_answers_of_unequal_length_are_a_gate_problem(cut):
+    short = changed(answers(), lambda scored: scored.model_copy(update=cut))
+    for pair in ((answers(), short), (short, answers())):
+        with pytest.raises(Problem, match="as many of each") as caught:
+            accuracy.judge(*pair, THRESHOLDS, "baseline")
+        assert caught.value.kind == "gate"
+
+
+@pytest.mark.parametrize(
     ("figure", "value", "bound", "kept"),
     [
         ("kl", 0.1, 0.1, True),

@@ -70,3 +70,10 @@ def test_the_book_is_served_on_loopback_and_long_enough():
         text = opener.open(url, timeout=scaled(10)).read()
     assert text == benchy.book()
     assert len(text) > 500_000
+
+
+def test_the_load_average_is_that_at_the_end_of_each_point(tmp_path):
+    rates = read(tmp_path, [entry(1), entry(2)])
+    loads = [0.1, 0.2, 0.3, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6]
+    assert [rate.load_average for rate in benchy.with_loads(rates, loads, GRID.runs)] == [0.3, 1.6]
+    assert [rate.load_average for rate in benchy.with_loads(rates, loads[1:], GRID.runs)] == [None, None]

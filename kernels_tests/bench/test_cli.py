@@ -1,14 +1,17 @@
 """What `bench serving` tells about its run and its folder; the run itself is pretended."""
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
-from bench import cli, run
-from bench.result import ServingResult, write
-from kernels_tests.bench.samples import two_profiles
-from kernels_tests.vllm_launch.machines import HOST
-from vllm_launch import plan
+from bench import cli, run, run_folder
+from bench.result import read, write
+from bench.run_folder import CACHE, CACHE_MARK, Request
+from kernels_tests.bench.samples import a_result, two_profiles
 from vllm_launch.errors import Problem
+
+REQUEST = Request(profiles=["baseline"], model=None, overrides=[])
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
@@ -21,6 +24,7 @@ def test_only_a_run_that_did_not_end_is_to_be_resumed(monkeypatch, tmp_path, end
         return two_profiles()
 
     monkeypatch.setattr(cli.serving, "execute", execute)
+    monkeypatch.setattr(cli.runs, "problems", lambda _run: [])
     folder = tmp_path / "a run"
     done = CliRunner().invoke(cli.bench, ["serving", "baseline", "fp8", "--run-dir", str(folder)])
     assert (done.exit_code == 0) is ends_well, done.output
@@ -28,13 +32,131 @@ def test_only_a_run_that_did_not_end_is_to_be_resumed(monkeypatch, tmp_path, end
     assert (f"resume: fp8-sinks bench serving --resume '{folder}'" in done.stderr) is not ends_well
 
 
-def test_what_keeps_a_profile_from_running_is_told_before_the_first_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"fp8_cache": False}))
-    monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
-    asked = run.Request(profiles=["baseline", "fp8"], model=None, overrides=[])
-    begun, measured = run.Run(tmp_path / "run", asked, say=print, done=print), []
-    with pytest.raises(Problem, match=r"fp8: this CPU .* has neither AVX-512 nor AMX"):
-        run.execute(begun, ["fp8-sinks"], ServingResult, measured.append, row=None)
-    assert measured == [] and not (begun.folder / "result.json").exists()
-    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "fp8", "--run-dir", str(tmp_path / "again")])
-    assert done.exit_code != 0 and "resume:" not in done.stderr
+def files(folder):
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def users_cache(folder):
+    (folder / "cache").mkdir(parents=True)
+
+
+def users_run(folder):
+    """A folder of something else that calls its file as we do."""
+    folder.mkdir()
+    (folder / "request.json").write_text('{"url": "http://127.0.0.1"}')
+
+
+def linked_cache(folder):
+    write_request(folder)
+    (folder.parent / "theirs").mkdir()
+    (folder / CACHE).symlink_to(folder.parent / "theirs")
+
+
+def linked_mark(folder):
+    write_request(folder)
+    (folder / CACHE).mkdir()
+    (folder.parent / CACHE_MARK).touch()
+    (folder / CACHE / CACHE_MARK).symlink_to(folder.parent / CACHE_MARK)
+
+
+def unmarked_cache(folder):
+    write_request(folder)
+    users_cache(folder)
+    (folder / "cache" / "theirs").write_text("precious")
+
+
+def write_request(folder):
+    folder.mkdir()
+    write(REQUEST, folder / "request.json")
+
+
+@pytest.mark.parametrize("make", [users_cache, users_run, linked_cache, linked_mark, unmarked_cache])
+def test_a_users_folder_is_no_run_folder_and_stays_as_it_is(servers, tmp_path, make):
+    folder = tmp_path / "theirs of old"
+    make(folder)
+    before = files(tmp_path)
+    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(folder)])
+    assert done.exit_code == 32 and "--run-dir" in done.stderr, done.output
+    assert files(tmp_path) == before and servers.plans == []
+
+
+def test_a_cold_start_removes_what_is_in_our_cache_and_nothing_behind_links(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("theirs")
+    with run_folder.opened(tmp_path / "run", REQUEST):
+        cache = tmp_path / "run" / CACHE
+        assert run_folder.wipe_cache(cache).files == 0
+        (cache / "vllm").mkdir()
+        (cache / "vllm" / "kernel").write_bytes(b"12345")
+        for link in (cache / "link", cache / "vllm" / "link"):
+            link.symlink_to(precious)
+        wiped = run_folder.wipe_cache(cache)
+    assert (wiped.files, wiped.bytes) == (1, 5)
+    assert [path.name for path in cache.iterdir()] == [CACHE_MARK]
+    assert (precious / "file").read_text() == "theirs"
+
+
+def test_without_our_mark_nothing_is_wiped(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "file").write_text("theirs")
+    with pytest.raises(Problem):
+        run_folder.wipe_cache(tmp_path / "cache")
+    assert (tmp_path / "cache" / "file").exists()
+
+
+def test_a_run_folder_of_another_request_is_refused(tmp_path):
+    with run_folder.opened(tmp_path / "run", REQUEST):
+        pass
+    with (
+        pytest.raises(Problem, match="another"),
+        run_folder.opened(tmp_path / "run", REQUEST.model_copy(update={"model": "other"})),
+    ):
+        pass
+    with run_folder.opened(tmp_path / "run", REQUEST):
+        assert run_folder.read_request(tmp_path / "run") == REQUEST
+
+
+def test_keep_replaces_the_same_run_alone(tmp_path):
+    def keep(day, text="first"):
+        run_of_day = tmp_path / f"run-{day}"
+        run_of_day.mkdir(exist_ok=True)
+        write(two_profiles(completion=text).model_copy(update={"provenance": a_result(day=day).provenance}),
+              run_of_day / "result.json")  # fmt: skip
+        return CliRunner().invoke(cli.bench, ["keep", str(run_of_day), "--results", str(tmp_path / "results")])
+
+    assert keep(day=1).exit_code == 0
+    assert keep(day=1, text="judged again").exit_code == 0
+    (kept,) = (tmp_path / "results").iterdir()
+    assert read(kept).rows[1].completion == "judged again"
+    before = kept.read_bytes()
+    refused = keep(day=2)
+    assert refused.exit_code == 32 and "--results" in refused.stderr
+    assert files(tmp_path / "results") == {kept.name: before}
+
+
+def test_keep_overwrites_no_file_that_it_cannot_read(tmp_path):
+    write(two_profiles(), tmp_path / "result.json")
+    (tmp_path / "results").mkdir()
+    theirs = tmp_path / "results" / f"serving-{two_profiles().id}.json"
+    theirs.write_text("theirs")
+    done = CliRunner().invoke(cli.bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
+    assert done.exit_code == 32 and theirs.read_text() == "theirs"
+
+
+def test_report_and_compare_take_run_folders(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write(two_profiles(), folder / "result.json")
+    (folder / "provenance.json").write_text(json.dumps({"created": "now"}))
+    (folder / "request.json").write_text("{}")
+    done = CliRunner().invoke(cli.bench, ["report", str(folder), "--out", str(tmp_path)])
+    assert done.exit_code == 0 and (tmp_path / "BENCHMARK_RESULTS.md").exists(), done.output
+    for a, b in ((str(folder), str(folder)), (f"{folder}:baseline", f"{folder}:fp8")):
+        done = CliRunner().invoke(cli.bench, ["compare", a, b])
+        assert done.exit_code == 0, done.output
+
+
+def test_a_folder_without_a_result_is_a_clear_line(tmp_path):
+    done = CliRunner().invoke(cli.bench, ["compare", str(tmp_path), str(tmp_path)])
+    assert done.exit_code == 32 and "run folder" in done.stderr

@@ -1,7 +1,11 @@
 """The greedy gate: more than 95% of the positions, and no loops."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 
+from bench import completion
 from bench.completion import Answer, match
 from vllm_launch import profile
 
@@ -31,9 +35,29 @@ def test_a_loop_proves_nothing(distinct, passed):
     assert match(answer(ids), answer(ids), "baseline", GATE).passed is passed
 
 
-def test_answers_of_different_length_are_an_error():
-    with pytest.raises(ValueError):
-        match(answer([1, 2]), answer([1, 2, 3]), "baseline", GATE)
+@pytest.mark.parametrize(("own", "reference"), [(31, 32), (32, 31), (31, 31), (0, 32), (32, 0), (0, 0)])
+def test_a_short_answer_is_a_failed_match(own, reference):
+    found = match(answer(list(range(own))), answer(list(range(reference))), "baseline", GATE)
+    short = min(own, reference)
+    assert (found.matched, found.missing, found.tokens, found.passed) == (short, 32 - short, 32, False)
+    assert math.isfinite(found.margin)
+
+
+@pytest.mark.parametrize(
+    ("tops", "margins"),
+    [
+        ([{"token_id:1": -0.1, "token_id:2": -2.1}], [2.0]),
+        ([{"token_id:1": -0.1}], [0.0]),
+        ([{}], [0.0]),
+        ([], []),
+        (None, []),
+    ],
+)
+def test_an_answer_without_two_log_probabilities_is_still_an_answer(monkeypatch, tops, margins):
+    choice = {"text": "t", "token_ids": [1], "logprobs": {"top_logprobs": tops}}
+    monkeypatch.setattr(completion, "post", lambda *_: {"choices": [choice]})
+    server = SimpleNamespace(plan=SimpleNamespace(model=SimpleNamespace(name="m")))
+    assert completion.greedy(server, "p", 1).margins == margins
 
 
 def test_the_margin_is_the_references_smallest():

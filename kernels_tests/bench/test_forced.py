@@ -66,6 +66,29 @@ def test_prefill_scores_neither_the_first_token_nor_nothing(sent, start):
         forced.prefill(SERVER, [1, 2, 3], start)
 
 
+@pytest.mark.parametrize("values", [[], [-1.0], [-1.0, -2.0, -3.0, -4.0]])
+def test_another_number_of_log_probabilities_is_one_problem(monkeypatch, values):
+    tops = [{"token_id:3": value} for value in values]
+    decoded = {"token_ids": [8, 3, 5], "logprobs": {"token_logprobs": values, "top_logprobs": tops}}
+    monkeypatch.setattr(forced, "post", lambda *_: {"choices": [decoded]})
+    with pytest.raises(Problem, match="expected 2 of each"):
+        forced.decode(SERVER, [7, 8], [3, 5])
+    tops = [{"3": {"logprob": value}, "5": {"logprob": value}} for value in values]
+    prefilled = {"prompt_token_ids": [7, 8, 3, 5], "prompt_logprobs": [None, None, *tops]}
+    monkeypatch.setattr(forced, "post", lambda *_: {"choices": [prefilled]})
+    with pytest.raises(Problem, match="expected 2 of each"):
+        forced.prefill(SERVER, [7, 8, 3, 5], 2)
+
+
+def test_no_log_probabilities_at_all_is_one_problem(monkeypatch):
+    choice = {"token_ids": [8, 3], "prompt_token_ids": [7, 8, 3], "logprobs": None, "prompt_logprobs": None}
+    monkeypatch.setattr(forced, "post", lambda *_: {"choices": [choice]})
+    with pytest.raises(Problem, match="of 0 tokens"):
+        forced.decode(SERVER, [7, 8], [3])
+    with pytest.raises(Problem, match="of 0 tokens"):
+        forced.prefill(SERVER, [7, 8, 3], 2)
+
+
 def test_a_server_that_decodes_other_tokens_is_a_problem(monkeypatch):
     monkeypatch.setattr(forced, "post", lambda *_: {"choices": [{"token_ids": [9, 3, 5], "logprobs": None}]})
     with pytest.raises(Problem) as problem:

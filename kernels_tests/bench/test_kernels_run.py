@@ -234,3 +234,12 @@ def test_the_command_writes_result_and_report_and_can_be_cut_off(fake_device):
     assert [(row["batch"], row["time_us"]) for row in rows] == [(2, 11.0), (1, 20.0)]
     assert json.loads((folder / "result.json").read_text()) == json.loads(done.stdout)
     assert "sink-decode e4m3 within the law" in (folder / "report.md").read_text()
+
+
+def test_a_cache_folder_that_no_run_made_stays(fake_device):
+    theirs = fake_device.folder / "run" / "cache" / "vllm" / "file"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    with pytest.raises(Problem, match="was not made by a run"):
+        fake_device.execute(fake_device.kernel("k"))
+    assert theirs.read_text() == "theirs"

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bench import completion, result
+from bench import completion, provenance, result
 from bench.completion import Answer
 from bench.run import load
 from kernels_tests.processes import completed, free_port, spawn, wait_for, watched
@@ -25,6 +28,15 @@ models:
 """
 
 
+def supervised(processes):
+    """The commands of the supervisors among some processes, as the system tells them."""
+    for process in processes:
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if "vllm_launch.supervisor" in words:
+                yield tuple(words[words.index("--") + 1 :])
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, fp8_cache):
     """A run of two profiles whose launcher was killed halfway and which was then resumed.
@@ -37,13 +49,21 @@ def finished(tmp_path_factory, fp8_cache):
         path.write_text(f"extends: {base}{GRID}greedy: {{reference: {profiles[0]}}}\n")
     run = folder / "run"
     bench = [sys.executable, "-m", "fp8_sinks", "bench", "serving"]
+    commands = set()
     with watched() as live:
+
+        def halfway():
+            time.sleep(1)
+            commands.update(supervised(live()))
+            return (run / "small-second" / "sinks.json").exists() or killed.poll() is not None
+
         killed = spawn([*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL)
-        wait_for(lambda: (run / "small-second" / "sinks.json").exists() or killed.poll() is not None, RUN_S)
+        wait_for(halfway, RUN_S)
         assert killed.poll() is None, "it ended before it could be killed"
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         wait_for(lambda: not live(), 60)
+    (folder / "commands.json").write_text(json.dumps(sorted(commands)))
     before = (run / "small-baseline" / "warm.json").read_bytes()
     assert not (run / "result.json").exists()
     resumed = completed([*bench, "--resume", str(run)], RUN_S)
@@ -57,8 +77,10 @@ def test_the_result_has_everything(finished):
     assert got.model.name == "tiny_gpt_oss"
     assert got.provenance.patch == "none"
     for row in got.rows:
-        assert [start.cache for start in row.starts] == ["cold", "warm"]
+        assert [start.cache for start in row.starts] == ["cold", "warm", "scored"]
         assert all(start.start_s > start.first_token_s > 0 for start in row.starts)
+        assert all(start.load_average is not None for start in row.starts)
+        assert all(rate.load_average is not None for rate in row.rates)
         assert [(rate.depth, rate.concurrency, len(rate.decode_tok_s)) for rate in row.rates] == [
             (0, 1, 2),
             (128, 1, 2),
@@ -66,6 +88,14 @@ def test_the_result_has_everything(finished):
         assert all(min(rate.decode_tok_s + rate.prefill_tok_s) > 0 for rate in row.rates)
         assert row.completion.startswith(" Paris")
         assert row.failures == []
+
+
+def test_the_commands_in_the_result_are_those_of_the_processes(finished):
+    executed = [provenance.redact_all(one) for one in json.loads((finished.parent / "commands.json").read_text())]
+    baseline, second = result.read(finished / "result.json").rows
+    assert all(start.command in executed for start in baseline.starts)
+    assert baseline.requested.command == baseline.starts[1].command
+    assert second.starts[0].command in executed, "the cold start of the second was before the kill"
 
 
 def test_caches_are_wiped_between_the_profiles(finished):
@@ -116,6 +146,7 @@ def test_a_failed_request_keeps_what_was_measured(finished, tmp_path):
     second = result.read(run / "result.json").rows[1]
     assert [rate.depth for rate in second.rates] == [0]
     assert second.greedy and "depth 99999" in second.failures[0].message
+    assert second.failures[0].step == "rates at depth 99999"
 
 
 def test_zeroed_sinks_fail_the_gate(finished, tmp_path):

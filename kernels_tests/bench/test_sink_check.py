@@ -133,3 +133,12 @@ def test_the_real_model_does_not_fit_a_small_machine(tmp_path, monkeypatch):
     large = MODEL.model_copy(update={"path": str(tmp_path), "weight_bytes": 65 << 30})
     reason = sink_check.obstacle(large, TEXTS)
     assert "587.3 GiB" in reason and "128.0 GiB are free" in reason
+
+
+def test_a_kept_check_is_judged_by_the_bounds_of_now(checked, exact):
+    kept = checked(exact["true"], SinkBounds(mean_abs_delta=0.1, factor=4))
+    assert sink_check.judged(kept, SinkBounds(mean_abs_delta=0.1, factor=4)) == kept
+    moved = checked(np.add(exact["true"], 0.05), SinkBounds(mean_abs_delta=0.1))
+    assert sink_check.judged(moved, SinkBounds(mean_abs_delta=0.01)).status == "FAILED"
+    never = sink_check.not_run("no memory", SinkBounds())
+    assert sink_check.judged(never, SinkBounds(factor=2)) == sink_check.not_run("no memory", SinkBounds(factor=2))

@@ -1,0 +1,87 @@
+"""Starts of a profile's server: one plan each, and what was executed is what is kept.
+
+`cold` and `warm` differ in nothing but the caches; `scored` has the token forcer beside, which costs a little time in
+every step, and finds the caches warm.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from bench import completion, provenance, run_folder
+from bench.result import Requested, Start, Strict, Wiped, write
+from bench.run import Run, doing, load, plan_of, prepare, requested, said, step
+from vllm_launch import server
+from vllm_launch.profile import Argument, Profile
+from vllm_launch.resolved import Resolved
+from vllm_launch.server import Server
+
+CACHES = ("cold", "warm", "scored")
+LAST = "requested.json"  # in a profile's folder: what the last start was asked, whether or not it got ready
+
+
+class Begin(Strict):
+    """A start that got ready: what was asked, what it resolved, and what was wiped before it."""
+
+    start: Start
+    requested: Requested
+    resolved: Resolved
+    wiped: Wiped | None
+
+
+@contextmanager
+def started(
+    run: Run, one: Profile, cache: Literal["cold", "warm", "scored"], extra: dict[str, Argument] | None = None
+) -> Iterator[Server]:
+    """A ready server of a new plan, ended with the block; its start is step <cache>.json, unless one is there.
+
+    extra: vLLM arguments beside the profile's. Before a cold start the run's caches are wiped.
+    """
+    with doing(f"{cache} start"):
+        plan, folder = prepare(run, one, extra)
+        wiped = run_folder.wipe_cache(Path(plan.cache_root)) if cache == "cold" else None
+        write(requested(plan), folder / LAST)
+        load_before = provenance.load_average()
+
+        def begin(running: Server) -> Begin:
+            start = Start(
+                cache=cache,
+                start_s=running.start_s,
+                first_token_s=completion.first_token_s(running, one.greedy.prompts[0]),
+                command=requested(plan).command,
+                load_average=load_before,
+            )
+            return Begin(start=start, requested=requested(plan), resolved=running.resolved, wiped=wiped)
+
+        with server.running(plan, folder, said(run, one)) as running:
+            start = step(folder / f"{cache}.json", Begin, lambda: begin(running)).start
+            run.done(f"{one.name}: {cache} start {start.start_s:.1f} s, first token {start.first_token_s:.2f} s")
+            yield running
+
+
+def kept(run: Run, one: Profile) -> dict[str, Begin]:
+    """The starts of a profile that got ready, by CACHES."""
+    paths = {cache: run.folder / one.name / f"{cache}.json" for cache in CACHES}
+    return {cache: load(path, Begin) for cache, path in paths.items() if path.exists()}
+
+
+def row_settings(run: Run, one: Profile) -> dict:
+    """`requested`, `resolved` and `starts` of a result's row: of the warm start, or else of the one that there was.
+
+    Without any start the command is empty: none was executed.
+    """
+    begins = kept(run, one)
+    shown = next((begins[cache] for cache in ("warm", "cold", "scored") if cache in begins), None)
+    last = run.folder / one.name / LAST
+    if shown:
+        asked = shown.requested
+    elif last.exists():
+        asked = load(last, Requested)
+    else:
+        asked = requested(plan_of(run, one)).model_copy(update={"command": []})
+    return {
+        "requested": asked,
+        "resolved": shown.resolved if shown else None,
+        "starts": [begin.start for begin in begins.values()],
+    }
