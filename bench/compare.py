@@ -126,6 +126,7 @@ def settings(side: Side) -> dict[str, str]:
         if name not in COMPARED:  # as words: 8 from a profile is "8" from a command line, and --x and --no-x are one
             found[f"argument {name.removeprefix('no-')}"] = " ".join(arguments.words({name: value}))
     found |= {f"variable {name}": value for name, value in asked.environment.items() if name not in PER_RUN}
+    found |= {"CPU attention": "widened"} if summary.is_widened(side.row) else {}
     return {what: value if isinstance(value, str) else str(value).lower() for what, value in found.items()}
 
 

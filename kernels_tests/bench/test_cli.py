@@ -29,12 +29,14 @@ def test_only_a_run_that_did_not_end_is_to_be_resumed(monkeypatch, tmp_path, end
 
 
 def test_what_keeps_a_profile_from_running_is_told_before_the_first_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"fp8_cache": False}))
+    monkeypatch.setattr(plan, "detect", lambda _device: HOST)
     monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
-    asked = run.Request(profiles=["baseline", "fp8"], model=None, overrides=[])
+    refused = tmp_path / "refused.yaml"
+    refused.write_text("extends: fp8\nvllm: {kv-cache-dtype: nvfp4}\n")
+    asked = run.Request(profiles=["baseline", str(refused)], model=None, overrides=[])
     begun, measured = run.Run(tmp_path / "run", asked, say=print, done=print), []
-    with pytest.raises(Problem, match=r"fp8: this CPU .* has neither AVX-512 nor AMX"):
+    with pytest.raises(Problem, match=r"nvfp4: .* past the buffer"):
         run.execute(begun, ["fp8-sinks"], ServingResult, measured.append, row=None)
     assert measured == [] and not (begun.folder / "result.json").exists()
-    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "fp8", "--run-dir", str(tmp_path / "again")])
+    done = CliRunner().invoke(cli.bench, ["serving", *asked.profiles, "--run-dir", str(tmp_path / "again")])
     assert done.exit_code != 0 and "resume:" not in done.stderr

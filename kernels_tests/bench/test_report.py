@@ -133,6 +133,19 @@ def test_a_difference_beyond_the_noise_is_stated():
     assert line_with(text, "| Decode at 1,312 ").endswith("| 510 | 612 (**1.20x** ± 0.07) |")
 
 
+def test_a_widened_cache_has_no_decode_ratio():
+    row = a_row("fp8", "fp8", rates=[a_rate(0, decode=[255.0, 250.0, 260.0])])
+    widened = row.model_copy(update={"resolved": row.resolved.model_copy(update={"cpu_attention": "widened"})})
+    result = a_result(a_row(), widened)
+    assert summary.messages_of(result)["decode"].endswith(f"; fp8 {summary.WIDENED}")
+    text = text_of(result)
+    assert line_with(text, "| Decode at 288 ").endswith("| 510 | 255 |")
+    assert line_with(text, "| KV cache dtype, resolved").endswith("fp8_e4m3, widened for a kernel without FP8 |")
+    assert "0.50x" not in text and "0.50x" in text_of(a_result(a_row(), row))
+    alone = a_result(widened)
+    assert summary.messages_of(alone)["decode"] == "Decode rate (tokens/s): fp8 255"
+
+
 def test_single_samples_have_no_known_noise():
     base, other = [a_rate(decode=[500.0])], [a_rate(decode=[600.0])]
     message = plots.decode_message({"baseline": base, "fp8": other}, "baseline")
