@@ -3,6 +3,7 @@
 Nothing heavy is imported here: vLLM calls `register` in each process, before it knows what the process will do.
 """
 
+import gc
 import os
 import time
 from collections.abc import Mapping
@@ -20,18 +21,22 @@ def register() -> None:
 
     Does nothing in a vLLM that our launcher did not start.
     """
+    gc.enable()  # see api_server.py
     if not os.environ.get("FP8_SINKS_PLUGIN"):
         return
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.platforms import current_platform
 
-    # Same model class; another name and model_type, so that vLLM does not force gpt-oss's chat format on it.
-    ModelRegistry.register_model("TinyGptOssForCausalLM", "vllm.model_executor.models.gpt_oss:GptOssForCausalLM")
+    model = "vllm.model_executor.models.gpt_oss:GptOssForCausalLM"
     if current_platform.is_cpu():
+        # Only a named class is imported in a process of its own, with empty caches; that is to spare CUDA.
+        from vllm.model_executor.models.gpt_oss import GptOssForCausalLM as model
         from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
         register_backend(AttentionBackendEnum.CPU_ATTN, CPU_BACKENDS[cpu_attention()])
         sleep_instead_of_spinning()
+    # Same model class; another name and model_type, so that vLLM does not force gpt-oss's chat format on it.
+    ModelRegistry.register_model("TinyGptOssForCausalLM", model)
 
 
 def asked_cpu_attention(environment: Mapping[str, str]) -> str | None:
