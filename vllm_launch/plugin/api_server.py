@@ -1,7 +1,7 @@
 """vLLM's API server with its arguments, ready sooner: `python -m vllm_launch.plugin.api_server --model ...`.
 
 vLLM spawns its other processes, and each of them runs this module once more, by another name, before anything else.
-Python's garbage collector takes a quarter of the time in which they import vLLM and finds nothing, so it waits until
+Python's garbage collector takes a sixth of the time in which they import vLLM and finds nothing, so it waits until
 `plugin.register` calls it back.
 """
 
