@@ -11,9 +11,9 @@ COMPARED = ("kv-cache-dtype", "kv-cache-dtype-skip-layers")  # the arguments tha
 PER_RUN = (*CACHE_VARIABLES, "FP8_SINKS_RUN")  # variables that differ from run to run: paths of caches, a nonce
 VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the first is compared in whole GiB
 # Of what was resolved: figures, no settings; and how the names begin of what follows from the KV cache: its dtype,
-# layers and block sizes, our CPU cache, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.
+# layers and block sizes, our CPU cache and attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.
 MEASURED = ("kv_capacity_tokens", "max_concurrency", "kv_cache_gib", "weights_gib")
-FOLLOWING = ("kv_", "cpu_cache", "flashinfer")
+FOLLOWING = ("kv_", "cpu_", "flashinfer")
 GIB = 1 << 30
 ABSENT, NOT_READ = "absent", "not read back"
 

@@ -119,7 +119,7 @@ def _difference_lines(pairs: list[tuple[Side, Side]]) -> list[str]:
 
 def record(a: Side, b: Side) -> dict:
     """One comparison as plain data: ratios are B over A, `noise` is null where it is not known."""
-    missing = [name for name, side in (("A", a), ("B", b)) if not side.accuracy]
+    reason = _why_no_speed(a, b)
     points = [{noise.point(rate) for rate in side.row.rates} for side in (a, b)]
     capacities = [side.row.resolved.kv_capacity_tokens if side.row.resolved else None for side in (a, b)]
     return {
@@ -128,10 +128,19 @@ def record(a: Side, b: Side) -> dict:
         "differences": [one._asdict() for one in _differences(a, b)],
         "kv_capacity_tokens": _figures(*capacities),
         "starts": [_start(a, b, field, cache) for field in STARTS for cache in ("cold", "warm")],
-        "not_shown": f"no accuracy record of {' and '.join(missing)}" if missing else None,
-        "speeds": {} if missing else {field: _speed(a, b, field) for field in SPEEDS},
+        "not_shown": reason,
+        "speeds": {} if reason else {field: _speed(a, b, field) for field in SPEEDS},
         "points_only_in": {"a": len(points[0] - points[1]), "b": len(points[1] - points[0])},
     }
+
+
+def _why_no_speed(a: Side, b: Side) -> str | None:
+    """Why no speeds are compared; None if they are."""
+    missing = [name for name, side in (("A", a), ("B", b)) if not side.accuracy]
+    if missing:
+        return f"no accuracy record of {' and '.join(missing)}"
+    widened = [side.row.profile for side in (a, b) if summary.is_widened(side.row)]
+    return f"{widened[0]} {summary.WIDENED}" if len(widened) == 1 else None
 
 
 def _described(side: Side) -> dict:

@@ -12,12 +12,13 @@ from vllm_launch import machine, software
 from vllm_launch.errors import Problem
 
 
-def has_fp8_cache() -> bool:
-    """Whether the vLLM that is installed has an FP8 KV cache on what is here."""
+def device() -> machine.Machine | None:
+    """What the vLLM that is installed serves on here; None without one that runs here."""
     try:
-        return machine.detect(software.vllm_build()[0]).fp8_cache
+        found = machine.detect(software.vllm_build()[0])
     except (Problem, LookupError):  # no vLLM, or not the one for what is here
-        return False
+        return None
+    return found if found.avx2 else None
 
 
 def pytest_configure():
@@ -28,8 +29,10 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     lacks = {} if machine.has_gpu() else {"gpu": "needs an NVIDIA GPU; none here"}
-    if not has_fp8_cache():
-        lacks["fp8_cache"] = "needs vLLM and a GPU, or a CPU with AVX-512 or AMX, for an FP8 KV cache; not here"
+    if not device():
+        lacks["fp8_cache"] = "needs a vLLM that runs on what is here"
+    if not (device() and device().fp8_kernels):
+        lacks["native_fp8"] = "needs vLLM's own FP8 kernels: on a CPU, AVX-512 or AMX; not here"
     for item in items:
         for marker, reason in lacks.items():
             if item.get_closest_marker(marker):
@@ -38,7 +41,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def fp8_cache() -> bool:
-    return has_fp8_cache()
+    return device() is not None
 
 
 @pytest.fixture

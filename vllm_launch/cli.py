@@ -16,6 +16,10 @@ from vllm_launch import preflight, profile, server
 from vllm_launch.errors import Problem
 
 DEFAULT_PORT = 8000
+CPU_ATTENTION = {
+    "native": "native: vLLM's FP8 kernel",
+    "widened": "widened: the FP8 cache is widened for a kernel without FP8; decode is slower than with a BF16 cache",
+}
 talk = Console(stderr=True)
 
 
@@ -124,6 +128,7 @@ def resolved_table(running: server.Server) -> Table:
         "attention backend": ", ".join(got.attention_backends),
         "KV cache": f"{got.kv_cache_dtype} (asked: {plan.kv_cache_dtype}), {capacity}",
         "CUDA graphs": got.cuda_graphs,
+        **({"CPU attention": CPU_ATTENTION[got.cpu_attention]} if got.cpu_attention else {}),
         "ready after": f"{running.start_s:.1f} s",
         "log": str(running.log),
     }

@@ -19,6 +19,7 @@ class Choice(Strict):
     backend: str
     bf16: str
     fp8: str
+    fp8_widened: str | None = None
     cubins: bool = False
     better: str | None = None
 
@@ -47,6 +48,11 @@ CHOICES = {
         fp8=(
             "vLLM's CPU kernel: twice the KV capacity, no speed. Measured on a CPU: mean |delta log p| 0.013-0.018"
             " with our rounding cache writer, 0.030-0.040 as stock vLLM truncates"
+        ),
+        fp8_widened=(
+            "vLLM has no FP8 kernel for this CPU, which has neither AVX-512 nor AMX: our plugin stores K and V in FP8,"
+            " rounded, and widens them at each step for its BF16 kernel: twice the KV capacity, slower decode. Measured"
+            " on a CPU with AVX2: about half of BF16's decode rate, the accuracy of the FP8 kernel"
         ),
     ),
     ("sm90", "0.26"): _FA3,

@@ -9,7 +9,7 @@ from vllm_launch.doctor_backends import choice
 from vllm_launch.doctor_facts import Need, Place, Trouble
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine
-from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES, WITHOUT_FP8_CACHE, lacking
+from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES, TOO_OLD_CPU, lacking
 from vllm_launch.profile import Device, Strict
 
 Build = tuple[Device, str] | Trouble
@@ -161,6 +161,9 @@ def backends(machine: Machine, build: Build, packages: dict[str, str]) -> list[F
         return []
     topic, family, version = "attention backend", machine.family, build[1]
     found = choice(family, version)
+    if not machine.avx2:
+        what = f"vLLM's CPU build does not run on this CPU ({machine.name})"
+        return [Finding(topic=topic, status="error", what=what, remedy=TOO_OLD_CPU)]
     try:
         profile.load("baseline").expected_backends(family, version)
     except Problem as problem:
@@ -168,17 +171,14 @@ def backends(machine: Machine, build: Build, packages: dict[str, str]) -> list[F
     if found is None:
         return []
     value = {"family": family, "vllm": version, "backend": found.backend}
-    cost, better = found.fp8, found.better
-    if not machine.fp8_cache:
-        cost = "Not on this CPU: vLLM's kernels for it want AVX-512 or AMX"
-        better = WITHOUT_FP8_CACHE
+    cost = found.fp8 if machine.fp8_kernels else found.fp8_widened
     results = [
         Finding(topic=topic, status="ok", what=f"KV auto (BF16): {found.backend}. {found.bf16}", value=value),
         Finding(
             topic=topic,
-            status="warning" if better else "ok",
+            status="warning" if found.better else "ok",
             what=f"KV fp8: {found.backend}. {cost}",
-            remedy=better,
+            remedy=found.better,
             value=value,
         ),
     ]

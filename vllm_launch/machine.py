@@ -7,9 +7,11 @@ from pathlib import Path
 
 import psutil
 import pynvml
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-# What vLLM's CPU kernels want for an FP8 KV cache: all of one set, in the words of /proc/cpuinfo.
+# In the words of /proc/cpuinfo, all of one set: what vLLM's CPU build is compiled for at least, and what its kernels
+# for an FP8 KV cache want.
+CPU_BUILD_FEATURES = ({"avx2", "f16c"},)
 CPU_FP8_FEATURES = ({"avx512f", "avx512bw", "avx512dq", "avx512vl"}, {"amx_tile"})
 
 
@@ -26,7 +28,9 @@ class Machine(BaseModel):
 
     family is `cpu`, or the GPU's compute capability as profiles name it (`sm90`, `sm100`, `sm12x`, ...).
     Memory is the GPU's, or the system's for a CPU and for a GPU that shares the system's memory (`unified`).
-    fp8_cache: False for a CPU with neither AVX-512 nor AMX, for which vLLM has no FP8 KV cache; else True, unasked.
+    avx2: False for a CPU without AVX2 and F16C, on which vLLM's CPU build does not run; else True, unasked.
+    fp8_kernels: False for a CPU with neither AVX-512 nor AMX, for which vLLM has no kernels that read an FP8 KV cache;
+    else True, unasked. Older results call it fp8_cache.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +43,8 @@ class Machine(BaseModel):
     free_bytes: int
     unified: bool
     gpu_processes: list[GpuProcess]
-    fp8_cache: bool = True
+    avx2: bool = True
+    fp8_kernels: bool = Field(default=True, validation_alias=AliasChoices("fp8_kernels", "fp8_cache"))
 
 
 def family_of(major: int, minor: int) -> str:
@@ -100,7 +105,8 @@ def _cpu() -> Machine:
         free_bytes=memory.available,
         unified=False,
         gpu_processes=[],
-        fp8_cache=_has_one_of(CPU_FP8_FEATURES),
+        avx2=_has_one_of(CPU_BUILD_FEATURES),
+        fp8_kernels=_has_one_of(CPU_FP8_FEATURES),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import psutil
 
-from vllm_launch import software
+from vllm_launch import plugin, software
 from vllm_launch.errors import Problem
 from vllm_launch.plan import Plan, child_environment, is_loopback
 from vllm_launch.profile import Device
@@ -22,7 +22,7 @@ SPACE = "VLLM_CPU_KVCACHE_SPACE"
 RUN_FOLDER_BYTES = GIB // 2
 # Any other name also starts on the CPU build, answers like BF16, and writes past its buffer.
 CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
-WITHOUT_FP8_CACHE = "use profile baseline here, or a machine with AVX-512, AMX or a GPU"
+TOO_OLD_CPU = "use an x86-64 CPU with AVX2 and F16C (Intel Haswell or AMD Zen, and later), or a machine with a GPU"
 
 
 def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Problem]:
@@ -31,6 +31,7 @@ def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Prob
         software.check_python,
         lambda: software.check_libraries(plan.device),
         lambda: _sinks(plan),
+        lambda: _cpu(plan),
         lambda: _kv_dtype(plan),
         lambda: _address(plan, expose),
         lambda: _folder(run_folder),
@@ -55,19 +56,30 @@ def _sinks(plan: Plan) -> None:
         )
 
 
+def _cpu(plan: Plan) -> None:
+    if plan.device != "cpu":
+        return
+    if not plan.machine.avx2:
+        raise Problem("software", f"vLLM's CPU build does not run on this CPU ({plan.machine.name})", TOO_OLD_CPU)
+    try:
+        asked = plugin.asked_cpu_attention(child_environment(plan))
+    except ValueError as error:
+        raise Problem("software", str(error), f"unset {plugin.CPU_ATTENTION}: the plugin then chooses") from error
+    if asked == "native" and not plan.machine.fp8_kernels:
+        raise Problem(
+            "software",
+            f"{plugin.CPU_ATTENTION}=native: this CPU ({plan.machine.name}) has neither AVX-512 nor AMX, which vLLM's"
+            " FP8 kernels want",
+            f"unset {plugin.CPU_ATTENTION}: the plugin then chooses",
+        )
+
+
 def _kv_dtype(plan: Plan) -> None:
     if plan.device == "cpu" and plan.kv_cache_dtype not in CPU_KV_DTYPES:
         raise Problem(
             "profile",
             f"--kv-cache-dtype {plan.kv_cache_dtype}: vLLM's CPU kernel writes past the buffer with it",
             f"use one of {', '.join(CPU_KV_DTYPES)}",
-        )
-    if plan.kv_cache_dtype.startswith("fp8") and not plan.machine.fp8_cache:
-        raise Problem(
-            "profile",
-            f"--kv-cache-dtype {plan.kv_cache_dtype}: this CPU ({plan.machine.name}) has neither AVX-512 nor AMX, which"
-            " vLLM's CPU kernels want for an FP8 KV cache",
-            WITHOUT_FP8_CACHE,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,6 +33,8 @@ class Resolved(BaseModel):
     moe_backend: the kernels of the experts, for example "MARLIN".
     cuda_graphs: the mode captured (FULL_AND_PIECEWISE, PIECEWISE, FULL, FULL_DECODE_ONLY) or "none".
     cpu_cache_writer: whether our rounding CPU cache writer is active.
+    cpu_attention: what reads an FP8 cache on a CPU: vLLM's own FP8 kernel, or its kernel for model_dtype, for which our
+    plugin widens the cache.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -53,6 +56,7 @@ class Resolved(BaseModel):
     moe_backend: str | None
     cuda_graphs: str
     cpu_cache_writer: bool
+    cpu_attention: Literal["native", "widened"] | None = None
 
 
 Records = list[tuple[str, str]]
@@ -111,8 +115,10 @@ _NOT_CAPTURED = _rule(_RUNNERS, r"Skipping .*CUDA graph capture\.")
 _GRAPH_CHANGE = _rule("compilation.py", r"; setting cudagraph_mode=(\w+)|CUDA graphs\. Overriding to (\w+)\.")
 # model_executor/layers/fused_moe/oracle/mxfp4.py and unquantized.py
 _MOE = _rule("mxfp4.py unquantized.py", r"Using '?(\w+)'? (?:Mxfp4 MoE backend|Unquantized MoE backend out)")
-# our plugin, cpu_cache.py
-_CPU_CACHE_WRITER = _rule("cpu_cache.py", r"fp8-sinks: CPU KV cache writer rounds to")
+# our plugin, cpu_cache.py or cpu_widen.py
+_CPU_PLUGIN = "cpu_cache.py cpu_widen.py"
+_CPU_CACHE_WRITER = _rule(_CPU_PLUGIN, r"fp8-sinks: CPU KV cache writer rounds to")
+_CPU_ATTENTION = _rule(_CPU_PLUGIN, r"fp8-sinks: CPU attention reads the FP8 cache: (native|widened)")
 
 
 def _records(log_text: str) -> Records:
@@ -224,6 +230,7 @@ def read(log_text: str, vllm_version: str) -> Resolved:
         moe_backend=_single(records, _MOE, "the MoE backend"),
         cuda_graphs=graphs,
         cpu_cache_writer=bool(_matches(records, _CPU_CACHE_WRITER)),
+        cpu_attention=_single(records, _CPU_ATTENTION, "the CPU attention"),
     )
 
 
@@ -238,7 +245,8 @@ def mismatches(
     """Sentences (expected, got) on where the server differs from what was asked; none if it does not.
 
     Every expected backend must be in use, and no other; an FP8 cache on a CPU must be written by our rounding
-    writer, since vLLM's own truncates. Raises ValueError if `expected_backends` is empty.
+    writer, since vLLM's own truncates, and it must be known what reads it. Raises ValueError if `expected_backends` is
+    empty.
     """
     if not expected_backends:
         raise ValueError("expected_backends is empty: name the attention backends that the server is to use")
@@ -256,6 +264,9 @@ def mismatches(
             f"layers with an unquantised KV cache: expected {kv_skip_layers or 'none'}, "
             f"got {resolved.kv_skip_layers or 'none'}"
         )
-    if resolved.device == "cpu" and got.startswith("fp8") and not resolved.cpu_cache_writer:
+    on_cpu = resolved.device == "cpu" and got.startswith("fp8")
+    if on_cpu and not resolved.cpu_cache_writer:
         sentences.append("CPU cache writer: expected the rounding one of fp8-sinks, got vLLM's, which truncates")
+    if on_cpu and resolved.cpu_attention is None:
+        sentences.append("CPU attention over the FP8 cache: expected native or widened, got none that says so")
     return sentences

@@ -15,6 +15,7 @@ NOISE = (
     f" ±{noise.MOST_NOISE:g} it is {noise.TOO_NOISY}. Another start of the same server can differ by more than that."
 )
 STARTS = (("Server start", "start_s"), ("First token after it", "first_token_s"))
+WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
 CPU_NOTE = "> A CPU shows capacity and accuracy, not FP8 speed: for that it takes a GPU."
 
 
@@ -31,7 +32,12 @@ def messages_of(result: ServingResult) -> dict[str, str]:
     if any(capacities(result).values()):
         messages["capacity"] = plots.capacity_message(capacities(result), base_of(result))
     if any(shown_rates(result).values()):
-        messages["decode"] = plots.decode_message(shown_rates(result), base_of(result))
+        base = base_of(result)
+        widened = [row.profile for row in result.rows if is_widened(row) and row.profile != base]
+        compared = {name: [] if name in widened else rates for name, rates in shown_rates(result).items()}
+        messages["decode"] = "; ".join(
+            [plots.decode_message(compared, base), *(f"{name} {WIDENED}" for name in widened)]
+        )
     if any(starts(result).values()):
         messages["start"] = plots.start_message(starts(result))
     return messages
@@ -44,6 +50,11 @@ def starts(result: ServingResult) -> dict[str, list[Start]]:
 
 def capacities(result: ServingResult) -> dict[str, int | None]:
     return {row.profile: row.resolved.kv_capacity_tokens if row.resolved else None for row in result.rows}
+
+
+def is_widened(row: ServingRow) -> bool:
+    """Whether the profile's decode rate is that of our widening, which says nothing of an FP8 cache's."""
+    return bool(row.resolved and row.resolved.cpu_attention == "widened")
 
 
 def shown_rates(result: ServingResult) -> dict[str, list[Rate]]:
@@ -180,6 +191,7 @@ def _failed_gates(result: ServingResult) -> list[str]:
 def _glance_table(result: ServingResult) -> str:
     """Profiles side by side: answers, tokens that fit, speed at each context, starts."""
     base, rates, tokens = base_of(result), shown_rates(result), capacities(result)
+    compared = {row.profile for row in result.rows if row.profile != base and not is_widened(row)}
     every = [rate for row in result.rows for rate in row.rates]
     fewest = min((rate.concurrency for rate in every), default=0)
     longest = max((rate.output for rate in every), default=0)
@@ -190,7 +202,8 @@ def _glance_table(result: ServingResult) -> str:
     ]
     for place in chosen:
         cells = [
-            _rate_cell(row, _accuracy(row), place, rates[base] if row.profile != base else []) for row in result.rows
+            _rate_cell(row, _accuracy(row), place, rates[base] if row.profile in compared else [])
+            for row in result.rows
         ]
         lines.append([f"Decode at {place[0]:,} tokens, tokens/s", *cells])
     for label, field in STARTS if has_speed(result) else ():

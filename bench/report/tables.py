@@ -45,6 +45,7 @@ def resolved_table(result: ServingResult) -> str:
 
 def _kv_dtype(resolved: Resolved) -> str:
     dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
+    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
     skipped = ", ".join(resolved.kv_skip_layers)
     return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
 

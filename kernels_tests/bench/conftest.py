@@ -145,7 +145,7 @@ def servers(monkeypatch, tmp_path):
         maybe(depth)
         return [a_rate(depth)]
 
-    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"fp8_cache": True}))
+    monkeypatch.setattr(plan, "detect", lambda _device: HOST)
     monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
     monkeypatch.setattr(server, "running", running)
     monkeypatch.setattr(completion, "first_token_s", lambda *_: 0.1)

@@ -19,7 +19,8 @@ MACHINE = {
     "driver": "1.2",
     "cores": 77,
     "unified": True,
-    "fp8_cache": False,
+    "avx2": False,
+    "fp8_kernels": False,
 }
 MODEL = {
     "name": "other",
@@ -147,6 +148,14 @@ def test_a_difference_of_one_profile_names_it(tmp_path):
     asked = other.requested.model_copy(update={"arguments": other.requested.arguments | {"seed": 3}})
     a, b = saved(tmp_path, PLAIN, a_result(a_row(), other.model_copy(update={"requested": asked})))
     assert listed(a, b) == ["  argument seed: absent | --seed 3  (fp8)"]
+
+
+def test_a_widened_cache_is_a_difference_beyond_the_cache(tmp_path):
+    native = a_row("fp8", "fp8")
+    widened = native.model_copy(update={"resolved": native.resolved.model_copy(update={"cpu_attention": "widened"})})
+    a, b = saved(tmp_path, a_result(a_row(), native), a_result(a_row(), widened))
+    assert listed(f"{a}:fp8", b) == ["  CPU attention: absent | widened"]
+    assert listed(f"{b}:baseline", f"{b}:fp8") == ["  CPU attention: absent | widened"]
 
 
 @pytest.mark.parametrize(

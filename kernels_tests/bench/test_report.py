@@ -125,6 +125,19 @@ def test_failed_gate_shows_both_texts_side_by_side():
     assert "FAILED" not in text_of(two_profiles())
 
 
+def test_a_widened_cache_has_no_decode_ratio():
+    row = a_row("fp8", "fp8", rates=[a_rate(0, decode=[255.0, 250.0, 260.0])])
+    widened = row.model_copy(update={"resolved": row.resolved.model_copy(update={"cpu_attention": "widened"})})
+    result = a_result(a_row(), widened)
+    assert summary.messages_of(result)["decode"].endswith(f"; fp8 {summary.WIDENED}")
+    text = text_of(result)
+    assert line_with(text, "| Decode at 288 ").endswith("| 510 | 255 |")
+    assert line_with(text, "| KV cache dtype, resolved").endswith("fp8_e4m3, widened for a kernel without FP8 |")
+    assert "0.50x" not in text and "0.50x" in text_of(a_result(a_row(), row))
+    alone = a_result(widened)
+    assert summary.messages_of(alone)["decode"] == "Decode rate (tokens/s): fp8 255"
+
+
 def test_an_unfinished_run_says_what_failed_and_what_is_missing(tmp_path):
     message = "the server ended with exit code 1; its log:\n  | out of ```memory```"
     failed = a_row(

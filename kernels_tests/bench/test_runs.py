@@ -230,9 +230,9 @@ def test_a_run_goes_on_as_the_kind_that_it_is(bench, tmp_path):
 
 
 def test_a_refused_run_leaves_nothing_and_a_dry_run_tells_of_it(bench, monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"fp8_cache": False}))
-    refused = bench("serving", "baseline", "fp8", exit_code=10)
-    dry = bench("serving", "baseline", "fp8", "--dry-run", exit_code=10)
+    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"avx2": False}))
+    refused = bench("serving", "baseline", "fp8", exit_code=15)
+    dry = bench("serving", "baseline", "fp8", "--dry-run", exit_code=15)
     assert dry.stderr == refused.stderr and "remedy:" in dry.stderr
     assert dry.stdout.count("vllm.entrypoints") == 2 and refused.stdout == ""
     assert list(tmp_path.iterdir()) == []

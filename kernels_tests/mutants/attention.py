@@ -6,16 +6,27 @@ from pathlib import Path
 
 import torch
 from vllm.logger import init_logger
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
+from vllm_launch.plugin import cpu_attention
 from vllm_launch.plugin.cpu_cache import RoundingCpuImpl, round_to_grid
+from vllm_launch.plugin.cpu_widen import WideningCpuImpl
 
 logger = init_logger("vllm.fp8_sinks_mutants")
 
 VARIABLE = "FP8_SINKS_MUTANT"
 NONE = "none"
 OUTPUT = 1.05  # a broken kernel's output over the right one's
+
+
+def truncate(x: torch.Tensor) -> torch.Tensor:
+    """x cut to the E4M3 value next to it towards zero, as vLLM's own cache writer does."""
+    near = x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    codes = near.view(torch.uint8) - (near.float().abs() > x.float().abs()).to(torch.uint8)
+    return codes.view(torch.float8_e4m3fn).to(x.dtype)
+
+
 WRITES = {
+    "truncated": lambda key, value: (truncate(key), truncate(value)),
     "k_scale": lambda key, value: (key * 2, value),
     "v_scale": lambda key, value: (key, value * 1.5),
     # E5M2's codes are all E4M3's too, but for the smallest and the largest.
@@ -25,11 +36,11 @@ SINKS = {
     "sinks_dropped": lambda sinks: None,
     "sinks_shifted": lambda sinks: sinks.roll(1),
 }
-TRUNCATED = "truncated"  # vLLM's own cache writer
-NAMES = ["decode", "prefill", *WRITES, *SINKS, TRUNCATED]
+NAMES = ["decode", "prefill", *WRITES, *SINKS]
+RightImpl = {"native": RoundingCpuImpl, "widened": WideningCpuImpl}[cpu_attention()]
 
 
-class MutantImpl(RoundingCpuImpl):
+class MutantImpl(RightImpl):
     """Our CPU attention, broken as the file says."""
 
     def __init__(self, *args, **kwargs):
@@ -40,8 +51,7 @@ class MutantImpl(RoundingCpuImpl):
         mutant = _mutant()
         if mutant in WRITES:
             key, value = WRITES[mutant](key, value)
-        write = CPUAttentionBackendImpl if mutant == TRUNCATED else RoundingCpuImpl
-        write.do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping)
+        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *scales, **named_scales):
         mutant, sinks = _mutant(), self.sinks

@@ -73,7 +73,7 @@ def inputs():
     return key, value, query, sinks, tokens
 
 
-@pytest.mark.fp8_cache
+@pytest.mark.native_fp8
 @pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
 def test_rounding_first_stores_exactly_the_rounded_values(inputs, kv_cache_dtype):
     key, value, query, sinks, tokens = inputs
@@ -88,7 +88,7 @@ def test_rounding_first_stores_exactly_the_rounded_values(inputs, kv_cache_dtype
     assert native_error > 5 * ours_error, "vLLM rounds by itself now: this writer can go"
 
 
-@pytest.mark.fp8_cache
+@pytest.mark.native_fp8
 def test_rounding_at_least_halves_the_error_against_bf16_storage(inputs):
     key, value, query, sinks, tokens = inputs
     reference = attention(query, key, value, sinks)

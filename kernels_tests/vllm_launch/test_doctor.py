@@ -66,7 +66,8 @@ from vllm_launch.doctor_facts import Trouble, needs
         (on_cpu(build=("gpu", "0.26.0"), packages=PINS["0.26"], pins=PINS["0.26"]), {"GPU": "error"}),
         (on_cpu(gpu=H200, no_gpu=None, capability="9.0", driver_cuda=(13, 0)), {"GPU": "warning"}),
         (on_cpu(host=HOST.model_copy(update={"free_bytes": GIB})), {"memory": "error"}),
-        (on_cpu(host=HOST.model_copy(update={"fp8_cache": False})), {"attention backend": "warning"}),
+        (on_cpu(host=HOST.model_copy(update={"fp8_kernels": False})), {}),
+        (on_cpu(host=HOST.model_copy(update={"avx2": False, "fp8_kernels": False})), {"attention backend": "error"}),
         (on_cpu(software=[Trouble(what="no libnuma.so.1", remedy="install it")]), {"software": "error"}),
         (BARE, {"vLLM": "error"}),
     ],
@@ -104,6 +105,14 @@ def test_the_cost_of_a_backend_says_where_it_was_measured():
     (auto, fp8) = about(on_gpu(), "attention backend")
     assert auto.what.startswith("KV auto (BF16): FLASH_ATTN") and fp8.what.startswith("KV fp8: FLASH_ATTN")
     assert "times BF16's time" in fp8.what
+
+
+def test_a_cpu_without_fp8_kernels_is_told_what_happens():
+    (_, native), (_, widened) = (
+        about(on_cpu(host=HOST.model_copy(update={"fp8_kernels": kernels})), "attention backend")
+        for kernels in (True, False)
+    )
+    assert "widens" in widened.what and "slower decode" in widened.what and "widens" not in native.what
 
 
 def test_an_older_vllm_on_a_spark_is_advised_to_move():

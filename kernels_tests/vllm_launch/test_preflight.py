@@ -15,6 +15,7 @@ from kernels_tests.vllm_launch.machines import GIB
 from vllm_launch import machine, model, plan, preflight, profile, server, software
 from vllm_launch.errors import EXIT_CODES, Problem
 from vllm_launch.machine import GpuProcess, family_of
+from vllm_launch.plugin import CPU_ATTENTION, cpu_attention
 
 CPU = machines.HOST
 CHECK_LIBRARIES = software.check_libraries
@@ -80,33 +81,55 @@ def test_kv_dtypes_that_write_past_the_cpu_buffer_are_refused(make_plan, tmp_pat
     assert problem.exit_code == 10 and "past the buffer" in problem.message
 
 
-@pytest.mark.parametrize(("name", "refused"), [("baseline", False), ("fp8", True), ("fp8-skip-sliding", True)])
-def test_an_fp8_cache_on_a_cpu_without_the_kernels_is_refused(make_plan, tmp_path, name, refused):
-    narrow = CPU.model_copy(update={"fp8_cache": False})
-    found = preflight.problems(make_plan(narrow, name=name), tmp_path)
-    assert kinds(found) == ["profile"] * refused
-    assert all("neither AVX-512 nor AMX" in problem.message and "baseline" in problem.remedy for problem in found)
+@pytest.mark.parametrize("name", ["baseline", "fp8", "fp8-skip-sliding"])
+def test_a_cpu_without_fp8_kernels_has_an_fp8_cache(make_plan, tmp_path, name):
+    assert preflight.problems(make_plan(CPU.model_copy(update={"fp8_kernels": False}), name=name), tmp_path) == []
+
+
+def test_a_cpu_that_vllm_does_not_run_on_is_refused(make_plan, tmp_path):
+    old = CPU.model_copy(update={"avx2": False, "fp8_kernels": False})
+    (problem,) = preflight.problems(make_plan(old, name="baseline"), tmp_path)
+    assert problem.kind == "software" and "AVX2" in problem.remedy
 
 
 @pytest.mark.parametrize(
-    ("flags", "has"),
+    ("asked", "fp8_kernels", "refused"),
+    [("widened", True, False), ("native", True, False), ("native", False, True), ("fast", True, True)],
+)
+def test_a_cpu_attention_that_is_not_there_is_refused(make_plan, tmp_path, monkeypatch, asked, fp8_kernels, refused):
+    monkeypatch.setenv(CPU_ATTENTION, asked)
+    found = preflight.problems(make_plan(CPU.model_copy(update={"fp8_kernels": fp8_kernels})), tmp_path)
+    assert kinds(found) == ["software"] * refused
+    assert all(f"{CPU_ATTENTION}={asked}" in problem.message for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "avx2", "fp8_kernels"),
     [
-        ("fpu avx avx2 fma", False),
-        ("fpu avx avx2 avx512f avx512cd", False),
-        ("avx512f avx512dq avx512cd avx512bw avx512vl", True),
-        ("avx2 amx_bf16 amx_tile amx_int8", True),
+        ("fpu sse4_2 avx f16c", False, False),
+        ("fpu avx avx2 f16c fma", True, False),
+        ("fpu avx avx2 f16c avx512f avx512cd", True, False),
+        ("avx2 f16c avx512f avx512dq avx512cd avx512bw avx512vl", True, True),
+        ("avx2 f16c amx_bf16 amx_tile amx_int8", True, True),
     ],
 )
-def test_what_a_cpu_has_for_an_fp8_cache(monkeypatch, flags, has):
+def test_what_vllm_has_for_a_cpu(monkeypatch, flags, avx2, fp8_kernels):
     text = f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
     monkeypatch.setattr(Path, "read_text", lambda _path: text)
     found = machine.detect("cpu")
-    assert (found.name, found.fp8_cache) == ("a CPU", has)
+    assert (found.name, found.avx2, found.fp8_kernels) == ("a CPU", avx2, fp8_kernels)
 
 
-def test_what_this_cpu_has_for_an_fp8_cache_is_what_vllm_asks():
-    cpu = pytest.importorskip("torch", reason="torch is not installed").cpu
-    assert machine.detect("cpu").fp8_cache == (cpu._is_avx512_supported() or cpu._is_amx_tile_supported())
+def test_the_fp8_kernels_of_this_cpu_are_what_the_plugin_asks_for(monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.delenv(CPU_ATTENTION, raising=False)
+    assert machine.detect("cpu").fp8_kernels == (cpu_attention() == "native")
+
+
+def test_an_older_result_s_machine_is_still_read():
+    old = CPU.model_dump(exclude={"avx2", "fp8_kernels"}) | {"fp8_cache": False}
+    assert machine.Machine.model_validate(old) == CPU.model_copy(update={"fp8_kernels": False})
+    assert machine.Machine.model_validate_json(CPU.model_dump_json()) == CPU
 
 
 def test_a_taken_port(make_plan, tmp_path):

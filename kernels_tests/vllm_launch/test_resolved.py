@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vllm_launch.resolved import canonical_kv_dtype, mismatches, read
+from vllm_launch.resolved import Resolved, canonical_kv_dtype, mismatches, read
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -45,6 +45,7 @@ def test_cpu_auto():
         "moe_backend": "CPU",
         "cuda_graphs": "none",
         "cpu_cache_writer": False,
+        "cpu_attention": None,
     }
 
 
@@ -53,6 +54,23 @@ def test_cpu_fp8():
     assert (got.kv_cache_dtype, got.kv_capacity_tokens, got.cpu_cache_writer) == ("fp8", 1342177, True)
     assert mismatches(got, ["CPU_ATTN"], "fp8_e4m3", []) == []
     assert not read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0").cpu_cache_writer
+
+
+@pytest.mark.parametrize(("name", "attention"), [("fp8", "native"), ("fp8-widened", "widened"), ("auto", None)])
+def test_what_reads_an_fp8_cache_on_a_cpu(name, attention):
+    got = read(log(f"cpu-0.32.0-{name}"), "0.32.0")
+    assert (got.cpu_attention, got.cpu_cache_writer) == (attention, attention is not None)
+    assert mismatches(got, ["CPU_ATTN"], got.kv_cache_dtype, got.kv_skip_layers) == []
+
+
+def test_an_fp8_cache_on_a_cpu_that_nothing_says_it_reads_is_a_mismatch():
+    text = without(log("cpu-0.32.0-fp8"), "attention reads the FP8 cache")
+    assert mismatches(read(text, "0.32.0"), ["CPU_ATTN"], "fp8", []) == [UNREAD]
+
+
+def test_an_older_result_s_settings_are_still_read():
+    old = read(log("cpu-0.32.0-fp8"), "0.32.0").model_dump(exclude={"cpu_attention"})
+    assert Resolved.model_validate(old).cpu_attention is None
 
 
 def test_cpu_ignores_the_backend_asked_for():
@@ -86,6 +104,7 @@ def test_gpu_026_fp8():
         "moe_backend": "MARLIN",
         "cuda_graphs": "FULL_AND_PIECEWISE",
         "cpu_cache_writer": False,
+        "cpu_attention": None,
     }
     assert mismatches(got, ["FLASH_ATTN"], "fp8", []) == []
 
@@ -156,6 +175,7 @@ def test_one_layer_kind_falling_back_is_a_mismatch():
 
 
 TRUNCATES = "CPU cache writer: expected the rounding one of fp8-sinks, got vLLM's, which truncates"
+UNREAD = "CPU attention over the FP8 cache: expected native or widened, got none that says so"
 AS_BF16 = "got bfloat16 (auto)"
 AS_FP8 = "got fp8_e4m3 (fp8)"
 
@@ -186,7 +206,7 @@ def test_skipped_layers_are_checked():
 
 def test_a_truncating_cache_writer_is_a_mismatch():
     got = read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0")
-    assert mismatches(got, ["CPU_ATTN"], "fp8", []) == [TRUNCATES]
+    assert mismatches(got, ["CPU_ATTN"], "fp8", []) == [TRUNCATES, UNREAD]
 
 
 def test_canonical_kv_dtype():

@@ -3,29 +3,57 @@
 Nothing heavy is imported here: vLLM calls `register` in each process, before it knows what the process will do.
 """
 
+import gc
 import os
 import time
+from collections.abc import Mapping
 
 SPIN_SLEEP_S = 50e-6
+CPU_ATTENTION = "FP8_SINKS_CPU_ATTENTION"  # an environment variable: one of CPU_BACKENDS, for tests
+CPU_BACKENDS = {
+    "native": "vllm_launch.plugin.cpu_cache.RoundingCpuBackend",  # vLLM's own FP8 kernels read the FP8 cache
+    "widened": "vllm_launch.plugin.cpu_widen.WideningCpuBackend",  # its kernels for the model's dtype do
+}
 
 
 def register() -> None:
-    """Register the tiny model's alias; on a CPU also the rounding cache writer and a wait that leaves others the CPU.
+    """Register the tiny model's alias; on a CPU also our cache writer and attention, and a wait that yields the CPU.
 
     Does nothing in a vLLM that our launcher did not start.
     """
+    gc.enable()  # see api_server.py
     if not os.environ.get("FP8_SINKS_PLUGIN"):
         return
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.platforms import current_platform
 
-    # Same model class; another name and model_type, so that vLLM does not force gpt-oss's chat format on it.
-    ModelRegistry.register_model("TinyGptOssForCausalLM", "vllm.model_executor.models.gpt_oss:GptOssForCausalLM")
+    model = "vllm.model_executor.models.gpt_oss:GptOssForCausalLM"
     if current_platform.is_cpu():
+        # Only a named class is imported in a process of its own, with empty caches; that is to spare CUDA.
+        from vllm.model_executor.models.gpt_oss import GptOssForCausalLM as model
         from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-        register_backend(AttentionBackendEnum.CPU_ATTN, "vllm_launch.plugin.cpu_cache.RoundingCpuBackend")
+        register_backend(AttentionBackendEnum.CPU_ATTN, CPU_BACKENDS[cpu_attention()])
         sleep_instead_of_spinning()
+    # Same model class; another name and model_type, so that vLLM does not force gpt-oss's chat format on it.
+    ModelRegistry.register_model("TinyGptOssForCausalLM", model)
+
+
+def asked_cpu_attention(environment: Mapping[str, str]) -> str | None:
+    """The CPU attention that `environment` asks for by CPU_ATTENTION, None if it does not; ValueError for another."""
+    asked = environment.get(CPU_ATTENTION) or None
+    if asked not in (None, *CPU_BACKENDS):
+        raise ValueError(f"{CPU_ATTENTION}={asked}: expected {' or '.join(CPU_BACKENDS)}")
+    return asked
+
+
+def cpu_attention() -> str:
+    """The key of CPU_BACKENDS for this process: as asked, else native where vLLM has FP8 kernels for this CPU."""
+    from torch import cpu
+
+    # The question of vLLM's _get_attn_isa (v1/attention/backends/cpu_attn.py).
+    has_fp8_kernels = cpu._is_amx_tile_supported() or cpu._is_avx512_supported()
+    return asked_cpu_attention(os.environ) or ("native" if has_fp8_kernels else "widened")
 
 
 def sleep_instead_of_spinning() -> None:

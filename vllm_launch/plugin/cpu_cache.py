@@ -18,15 +18,20 @@ FP8_DTYPES = {
 }
 
 
+def to_fp8(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """x / scale (any shape, BF16 or FP16) rounded to the nearest value of the FP8 `dtype`; beyond it, its largest."""
+    limit = torch.finfo(dtype).max
+    scaled = x if scale == 1.0 else x.float() / scale
+    return scaled.clamp(-limit, limit).to(dtype)
+
+
 def round_to_grid(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
     """x rounded to the nearest multiple of `scale` that the FP8 `dtype` has; beyond its range, its largest value.
 
     x: any shape, BF16 or FP16; same shape and dtype back. At scale 1 every result is exact in BF16.
     """
-    limit = torch.finfo(dtype).max
-    if scale == 1.0:
-        return x.clamp(-limit, limit).to(dtype).to(x.dtype)
-    return ((x.float() / scale).clamp_(-limit, limit).to(dtype).float() * scale).to(x.dtype)
+    rounded = to_fp8(x, scale, dtype)
+    return rounded.to(x.dtype) if scale == 1.0 else (rounded.float() * scale).to(x.dtype)
 
 
 class RoundingCpuImpl(CPUAttentionBackendImpl):
@@ -37,6 +42,7 @@ class RoundingCpuImpl(CPUAttentionBackendImpl):
         self.fp8_dtype = FP8_DTYPES.get(self.kv_cache_dtype)
         if self.fp8_dtype is not None:
             logger.info_once("fp8-sinks: CPU KV cache writer rounds to %s", self.kv_cache_dtype)
+            logger.info_once("fp8-sinks: CPU attention reads the FP8 cache: native")
 
     def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
         """key, value: [tokens, kv_heads, head_dim]; kv_cache: [blocks, kv_heads, block, 2 * head_dim]."""
