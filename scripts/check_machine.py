@@ -72,9 +72,8 @@ def importable(module: str) -> bool:
 def system_problems(device: str) -> Iterator[Problem]:
     """An operating system, C library or processor that the wheels are not for."""
     machines = ("x86_64",) if device == "cpu" else ("x86_64", "aarch64")
-    if sys.platform != "linux" or platform.machine() not in machines:
-        here = f"{platform.system()} on {platform.machine()}"
-        yield f"{here}: set-up for a {device} is for Linux on {' or '.join(machines)}", "use such a machine"
+    if platform.machine() not in machines:
+        yield f"set-up for a {device} wants {' or '.join(machines)}, here is {platform.machine()}", "use such a machine"
         return
     oldest = GLIBC[platform.machine()]
     if glibc() < (2, oldest):
@@ -134,7 +133,7 @@ def loads(library: str) -> bool:
 
 def folder_problems(device: str, venv: Path) -> Iterator[Problem]:
     """Folders that cannot be written, hold no programs, or are too full."""
-    parent = next(folder for folder in (venv, *venv.parents) if folder.exists())
+    parent = next(folder for folder in (venv, *venv.parents) if os.path.isdir(folder))
     elsewhere = "name another folder: make setup VENV=DIR"
     if os.pathsep in str(venv):
         yield f"{venv}: no environment can have '{os.pathsep}' in its path", elsewhere

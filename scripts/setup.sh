@@ -57,7 +57,7 @@ else
 fi
 "$python" -I scripts/check_machine.py "$device" "$venv" || exit 15
 
-mkdir -p "$venv"
+mkdir -p "$venv" || fail "$venv cannot be made" "name another folder: make setup VENV=DIR"
 exec 9>>"$stamp"
 flock -n 9 || fail "another set-up works in $venv" "wait until it has ended"
 empty_ours

@@ -30,7 +30,10 @@ def test_a_folder_of_the_user_is_left_alone(checkout, tmp_path):
     for venv in (folder, tmp_path / "link"):
         for script in ("scripts/setup.sh", "scripts/clean.sh"):
             assert_refused(run_in(checkout, script, VENV=str(venv)))
-    assert sorted(os.listdir(folder)) == ["pyvenv.cfg", "thesis.tex"] and (tmp_path / "link").is_symlink()
+    (folder / STAMP).symlink_to(folder / "thesis.tex")
+    assert_refused(run_in(checkout, "scripts/clean.sh", VENV=str(folder)))
+    assert (folder / "thesis.tex").read_text() == "mine"
+    assert sorted(os.listdir(folder)) == [STAMP, "pyvenv.cfg", "thesis.tex"] and (tmp_path / "link").is_symlink()
     assert (checkout / ".flashinfer").exists(), "clean began before it had looked"
 
 
@@ -51,7 +54,7 @@ def test_the_root_is_refused(checkout):
     assert_refused(run_in(checkout, "bash", "-c", ". scripts/venv.sh && require_ours", VENV="/"))
 
 
-@pytest.mark.parametrize("name", ["absent", "empty", "two words", "deeper/down"])
+@pytest.mark.parametrize("name", ["absent", "empty", "two words", "deeper/down", "[a-b]*"])
 def test_an_absent_or_an_empty_folder_is_taken(checkout, tmp_path, name):
     venv = tmp_path / name
     if name == "empty":
@@ -60,6 +63,7 @@ def test_an_absent_or_an_empty_folder_is_taken(checkout, tmp_path, name):
     assert done.returncode == 0, done.stderr
     assert f"{venv}/bin/ruff check ." in done.stdout
     assert run_in(checkout, "scripts/setup.sh", VENV=str(venv)).stderr == "", "a second set-up did anything"
+    assert run_in(checkout, "scripts/clean.sh", VENV=str(venv)).returncode == 0 and not venv.exists()
 
 
 def test_an_interrupted_set_up_can_be_repeated(checkout):
@@ -153,6 +157,16 @@ def test_pip_settings_that_lead_elsewhere_are_named(checkout, line):
 def test_nothing_is_made_where_the_machine_is_not_enough(checkout):
     assert run_in(checkout, "scripts/setup.sh", FAKE_CHECK_EXIT="15").returncode == 15
     assert not (checkout / ".venv").exists()
+
+
+def test_a_path_that_cannot_be_made(checkout):
+    for venv in ("Makefile/below", "x" * 300):
+        assert_refused(run_in(checkout, "scripts/setup.sh", VENV=venv))
+
+
+def test_another_system_than_linux(checkout, tmp_path):
+    make_program(tmp_path / "mac" / "uname", "#!/bin/bash\necho Darwin\n")
+    assert_refused(run_in(checkout, "scripts/setup.sh", PATH=f"{tmp_path / 'mac'}:{os.environ['PATH']}"))
 
 
 def test_the_first_line_says_how_long(checkout):
