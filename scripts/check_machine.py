@@ -11,6 +11,7 @@ try:
     import os
     import platform
     import shutil
+    import subprocess
     import sysconfig
     import tempfile
     from collections.abc import Iterator
@@ -85,8 +86,17 @@ def system_problems(device: str) -> Iterator[Problem]:
     lacking = FEATURES[device] - cpu_features() if platform.machine() == "x86_64" else set()
     if lacking:
         yield f"this processor lacks {', '.join(sorted(lacking))}, which the wheels are compiled for", "use a newer one"
-    if device == "cpu" and not shutil.which("lscpu"):
-        yield "there is no lscpu, which vLLM runs", "on Debian and Ubuntu: apt-get install util-linux"
+    if device == "cpu" and not runs("lscpu", "--json", "--extended=CPU,CORE,NODE", "--online"):
+        remedy = "on Debian and Ubuntu: apt-get install util-linux; in a container or chroot: mount /proc and /sys"
+        yield "lscpu, which vLLM asks for the processor's cores, is missing or fails here", remedy
+
+
+def runs(*command: str) -> bool:
+    """Whether a command ends well."""
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def libc() -> str | None:
@@ -138,6 +148,12 @@ def folder_problems(device: str, venv: Path) -> Iterator[Problem]:
     elsewhere = "name another folder: make setup VENV=DIR"
     if os.pathsep in str(venv):
         yield f"{venv}: no environment can have '{os.pathsep}' in its path", elsewhere
+    if device == "cpu" and any(map(str.isspace, str(venv))):
+        # LD_PRELOAD, by which vLLM loads the OpenMP and the allocator of the environment, is divided at spaces.
+        yield (
+            f"{venv}: vLLM's CPU build cannot run well from a path with a space in it",
+            f"{elsewhere}, or move the checkout",
+        )
     for folder, remedy in ((parent, elsewhere), (Path.cwd(), "make a clone that you can write")):
         if not os.access(folder, os.W_OK | os.X_OK):
             yield f"{folder} cannot be written", remedy

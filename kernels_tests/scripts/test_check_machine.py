@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.provenance import REPO
+from kernels_tests.scripts.checkout import make_program
 
 SCRIPT = REPO / "scripts" / "check_machine.py"
 
@@ -27,7 +28,7 @@ def check(monkeypatch):
     monkeypatch.setattr(check_machine, "loads", lambda library: True)
     monkeypatch.setattr(check_machine, "importable", lambda module: True)
     monkeypatch.setattr(check_machine, "available_bytes", lambda: 16 << 30)
-    monkeypatch.setattr(check_machine.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(check_machine, "runs", lambda *command: True)
     set_free_bytes(check_machine, monkeypatch, 100 << 30)
     return check_machine
 
@@ -78,8 +79,13 @@ def test_a_python_without_the_gil_or_32_bits_wide(check, monkeypatch, tmp_path, 
     assert "CPython" in capsys.readouterr().err
 
 
-def test_no_lscpu(check, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(check.shutil, "which", lambda program: None)
+@pytest.mark.parametrize("lscpu", ["#!/bin/sh\nexit 1\n", None])  # as where /sys is not mounted, or without util-linux
+def test_an_lscpu_that_is_missing_or_fails(check, monkeypatch, tmp_path, capsys, lscpu):
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if lscpu:
+        make_program(tmp_path / "lscpu", lscpu)
+    assert not check.runs("lscpu", "--json")
     assert check.main("cpu", str(tmp_path / "venv")) == 15
     assert "lscpu" in capsys.readouterr().err
 
@@ -105,10 +111,12 @@ def test_folders_that_cannot_be_written_or_run_programs(check, monkeypatch, tmp_
     assert f"{tmp_path} cannot be written" in told and f"{Path.cwd()} cannot be written" in told and "noexec" in told
 
 
-def test_a_path_that_no_environment_can_have(check, tmp_path, capsys):
+def test_paths_that_an_environment_cannot_have(check, tmp_path, capsys):
     assert check.main("cpu", str(tmp_path / ("x" * 300))) == 0  # mkdir has the last word
-    assert check.main("cpu", str(tmp_path / "a:b")) == 15
-    assert "a:b" in capsys.readouterr().err
+    assert check.main("gpu", str(tmp_path / "two words")) == 0
+    for device, name in (("gpu", "a:b"), ("cpu", "two words")):
+        assert check.main(device, str(tmp_path / name)) == 15
+        assert name in capsys.readouterr().err
 
 
 def test_no_folder_for_temporary_files(check, monkeypatch, tmp_path, capsys):
