@@ -1,11 +1,12 @@
 # The verbs of this repository; each does the set-up that it needs.
 #   DEVICE=cpu|gpu   instead of what the machine has       VLLM=0.26|0.33   which release on a GPU
-#   MODEL=...        another model for `make bench`        PYTHON=...       the interpreter for .venv
+#   MODEL=...        another model for `make bench`        PYTHON=...       the interpreter for VENV, instead of looking
+#   VENV=...         the environment, instead of .venv
 
-PYTHON ?= python3
-VENV ?= .venv
+override VENV := $(or $(VENV),.venv)
 VLLM ?= 0.26
 export PYTHON VENV DEVICE VLLM
+unexport PYTHONHOME PYTHONPATH
 
 .PHONY: setup test bench report lint lock schema patch clean
 
@@ -13,17 +14,17 @@ setup:
 	@scripts/setup.sh
 
 test: setup
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	"$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
-	@$(VENV)/bin/fp8-sinks bench serving baseline fp8 $(if $(MODEL),--model $(MODEL))
+	@"$$VENV/bin/fp8-sinks" bench serving baseline fp8 $(if $(MODEL),--model "$(MODEL)")
 
 report: setup
-	$(VENV)/bin/fp8-sinks bench report results --plots results/plots --glance README.md
+	"$$VENV/bin/fp8-sinks" bench report results --plots results/plots --glance README.md
 
 lint: setup
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	"$$VENV/bin/ruff" check .
+	"$$VENV/bin/ruff" format --check .
 
 # Rewrite locks/*.txt from locks/*.in.
 lock:
@@ -31,11 +32,12 @@ lock:
 
 # Rewrite docs/result.schema.json from bench/result.py.
 schema: setup
-	$(VENV)/bin/python -m bench.schema
+	"$$VENV/bin/python" -m bench.schema
 
 # Patch the installed FlashInfer; without one, a copy of its wheel in .flashinfer. Out again: fp8-sinks patch revert
 patch: setup
-	$(VENV)/bin/python -m flashinfer_patches.fetch
+	"$$VENV/bin/python" -m flashinfer_patches.fetch
 
+# Remove what these verbs have made, but for runs/.
 clean:
-	rm -rf $(VENV) runs .flashinfer .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@scripts/clean.sh

@@ -1,0 +1,57 @@
+"""For tests of the scripts: a copy of what they need of this repository, and an interpreter that installs nothing."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from bench.provenance import REPO
+
+# Stands in for Python: makes an "environment" that holds itself, and notes what pip is asked for and what it inherits.
+FAKE_PYTHON = """#!/bin/bash
+case "$*" in
+*"-m venv "*)
+    mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python"
+    for program in fp8-sinks ruff; do
+        printf '#!/bin/bash\\necho "$0 $*"\\n' >"${@: -1}/bin/$program" && chmod +x "${@: -1}/bin/$program"
+    done
+    ${KILL_SETUP:+kill -9 $PPID}
+    ;;
+*"pip config"*) echo "$FAKE_PIP_CONFIG" ;;
+*"pip install"*) echo "path=$PYTHONPATH home=$PYTHONHOME $*" >>"$CALLS"; exit "${FAKE_PIP_EXIT:-0}" ;;
+*check_machine*) exit "${FAKE_CHECK_EXIT:-0}" ;;
+esac
+"""
+
+
+def make_checkout(folder: Path) -> Path:
+    """A folder with the Makefile, the scripts and the locks."""
+    folder.mkdir()
+    for name in ("scripts", "locks"):
+        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(REPO / name, folder / name)
+    return folder
+
+
+def make_program(path: Path, text: str = FAKE_PYTHON) -> Path:
+    """An executable script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def run_in(checkout: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command in a checkout, for the CPU and with the fake interpreter unless `environment` says otherwise."""
+    python = make_program(checkout.parent / "fakes" / "python")
+    inherited = {name: value for name, value in os.environ.items() if name not in ("VENV", "VLLM", "MAKEFLAGS")}
+    defaults = {"DEVICE": "cpu", "PYTHON": str(python), "CALLS": str(checkout.parent / "calls")}
+    options = {"capture_output": True, "text": True, "cwd": checkout}
+    return subprocess.run(command, env=inherited | defaults | environment, **options)
+
+
+def pip_calls(checkout: Path) -> list[str]:
+    """The installations that the fake interpreter was asked for, one line each."""
+    calls = checkout.parent / "calls"
+    return calls.read_text().splitlines() if calls.exists() else []

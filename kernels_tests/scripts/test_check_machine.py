@@ -1,0 +1,150 @@
+"""scripts/check_machine.py: what is told before anything is installed, on machines that this one is not."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from bench.provenance import REPO
+from kernels_tests.scripts.checkout import make_program
+
+SCRIPT = REPO / "scripts" / "check_machine.py"
+
+
+@pytest.fixture
+def check(monkeypatch):
+    """The script as a module, on a machine that has all it wants."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.delitem(sys.modules, "check_machine", raising=False)
+    import check_machine
+
+    monkeypatch.setattr(check_machine.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(check_machine, "libc", lambda: "glibc 2.36")
+    monkeypatch.setattr(check_machine, "cpu_features", lambda: {"avx2", "fma", "f16c", "sse4_2", "popcnt", "ssse3"})
+    monkeypatch.setattr(check_machine, "loads", lambda library: True)
+    monkeypatch.setattr(check_machine, "importable", lambda module: True)
+    monkeypatch.setattr(check_machine, "available_bytes", lambda: 16 << 30)
+    monkeypatch.setattr(check_machine, "runs", lambda *command: True)
+    set_free_bytes(check_machine, monkeypatch, 100 << 30)
+    return check_machine
+
+
+def set_free_bytes(check, monkeypatch, size):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda folder: usage(size, 0, size))
+
+
+def test_a_machine_that_has_all_is_told_nothing(check, tmp_path, capsys):
+    for device in ("cpu", "gpu"):
+        assert check.main(device, str(tmp_path / "deep" / "venv")) == 0
+    assert capsys.readouterr() == ("", "") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device", "change", "told", "remedy"),
+    [
+        ("cpu", {"libc": lambda: None}, "glibc 2.31", "newer"),  # musl, as on Alpine
+        ("cpu", {"libc": lambda: "glibc 2.28"}, "glibc 2.28", "newer"),  # RHEL 8
+        ("cpu", {"cpu_features": lambda: {"sse4_2"}}, "avx2", "newer"),
+        ("gpu", {"cpu_features": lambda: set()}, "sse4_2", "newer"),
+        ("cpu", {"loads": lambda library: library != "libnuma.so.1"}, "libnuma.so.1", "apt-get install libnuma1"),
+        ("cpu", {"importable": lambda module: module != "ensurepip"}, "lacks ensurepip", "-venv"),
+        ("cpu", {"importable": lambda module: module != "ctypes"}, "lacks ctypes", "apt-get install python3"),
+        ("cpu", {"available_bytes": lambda: 1 << 30}, "memory", "end other programs"),
+    ],
+)
+def test_each_lack_is_one_line_with_its_remedy(check, monkeypatch, tmp_path, capsys, device, change, told, remedy):
+    for name, value in change.items():
+        monkeypatch.setattr(check, name, value)
+    assert check.main(device, str(tmp_path / "venv")) == 15
+    what, how = capsys.readouterr().err.splitlines()
+    assert told in what and how.startswith("setup: remedy: ") and remedy in how
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "expected"), [("cpu", "aarch64", 15), ("gpu", "aarch64", 0), ("gpu", "riscv64", 15)]
+)
+def test_processors(check, monkeypatch, tmp_path, device, machine, expected):
+    monkeypatch.setattr(check.platform, "machine", lambda: machine)
+    assert check.main(device, str(tmp_path / "venv")) == expected
+
+
+def test_a_python_without_the_gil_or_32_bits_wide(check, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(check.sysconfig, "get_config_var", lambda name: 1)
+    assert check.main("cpu", str(tmp_path / "venv")) == 15
+    assert "CPython" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lscpu", ["#!/bin/sh\nexit 1\n", None])  # as where /sys is not mounted, or without util-linux
+def test_an_lscpu_that_is_missing_or_fails(check, monkeypatch, tmp_path, capsys, lscpu):
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if lscpu:
+        make_program(tmp_path / "lscpu", lscpu)
+    assert not check.runs("lscpu", "--json")
+    assert check.main("cpu", str(tmp_path / "venv")) == 15
+    assert "lscpu" in capsys.readouterr().err
+
+
+def test_a_full_disk_counts_what_is_installed_and_what_is_downloaded(check, monkeypatch, tmp_path, capsys):
+    """On one file system both must fit."""
+    needed = check.ENVIRONMENT_BYTES["cpu"] + check.DOWNLOAD_BYTES["cpu"]
+    monkeypatch.setattr(check.tempfile, "gettempdir", lambda: str(tmp_path))
+    for free, expected in ((needed, 0), (needed - 1, 15)):
+        set_free_bytes(check, monkeypatch, free)
+        assert check.main("cpu", str(tmp_path / "venv")) == expected
+    assert "free" in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_written_or_run_programs(check, monkeypatch, tmp_path, capsys):
+    """Also for root, whom a read-only file system stops too."""
+    real = os.statvfs(tmp_path)
+    flags = os.statvfs_result((*real[:8], os.ST_NOEXEC, real[9]))
+    monkeypatch.setattr(check.os, "statvfs", lambda folder: flags)
+    monkeypatch.setattr(check.os, "access", lambda folder, mode: False)
+    assert check.main("cpu", str(tmp_path / "venv")) == 15
+    told = capsys.readouterr().err
+    assert f"{tmp_path} cannot be written" in told and f"{Path.cwd()} cannot be written" in told and "noexec" in told
+
+
+def test_paths_that_an_environment_cannot_have(check, tmp_path, capsys):
+    assert check.main("cpu", str(tmp_path / ("x" * 300))) == 0  # mkdir has the last word
+    assert check.main("gpu", str(tmp_path / "two words")) == 0
+    for device, name in (("gpu", "a:b"), ("cpu", "two words")):
+        assert check.main(device, str(tmp_path / name)) == 15
+        assert name in capsys.readouterr().err
+
+
+def test_no_folder_for_temporary_files(check, monkeypatch, tmp_path, capsys):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(check.tempfile, "gettempdir", none)
+    assert check.main("cpu", str(tmp_path / "venv")) == 15
+    assert "TMPDIR" in capsys.readouterr().err
+
+
+def test_a_container_has_no_more_memory_than_it_may_take(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import check_machine
+
+    meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
+    meminfo.write_text("MemTotal: 16000 kB\nMemAvailable: 8000 kB\n")
+    assert check_machine.available_bytes(meminfo, limit) == 8000 * 1024
+    for text, expected in (("max\n", 8000 * 1024), ("2048000\n", 2048000)):
+        limit.write_text(text)
+        assert check_machine.available_bytes(meminfo, limit) == expected
+
+
+@pytest.mark.parametrize("module", ["shutil", "tempfile", "platform"])
+def test_a_python_without_its_library_gets_a_line(module):
+    """As Debian's python3-minimal has it; and no third-party package is imported (-S)."""
+    program = f"import sys, runpy; sys.modules[{module!r}] = None; sys.argv[1:] = ['cpu', '/tmp/venv']"
+    program += f"; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 15 and done.stderr.startswith("setup: ") and "Traceback" not in done.stderr
+    assert module in done.stderr and "remedy: " in done.stderr

@@ -1,0 +1,189 @@
+"""What set-up and clean may do to the environment that VENV names, and what its other users take it for."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from kernels_tests.scripts.checkout import FAKE_PYTHON, make_checkout, make_program, pip_calls, run_in
+
+STAMP = ".fp8-sinks-locks"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return make_checkout(tmp_path / "checkout")
+
+
+def assert_refused(done):
+    assert done.returncode == 15 and "remedy: " in done.stderr, done.stderr
+
+
+def test_a_folder_of_the_user_is_left_alone(checkout, tmp_path):
+    """By set-up and by clean, named by itself or by a link; also one that looks like an environment."""
+    folder = tmp_path / "thesis"
+    for name in ("pyvenv.cfg", "thesis.tex"):
+        make_program(folder / name, "mine")
+    (tmp_path / "link").symlink_to(folder)
+    (checkout / ".flashinfer").mkdir()
+    for venv in (folder, tmp_path / "link"):
+        for script in ("scripts/setup.sh", "scripts/clean.sh"):
+            assert_refused(run_in(checkout, script, VENV=str(venv)))
+    (folder / STAMP).symlink_to(folder / "thesis.tex")
+    assert_refused(run_in(checkout, "scripts/clean.sh", VENV=str(folder)))
+    assert (folder / "thesis.tex").read_text() == "mine"
+    assert sorted(os.listdir(folder)) == [STAMP, "pyvenv.cfg", "thesis.tex"] and (tmp_path / "link").is_symlink()
+    assert (checkout / ".flashinfer").exists(), "clean began before it had looked"
+
+
+@pytest.mark.parametrize("venv", [".", "..", "home", "Makefile"])
+def test_a_folder_that_holds_home_or_checkout_is_refused(checkout, tmp_path, venv):
+    """Even an empty home, or one with a stamp."""
+    home = checkout / "home"
+    home.mkdir()
+    for folder in (home, checkout, tmp_path):
+        (folder / STAMP).touch()
+    for script in ("scripts/setup.sh", "scripts/clean.sh"):
+        assert_refused(run_in(checkout, script, VENV=venv, HOME=str(home)))
+    assert (home / STAMP).exists() and not pip_calls(checkout)
+
+
+def test_the_root_is_refused(checkout):
+    """By the guard alone: no test starts a script on it that could remove something."""
+    assert_refused(run_in(checkout, "bash", "-c", ". scripts/venv.sh && require_ours", VENV="/"))
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "two words", "deeper/down", "[a-b]*"])
+def test_an_absent_or_an_empty_folder_is_taken(checkout, tmp_path, name):
+    venv = tmp_path / name
+    if name == "empty":
+        venv.mkdir()
+    done = run_in(checkout, "make", "lint", VENV=str(venv))
+    assert done.returncode == 0, done.stderr
+    assert f"{venv}/bin/ruff check ." in done.stdout
+    assert run_in(checkout, "scripts/setup.sh", VENV=str(venv)).stderr == "", "a second set-up did anything"
+    assert run_in(checkout, "scripts/clean.sh", VENV=str(venv)).returncode == 0 and not venv.exists()
+
+
+def test_an_interrupted_set_up_can_be_repeated(checkout):
+    """SIGKILL while the environment is made, then a pip that fails, then what an older lock left."""
+    venv = checkout / ".venv"
+    assert run_in(checkout, "scripts/setup.sh", KILL_SETUP="yes").returncode == -9
+    assert_refused(run_in(checkout, "scripts/setup.sh", FAKE_PIP_EXIT="1"))
+    (venv / "left over").touch()
+    assert run_in(checkout, "scripts/setup.sh").returncode == 0
+    assert not (venv / "left over").exists()
+    (checkout / "locks" / "dev.txt").write_text("another==1\n")
+    (venv / "left over").touch()
+    assert run_in(checkout, "scripts/setup.sh").returncode == 0
+    assert not (venv / "left over").exists() and (venv / STAMP).read_text().startswith("cpu ")
+
+
+def test_a_link_stays_and_leads_to_the_environment(checkout, tmp_path):
+    """A link to nowhere as yet, to an environment of ours, and clean, which empties what it leads to."""
+    target = tmp_path / "disk" / "env"
+    (checkout / ".venv").symlink_to(target)
+    for dev in ("one==1\n", "two==2\n"):
+        (checkout / "locks" / "dev.txt").write_text(dev)
+        assert run_in(checkout, "scripts/setup.sh").returncode == 0
+        assert (checkout / ".venv").is_symlink() and (target / "bin" / "python").exists()
+    assert run_in(checkout, "scripts/clean.sh").returncode == 0
+    assert not target.exists()
+
+
+def test_two_set_ups_do_not_meet(checkout):
+    (checkout / ".venv").mkdir()
+    with (checkout / ".venv" / STAMP).open("w") as stamp:
+        fcntl.flock(stamp, fcntl.LOCK_EX)
+        assert_refused(run_in(checkout, "scripts/setup.sh"))
+    assert run_in(checkout, "scripts/setup.sh").returncode == 0
+
+
+def test_a_checkout_that_was_moved_installs_itself_again(checkout, tmp_path):
+    venv = str(tmp_path / "env")
+    assert run_in(checkout, "scripts/setup.sh", VENV=venv).returncode == 0
+    moved = checkout.rename(tmp_path / "moved")
+    assert run_in(moved, "scripts/setup.sh", VENV=venv).returncode == 0
+    assert pip_calls(moved)[-1].endswith("--editable ."), "the environment still leads to the old folder"
+
+
+def test_serve_and_bench_take_the_environment_that_is_named(checkout, tmp_path):
+    venv = tmp_path / "two words"
+    for script, command in (("serve", "serve"), ("bench", "bench serving")):
+        done = run_in(checkout, f"scripts/{script}.sh", "fp8", "--port", "1", VENV=str(venv))
+        assert done.stdout == f"{venv}/bin/fp8-sinks {command} fp8 --port 1\n", done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_empty_name_is_the_default(checkout):
+    done = run_in(checkout, "make", "--eval", 'show: ; @echo "$$VENV"', "show", "VENV=")
+    assert done.stdout == ".venv\n"
+
+
+def test_clean_keeps_what_was_measured_and_what_is_not_ours(checkout):
+    assert run_in(checkout, "scripts/setup.sh").returncode == 0
+    ours = [".flashinfer/0.6.14/x", ".pytest_cache/x", ".ruff_cache/x", ".hypothesis/x", "fp8_sinks.egg-info/x"]
+    theirs = ["runs/20261121-120000/result.json", "other.egg-info/x", "notes/x"]
+    for name in ours + theirs:
+        make_program(checkout / name, "")
+    done = run_in(checkout, "make", "clean")
+    assert done.returncode == 0, done.stderr
+    assert all((checkout / name).exists() for name in theirs)
+    assert not any((checkout / Path(name).parts[0]).exists() for name in [*ours, ".venv"])
+    assert all(Path(name).parts[0] in done.stderr for name in [*ours, ".venv", "runs"]), (
+        "said what it removed, and kept"
+    )
+
+
+def test_every_lock_is_installed_with_hashes_and_nothing_of_the_users_python(checkout, tmp_path):
+    done = run_in(checkout, "scripts/setup.sh", PYTHONPATH=str(tmp_path), PYTHONHOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    *locked, ours = pip_calls(checkout)
+    assert {word for call in locked for word in call.split() if word.endswith(".txt")} == {
+        f"{flag}locks/{name}.txt" for flag, name in (("", "cpu-torch"), ("-r", "cpu"), ("-r", "dev"))
+    }
+    assert all("--require-hashes" in call and "--no-deps" in call for call in locked) and "--editable ." in ours
+    assert all(call.startswith("path= home= ") for call in [*locked, ours])
+
+
+@pytest.mark.parametrize("line", ["global.target='/x'", "install.user='true'", ":env:.prefix='/x'"])
+def test_pip_settings_that_lead_elsewhere_are_named(checkout, line):
+    done = run_in(checkout, "scripts/setup.sh", FAKE_PIP_CONFIG=f"global.index-url='x'\n{line}")
+    assert_refused(done)
+    assert line in done.stderr and "index-url" not in done.stderr and not pip_calls(checkout)
+
+
+def test_nothing_is_made_where_the_machine_is_not_enough(checkout):
+    assert run_in(checkout, "scripts/setup.sh", FAKE_CHECK_EXIT="15").returncode == 15
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_path_that_cannot_be_made(checkout):
+    for venv in ("Makefile/below", "x" * 300):
+        assert_refused(run_in(checkout, "scripts/setup.sh", VENV=venv))
+
+
+def test_another_system_than_linux(checkout, tmp_path):
+    make_program(tmp_path / "mac" / "uname", "#!/bin/bash\necho Darwin\n")
+    assert_refused(run_in(checkout, "scripts/setup.sh", PATH=f"{tmp_path / 'mac'}:{os.environ['PATH']}"))
+
+
+def test_the_first_line_says_how_long(checkout):
+    assert "minutes" in run_in(checkout, "scripts/setup.sh").stderr.splitlines()[0]
+
+
+def test_a_python_that_suits_is_looked_for(checkout, tmp_path):
+    """Where python3 is too old, as on Debian 11, or too new, one with its version in its name is taken."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program in Path("/usr/bin").iterdir():
+        if "python" not in program.name:
+            (programs / program.name).symlink_to(program)
+    make_program(programs / "python3", "#!/bin/bash\n[ $1 = -V ] && echo Python 3.9.2\nexit 1\n")
+    done = run_in(checkout, "scripts/setup.sh", PATH=str(programs), PYTHON="")
+    assert_refused(done)
+    assert "Python 3.9.2" in done.stderr
+    make_program(programs / "python3.12", FAKE_PYTHON)
+    done = run_in(checkout, "scripts/setup.sh", PATH=str(programs), PYTHON="")
+    assert done.returncode == 0 and "python3.12" in done.stderr

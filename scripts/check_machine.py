@@ -1,0 +1,207 @@
+"""What this machine lacks for a set-up, told before anything is installed: check_machine.py cpu|gpu VENV
+
+Prints a line for each problem and one for its remedy, and exits 15 where there is a problem. scripts/setup.sh runs it
+with the plain interpreter, so it uses the standard library alone.
+"""
+
+import sys
+
+try:
+    import importlib
+    import os
+    import platform
+    import shutil
+    import subprocess
+    import sysconfig
+    import tempfile
+    from collections.abc import Iterator
+    from pathlib import Path
+except ImportError as error:  # Debian's python3-minimal has a small part of the standard library
+    print(f"setup: {sys.executable} lacks {error.name} of the standard library", file=sys.stderr)
+    print("setup: remedy: on Debian and Ubuntu: apt-get install python3 python3-venv", file=sys.stderr)
+    sys.exit(15)
+
+PYTHONS = (11, 12, 13)
+# The oldest glibc (2.x) that every locked package has a wheel for; scripts/lock.py holds the locks to it.
+GLIBC = {"x86_64": 31, "aarch64": 34}
+GB = 10**9
+# On disk when all is installed; what pip holds while it downloads; memory that a server of the small model takes. Those
+# of a GPU are estimated from its wheels, 4.3 GB.
+ENVIRONMENT_BYTES = {"cpu": 22 * GB // 10, "gpu": 12 * GB}
+DOWNLOAD_BYTES = {"cpu": 5 * GB // 10, "gpu": 5 * GB}
+SERVER_BYTES = {"cpu": 28 * GB // 10, "gpu": 0}
+# Of the standard library; distributions split some off, and a Python built from source goes without what it lacked.
+MODULES = ("venv", "ensurepip", "ssl", "zlib", "bz2", "lzma", "ctypes", "sqlite3")
+# What the wheels load and do not bring, with the package of Debian and Ubuntu that has it.
+LIBRARIES = {"libstdc++.so.6": "libstdc++6", "libgcc_s.so.1": "libgcc-s1", "libz.so.1": "zlib1g"}
+CPU_LIBRARIES = {"libnuma.so.1": "libnuma1"}
+# What torch, numpy and vLLM's least demanding CPU kernels are compiled for, as /proc/cpuinfo names it.
+FEATURES = {"cpu": {"avx2", "fma", "f16c"}, "gpu": {"sse4_2", "popcnt", "ssse3"}}
+
+Problem = tuple[str, str]  # what is wrong, and its remedy
+
+
+def problems(device: str, venv: Path) -> Iterator[Problem]:
+    """Every reason why set-up for `device` ("cpu" or "gpu") into `venv` cannot work here."""
+    yield from interpreter_problems()
+    yield from system_problems(device)
+    yield from library_problems(device)
+    yield from folder_problems(device, venv)
+    yield from memory_problems(device)
+
+
+def interpreter_problems() -> Iterator[Problem]:
+    """A Python that the wheels are not for, or without a part of the standard library."""
+    another = "name another Python: make setup PYTHON=python3.12"
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED") or sys.maxsize < 2**32:
+        yield f"{sys.executable} is not an ordinary 64-bit CPython, which the wheels are for", another
+    missing = [name for name in MODULES if not importable(name)]
+    if missing:
+        packages = f"python3.{sys.version_info.minor} python3.{sys.version_info.minor}-venv"
+        remedy = f"on Debian and Ubuntu: apt-get install {packages}; or {another}"
+        yield f"{sys.executable} lacks {', '.join(missing)} of the standard library", remedy
+
+
+def importable(module: str) -> bool:
+    """Whether a module can be imported, with the libraries that it loads."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def system_problems(device: str) -> Iterator[Problem]:
+    """An operating system, C library or processor that the wheels are not for."""
+    machines = ("x86_64",) if device == "cpu" else ("x86_64", "aarch64")
+    if platform.machine() not in machines:
+        yield f"set-up for a {device} wants {' or '.join(machines)}, here is {platform.machine()}", "use such a machine"
+        return
+    oldest = GLIBC[platform.machine()]
+    if glibc() < (2, oldest):
+        yield (
+            f"the wheels want glibc 2.{oldest} or newer, here is {libc() or 'another C library'}",
+            "use a newer system",
+        )
+    lacking = FEATURES[device] - cpu_features() if platform.machine() == "x86_64" else set()
+    if lacking:
+        yield f"this processor lacks {', '.join(sorted(lacking))}, which the wheels are compiled for", "use a newer one"
+    if device == "cpu" and not runs("lscpu", "--json", "--extended=CPU,CORE,NODE", "--online"):
+        remedy = "on Debian and Ubuntu: apt-get install util-linux; in a container or chroot: mount /proc and /sys"
+        yield "lscpu, which vLLM asks for the processor's cores, is missing or fails here", remedy
+
+
+def runs(*command: str) -> bool:
+    """Whether a command ends well."""
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def libc() -> str | None:
+    """ "glibc 2.36", or None for a C library that does not say."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION")
+    except (OSError, ValueError):
+        return None
+
+
+def glibc() -> tuple[int, int]:
+    """(2, 36) for glibc 2.36, (0, 0) for another C library."""
+    name, _, version = (libc() or "").partition(" ")
+    major, minor = version.split(".")[:2] if name == "glibc" else ("0", "0")
+    return int(major), int(minor)
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The processor's features."""
+    flags = (line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
+    return set(next(flags, "").split())
+
+
+def library_problems(device: str) -> Iterator[Problem]:
+    """System libraries that cannot be loaded."""
+    if not importable("ctypes"):
+        return  # told above, and nothing can be loaded without it
+    wanted = LIBRARIES | (CPU_LIBRARIES if device == "cpu" else {})
+    missing = [name for name in wanted if not loads(name)]
+    if missing:
+        packages = " ".join(wanted[name] for name in missing)
+        yield f"{', '.join(missing)} cannot be loaded", f"on Debian and Ubuntu: apt-get install {packages}"
+
+
+def loads(library: str) -> bool:
+    """Whether the system's loader has a shared library."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def folder_problems(device: str, venv: Path) -> Iterator[Problem]:
+    """Folders that cannot be written, hold no programs, or are too full."""
+    parent = next(folder for folder in (venv, *venv.parents) if os.path.isdir(folder))
+    elsewhere = "name another folder: make setup VENV=DIR"
+    if os.pathsep in str(venv):
+        yield f"{venv}: no environment can have '{os.pathsep}' in its path", elsewhere
+    if device == "cpu" and any(map(str.isspace, str(venv))):
+        # LD_PRELOAD, by which vLLM loads the OpenMP and the allocator of the environment, is divided at spaces.
+        yield (
+            f"{venv}: vLLM's CPU build cannot run well from a path with a space in it",
+            f"{elsewhere}, or move the checkout",
+        )
+    for folder, remedy in ((parent, elsewhere), (Path.cwd(), "make a clone that you can write")):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield f"{folder} cannot be written", remedy
+    if os.statvfs(parent).f_flag & os.ST_NOEXEC:
+        yield f"{parent} is mounted noexec: no program in it can be run", elsewhere
+    try:
+        scratch = Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        yield "no folder for temporary files can be written", "name one: export TMPDIR=DIR"
+        scratch = parent
+    if parent.stat().st_dev == scratch.stat().st_dev:
+        needed = {parent: ENVIRONMENT_BYTES[device] + DOWNLOAD_BYTES[device]}
+    else:
+        needed = {parent: ENVIRONMENT_BYTES[device], scratch: DOWNLOAD_BYTES[device]}
+    for folder, size in needed.items():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            yield (
+                f"{folder} has {free / GB:.1f} GB free, set-up needs {size / GB:.1f}",
+                "free some space, or name other folders: make setup VENV=DIR TMPDIR=DIR",
+            )
+
+
+def memory_problems(device: str) -> Iterator[Problem]:
+    """Less memory than vLLM takes for the small model."""
+    available = available_bytes()
+    if available < SERVER_BYTES[device]:
+        yield (
+            f"{available / GB:.1f} GB of memory are available, a server needs {SERVER_BYTES[device] / GB:.1f}",
+            "end other programs, or use a larger machine",
+        )
+
+
+def available_bytes(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Memory that a program can still take, and no more than its container may have."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    return available if allowed == "max" else min(available, int(allowed))
+
+
+def main(device: str, venv: str) -> int:
+    """Print every problem; the exit code."""
+    listed = list(problems(device, Path(venv)))
+    for what, remedy in listed:
+        print(f"setup: {what}\nsetup: remedy: {remedy}", file=sys.stderr)
+    return 15 if listed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
