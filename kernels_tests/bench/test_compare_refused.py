@@ -150,12 +150,14 @@ def test_a_difference_of_one_profile_names_it(tmp_path):
     assert listed(a, b) == ["  argument seed: absent | --seed 3  (fp8)"]
 
 
-def test_a_widened_cache_is_a_difference_beyond_the_cache(tmp_path):
+def test_a_widened_cache_is_compared_with_bf16_in_all_but_speed(tmp_path):
     native = a_row("fp8", "fp8")
     widened = native.model_copy(update={"resolved": native.resolved.model_copy(update={"cpu_attention": "widened"})})
     a, b = saved(tmp_path, a_result(a_row(), native), a_result(a_row(), widened))
-    assert listed(f"{a}:fp8", b) == ["  CPU attention: absent | widened"]
-    assert listed(f"{b}:baseline", f"{b}:fp8") == ["  CPU attention: absent | widened"]
+    (line,) = listed(f"{a}:fp8", b)
+    assert line.startswith("  resolved cpu_attention: ") and line.endswith(" | widened")
+    (pair,) = loads(f"{b}:baseline", f"{b}:fp8")["pairs"]
+    assert pair["speeds"] == {} and "widened" in pair["not_shown"] and pair["kv_capacity_tokens"]["ratio"]
 
 
 @pytest.mark.parametrize(
