@@ -32,7 +32,7 @@ talk = Console(stderr=True)
 @click.option(
     "--expose",
     is_flag=True,
-    help="Allow a --host other than loopback; needs VLLM_API_KEY, which vLLM asks for below /v1 and few other paths.",
+    help="Allow a --host other than loopback; needs VLLM_API_KEY, for which every route but /health and /ping asks.",
 )
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Logs; default runs/serve-<time>.")
 @click.option(

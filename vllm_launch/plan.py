@@ -25,6 +25,7 @@ CACHE_VARIABLES = {
     "CUDA_CACHE_PATH": "cuda",  # the driver's, of what it and NVRTC compile
     "FP8_SINKS_KERNEL_CACHE": "lowp",
 }
+KEY_GATE = "vllm_launch.plugin.key_gate.RequireKey"
 # The same for both spellings of NO_PROXY: where both are set, some programs read one and some the other.
 UNPROXIED = "127.0.0.1,localhost,::1,[::1]"
 FIXED_ENVIRONMENT = {
@@ -131,6 +132,7 @@ def make(
             *(sys.executable, "-m", "vllm_launch.plugin.api_server"),
             *("--model", found.path, "--served-model-name", found.name, nonce),
             *("--host", host, "--port", str(port)),
+            *([] if is_loopback(host) else ["--middleware", KEY_GATE]),
             *arguments.words(merged),
         ],
         environment=FIXED_ENVIRONMENT
