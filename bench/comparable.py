@@ -5,10 +5,11 @@ from typing import NamedTuple
 from bench.report.tables import commit_words
 from bench.result import Requested, ServingResult, ServingRow
 from vllm_launch import arguments
-from vllm_launch.plan import CACHE_VARIABLES
+from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT
 
 COMPARED = ("kv-cache-dtype", "kv-cache-dtype-skip-layers")  # the arguments that may differ
-PER_RUN = (*CACHE_VARIABLES, "FP8_SINKS_RUN")  # variables that differ from run to run: paths of caches, a nonce
+# Variables that are ours: paths of caches, a nonce, and what every server of a commit gets.
+OURS = (*CACHE_VARIABLES, "FP8_SINKS_RUN", *FIXED_ENVIRONMENT)
 VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the first is compared in whole GiB
 # Of what was resolved: figures, no settings; and how the names begin of what follows from the KV cache: its dtype,
 # layers and block sizes, our CPU cache and attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.
@@ -48,8 +49,8 @@ def settings(result: ServingResult, row: ServingRow) -> dict[str, str]:
     for name, value in asked.arguments.items():
         if name not in COMPARED:  # as words: 8 from a profile is "8" from a command line, and --x and --no-x are one
             found[f"argument {name.removeprefix('no-')}"] = " ".join(arguments.words({name: value}))
-    found |= {f"variable {name}": value for name, value in asked.environment.items() if name not in PER_RUN}
-    hidden = (*PER_RUN, *asked.environment)  # what the profile sets wins over what was inherited
+    found |= {f"variable {name}": value for name, value in asked.environment.items() if name not in OURS}
+    hidden = (*OURS, *asked.environment)  # what the profile sets wins over what was inherited
     found |= {f"inherited {name}": value for name, value in source.environment.items() if name not in hidden}
     return {what: _text(value) for what, value in found.items()}
 

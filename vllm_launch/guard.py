@@ -51,7 +51,7 @@ REFUSED = (
     ("would load code into the server", "leave it out: a server runs vLLM's code and ours alone", CODE),
     (
         "is a secret, and a command line is open to all",
-        "set VLLM_API_KEY or HF_TOKEN in your own environment",
+        "set VLLM_API_KEY in your own environment; an offline server needs no other secret",
         ("api-key", "hf-token"),
     ),
     ("reads options from a file, past every check", "write them in a profile", ("config",)),
@@ -121,7 +121,7 @@ def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> 
             what = f"env: {name} is not a setting of the engine alone"
         else:
             continue
-        raise Problem("profile", what, "take it out of the profile; the server inherits your own environment")
+        raise Problem("profile", what, "take it out of the profile")
 
 
 def _check_option(option: str) -> None:
