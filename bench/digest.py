@@ -14,7 +14,7 @@ from vllm_launch.plan import CACHE_VARIABLES, Plan
 from vllm_launch.profile import Profile
 
 FILE = "digest.json"  # in a profile's folder
-OURS = (*CACHE_VARIABLES, "FP8_SINKS_RUN")  # variables that differ from run to run: paths of caches, a nonce
+PER_RUN = (*CACHE_VARIABLES, "FP8_SINKS_RUN")  # variables that differ from run to run: paths of caches, a nonce
 DIGEST = TypeAdapter(dict[str, str])
 SHOWN = 3  # differences in a message
 
@@ -27,7 +27,7 @@ def of(plan: Plan, profile: Profile) -> dict[str, str]:
     """
     settings, machine = profile.model_settings(plan.model.name), plan.machine
     digest = {f"argument {name}": value for name, value in plan.arguments.items()}
-    digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in OURS}
+    digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in PER_RUN}
     digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan).items()}
     digest |= {f"version of {name}": value for name, value in provenance.versions().items()}
     digest |= {"FlashInfer patch set": provenance.patch(), "attention backends": plan.expected_backends}
