@@ -20,8 +20,9 @@ from vllm_launch.plan import Plan, child_environment
 
 REPO = Path(__file__).resolve().parent.parent
 # Inherited variables that change what a server does, by how their names begin.
-RECORDED = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "VLLM_", "CUDA_", "CUBLAS_", "NCCL_", "NVIDIA_", "TORCH")
+RECORDED = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "VLLM_", "CUDA_", "CUBLAS_", "NCCL_", "TORCH")
 RECORDED += ("PYTORCH_", "TRITON_", "FLASHINFER_", "HF_", "TRANSFORMERS_", "FP8_SINKS_CPU_", "LD_PRELOAD")
+RECORDED += ("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES")  # its others are labels of container images
 # Not max-num-batched-tokens, tokenizer and num_key_value_heads.
 SECRET = re.compile(r"KEY(?!_VALUE)|TOKEN(?!S|IZ)|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 MASK = "***"

@@ -90,6 +90,19 @@ def fp32_bytes(model: Model) -> int:
     return model.weight_bytes * 4 // BYTES.get(dtype, 2)
 
 
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """Undo what a block does to this process's environment: later servers would inherit it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@environment_kept()  # libraries that transformers imports set KMP_* and others
 def of_transformers(model: Model, texts: list[Text]) -> dict[str, list[float]]:
     """Log-probabilities (nats, FP32) of the texts' scored tokens: sinks -> values, with TRUE_SINKS and each of WRONG.
 

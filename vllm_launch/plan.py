@@ -129,7 +129,7 @@ def make(
         nonce=nonce,
         arguments=merged,
         command=[
-            *(sys.executable, "-m", "vllm_launch.plugin.api_server"),
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", found.path, "--served-model-name", found.name, nonce),
             *("--host", host, "--port", str(port)),
             *([] if is_loopback(host) else ["--middleware", KEY_GATE]),

@@ -234,12 +234,12 @@ def test_a_refused_run_leaves_nothing_and_a_dry_run_tells_of_it(bench, monkeypat
     refused = bench("serving", "baseline", "fp8", exit_code=15)
     dry = bench("serving", "baseline", "fp8", "--dry-run", exit_code=15)
     assert dry.stderr == refused.stderr and "remedy:" in dry.stderr
-    assert dry.stdout.count("vllm_launch.plugin.api_server") == 2 and refused.stdout == ""
+    assert dry.stdout.count("vllm.entrypoints") == 2 and refused.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_that_would_run(bench, tmp_path):
-    assert "vllm_launch.plugin.api_server" in bench("serving", "fp8", "--dry-run").stdout
+    assert "vllm.entrypoints" in bench("serving", "fp8", "--dry-run").stdout
     assert list(tmp_path.iterdir()) == []
 
 

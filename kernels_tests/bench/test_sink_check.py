@@ -1,6 +1,7 @@
 """The sink check on the embedded model itself: a server with wrong sinks must fail, whatever is wrong with them."""
 
 import json
+import os
 import types
 
 import numpy as np
@@ -29,6 +30,22 @@ def exact():
     """Log-probabilities by transformers, for each kind of sinks."""
     pytest.importorskip("transformers")
     return sink_check.of_transformers(MODEL, TEXTS)
+
+
+def test_transformers_leaves_the_environment_that_servers_inherit(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+
+    def loads(*_, **__):
+        os.environ["KMP_INIT_AT_FORK"] = "FALSE"
+        os.environ["OMP_NUM_THREADS"] = "1"
+        raise ValueError("as far as this test goes")
+
+    monkeypatch.setattr(transformers.GptOssForCausalLM, "from_pretrained", loads)
+    before = dict(os.environ)
+    with pytest.raises(ValueError, match="as far"):
+        sink_check.of_transformers(MODEL, TEXTS)
+    assert dict(os.environ) == before
 
 
 def served(values, tokens=64) -> list[Scored]:

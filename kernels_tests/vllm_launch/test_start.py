@@ -1,7 +1,4 @@
-"""What makes a server's start shorter: no process only to look at the model, and no garbage collection meanwhile."""
-
-import gc
-import importlib
+"""What makes a server's cold start shorter."""
 
 import pytest
 
@@ -9,8 +6,6 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from vllm.platforms import current_platform
 
 from vllm_launch import plugin
-
-MODEL = "TinyGptOssForCausalLM"
 
 
 def test_on_a_cpu_vllm_starts_no_process_to_look_at_the_model(monkeypatch, tmp_path):
@@ -26,17 +21,5 @@ def test_on_a_cpu_vllm_starts_no_process_to_look_at_the_model(monkeypatch, tmp_p
     monkeypatch.setenv("FP8_SINKS_PLUGIN", "1")
     monkeypatch.setattr(plugin, "sleep_instead_of_spinning", lambda: None)
     plugin.register()
-    info = registry.ModelRegistry.models[MODEL].inspect_model_cls()
+    info = registry.ModelRegistry.models["TinyGptOssForCausalLM"].inspect_model_cls()
     assert info.architecture == "GptOssForCausalLM" and info.is_text_generation_model
-
-
-def test_nothing_is_collected_until_the_plugin_is_loaded(monkeypatch):
-    """vLLM's processes run our module by another name, then import vLLM, then load plugins."""
-    monkeypatch.delenv("FP8_SINKS_PLUGIN", raising=False)
-    try:
-        importlib.import_module("vllm_launch.plugin.api_server")
-        assert not gc.isenabled()
-        plugin.register()
-        assert gc.isenabled()
-    finally:
-        gc.enable()

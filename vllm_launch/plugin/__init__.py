@@ -1,9 +1,8 @@
 """What our launcher changes inside vLLM; entry point group `vllm.general_plugins`, loaded in every process of it.
 
-Nothing heavy is imported here: vLLM calls `register` in each process, before it knows what the process will do.
+Nothing heavy is imported at the top: vLLM calls `register` in each process, before it knows what the process will do.
 """
 
-import gc
 import os
 import time
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ def register() -> None:
 
     Does nothing in a vLLM that our launcher did not start.
     """
-    gc.enable()  # see api_server.py
     if not os.environ.get("FP8_SINKS_PLUGIN"):
         return
     from vllm.model_executor.models.registry import ModelRegistry
@@ -29,7 +27,7 @@ def register() -> None:
 
     model = "vllm.model_executor.models.gpt_oss:GptOssForCausalLM"
     if current_platform.is_cpu():
-        # Only a named class is imported in a process of its own, with empty caches; that is to spare CUDA.
+        # The class itself: to look at one that is only named, vLLM starts a process when its caches are empty.
         from vllm.model_executor.models.gpt_oss import GptOssForCausalLM as model
         from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
