@@ -34,7 +34,8 @@ class Start(Strict):
     """One start of the server. cold: this run's caches were empty; scored: warm, with our token forcer. Seconds.
 
     command: as it was executed; empty in results that did not record it. load_average: of the machine over the minute
-    before the start.
+    before the start. cached_files: in the run's caches after the first token; where a cold start leaves none, a warm
+    one would find the same and is not made.
     """
 
     cache: Literal["cold", "warm", "scored"]
@@ -42,6 +43,7 @@ class Start(Strict):
     first_token_s: Positive
     command: list[str] = Field(default_factory=list)
     load_average: NotNegative | None = None
+    cached_files: Annotated[int, Field(ge=0)] | None = None
 
 
 class Rate(Strict):

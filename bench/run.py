@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from bench import digest, provenance, run_folder
@@ -27,6 +28,8 @@ from vllm_launch.errors import Problem
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 
+BUSY_S = 1.0
+MOST_BUSY = 20.0  # percent of all cores, by others, before a run
 BEGUN = "provenance.json"  # in a run's folder: the first thing that a run leaves
 
 T = TypeVar("T")
@@ -168,7 +171,8 @@ def doing(name: str) -> Iterator[None]:
 
 def _warn_of_load(run: Run, plan: Plan) -> None:
     load, cores = provenance.load_average(), plan.machine.cores
-    if load > cores / 2:
+    # The average alone also holds what has just ended, such as a set-up.
+    if load > cores / 2 and psutil.cpu_percent(BUSY_S) > MOST_BUSY:
         run.done(
             f"warning: load average {load:.1f} on {cores} cores: other programs disturb what is measured;"
             " end them, then run this again"

@@ -101,7 +101,7 @@ def wipe_cache(cache: Path) -> Wiped:
     if not _is_ours(cache):
         raise _not_ours(cache)
     with _writing(cache):
-        files = [path for path in cache.rglob("*") if path.is_file() and path != cache / CACHE_MARK]
+        files = cached_files(cache)
         wiped = Wiped(files=len(files), bytes=sum(path.lstat().st_size for path in files))
         for path in cache.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -109,6 +109,11 @@ def wipe_cache(cache: Path) -> Wiped:
             elif path.name != CACHE_MARK:
                 path.unlink()
     return wiped
+
+
+def cached_files(cache: Path) -> list[Path]:
+    """Every file in a run's cache folder but our mark."""
+    return [path for path in cache.rglob("*") if path.is_file() and path != cache / CACHE_MARK]
 
 
 def _check_cache(cache: Path) -> None:

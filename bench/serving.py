@@ -34,15 +34,29 @@ def _measure(run: Run, book_url: str, one: Profile) -> None:
     gates.ensure_reference(run, one)
     folder = run.folder / one.name
     if not (folder / "cold.json").exists():
-        with started(run, one, "cold"):
-            pass
+        with started(run, one, "cold") as running:
+            if _caches_nothing(run, one):
+                run.done(f"{one.name}: nothing was cached: a warm start would be a cold one")
+                _answers_and_rates(run, one, running, book_url)
     if not gates.scored(run, one):
         with started(run, one, "scored", gates.forcer()) as running:
             gates.scores(run, one, running, again=1)
-    if not all(path.exists() for path in (folder / "warm.json", folder / "greedy.json", *_rate_paths(run, one))):
+    steps = [folder / "greedy.json", *_rate_paths(run, one)]
+    if not _caches_nothing(run, one):
+        steps.append(folder / "warm.json")
+    if not all(path.exists() for path in steps):
         with started(run, one, "warm") as running:
-            gates.greedy(run, one, running)
-            _rates(run, one, running, book_url)
+            _answers_and_rates(run, one, running, book_url)
+
+
+def _caches_nothing(run: Run, one: Profile) -> bool:
+    """Whether the cold start left no file in the caches, so that a warm one would find what it found."""
+    return kept(run, one)["cold"].start.cached_files == 0
+
+
+def _answers_and_rates(run: Run, one: Profile, running: Server, book_url: str) -> None:
+    gates.greedy(run, one, running)
+    _rates(run, one, running, book_url)
 
 
 def _rate_paths(run: Run, one: Profile) -> list[Path]:

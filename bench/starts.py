@@ -52,6 +52,7 @@ def started(
                 command=requested(plan).command,
                 load_average=load_before,
             )
+            start = start.model_copy(update={"cached_files": len(run_folder.cached_files(Path(plan.cache_root)))})
             return Begin(start=start, requested=requested(plan), resolved=running.resolved, wiped=wiped)
 
         with server.running(plan, folder, said(run, one)) as running:

@@ -150,7 +150,8 @@ def _missing_lines(result: ServingResult) -> list[str]:
         caches = {start.cache for start in row.starts}
         measured = len({noise.point(rate) for rate in row.rates})
         speed = has_speed(result) or row.failures
-        missing = [f"{cache} start" for cache in ("cold", "warm") if speed and cache not in caches]
+        wanted = ("cold",) if any(start.cached_files == 0 for start in tables.timed(row)) else ("cold", "warm")
+        missing = [f"{cache} start" for cache in wanted if speed and cache not in caches]
         missing += ["resolved settings"] if row.resolved is None else []
         missing += ["accuracy record"] if _accuracy(row) is None else []
         missing += ["all rates"] if speed and not measured else []

@@ -63,8 +63,10 @@ def starts_table(result: ServingResult) -> str:
             wiped = ""
             if row.wiped and start.cache == "cold":
                 wiped = f"{row.wiped.files:,} files, {row.wiped.bytes / (1 << 20):,.1f} MiB"
-            lines.append([md.text(row.profile), start.cache, *seconds, wiped])
+            cached = "" if start.cached_files is None else f"{start.cached_files:,}"
+            lines.append([md.text(row.profile), start.cache, *seconds, wiped, cached])
     headers = ["profile", "caches", "launch to ready, s", "request to first token, s", "caches wiped before"]
+    headers += ["files in them after"]
     return md.table(headers, lines) if lines else "No server started."
 
 
@@ -154,7 +156,7 @@ def load_words(result: ServingResult | KernelsResult) -> str:
 def load_warnings(result: ServingResult) -> list[str]:
     """A line of plain text, "topic: rest", where other work kept the machine busy."""
     cores, before, during = result.provenance.machine.cores, result.provenance.load_average, _highest_load(result)
-    busy = before is not None and before > cores / 2
+    busy = before is not None and before > cores  # less may be a set-up that had just ended
     busy = busy or (during is not None and during > cores + OWN_LOAD)
     return [f"Other work on the machine: load average {load_words(result)}: speeds may be too low"] if busy else []
 

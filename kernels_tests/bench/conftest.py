@@ -105,9 +105,10 @@ def fake_device(gpu_machine, tmp_path):
 def servers(monkeypatch, tmp_path):
     """Pretended servers, with all that is asked of them: `plans` that were started, and `fail[what]` to raise.
 
-    what: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth.
+    what: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth. state.caches:
+    whether a server leaves a file in the run's caches.
     """
-    plans, fail = [], {}
+    plans, fail, state = [], {}, SimpleNamespace(caches=True)
 
     def maybe(what):
         if what in fail:
@@ -120,7 +121,8 @@ def servers(monkeypatch, tmp_path):
         earlier = [one for one in plans if one.profile == planned.profile and one.arguments == planned.arguments]
         cache = "scored" if forced_tokens else "cold" if len(earlier) == 1 else "warm"
         maybe(f"{planned.profile} {cache}")
-        (folder.parent / "cache" / "compiled").write_text("kernel")
+        if state.caches:
+            (folder.parent / "cache" / "compiled").write_text("kernel")
         kv = planned.kv_cache_dtype
         yield SimpleNamespace(
             plan=planned, log="some.log", start_s=2.0, resolved=a_resolved(kv), supervisor=SimpleNamespace(pid=1)
@@ -156,4 +158,4 @@ def servers(monkeypatch, tmp_path):
     monkeypatch.setattr(benchy, "measure", measured)
     monkeypatch.setattr(metrics, "RESAMPLES", 8)  # most of the time that is left
     monkeypatch.chdir(tmp_path)
-    return SimpleNamespace(plans=plans, fail=fail)
+    return SimpleNamespace(plans=plans, fail=fail, state=state)

@@ -28,8 +28,8 @@ def loaded(before: float | None, during: float | None) -> ServingResult:
     [
         (None, None, "not recorded", False),
         (0.9, None, "0.9 before the run; 2 cores", False),
-        (1.0, 4.0, "1.0 before the run, at most 4.0 while rates were measured; 2 cores", False),
-        (1.1, 3.0, "1.1 before the run, at most 3.0 while rates were measured; 2 cores", True),
+        (2.0, 4.0, "2.0 before the run, at most 4.0 while rates were measured; 2 cores", False),
+        (2.1, 3.0, "2.1 before the run, at most 3.0 while rates were measured; 2 cores", True),
         (0.2, 4.1, "0.2 before the run, at most 4.1 while rates were measured; 2 cores", True),
         (None, 4.1, "at most 4.1 while rates were measured; 2 cores", True),
     ],

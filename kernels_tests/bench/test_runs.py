@@ -10,7 +10,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from bench import cli, provenance, result, run_folder
+from bench import cli, provenance, result, run, run_folder
+from bench.report import summary
 from flashinfer_patches import locking
 from kernels_tests.vllm_launch.machines import HOST
 from vllm_launch import plan
@@ -81,6 +82,23 @@ def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
         assert row.requested.environment["FP8_SINKS_RUN"] in warm.command
         assert "logits-processors" not in row.requested.arguments
         assert {start.load_average for start in row.starts} == {LOAD[0]}
+
+
+def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_path):
+    servers.state.caches = False
+    servers.fail[2048] = Problem("requests", "no answer", "see the log")
+    bench("serving", "baseline", exit_code=30)
+    del servers.fail[2048]
+    bench("serving", "--resume", str(tmp_path / "run"))
+    row = rows(tmp_path / "run")["baseline"]
+    assert [start.cache for start in row.starts] == ["cold", "warm", "scored"], "a resumed run needs another server"
+    servers.plans.clear()
+    bench("serving", "baseline", "--run-dir", str(tmp_path / "whole"))
+    row = rows(tmp_path / "whole")["baseline"]
+    assert [start.cache for start in row.starts] == ["cold", "scored"] and len(servers.plans) == 2
+    assert row.starts[0].cached_files == 0 and row.requested.command == row.starts[0].command
+    assert len(row.rates) == 2 and row.completion
+    assert "Missing" not in summary.summary_lines(result.read(tmp_path / "whole"))
 
 
 def test_an_accuracy_run_keeps_its_one_start(bench, servers, tmp_path):
@@ -243,9 +261,10 @@ def test_a_dry_run_that_would_run(bench, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("load", "warned"), [(4.0, False), (4.1, True)])
-def test_a_busy_machine_is_warned_about_once_and_recorded(bench, monkeypatch, tmp_path, load, warned):
+@pytest.mark.parametrize(("load", "busy", "warned"), [(4.0, 99.0, False), (4.1, 99.0, True), (4.1, 9.0, False)])
+def test_a_busy_machine_is_warned_about_once_and_recorded(bench, monkeypatch, tmp_path, load, busy, warned):
     monkeypatch.setattr(provenance.os, "getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr(run.psutil, "cpu_percent", lambda _seconds: busy)
     lines = [line for line in bench("serving", "baseline", "fp8").stderr.splitlines() if "load average" in line]
     assert len(lines) == warned and HOST.cores == 8
     assert result.read(tmp_path / "run").provenance.load_average == load
