@@ -7,6 +7,7 @@ and manifest are written before the first swap and removed after the last, so th
 revert can finish.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -54,10 +55,10 @@ def apply(target: Path | None = None, root: Path | None = None, timeout_s: float
     with writing(place), locking.held(place / LOCK, "fp8-sinks patch apply", timeout_s):
         look = look_at(place, root)
         _refuse_to_apply(judge(look, root), look)
-        swap.own(look)
         unapplied = _unapplied(look)
         before = _pristine(look, {**unapplied, **look.strays})
         new = staging.forward(look.series, {path: before[path] for path in unapplied})
+        swap.own(look)
         swap.keep(look, before)
         swap.swap_in(look, new | {path: before[path] for path in look.strays})
         swap.tidy(look)
@@ -134,8 +135,8 @@ def _refuse_edited(found: Status, look: Look) -> None:
 def _refuse_linked_folders(look: Look) -> None:
     """A file is replaced in its folder: in a linked one, for everybody who shares that."""
     parents = {str(folder) for path in (*look.own, *look.strays) for folder in Path(path).parents} - {"."}
-    for folder in sorted({*parents, KEPT}):
-        linked = look.target / folder
+    kept = [Path(above, name) for above, names, _ in os.walk(look.kept) for name in names]
+    for linked in [look.target / folder for folder in sorted({*parents, KEPT})] + kept:
         if linked.is_symlink():
             raise PatchError(
                 "target",

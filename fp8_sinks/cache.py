@@ -21,7 +21,7 @@ any_root = click.option(
     "--root",
     type=click.Path(path_type=Path),
     help="Folder that holds caches, not ~/.cache/fp8-sinks/flashinfer and FP8_SINKS_KERNEL_CACHE (by default"
-    " ~/.cache/fp8-sinks/kernels); a run's are runs/<id>/cache/flashinfer and runs/<id>/cache/lowp.",
+    " ~/.cache/fp8-sinks/lowp); a run's are runs/<id>/cache/flashinfer and runs/<id>/cache/lowp.",
 )
 
 

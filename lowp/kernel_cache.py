@@ -30,9 +30,8 @@ class Cache:
 
 
 def root() -> Path:
-    """$FP8_SINKS_KERNEL_CACHE, else fp8-sinks/kernels in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fp8-sinks" / "kernels"
-    return Path(os.environ.get(VARIABLE) or default)
+    """$FP8_SINKS_KERNEL_CACHE, else ~/.cache/fp8-sinks/lowp, which is also what `fp8-sinks serve` sets."""
+    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "fp8-sinks" / "lowp")
 
 
 def load(path: Path) -> bytes | None:
@@ -97,8 +96,9 @@ def wipe(folder: Path) -> int:
     freed = 0
     for file in folder.iterdir():
         if NAMES.fullmatch(file.name):
-            freed += file.lstat().st_size
-            file.unlink()
+            with suppress(FileNotFoundError):  # a builder has renamed it
+                freed += file.lstat().st_size
+                file.unlink()
     if os.listdir(folder) == [MARKER]:  # it goes last: what is left of an interrupted wipe can be wiped
         (folder / MARKER).unlink()
         folder.rmdir()

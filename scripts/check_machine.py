@@ -36,7 +36,7 @@ MODULES = ("venv", "ensurepip", "ssl", "zlib", "bz2", "lzma", "ctypes", "sqlite3
 LIBRARIES = {"libstdc++.so.6": "libstdc++6", "libgcc_s.so.1": "libgcc-s1", "libz.so.1": "zlib1g"}
 CPU_LIBRARIES = {"libnuma.so.1": "libnuma1"}
 # What torch, numpy and vLLM's least demanding CPU kernels are compiled for, as /proc/cpuinfo names it.
-FEATURES = {"cpu": {"avx2", "fma", "f16c"}, "gpu": {"sse4_2", "popcnt", "ssse3"}}
+FEATURES = {"cpu": {"avx2", "f16c"}, "gpu": {"sse4_2", "popcnt", "ssse3"}}
 
 Problem = tuple[str, str]  # what is wrong, and its remedy
 

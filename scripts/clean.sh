@@ -7,6 +7,8 @@ cd "$checkout"
 
 require_ours
 if [ -f "$stamp" ]; then
+    exec 9>>"$stamp"
+    flock -n 9 || fail "a set-up works in $venv" "wait until it has ended"
     empty_ours
     rm -r "$venv"
     say "removed $venv"

@@ -164,11 +164,12 @@ def needs(device: Device, total_bytes: int) -> list[Need]:
 def place(role: str, path: Path, parts: tuple[str, ...]) -> Place:
     """A folder as it is, or as its nearest existing parent lets it become; used_bytes of each of its `parts`."""
     path = path.expanduser().absolute()
+    writable = cannot_write(path) is None
     return Place(
         role=role,
         path=f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path),
-        writable=cannot_write(path) is None,
-        free_bytes=shutil.disk_usage(existing(path)).free,
+        writable=writable,
+        free_bytes=shutil.disk_usage(existing(path)).free if writable else 0,
         used_bytes={part: _size(path / part) for part in parts},
     )
 

@@ -36,6 +36,7 @@ FIXED_ENVIRONMENT = {
     "NO_PROXY": UNPROXIED,
     "no_proxy": UNPROXIED,
     "FP8_SINKS_PLUGIN": "1",
+    "PYTHONSAFEPATH": "1",  # `python -m` would take modules from the run folder, which may be anybody's
     "SPT_NOENV": "1",  # setproctitle, by which vLLM renames its processes, leaves their environment readable
 }
 # What a server must not inherit, since it would defeat what the launcher guards.

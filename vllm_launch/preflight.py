@@ -1,6 +1,7 @@
 """Can this machine do it? Every problem with its remedy, before anything is loaded."""
 
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -16,6 +17,7 @@ from vllm_launch.plan import Plan, child_environment, is_loopback
 from vllm_launch.profile import Device
 
 GIB = 1 << 30
+HEADER_VALUE = re.compile("[!-~]([ -~]*[!-~])?")
 # vLLM's CPU processes beside weights and KV cache, as measured (facts: 2.4 GB with 1 GiB of KV).
 CPU_OVERHEAD_BYTES = int(1.6 * GIB)
 SPACE = "VLLM_CPU_KVCACHE_SPACE"
@@ -94,6 +96,12 @@ def _address(plan: Plan, expose: bool) -> None:
                 "address",
                 "--expose without a key: anybody could use the server",
                 "set VLLM_API_KEY in the environment",
+            )
+        if not HEADER_VALUE.fullmatch(os.environ["VLLM_API_KEY"]):
+            raise Problem(
+                "address",
+                "VLLM_API_KEY has characters that no HTTP header carries",
+                "use printable ASCII without a blank at either end",
             )
     if reason := cannot_listen(plan.host, plan.port):
         raise Problem(

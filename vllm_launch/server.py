@@ -111,6 +111,8 @@ def _answers(plan: Plan, session: requests.Session) -> bool:
         if session.get(f"{plan.url}/health", timeout=5).status_code != 200:
             return False
         answer = session.get(f"{plan.url}/v1/models", timeout=5, headers=authorization(plan))
+        if answer.status_code in (401, 403):
+            raise Problem("address", f"{plan.url} does not take our key: another server", "choose another --port")
         names = [entry["id"] for entry in answer.json()["data"]]
     except (requests.RequestException, ValueError, KeyError):
         return False

@@ -38,8 +38,9 @@ def key(monkeypatch):
      [(b"authorization", RIGHT[1] + b"x")], [(b"x-authorization", RIGHT[1])]],
 )  # fmt: skip
 def test_no_route_answers_without_the_key(path, headers):
-    sent, reached = answer({"type": "http", "method": "POST", "path": path, "headers": headers})
-    assert sent[0]["status"] == 401 and not reached and KEY not in str(sent)
+    for method in ("POST", "GET", "OPTIONS", "HEAD"):  # what serves /metrics looks at no method
+        sent, reached = answer({"type": "http", "method": method, "path": path, "headers": headers})
+        assert sent[0]["status"] == 401 and not reached and KEY not in str(sent)
     sent, reached = answer({"type": "websocket", "path": path, "headers": headers})
     assert sent == [{"type": "websocket.close", "code": 1008}] and not reached
 

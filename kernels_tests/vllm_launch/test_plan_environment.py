@@ -1,6 +1,7 @@
 """The environment and the address of a server: what it inherits, what it must not, and where it is asked."""
 
 import http.server
+import os
 import socket
 import subprocess
 import sys
@@ -130,3 +131,12 @@ def test_no_proxy_of_the_users_stands_before_loopback(make_plan, monkeypatch, ur
     }
     command = [sys.executable, "-c", f"import sys; {asks[client]}", url]
     assert completed(command, 20, env=plan.child_environment(make_plan())).stdout == "True\n"
+
+
+def test_no_module_of_the_run_folder_is_loaded(tmp_path):
+    """A run folder may be a downloaded one."""
+    (tmp_path / "psutil.py").write_text("raise SystemExit(99)")
+    command = [sys.executable, "-m", "vllm_launch.supervisor", "log", "1"]
+    for environment, loads in ((os.environ, True), (os.environ | FIXED_ENVIRONMENT, False)):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+        assert (done.returncode == 99) is loads

@@ -152,6 +152,13 @@ def test_another_host_needs_expose_and_a_key(make_plan, tmp_path, monkeypatch):
     assert "VLLM_API_KEY" not in plan.child_environment(make_plan(folder=opened.model.path))
 
 
+@pytest.mark.parametrize("key", ["k\n", " k", "k ", "\u043a\u043b\u044e\u0447", "k\tk"])
+def test_a_key_that_no_header_carries_is_refused(make_plan, tmp_path, monkeypatch, key):
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    (problem,) = preflight.problems(make_plan(host="0.0.0.0"), tmp_path, expose=True)
+    assert "header" in problem.message and key not in problem.message.split()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
 def test_loopback(host):
     assert plan.is_loopback(host)

@@ -11,7 +11,7 @@ OPEN = ("/health", "/ping")
 
 
 class RequireKey:
-    """Answer 401 to a request without `Authorization: Bearer <VLLM_API_KEY>`, but for OPEN and OPTIONS.
+    """Answer 401 to a request without `Authorization: Bearer <VLLM_API_KEY>`, whatever its method, but for OPEN.
 
     Raises RuntimeError at start where VLLM_API_KEY is not set.
     """
@@ -23,7 +23,7 @@ class RequireKey:
         self.app, self.expected = app, _digest(key.encode())
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan" or scope.get("method") == "OPTIONS" or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         headers = [value.partition(b" ") for name, value in scope["headers"] if name.lower() == b"authorization"]
         tokens = [_digest(token) for scheme, _, token in headers if scheme.lower() == b"bearer"]
