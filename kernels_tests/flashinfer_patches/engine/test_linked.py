@@ -194,3 +194,13 @@ def test_what_uv_installs_is_patched_in_one_environment(uv, root, tmp_path, monk
     engine.revert(root=root)
     assert package_tree(site) == expected(LINKED) and not (site / KEPT).exists() and tree(cached) == before
     assert package_tree(uv("third", mode)) == expected(LINKED), "what uv installs next is clean"
+
+
+def test_an_apply_that_cannot_be_computed_leaves_the_links(source, root, tmp_path, monkeypatch):
+    def fails(*_):
+        raise PatchError("git", "no git", "install git")
+
+    site = link(source, tmp_path / "site")
+    monkeypatch.setattr(engine.staging, "forward", fails)
+    refused("git", engine.apply, site, root)
+    assert (site / DECODE).is_symlink() and not (site / KEPT).exists()
