@@ -139,30 +139,31 @@ def _check_option(option: str) -> None:
 
 
 def _check_key(name: str, key: str, leaf: object) -> None:
-    """One value, and the last key on the way to it: empty for the argument itself."""
-    last = key.rpartition(".")[2].rstrip("+")
-    if _SECRET_KEY.search(last):
-        raise Problem("profile", f"--{name}: {last} looks like a secret", OPTIONS["api-key"][1])
-    if last.replace("_", "-") in _WRITES:
-        raise Problem("profile", f"--{name}: {last} would write outside the folders of the run", "leave it out")
-    if _loads_code(name, key, last.replace("_", "-"), leaf):
+    """One value, and the keys on the way to it, with dots between: empty for the argument itself."""
+    *_, last = parts = [part.rstrip("+") for part in key.split(".")]
+    for part in parts:
+        if _SECRET_KEY.search(part):
+            raise Problem("profile", f"--{name}: {part} looks like a secret", OPTIONS["api-key"][1])
+        if part.replace("_", "-") in _WRITES:
+            raise Problem("profile", f"--{name}: {part} would write outside the folders of the run", "leave it out")
+    if _loads_code(name, [part.replace("_", "-") for part in parts], leaf):
         does, remedy = OPTIONS[CODE[0]]
         if last in ("", "model"):
             remedy = "name a draft model by its folder, such as ./draft, or as owner/name"
         raise Problem("profile", f"--{name}: {last or 'its value'} {does}", remedy)
 
 
-def _loads_code(name: str, key: str, last: str, leaf: object) -> bool:
-    """Whether vLLM would import or run what `leaf` names. last: the last part of `key`, with dashes."""
-    if last in CODE or _CODE_KEY.fullmatch(last) or leaf == "custom_class":
+def _loads_code(name: str, parts: list[str], leaf: object) -> bool:
+    """Whether vLLM would import or run what `leaf` names. parts: of its key, with dashes."""
+    if leaf == "custom_class" or any(part in CODE or _CODE_KEY.fullmatch(part) for part in parts):
         return True
     if not isinstance(leaf, str):
         return False
-    if last == "backend":
+    if parts[-1] == "backend":
         return bool(re.search("[.:]", leaf))
-    if name.startswith("spec") and last in ("", "model"):  # --spec-model, --speculative-config
+    if name.startswith("spec") and parts[-1] in ("", "model"):  # --spec-model, --speculative-config
         return _is_import_path(leaf)
-    return _INDUCTOR in key.replace("_", "-")
+    return _INDUCTOR in parts
 
 
 def _is_import_path(text: str) -> bool:
@@ -175,7 +176,7 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     pending = [(key, value)]
     while pending:
         key, value = pending.pop()
-        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
             with suppress(ValueError, RecursionError):  # no JSON: vLLM will say so
                 value = json.loads(value)
         yield key, value
