@@ -16,6 +16,7 @@ setup:
 test: setup
 	"$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
+bench: export FP8_SINKS_BENCH_MODEL = $(MODEL)
 bench: setup
 	@"$$VENV/bin/fp8-sinks" bench serving baseline fp8 $(if $(MODEL),--model "$(MODEL)")
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -13,15 +14,18 @@ from pathlib import Path
 from flashinfer_patches.errors import PatchError, writing
 
 POLL_S = 0.05
+# What a killed holder leaves behind: the line that `held` writes, or nothing yet.
+_LEFT_BEHIND = re.compile(rb"(pid \d+ \(.*\) since \d\d:\d\d:\d\d)?")
+_MOST_BYTES = 4096
 
 
 @contextmanager
 def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; `what` tells others what for. The file is gone afterwards.
 
-    Raises PatchError: "lock", naming the holder, if it is not to be had within timeout_s seconds; "write" where the
-    file cannot be made, or `path` is anything but a plain file of one name. A killed holder leaves the file, but not
-    the lock.
+    Raises PatchError: "lock", naming the holder, if it is not to be had within timeout_s seconds, or naming the file
+    where it holds what no lock of ours does; "write" where the file cannot be made, or `path` is anything but a plain
+    file of one name. A killed holder leaves the file, but not the lock.
     """
     deadline = time.monotonic() + timeout_s
     while (handle := _taken(path)) is None:
@@ -59,6 +63,12 @@ def _taken(path: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder removes the file: a lock on a removed one excludes nobody.
         if status.st_ino == path.lstat().st_ino:
+            if not _LEFT_BEHIND.fullmatch(os.pread(handle, _MOST_BYTES, 0)):
+                raise PatchError(
+                    "lock",
+                    f"{path} holds what no lock file of ours does; expected an empty file, or none",
+                    "see what it is for, and rename it; then run this again",
+                )
             return handle
     except (BlockingIOError, FileNotFoundError):
         pass

@@ -1,4 +1,4 @@
-"""What this machine lacks for a set-up, told before anything is installed: check_machine.py cpu|gpu VENV
+"""What this machine lacks for a set-up, told before anything is installed: check_machine.py cpu|gpu VENV [MODEL]
 
 Prints a line for each problem and one for its remedy, and exits 15 where there is a problem. scripts/setup.sh runs it
 with the plain interpreter, so it uses the standard library alone.
@@ -10,6 +10,7 @@ try:
     import importlib
     import os
     import platform
+    import re
     import shutil
     import subprocess
     import sysconfig
@@ -41,13 +42,18 @@ FEATURES = {"cpu": {"avx2", "f16c"}, "gpu": {"sse4_2", "popcnt", "ssse3"}}
 Problem = tuple[str, str]  # what is wrong, and its remedy
 
 
-def problems(device: str, venv: Path) -> Iterator[Problem]:
-    """Every reason why set-up for `device` ("cpu" or "gpu") into `venv` cannot work here."""
+def problems(device: str, venv: Path, model: str) -> Iterator[Problem]:
+    """Every reason why set-up for `device` ("cpu" or "gpu") into `venv` cannot work here.
+
+    model: what is to be benched after it, a folder or owner/name; empty for a set-up alone, or the embedded model.
+    """
     yield from interpreter_problems()
     yield from system_problems(device)
     yield from library_problems(device)
     yield from folder_problems(device, venv)
     yield from memory_problems(device)
+    if model:
+        yield from model_problems(device, venv, model)
 
 
 def interpreter_problems() -> Iterator[Problem]:
@@ -195,9 +201,35 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/
     return available if allowed == "max" else min(available, int(allowed))
 
 
-def main(device: str, venv: str) -> int:
+def model_problems(device: str, venv: Path, model: str) -> Iterator[Problem]:
+    """A GPU that nothing drives, or a model that is not on this machine: the bench would end at them."""
+    if device == "gpu" and not runs("nvidia-smi", "-L"):
+        yield (
+            "nvidia-smi, which comes with the NVIDIA driver, is missing or fails here",
+            "install or mend the driver, or bench on the CPU: make bench DEVICE=cpu",
+        )
+    if os.path.isdir(os.path.expanduser(model)):
+        return
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+        yield f"MODEL={model}: no such folder", "name an existing folder, or owner/name: make bench MODEL=DIR"
+    elif not any(hub_cache().glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json")):
+        yield (
+            f"{model} is not in the local Hugging Face cache, {hub_cache()}",
+            f"name a folder: make bench MODEL=DIR; or download it: make setup, then {venv}/bin/hf download {model}",
+        )
+
+
+def hub_cache() -> Path:
+    """The folder of huggingface_hub's downloads."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(os.path.expanduser(os.path.expandvars(named or os.path.join(home, "hub"))))
+
+
+def main(device: str, venv: str, model: str = "") -> int:
     """Print every problem; the exit code."""
-    listed = list(problems(device, Path(venv)))
+    listed = list(problems(device, Path(venv), model))
     for what, remedy in listed:
         print(f"setup: {what}\nsetup: remedy: {remedy}", file=sys.stderr)
     return 15 if listed else 0

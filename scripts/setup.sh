@@ -55,7 +55,10 @@ else
         "on Debian and Ubuntu: apt-get install python3 python3-venv, or python3.12; or name one: make setup PYTHON=PATH"
     [ "$python" = python3 ] || say "python3 is not Python 3.11 to 3.13: taking $python"
 fi
-"$python" -I scripts/check_machine.py "$device" "$venv" || exit 15
+# `make bench` alone sets it, to what it was given: nothing stands for the model of the profiles.
+model=${FP8_SINKS_BENCH_MODEL-}
+if [ -n "${FP8_SINKS_BENCH_MODEL+set}" ] && [ "$device" = gpu ]; then model=${model:-openai/gpt-oss-120b}; fi
+"$python" -I scripts/check_machine.py "$device" "$venv" "$model" || exit 15
 
 mkdir -p "$venv" || fail "$venv cannot be made" "name another folder: make setup VENV=DIR"
 exec 9>>"$stamp"

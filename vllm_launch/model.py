@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from huggingface_hub import try_to_load_from_cache
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vllm_launch.errors import Problem
 
@@ -41,12 +41,21 @@ class Model(BaseModel):
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
+def _encodable(text: str) -> str:
+    """`text`; ValueError for half of a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
 class Config(BaseModel):
     """What is read of a config.json, in Hugging Face's names; numbers are numbers there, not text."""
 
     model_config = ConfigDict(strict=True, frozen=True)
-    architectures: Annotated[list[str], Field(min_length=1)]
-    model_type: str
+    architectures: Annotated[list[Text], Field(min_length=1)]
+    model_type: Text
     num_hidden_layers: Count
     num_attention_heads: Count
     num_key_value_heads: Count | None = None

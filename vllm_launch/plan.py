@@ -51,6 +51,8 @@ DROPPED = (
 )
 # Names of secrets, HF_TOKEN among them: an offline server needs none but VLLM_API_KEY, and that only where it is open.
 SECRET = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+# FlashInfer's builds look for the environment's ninja on the path.
+PROGRAMS = Path(sys.executable).parent
 
 
 class Plan(Strict):
@@ -156,23 +158,25 @@ def is_loopback(host: str) -> bool:
 
 
 def child_environment(plan: Plan) -> dict[str, str]:
-    """The environment of the server process: the caller's without DROPPED and secrets, and the plan's.
-
-    VLLM_API_KEY stays where the server is open to others.
-    """
-    kept = {name: value for name, value in os.environ.items() if name not in DROPPED and not SECRET.search(name)}
-    if not is_loopback(plan.host) and "VLLM_API_KEY" in os.environ:
-        kept["VLLM_API_KEY"] = os.environ["VLLM_API_KEY"]
-    # FlashInfer's builds look for the environment's ninja on the path.
-    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    """The environment of the server process: the caller's without DROPPED and secrets, and the plan's."""
+    dropped = {*DROPPED, *_inherited_secrets(plan)}
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    kept["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
     return kept | plan.environment
 
 
 def as_shell(plan: Plan) -> str:
-    """The plan as one line that a shell runs."""
-    dropped = [word for name in DROPPED for word in ("-u", name)]
+    """The plan as one line that gives the server the same environment from a shell like this one; holds no secret."""
+    dropped = [word for name in (*DROPPED, *_inherited_secrets(plan)) for word in ("-u", shlex.quote(name))]
+    path = f'PATH={shlex.quote(str(PROGRAMS))}{os.pathsep}"$PATH"'
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
-    return " ".join(["env", *dropped, *variables, shlex.join(plan.command)])
+    return " ".join(["env", *dropped, path, *variables, shlex.join(plan.command)])
+
+
+def _inherited_secrets(plan: Plan) -> list[str]:
+    """Names of the caller's variables that hold secrets, but VLLM_API_KEY where the server is open to others."""
+    needed = set() if is_loopback(plan.host) else {"VLLM_API_KEY"}
+    return sorted(name for name in os.environ if SECRET.search(name) and name not in needed)
 
 
 def _check_kv_cache(merged: dict[str, Argument]) -> None:

@@ -13,6 +13,7 @@ import psutil
 
 from vllm_launch import plugin, software
 from vllm_launch.errors import Problem
+from vllm_launch.machine import Machine
 from vllm_launch.plan import Plan, child_environment, is_loopback
 from vllm_launch.profile import Device
 
@@ -63,14 +64,19 @@ def _cpu(plan: Plan) -> None:
         return
     if not plan.machine.avx2:
         raise Problem("software", f"vLLM's CPU build does not run on this CPU ({plan.machine.name})", TOO_OLD_CPU)
+    check_cpu_attention(plan.machine, child_environment(plan))
+
+
+def check_cpu_attention(machine: Machine, environment: Mapping[str, str]) -> None:
+    """Raise Problem("software") where `environment` asks for no CPU attention, or one for another CPU."""
     try:
-        asked = plugin.asked_cpu_attention(child_environment(plan))
+        asked = plugin.asked_cpu_attention(environment)
     except ValueError as error:
         raise Problem("software", str(error), f"unset {plugin.CPU_ATTENTION}: the plugin then chooses") from error
-    if asked == "native" and not plan.machine.fp8_kernels:
+    if asked == "native" and not machine.fp8_kernels:
         raise Problem(
             "software",
-            f"{plugin.CPU_ATTENTION}=native: this CPU ({plan.machine.name}) has neither AVX-512 nor AMX, which vLLM's"
+            f"{plugin.CPU_ATTENTION}=native: this CPU ({machine.name}) has neither AVX-512 nor AMX, which vLLM's"
             " FP8 kernels want",
             f"unset {plugin.CPU_ATTENTION}: the plugin then chooses",
         )

@@ -19,6 +19,7 @@ Device = Literal["cpu", "gpu"]
 Argument = bool | int | float | str | list[str] | dict
 Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=0)]
+Backends = Annotated[list[str], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
@@ -136,7 +137,7 @@ class Profile(Strict):
     description: str
     vllm: dict[str, Argument]
     devices: dict[Device, DeviceSettings]
-    backends: dict[str, list[str] | dict[str, list[str]]]
+    backends: dict[str, Backends | dict[str, Backends]]
     models: dict[str, ModelSettings]
     greedy: GreedyGate | None = None
 

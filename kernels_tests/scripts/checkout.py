@@ -19,7 +19,7 @@ case "$*" in
     ;;
 *"pip config"*) echo "$FAKE_PIP_CONFIG" ;;
 *"pip install"*) echo "path=$PYTHONPATH home=$PYTHONHOME $*" >>"$CALLS"; exit "${FAKE_PIP_EXIT:-0}" ;;
-*check_machine*) exit "${FAKE_CHECK_EXIT:-0}" ;;
+*check_machine*) echo "$*" >>"${CHECKED:-/dev/null}"; exit "${FAKE_CHECK_EXIT:-0}" ;;
 esac
 """
 

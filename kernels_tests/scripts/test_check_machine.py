@@ -128,6 +128,52 @@ def test_no_folder_for_temporary_files(check, monkeypatch, tmp_path, capsys):
     assert "TMPDIR" in capsys.readouterr().err
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """An empty cache of huggingface_hub, at its usual place in a home."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / ".cache" / "huggingface" / "hub"
+
+
+def download(hub):
+    config = hub / "models--owner--a.model" / "snapshots" / "1f" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.touch()
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_model_to_bench_that_is_not_here(check, hub, tmp_path, capsys, device):
+    for model in ("owner/a.model", "no-such-folder", "/no/such/folder", "../x", "*/*", "~/absent", "x" * 5000):
+        assert check.main(device, str(tmp_path / "venv"), model) == 15
+        what, how = capsys.readouterr().err.splitlines()
+        assert model in what and "MODEL=DIR" in how
+    download(hub)
+    (tmp_path / "home" / "mine").mkdir()
+    for model in ("owner/a.model", str(tmp_path), "~/mine"):
+        assert check.main(device, str(tmp_path / "venv"), model) == 0, model
+
+
+@pytest.mark.parametrize(
+    ("variable", "folder"),
+    [("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
+)
+def test_the_cache_that_the_environment_names(check, hub, monkeypatch, tmp_path, variable, folder):
+    monkeypatch.setenv(variable, "~/elsewhere")
+    download(tmp_path / "home" / "elsewhere" / folder)
+    assert check.main("gpu", str(tmp_path / "venv"), "owner/a.model") == 0
+
+
+def test_a_bench_on_a_gpu_without_its_driver(check, monkeypatch, tmp_path, capsys):
+    """A set-up alone may be for another machine, as that of a container image is."""
+    monkeypatch.setattr(check, "runs", lambda *command: command[0] != "nvidia-smi")
+    for device, model, expected in (("gpu", str(tmp_path), 15), ("gpu", "", 0), ("cpu", str(tmp_path), 0)):
+        assert check.main(device, str(tmp_path / "venv"), model) == expected
+    what, how = capsys.readouterr().err.splitlines()
+    assert "nvidia-smi" in what and "make bench DEVICE=cpu" in how
+
+
 def test_a_container_has_no_more_memory_than_it_may_take(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import check_machine

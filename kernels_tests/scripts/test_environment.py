@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernels_tests.scripts.checkout import FAKE_PYTHON, make_checkout, make_program, pip_calls, run_in
+from vllm_launch import profile
 
 STAMP = ".fp8-sinks-locks"
 
@@ -117,7 +118,7 @@ def test_serve_and_bench_take_the_environment_that_is_named(checkout, tmp_path):
 
 
 def test_an_empty_name_is_the_default(checkout):
-    done = run_in(checkout, "make", "--eval", 'show: ; @echo "$$VENV"', "show", "VENV=")
+    done = run_in(checkout, "make", "--no-print-directory", "--eval", 'show: ; @echo "$$VENV"', "show", "VENV=")
     assert done.stdout == ".venv\n"
 
 
@@ -157,6 +158,25 @@ def test_pip_settings_that_lead_elsewhere_are_named(checkout, line):
 def test_nothing_is_made_where_the_machine_is_not_enough(checkout):
     assert run_in(checkout, "scripts/setup.sh", FAKE_CHECK_EXIT="15").returncode == 15
     assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        (("setup", "DEVICE=gpu"), ""),
+        (("setup", "DEVICE=gpu", "MODEL=mine"), ""),
+        (("lint", "DEVICE=gpu"), ""),
+        (("bench", "DEVICE=cpu"), ""),
+        (("bench", "DEVICE=cpu", "MODEL=two words"), "two words"),
+        (("bench", "DEVICE=gpu"), profile.load("baseline").device_settings("gpu").default_model),
+        (("bench", "DEVICE=gpu", "MODEL=owner/name"), "owner/name"),
+    ],
+    ids=str,
+)
+def test_the_model_of_a_bench_is_looked_for_before_its_set_up(checkout, tmp_path, words, model):
+    run_in(checkout, "make", *words, CHECKED=str(tmp_path / "checked"))
+    (checked,) = (tmp_path / "checked").read_text().splitlines()
+    assert checked.endswith(f"/.venv {model}"), checked
 
 
 def test_a_path_that_cannot_be_made(checkout):

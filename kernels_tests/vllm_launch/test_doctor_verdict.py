@@ -49,6 +49,15 @@ def old_cpu(patch):
     machine_with(patch, avx2=False, fp8_kernels=False)
 
 
+def no_cpu_attention(patch):
+    patch.setenv("FP8_SINKS_CPU_ATTENTION", "x")
+
+
+def native_attention_without_its_kernels(patch):
+    machine_with(patch, fp8_kernels=False)
+    patch.setenv("FP8_SINKS_CPU_ATTENTION", "native")
+
+
 def default_model(patch):
     patch.setattr(model, "EMBEDDED", model.EMBEDDED.with_name("gone"))
     of_default = model.of_default
@@ -66,7 +75,10 @@ def disk(patch):
 
 @pytest.mark.parametrize(
     "breaks",
-    [llama_benchy, libraries, python, vllm, memory, old_cpu, default_model, run_folder, disk],
+    [
+        *(llama_benchy, libraries, python, vllm, memory, old_cpu, no_cpu_attention),
+        *(native_attention_without_its_kernels, default_model, run_folder, disk),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_keeps_the_main_command_from_running(fit_machine, monkeypatch, breaks):

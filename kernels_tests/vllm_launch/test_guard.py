@@ -107,6 +107,30 @@ def test_what_preflight_reads_is_written_whole(name):
         {"structured-out.reasoning_parser_plugin": "/tmp/evil.py"},
         {"compilation-config": '{"inductor_passes": {"a": "evil.function"}}'},
         {"compilation-config.backend": "evil.backend"},
+        {"compilation-config.backend+": "evil:backend"},
+        {"compilation-config.inductor_passes.a": "evil.function"},
+        {"compilation-config.inductor_compile_config.cpp.cxx": "/tmp/evil"},
+        {"compilation-config.cache_dir": "/tmp/elsewhere"},
+        {"compilation-config": '{"cache_dir": "/tmp/elsewhere"}'},
+        {"compilation-config": {"debug_dump_path": "/tmp/elsewhere"}},
+        {"compilation-config": '{"inductor_compile_config": {"cpp.cxx": [null, "/tmp/evil"]}}'},
+        {"compilation-config.inductor_compile_config": {"cuda.cuda_cxx": "/tmp/evil"}},
+        {"speculative-config": '{"method": "custom_class", "model": "evil.Proposer"}'},
+        {"speculative-config": {"method": "custom_class", "model": "owner/name"}},
+        {"speculative-config.method": "custom_class"},
+        {"speculative-config.model": "evil.Proposer"},
+        {"speculative-config.model": '"evil.Proposer"'},
+        {"speculative-config.model": '  "evil\\u002eProposer" '},
+        {"speculative-config.method": '"custom\\u005fclass"'},
+        {"compilation-config.backend": '"evil\\u002ebackend"'},
+        {"speculative_conf.model": "evil.package.Proposer"},
+        {"speculative-config": '{"model": "evil.Proposer", "num_speculative_tokens": 1}'},
+        {"speculative-config": {"model": "owner/name", "trust_remote_code": True}},
+        {"spec-model": "evil.Proposer"},
+        {"spec-method": "custom_class"},
+        {"additional-config": {"encoder_cache_manager_cls": "evil.Manager"}},
+        {"additional-config.kv_connector_module_path": "evil"},
+        {"additional-config": '{"tiers": [{"type": "Tier", "module_path": "evil"}]}'},
         {"kv-events-config": {"enable_kv_cache_events": True}},
         {"allowed-origins": '["*"]'},
         {"kv_cache_dtyp": "int8_per_token_head"},
@@ -117,6 +141,30 @@ def test_a_profile_is_held_to_the_same(tmp_path, here, vllm):
     problem = of_profile(tmp_path, here, {"extends": "baseline", "vllm": vllm})
     assert problem.kind == "profile" and problem.remedy
     assert SECRET not in problem.format_message() and "\n" not in problem.message
+
+
+@pytest.mark.parametrize(
+    "vllm",
+    [
+        {"speculative-config": '{"method": "draft_model", "model": "/models/draft.v2"}'},
+        {"speculative-config": {"model": "./draft.v2", "num_speculative_tokens": 2}},
+        {"speculative-config.model": "owner/gpt-oss.draft"},
+        {"spec-method": "ngram", "spec-tokens": 3},
+        {"compilation-config": {"backend": "inductor", "inductor_compile_config": {"max_autotune": True}}},
+        {"tokenizer": "my.tokenizer"},
+    ],
+    ids=str,
+)
+def test_draft_models_and_compiler_settings_pass(tmp_path, here, vllm):
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({"extends": "baseline", "vllm": vllm}))
+    assert vllm.keys() <= here(profile.load(str(path))).arguments.keys()
+
+
+def test_what_vllm_takes_for_a_class_to_import():
+    """As SpeculativeConfig._is_custom_proposer_path does."""
+    names = ("evil.Proposer", "a.b.C", "é.x", "ngram", "draft", "./a.b", "/a.b", "owner/a.b", "v1.0", ".a", "a..b")
+    assert [name for name in names if guard._is_import_path(name)] == ["evil.Proposer", "a.b.C", "é.x"]
 
 
 def test_underscores_in_a_profile_name_the_same_argument(tmp_path, here):
@@ -135,6 +183,16 @@ def test_underscores_in_a_profile_name_the_same_argument(tmp_path, here):
         *("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING", "VLLM_HOST_IP", "VLLM_PORT"),
         *("VLLM_PLUGINS", "VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_MODEL_REDIRECT_PATH"),
         *("LD_PRELOAD", "PYTHONPATH", "PATH", "HOME", "CUDA_HOME", "NCCL_NET_PLUGIN", "VLLM_RUST_FRONTEND_PATH"),
+        *("PYTORCH_NVCC", "FLASHINFER_NVCC", "NCCL_NET", "NCCL_TUNER_PLUGIN", "FLASHINFER_CUBINS_REPOSITORY"),
+        *(
+            "TORCH_LOGS_OUT",
+            "NCCL_DEBUG_FILE",
+            "CUBLAS_LOGDEST_DBG",
+            "TORCHINDUCTOR_MAX_AUTOTUNE",
+            "OMP_TOOL_LIBRARIES",
+        ),
+        *("VLLM_USE_RUST_FRONTEND", "VLLM_USE_MODELSCOPE", "VLLM_FLASHINFER_AUTOTUNE_CACHE_DIR", "omp_num_threads"),
+        *("NCCL_DEBUG_SUBSYS", "XOMP_NUM_THREADS", "OMP_NUM_THREADS ", "VLLM_USE_", "TORCH_COMPILE_DEBUG_DIR"),
     ],
 )
 def test_variables_that_no_profile_sets(tmp_path, here, name):
@@ -147,11 +205,19 @@ def test_variables_that_no_profile_sets(tmp_path, here, name):
     "name",
     [
         *("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "TORCHDYNAMO_DISABLE", "VLLM_USE_FLASHINFER_SAMPLER"),
+        *("PYTORCH_CUDA_ALLOC_CONF", "NCCL_DEBUG", "VLLM_ENABLE_CUDAGRAPH_GC", "VLLM_MARLIN_USE_ATOMIC_ADD"),
         *("CUDA_VISIBLE_DEVICES", "VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE", "TOKENIZERS_PARALLELISM"),
     ],
 )
 def test_settings_of_the_engine_pass(name):
     guard.check_environment({name: "1"}, plan.FIXED_ENVIRONMENT)
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_what_the_shipped_profiles_set_passes(name):
+    for settings in profile.load(name).devices.values():
+        guard.check_environment(settings.env, plan.FIXED_ENVIRONMENT)
+        guard.check_arguments(settings.vllm)
 
 
 def test_a_refused_secret_reaches_no_file_and_no_output(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ def refused(folder) -> Problem:
     with pytest.raises(Problem) as caught:
         model.find(str(folder))
     assert caught.value.kind == "model" and caught.value.remedy
+    assert caught.value.format_message().encode()
     assert "\n" not in caught.value.message and len(caught.value.message) < 500
     return caught.value
 
@@ -25,8 +26,8 @@ def refused(folder) -> Problem:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("architectures", value) for value in (None, [], [None], "GptOssForCausalLM", {"a": 1})),
-        *(("model_type", value) for value in (None, 3, ["gpt_oss"])),
+        *(("architectures", value) for value in (None, [], [None], "GptOssForCausalLM", {"a": 1}, ["\ud800"])),
+        *(("model_type", value) for value in (None, 3, ["gpt_oss"], "gpt\udfff")),
         *(
             ("num_hidden_layers", value)
             for value in ("6", 0, -1, True, 1.5, float("nan"), float("inf"), None, [6], 2**70)

@@ -1,6 +1,7 @@
 """The environment and the address of a server: what it inherits, what it must not, and where it is asked."""
 
 import http.server
+import json
 import os
 import socket
 import subprocess
@@ -116,6 +117,21 @@ def test_the_line_for_a_shell_drops_them_too(make_plan, monkeypatch):
     line = plan.as_shell(make_plan()).split(sys.executable)[0] + f"{sys.executable} -c 'import os; print(*os.environ)'"
     names = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout.split()
     assert not set(BLINDING) & set(names) and set(FIXED_ENVIRONMENT) <= set(names)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_line_for_a_shell_gives_the_servers_environment(make_plan, monkeypatch, host):
+    for name, value in {**BLINDING, **dict.fromkeys([*SECRETS, "VLLM_API_KEY"], "a-secret"), **HARMLESS}.items():
+        monkeypatch.setenv(name, value)
+    planned = make_plan(host=host)
+    line = plan.as_shell(planned)
+    assert "a-secret" not in line
+    shown = f"{line.split(sys.executable)[0]}{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    # Given by name: readline puts more into the environment that a child gets without.
+    got = json.loads(completed(["sh", "-c", shown], 20, env=dict(os.environ)).stdout)
+    changed = {name for name, _ in got.items() ^ plan.child_environment(planned).items()}
+    assert changed <= {"PWD", "OLDPWD", "SHLVL", "_"}, changed  # what shells set
+    assert ("VLLM_API_KEY" in got) == (host == "0.0.0.0")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://localhost:9/", "http://[::1]:9/"])

@@ -200,6 +200,15 @@ def test_a_profile_without_settings_for_other_models(tmp_path):
         profile.load(str(path))
 
 
+@pytest.mark.parametrize("backends", ["{cpu: []}", '{cpu: {"0.32": []}}'])
+def test_a_profile_that_accepts_no_backend(tmp_path, backends):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FOR_SERVING.replace("{cpu: [CPU_ATTN]}", backends))
+    with pytest.raises(Problem, match=r"mine\.yaml: backends\.cpu") as caught:
+        profile.load(str(path))
+    assert caught.value.kind == "profile" and "\n" not in caught.value.message
+
+
 def test_expected_backends_follow_family_and_version():
     fp8 = profile.load("fp8")
     assert fp8.expected_backends("sm90", "0.26.0") == ["FLASH_ATTN"]

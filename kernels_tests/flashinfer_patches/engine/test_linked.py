@@ -139,6 +139,25 @@ def test_no_link_is_followed_to_write(site, root, tmp_path):
     assert precious.read_bytes() == b"mine\n" and package_tree(site) == expected(APPLIED)
 
 
+@pytest.mark.parametrize("content", [b"my notes", b"pid 7 (x)", b"pid 7 (x) since 10:00:00\nmine", b"\0" * 9000])
+def test_a_file_of_the_users_is_no_lock(tmp_path, content):
+    path = tmp_path / "lock"
+    path.write_bytes(content)
+    with pytest.raises(PatchError) as caught, locking.held(path, "a test", 0):
+        pytest.fail("the lock was taken")
+    assert caught.value.kind == "lock" and str(path) in caught.value.message
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("left", [b"", b"pid 7 (fp8-sinks patch apply) since 10:00:00"])
+def test_what_a_killed_holder_left_is_taken(tmp_path, left):
+    path = tmp_path / "lock"
+    path.write_bytes(left)
+    with locking.held(path, "a test", 0):
+        assert f"pid {os.getpid()} (a test)" in path.read_text()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("kind", ["a link", "a link to nothing", "a hard link", "a pipe", "a folder"])
 def test_only_a_plain_file_is_a_lock(site, root, tmp_path, kind):
     precious, lock = tmp_path / "precious", site / LOCK
