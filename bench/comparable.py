@@ -5,11 +5,12 @@ from typing import NamedTuple
 from bench.report.tables import commit_words
 from bench.result import Requested, ServingResult, ServingRow
 from vllm_launch import arguments
+from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT
 
 COMPARED = ("kv-cache-dtype", "kv-cache-dtype-skip-layers")  # the arguments that may differ
 # Variables that are ours: paths of caches, a nonce, and what every server of a commit gets.
-OURS = (*CACHE_VARIABLES, "FP8_SINKS_RUN", *FIXED_ENVIRONMENT)
+OURS = (*CACHE_VARIABLES, NONCE_VARIABLE, *FIXED_ENVIRONMENT)
 VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the first is compared in whole GiB
 # Of what was resolved: figures, no settings; and how the names begin of what follows from the KV cache: its dtype,
 # layers and block sizes, our CPU cache and attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.

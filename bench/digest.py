@@ -9,12 +9,13 @@ from pydantic import TypeAdapter, ValidationError
 from bench import provenance
 from bench.result import write_text
 from vllm_launch.errors import Problem
+from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.plan import CACHE_VARIABLES, Plan
 from vllm_launch.profile import Profile
 
 FILE = "digest.json"  # in a profile's folder
-PER_RUN = (*CACHE_VARIABLES, "FP8_SINKS_RUN")  # variables that differ from run to run: paths of caches, a nonce
+PER_RUN = (*CACHE_VARIABLES, NONCE_VARIABLE)  # variables that differ from run to run: paths of caches, a nonce
 DIGEST = TypeAdapter(dict[str, str])
 SHOWN = 3  # differences in a message
 
@@ -30,6 +31,7 @@ def of(plan: Plan, profile: Profile) -> dict[str, str]:
     digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in PER_RUN}
     digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan).items()}
     digest |= {f"version of {name}": value for name, value in provenance.versions().items()}
+    digest |= {"commit": provenance.code_state()}
     digest |= {"FlashInfer patch set": provenance.patch(), "attention backends": plan.expected_backends}
     digest |= {"machine": [machine.family, machine.name, machine.gpus, machine.driver, machine.cores]}
     digest |= {"bench": settings.bench.model_dump(exclude={"depth"}), "accuracy": settings.accuracy.model_dump()}

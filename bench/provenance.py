@@ -1,5 +1,6 @@
 """Where a result comes from: machine, versions, commit and command, with nothing that names this machine."""
 
+import hashlib
 import json
 import os
 import platform
@@ -150,9 +151,25 @@ def patch() -> str:
     return "none" if found.state in ("clean", "unknown version") else found.patch_set or found.state
 
 
+def code_state() -> str:
+    """The commit of this code, with a hash of what tracked files differ in from it; "unknown" where git cannot tell."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("diff", "--no-ext-diff", "--binary", "HEAD")
+    if commit is None or changes is None:
+        return "unknown"
+    return f"{commit} with changes {hashlib.sha256(changes.encode()).hexdigest()[:16]}" if changes else commit
+
+
 def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None where it cannot, or where the code lies within another repository."""
+    if _git_output("rev-parse", "--show-toplevel") != str(REPO):
+        return None
+    return _git_output(*arguments)
+
+
+def _git_output(*arguments: str) -> str | None:
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, cwd=REPO, capture_output=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -173,6 +173,9 @@ def test_other_versions_model_files_machines_and_environments_are_refused(bench,
         patch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"name": "another CPU"}))
         assert "another CPU" in refused()
     with monkeypatch.context() as patch:
+        patch.setattr(provenance, "code_state", lambda: "a later commit")
+        assert "commit" in refused() and "a later commit" in refused()
+    with monkeypatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "77")
         assert "OMP_NUM_THREADS" in refused()
     config = (model / "config.json").read_text()
