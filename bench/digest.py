@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import provenance
 from bench.result import write_text
+from bench.run_folder import writing
 from vllm_launch.errors import Problem
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
@@ -43,7 +44,7 @@ def check(folder: Path, digest: dict[str, str]) -> None:
     """Raise Problem("file") where the steps in a profile's folder belong to another digest, or to none."""
     path = folder / FILE
     if not path.exists():
-        if any(folder.glob("*.json*")):
+        if any(not path.name.startswith(".") for path in folder.glob("*.json*")):  # a dot: not written to its end
             raise _refused(folder, f"no {FILE} that says what they depend on")
         return
     try:
@@ -58,11 +59,12 @@ def check(folder: Path, digest: dict[str, str]) -> None:
 
 
 def guard(folder: Path, digest: dict[str, str]) -> None:
-    """check(), and keep the digest before the folder's first step."""
+    """check(), and keep the digest before the folder's first step; raises Problem("disk")."""
     check(folder, digest)
-    folder.mkdir(exist_ok=True)
-    if not (folder / FILE).exists():
-        write_text(DIGEST.dump_json(digest, indent=1).decode() + "\n", folder / FILE)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        if not (folder / FILE).exists():
+            write_text(DIGEST.dump_json(digest, indent=1).decode() + "\n", folder / FILE)
 
 
 def _refused(folder: Path, reason: str) -> Problem:

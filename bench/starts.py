@@ -41,7 +41,8 @@ def started(
     with doing(f"{cache} start"):
         plan, folder = prepare(run, one, extra)
         wiped = run_folder.wipe_cache(Path(plan.cache_root)) if cache == "cold" else None
-        write(requested(plan), folder / LAST)
+        with run_folder.writing(folder):
+            write(requested(plan), folder / LAST)
         load_before = provenance.load_average()
 
         def begin(running: Server) -> Begin:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from bench import cli, provenance, result, run, run_folder
+from bench import cli, digest, provenance, result, run, run_folder
 from bench.report import summary
 from flashinfer_patches import locking
 from kernels_tests.vllm_launch.machines import HOST
@@ -126,6 +126,49 @@ def test_a_failure_names_its_step(bench, servers, tmp_path, broken, step):
     bench("serving", "baseline", "fp8", exit_code=30)
     failed = [failure for row in rows(tmp_path / "run").values() for failure in row.failures]
     assert [(failure.step, failure.message) for failure in failed] == [(step, "no answer")]
+
+
+def test_the_step_of_a_failed_reference_names_it(bench, servers, tmp_path):
+    servers.fail["baseline scored"] = Problem("server", "it ended", "see the log")
+    bench("accuracy", "fp8", exit_code=20)
+    (failure,) = rows(tmp_path / "run")["fp8"].failures
+    assert failure.step == "reference baseline: scored start"
+
+
+def test_a_row_that_cannot_be_made_hides_no_error(bench, servers, tmp_path):
+    servers.fail["baseline warm"] = Problem("server", "it ended", "see the log")
+    bench("serving", "baseline", exit_code=20)
+    (tmp_path / "run" / "baseline" / "rates-0.json").write_text("{")
+    assert "it ended" in bench("serving", "--resume", str(tmp_path / "run"), exit_code=20).stderr
+
+
+def test_a_reference_is_measured_before_what_is_compared_with_it(bench, servers, tmp_path):
+    bench("serving", "fp8", "baseline")
+    assert [one.profile for one in servers.plans] == ["baseline"] * 3 + ["fp8"] * 3
+    assert list(rows(tmp_path / "run")) == ["fp8", "baseline"]
+
+
+def test_a_reference_without_greedy_answers_hides_no_error(bench, servers, tmp_path):
+    bench("serving", "baseline", "fp8")
+    (tmp_path / "run" / "baseline" / "greedy.json").unlink()
+    servers.fail["baseline warm"] = Problem("server", "it ended", "see the log")
+    bench("serving", "--resume", str(tmp_path / "run"), exit_code=20)
+    assert rows(tmp_path / "run")["fp8"].greedy == []
+
+
+def test_a_disk_that_takes_no_step_is_a_clear_line(bench, monkeypatch):
+    def full(text, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_text", full)
+    assert "No space left" in bench("serving", "baseline", exit_code=14).stderr
+
+
+def test_what_was_not_written_to_its_end_is_no_step(tmp_path):
+    (tmp_path / ".request.json.77").write_text("{")
+    run_folder.check(tmp_path, run_folder.Request(profiles=["baseline"], model=None, overrides=[]))
+    (tmp_path / ".digest.json.77").write_text("{")
+    digest.check(tmp_path, {"model": "x"})
 
 
 def test_a_start_that_fails_leaves_its_command_and_one_that_was_not_tried_none(bench, servers, tmp_path):
