@@ -9,11 +9,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from bench.record import Strict, Wiped
-from bench.result import write, write_text
+from bench.result import REQUEST, write, write_text
 from flashinfer_patches import locking
 from vllm_launch.errors import Problem
 
-REQUEST = "request.json"
 LOCK = ".lock"
 CACHE = "cache"
 CACHE_MARK = "fp8-sinks-cache"
@@ -43,6 +42,7 @@ def read_request(folder: Path) -> Request:
 
 def check(folder: Path, request: Request) -> None:
     """Raise Problem unless `folder` is absent, empty, or that of a run of the same request. Makes nothing."""
+    _check_lock(folder / LOCK)
     try:
         content = [path for path in folder.iterdir() if not _passing(path.name)] if folder.exists() else []
     except OSError as error:
@@ -75,6 +75,7 @@ def opened(folder: Path, request: Request) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    _check_lock(folder / LOCK)
     with locking.held(folder / LOCK, f"bench {request.kind}", timeout_s=0):
         check(folder, request)
         with writing(folder):
@@ -119,6 +120,12 @@ def wipe_cache(cache: Path) -> Wiped:
 def cached_files(cache: Path) -> list[Path]:
     """Every file in a run's cache folder but our mark."""
     return [path for path in cache.rglob("*") if path.is_file() and path != cache / CACHE_MARK]
+
+
+def _check_lock(lock: Path) -> None:
+    if not locking.is_free_to_take(lock):
+        what = f"{lock} holds something else than a lock of ours, and would be overwritten"
+        raise Problem("file", what, "choose another --run-dir, or move that file away")
 
 
 def _check_cache(cache: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from flashinfer_patches.errors import PatchError, writing
 
 POLL_S = 0.05
+HOLDER = re.compile(rb"pid \d+ \(.*\) since \d\d:\d\d:\d\d")  # what held() writes
 
 
 @contextmanager
@@ -40,6 +42,15 @@ def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
         with suppress(FileNotFoundError):
             path.unlink()
         os.close(handle)
+
+
+def is_free_to_take(path: Path) -> bool:
+    """Whether held() would overwrite nobody's text: no plain file is there, or an empty one, or a holder's."""
+    try:
+        text = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+    except OSError:
+        return False
+    return not text or HOLDER.fullmatch(text) is not None
 
 
 def _taken(path: Path) -> int | None:

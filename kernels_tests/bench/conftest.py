@@ -106,9 +106,9 @@ def servers(monkeypatch, tmp_path):
     """Pretended servers, with all that is asked of them: `plans` that were started, and `fail[what]` to raise.
 
     what: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth. state.caches:
-    whether a server leaves a file in the run's caches.
+    whether a server leaves a file in the run's caches; state.resolved: what it resolves otherwise than usual.
     """
-    plans, fail, state = [], {}, SimpleNamespace(caches=True)
+    plans, fail, state = [], {}, SimpleNamespace(caches=True, resolved={})
 
     def maybe(what):
         if what in fail:
@@ -123,9 +123,9 @@ def servers(monkeypatch, tmp_path):
         maybe(f"{planned.profile} {cache}")
         if state.caches:
             (folder.parent / "cache" / "compiled").write_text("kernel")
-        kv = planned.kv_cache_dtype
+        resolved = a_resolved(planned.kv_cache_dtype).model_copy(update=state.resolved)
         yield SimpleNamespace(
-            plan=planned, log="some.log", start_s=2.0, resolved=a_resolved(kv), supervisor=SimpleNamespace(pid=1)
+            plan=planned, log="some.log", start_s=2.0, resolved=resolved, supervisor=SimpleNamespace(pid=1)
         )
 
     def greedy(running, prompt, tokens):

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from bench import cli, digest, provenance, result, run, run_folder
-from bench.report import summary
+from bench.report import document, summary, tables
 from flashinfer_patches import locking
 from kernels_tests.vllm_launch.machines import HOST
 from vllm_launch import plan
@@ -92,6 +92,7 @@ def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_pa
     bench("serving", "--resume", str(tmp_path / "run"))
     row = rows(tmp_path / "run")["baseline"]
     assert [start.cache for start in row.starts] == ["cold", "warm", "scored"], "a resumed run needs another server"
+    assert [start.cache for start in tables.timed(row)] == ["cold"], "which found what the cold one found"
     servers.plans.clear()
     bench("serving", "baseline", "--run-dir", str(tmp_path / "whole"))
     row = rows(tmp_path / "whole")["baseline"]
@@ -99,6 +100,28 @@ def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_pa
     assert row.starts[0].cached_files == 0 and row.requested.command == row.starts[0].command
     assert len(row.rates) == 2 and row.completion
     assert "Missing" not in summary.summary_lines(result.read(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("resolved", "exit_code"), [({"kv_capacity_tokens": 9}, 0), ({"attention_backends": ["FLASH_ATTN"]}, 21)]
+)
+def test_a_second_start_that_resolves_other_settings_is_refused(bench, servers, tmp_path, resolved, exit_code):
+    servers.fail["greedy"] = Problem("requests", "no answer", "see the log")
+    bench("accuracy", "baseline", exit_code=30)
+    del servers.fail["greedy"]
+    servers.state.resolved = resolved
+    done = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=exit_code)
+    assert ("FLASH_ATTN" in done.stderr) is bool(exit_code)
+
+
+def test_a_failed_accuracy_run_misses_no_speed_and_an_untried_serving_profile_does(bench, servers, tmp_path):
+    servers.fail |= {f"baseline {start}": Problem("server", "it ended", "see the log") for start in ("cold", "scored")}
+    for kind, missed in (("accuracy", False), ("serving", True)):
+        bench(kind, "baseline", "fp8", "--run-dir", str(tmp_path / kind), exit_code=20)
+        text = document.write([tmp_path / kind / "result.json"], tmp_path).read_text()
+        for name in ("baseline", "fp8"):
+            (line,) = (line for line in text.splitlines() if f"Missing for {name}" in line)
+            assert ("cold start" in line) is ("all rates" in line) is missed
 
 
 def test_an_accuracy_run_keeps_its_one_start(bench, servers, tmp_path):
