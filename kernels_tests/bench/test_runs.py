@@ -365,6 +365,13 @@ def test_other_texts_than_the_references_are_refused_before_anything_is_served(b
     assert servers.plans == []
 
 
+def test_what_a_reference_is_itself_compared_with_is_not_asked_about(bench, small):
+    small("models: {tiny_gpt_oss: {accuracy: {at: [{context: 128, texts: 8, tokens: 64}]}}}", name="third")
+    second = small("greedy: {reference: third.yaml}", name="second")
+    bench("serving", second, "--dry-run", exit_code=10)
+    bench("serving", small("greedy: {reference: second.yaml}"), "--dry-run")
+
+
 def test_a_profile_named_like_another_ones_reference_is_refused(bench, small, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "small.yaml").write_text("extends: fp8\n")
