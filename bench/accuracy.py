@@ -8,6 +8,7 @@ part of the prompt. The two are separate figures: a broken decode kernel shows i
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from bench import benchy, forced, metrics
 from bench.forced import Scored, Text
 from bench.record import Strict
-from bench.run_folder import broken_step
+from bench.run_folder import broken_step, writing
 from bench.verdicts import AccuracyRecord, Agreement, AtContext, Gate, SinkCheck, holds
 from vllm_launch.errors import Problem
 from vllm_launch.model import Model
@@ -92,7 +93,7 @@ def read(path: Path) -> Answers:
     """The answers that `collect` wrote; raises Problem("file")."""
     try:
         return Answers.model_validate_json(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValidationError) as error:
+    except (OSError, EOFError, zlib.error, ValidationError) as error:
         raise broken_step(path) from error
 
 
@@ -198,7 +199,7 @@ def _source(model: Model, source: str) -> str:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return END_OF_TEXT.join(json.loads(line)["text"] for line in lines)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "serve the embedded model, or write `source: book` under the model's `accuracy` in the profile"
         raise Problem("model", f"cannot read held-out text from {path}: {error}", remedy) from error
 
@@ -236,5 +237,6 @@ def _short(scored: Scored) -> Scored:
 def _write(answers: Answers, path: Path) -> None:
     """Packed, whole or not at all; the same answers give the same bytes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(gzip.compress(answers.model_dump_json().encode(), mtime=0))
-    temporary.replace(path)
+    with writing(path.parent):
+        temporary.write_bytes(gzip.compress(answers.model_dump_json().encode(), mtime=0))
+        temporary.replace(path)

@@ -120,15 +120,6 @@ def _request(kind: str, words: tuple[str, ...], model, run_dir, resume) -> Reque
     return Request(kind=kind, profiles=profiles, model=model, overrides=overrides)
 
 
-def _create(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Problem(
-            "disk", f"cannot create {folder}: {error.strerror}", "choose another --run-dir, or mend its rights"
-        ) from error
-
-
 def _gate(result: results.ServingResult | results.AccuracyResult) -> None:
     """Raise Problem("gate") if any profile failed any gate; the first one is named."""
     failed = [f"{row.profile}: {words}" for row in result.rows for words in failed_gates(row)]
@@ -170,12 +161,16 @@ def _reports():
 def keep(run, folder):
     """Copy a run's result into results/, named by its id, where `make report` finds it."""
     result = results.read(run)
-    _create(folder)
+    remedy = "choose another --results, or mend its rights"
+    with run_folder.writing(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{result.kind}-{result.id}.json"
     if target.exists() and _identity(results.read(target)) != _identity(result):
         what = f"{target} is of another run of this id"
         raise Problem("file", what, "name another folder with --results, or rename that file first")
-    results.write_text(results.file_of(run).read_text(encoding="utf-8"), target)
+    text = results.file_of(run).read_text(encoding="utf-8")
+    with run_folder.writing(folder, remedy):
+        results.write_text(text, target)
     click.echo(target)
 
 

@@ -3,17 +3,17 @@
 from typing import NamedTuple
 
 from bench.report.tables import commit_words
-from bench.result import Requested, ServingResult, ServingRow
+from bench.result import RESOLVED_FIGURES, Requested, ServingResult, ServingRow
 from vllm_launch import arguments
+from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT
 
 COMPARED = ("kv-cache-dtype", "kv-cache-dtype-skip-layers")  # the arguments that may differ
 # Variables that are ours: paths of caches, a nonce, and what every server of a commit gets.
-OURS = (*CACHE_VARIABLES, "FP8_SINKS_RUN", *FIXED_ENVIRONMENT)
+OURS = (*CACHE_VARIABLES, NONCE_VARIABLE, *FIXED_ENVIRONMENT)
 VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the first is compared in whole GiB
-# Of what was resolved: figures, no settings; and how the names begin of what follows from the KV cache: its dtype,
+# Of what was resolved: how the names begin of what follows from the KV cache: its dtype,
 # layers and block sizes, our CPU cache and attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.
-MEASURED = ("kv_capacity_tokens", "max_concurrency", "kv_cache_gib", "weights_gib")
 FOLLOWING = ("kv_", "cpu_", "flashinfer")
 GIB = 1 << 30
 ABSENT, NOT_READ = "absent", "not read back"
@@ -59,7 +59,7 @@ def resolved_settings(row: ServingRow, same_cache: bool) -> dict[str, str]:
     """What the server made of them. same_cache: with what follows from the KV cache."""
     if row.resolved is None:
         return {"resolved settings": NOT_READ}
-    left_out = MEASURED if same_cache else (*MEASURED, *FOLLOWING)
+    left_out = RESOLVED_FIGURES if same_cache else (*RESOLVED_FIGURES, *FOLLOWING)
     return {f"resolved {name}": _text(value) for name, value in row.resolved if not name.startswith(left_out)}
 
 

@@ -171,7 +171,7 @@ def _figures(a: float | None, b: float | None) -> dict:
 
 def _start(a: Side, b: Side, field: str, cache: str) -> dict:
     """Medians, in seconds. A run starts a profile once for each state of the caches: that tells no noise."""
-    seconds = [[getattr(one, field) for one in side.row.starts if one.cache == cache] for side in (a, b)]
+    seconds = [[getattr(one, field) for one in tables.timed(side.row) if one.cache == cache] for side in (a, b)]
     return {"what": field, "cache": cache} | _figures(*(median(one) if one else None for one in seconds))
 
 

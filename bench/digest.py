@@ -8,13 +8,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import provenance
 from bench.result import write_text
+from bench.run_folder import writing
 from vllm_launch.errors import Problem
+from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.plan import CACHE_VARIABLES, Plan
 from vllm_launch.profile import Profile
 
 FILE = "digest.json"  # in a profile's folder
-PER_RUN = (*CACHE_VARIABLES, "FP8_SINKS_RUN")  # variables that differ from run to run: paths of caches, a nonce
+PER_RUN = (*CACHE_VARIABLES, NONCE_VARIABLE)  # variables that differ from run to run: paths of caches, a nonce
 DIGEST = TypeAdapter(dict[str, str])
 SHOWN = 3  # differences in a message
 
@@ -30,6 +32,7 @@ def of(plan: Plan, profile: Profile) -> dict[str, str]:
     digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in PER_RUN}
     digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan).items()}
     digest |= {f"version of {name}": value for name, value in provenance.versions().items()}
+    digest |= {"commit": provenance.code_state()}
     digest |= {"FlashInfer patch set": provenance.patch(), "attention backends": plan.expected_backends}
     digest |= {"machine": [machine.family, machine.name, machine.gpus, machine.driver, machine.cores]}
     digest |= {"bench": settings.bench.model_dump(exclude={"depth"}), "accuracy": settings.accuracy.model_dump()}
@@ -41,7 +44,7 @@ def check(folder: Path, digest: dict[str, str]) -> None:
     """Raise Problem("file") where the steps in a profile's folder belong to another digest, or to none."""
     path = folder / FILE
     if not path.exists():
-        if any(folder.glob("*.json*")):
+        if any(not path.name.startswith(".") for path in folder.glob("*.json*")):  # a dot: not written to its end
             raise _refused(folder, f"no {FILE} that says what they depend on")
         return
     try:
@@ -56,11 +59,12 @@ def check(folder: Path, digest: dict[str, str]) -> None:
 
 
 def guard(folder: Path, digest: dict[str, str]) -> None:
-    """check(), and keep the digest before the folder's first step."""
+    """check(), and keep the digest before the folder's first step; raises Problem("disk")."""
     check(folder, digest)
-    folder.mkdir(exist_ok=True)
-    if not (folder / FILE).exists():
-        write_text(DIGEST.dump_json(digest, indent=1).decode() + "\n", folder / FILE)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        if not (folder / FILE).exists():
+            write_text(DIGEST.dump_json(digest, indent=1).decode() + "\n", folder / FILE)
 
 
 def _refused(folder: Path, reason: str) -> Problem:

@@ -105,7 +105,11 @@ def ensure_reference(run: Run, one: Profile) -> None:
     reference = profile.load(one.greedy.reference)
     if reference.name != one.name and not answered(run, reference):
         run.done(f"{one.name}: its answers are compared with {reference.name}'s, which is served for that first")
-        answer(run, reference)
+        try:
+            answer(run, reference)
+        except Exception as error:
+            error.step = f"reference {reference.name}: {getattr(error, 'step', 'preparation')}"
+            raise
 
 
 def answer(run: Run, one: Profile) -> None:
@@ -117,10 +121,11 @@ def answer(run: Run, one: Profile) -> None:
 
 def greedy_matches(run: Run, one: Profile) -> list[GreedyMatch]:
     """The greedy answers against the reference's; none for the reference itself, and while answers are missing."""
-    name, path = profile.load(one.greedy.reference).name, run.folder / one.name / "greedy.json"
-    if name == one.name or not path.exists():
+    name = profile.load(one.greedy.reference).name
+    paths = [run.folder / of / "greedy.json" for of in (one.name, name)]
+    if name == one.name or not all(path.exists() for path in paths):
         return []
-    own, reference = (load(run.folder / of / "greedy.json", list[Answer]) for of in (one.name, name))
+    own, reference = (load(path, list[Answer]) for path in paths)
     return [completion.match(a, b, name, one.greedy) for a, b in zip(own, reference, strict=True)]
 
 

@@ -1,5 +1,6 @@
 """Where a result comes from: machine, versions, commit and command, with nothing that names this machine."""
 
+import hashlib
 import json
 import os
 import platform
@@ -17,14 +18,13 @@ from vllm_launch import software
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
 from vllm_launch.plan import Plan, child_environment
+from vllm_launch.secret_names import is_secret
 
 REPO = Path(__file__).resolve().parent.parent
 # Inherited variables that change what a server does, by how their names begin.
 RECORDED = ("OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "VLLM_", "CUDA_", "CUBLAS_", "NCCL_", "TORCH")
 RECORDED += ("PYTORCH_", "TRITON_", "FLASHINFER_", "HF_", "TRANSFORMERS_", "FP8_SINKS_CPU_", "LD_PRELOAD")
 RECORDED += ("NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES")  # its others are labels of container images
-# Not max-num-batched-tokens, tokenizer and num_key_value_heads.
-SECRET = re.compile(r"KEY(?!_VALUE)|TOKEN(?!S|IZ)|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 MASK = "***"
 SHORTEST_SECRET = 8  # a shorter value may be part of any word
 
@@ -58,7 +58,7 @@ def inherited(plan: Plan | None) -> dict[str, str]:
     planned = plan.environment if plan else {}
     environment = child_environment(plan) if plan else os.environ
     names = [name for name in sorted(environment) if name.startswith(RECORDED) and name not in planned]
-    return {name: redact(environment[name]) for name in names if not SECRET.search(name)}
+    return {name: redact(environment[name]) for name in names if not is_secret(name)}
 
 
 def load_average() -> float:
@@ -69,7 +69,7 @@ def load_average() -> float:
 def redact(text: str) -> str:
     """Checkout, environment, temporary and home folders replaced by $REPO, $ENV, $TMP and ~, secrets by MASK."""
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+        if is_secret(name) and len(value) >= SHORTEST_SECRET:
             text = text.replace(value, MASK)
     places = {
         str(REPO): "$REPO",
@@ -96,7 +96,7 @@ def masked(value):
     A list may be the words of a command: `--name value`, `--name=value`, `NAME=value` and JSON are understood.
     """
     if isinstance(value, dict):
-        return {key: MASK if SECRET.search(key) else masked(item) for key, item in value.items()}
+        return {key: MASK if is_secret(key) else masked(item) for key, item in value.items()}
     return _masked_words(value) if isinstance(value, list) else value
 
 
@@ -107,11 +107,11 @@ def _masked_words(words: list) -> list:
             result.append(masked(word))
             continue
         name, equals, _ = word.partition("=")
-        is_secret = re.fullmatch(r"[-\w]+", name) and SECRET.search(name)
+        secret = re.fullmatch(r"[-\w]+", name) and is_secret(name)
         if re.match("-{1,2}[A-Za-z]", word):
-            after_secret = is_secret and not equals
-            result.append(f"{name}={MASK}" if is_secret and equals else word)
-        elif after_secret or (is_secret and equals):
+            after_secret = secret and not equals
+            result.append(f"{name}={MASK}" if secret and equals else word)
+        elif after_secret or (secret and equals):
             result.append(MASK)
         else:
             result.append(_masked_json(word))
@@ -150,9 +150,25 @@ def patch() -> str:
     return "none" if found.state in ("clean", "unknown version") else found.patch_set or found.state
 
 
+def code_state() -> str:
+    """The commit of this code, with a hash of what tracked files differ in from it; "unknown" where git cannot tell."""
+    commit, changes = _git("rev-parse", "HEAD"), _git("diff", "--no-ext-diff", "--binary", "HEAD")
+    if commit is None or changes is None:
+        return "unknown"
+    return f"{commit} with changes {hashlib.sha256(changes.encode()).hexdigest()[:16]}" if changes else commit
+
+
 def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None where it cannot, or where the code lies within another repository."""
+    if _git_output("rev-parse", "--show-toplevel") != str(REPO):
+        return None
+    return _git_output(*arguments)
+
+
+def _git_output(*arguments: str) -> str | None:
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, cwd=REPO, capture_output=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

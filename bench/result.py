@@ -30,8 +30,12 @@ class Requested(Strict):
     environment: dict[str, str]
 
 
+RESOLVED_FIGURES = ("kv_capacity_tokens", "max_concurrency", "kv_cache_gib", "weights_gib")  # no settings
+
+
 class Start(Strict):
-    """One start of the server. cold: this run's caches were empty; scored: warm, with our token forcer. Seconds.
+    """One start of the server, in seconds. cold: this run's caches were empty; scored: with our token forcer, in a
+    serving run after a cold start, in an accuracy run the first one on its caches.
 
     command: as it was executed; empty in results that did not record it. load_average: of the machine over the minute
     before the start. cached_files: in the run's caches after the first token; where a cold start leaves none, a warm
@@ -114,11 +118,17 @@ class AccuracyResult(Strict):
 
 Result = Annotated[ServingResult | AccuracyResult | KernelsResult, Field(discriminator="kind")]
 RESULT = TypeAdapter(Result)
+REQUEST = "request.json"  # in a run folder
 
 
 def file_of(path: Path) -> Path:
-    """The result file that a path names: itself, or that of a run folder."""
-    return path / "result.json" if (path / "result.json").is_file() else path
+    """The result file that a path names: itself, or that of a run folder; raises Problem("file") for one without."""
+    if (path / "result.json").is_file():
+        return path / "result.json"
+    if (path / REQUEST).is_file():
+        what = f"{path} has no result.json: the run did not get that far"
+        raise Problem("file", what, f"go on with it, by --resume {path}")
+    return path
 
 
 def read(path: Path) -> ServingResult | AccuracyResult | KernelsResult:
@@ -127,10 +137,12 @@ def read(path: Path) -> ServingResult | AccuracyResult | KernelsResult:
     Raises Problem("file") for one that is missing, half-written, of another schema or that contradicts itself.
     """
     path = file_of(path)
+    remedy = "name a result file, or a run folder that has one"
+    if path.is_dir():
+        raise Problem("file", f"{path} has no result.json", remedy)
     try:
         return RESULT.validate_json(path.read_bytes())
     except OSError as error:
-        remedy = "name a result file, or a run folder that has one"
         raise Problem("file", f"cannot read {path}: {error.strerror}", remedy) from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -21,7 +21,7 @@ from bench.result import (
     write,
     write_text,
 )
-from bench.run_folder import Request, broken_step
+from bench.run_folder import Request, broken_step, writing
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, software
 from vllm_launch.errors import Problem
@@ -47,11 +47,12 @@ class Run:
 
 
 def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
-    """The value that `path` holds, or else what `action` returns, written there."""
+    """The value that `path` holds, or else what `action` returns, written there; raises Problem("disk")."""
     if path.exists():
         return load(path, kind)
     value = action()
-    write_text(TypeAdapter(kind).dump_json(value, indent=1).decode() + "\n", path)
+    with writing(path.parent):
+        write_text(TypeAdapter(kind).dump_json(value, indent=1).decode() + "\n", path)
     return value
 
 
@@ -115,7 +116,8 @@ def problems(run: Run) -> list[Problem]:
         except Problem as problem:
             found[problem.message] = problem
         reference, model = profile.load(one.greedy.reference), plan.model.name
-        if one.model_settings(model).accuracy != reference.model_settings(model).accuracy:
+        asked_alike = one.model_settings(model).accuracy == reference.model_settings(model).accuracy
+        if one in chosen and not asked_alike:
             raise _asks_otherwise(one, reference, "texts under `accuracy`")
         if not (run.folder / BEGUN).exists():
             found |= {problem.message: problem for problem in preflight.problems(plan, folder)}
@@ -131,7 +133,8 @@ def execute(
 ) -> R:
     """Measure the profiles of run.request one after the other; `kind` with a `row` of each is run.folder/result.json.
 
-    It is written too when a measurement fails and its error is raised: with the failure, and what was done by then.
+    A reference comes before what is compared with it; the rows are in the order of the request. The result is written
+    too when a measurement fails and its error is raised: with the failure, and what was done by then.
     The folder is this process's (run_folder.opened), and problems() has none.
     """
     chosen, _ = profiles_of(run.request)
@@ -139,8 +142,20 @@ def execute(
     _warn_of_load(run, plan)
     source = step(run.folder / BEGUN, Provenance, lambda: provenance.collect(plan.machine, command, plan))
     failures: dict[str, Failure] = {}
+
+    def written() -> R:
+        result = kind(
+            id=run.folder.name,
+            provenance=source,
+            model=provenance.redacted_model(plan.model),
+            rows=[row(one, failures.get(one.name)) for one in chosen],
+        )
+        with writing(run.folder):
+            write(result, run.folder / "result.json")
+        return result
+
     try:
-        for one in chosen:
+        for one in _references_first(chosen):
             try:
                 measure(one)
             except Exception as error:
@@ -148,15 +163,28 @@ def execute(
                 at = getattr(error, "step", "preparation")
                 failures[one.name] = Failure(step=at, message=provenance.redact(message))
                 raise
-    finally:
-        result = kind(
-            id=run.folder.name,
-            provenance=source,
-            model=provenance.redacted_model(plan.model),
-            rows=[row(one, failures.get(one.name)) for one in chosen],
-        )
-        write(result, run.folder / "result.json")
-    return result
+    except BaseException:
+        try:
+            written()
+        except Problem as problem:  # the measurement's own error is the one to tell
+            run.done(f"the result could not be written: {problem.message}")
+        raise
+    return written()
+
+
+def _references_first(chosen: list[Profile]) -> list[Profile]:
+    """`chosen`, each after the profile that it is compared with, where that is among them."""
+    by_name, ordered = {one.name: one for one in chosen}, {}
+
+    def add(name: str, waiting: tuple[str, ...] = ()) -> None:
+        reference = profile.load(by_name[name].greedy.reference).name
+        if reference in by_name and reference not in (*ordered, *waiting, name):
+            add(reference, (*waiting, name))
+        ordered.setdefault(name, by_name[name])
+
+    for one in chosen:
+        add(one.name)
+    return list(ordered.values())
 
 
 @contextmanager

@@ -9,11 +9,10 @@ from typing import Literal
 from pydantic import ValidationError
 
 from bench.record import Strict, Wiped
-from bench.result import write, write_text
+from bench.result import REQUEST, write, write_text
 from flashinfer_patches import locking
 from vllm_launch.errors import Problem
 
-REQUEST = "request.json"
 LOCK = ".lock"
 CACHE = "cache"
 CACHE_MARK = "fp8-sinks-cache"
@@ -43,8 +42,9 @@ def read_request(folder: Path) -> Request:
 
 def check(folder: Path, request: Request) -> None:
     """Raise Problem unless `folder` is absent, empty, or that of a run of the same request. Makes nothing."""
+    _check_lock(folder / LOCK)
     try:
-        content = [path for path in folder.iterdir() if path.name != LOCK] if folder.exists() else []
+        content = [path for path in folder.iterdir() if not _passing(path.name)] if folder.exists() else []
     except OSError as error:
         raise Problem("disk", f"cannot read {folder}: {error.strerror}", "choose another --run-dir") from error
     if content and read_request(folder) != request:
@@ -54,6 +54,11 @@ def check(folder: Path, request: Request) -> None:
             f"go on with it: --resume {folder}; or choose another --run-dir",
         )
     _check_cache(folder / CACHE)
+
+
+def _passing(name: str) -> bool:
+    """Whether a name is that of the lock, or of a request that was not written to its end."""
+    return name == LOCK or name.startswith(f".{REQUEST}.")
 
 
 def broken_step(path: Path) -> Problem:
@@ -68,11 +73,12 @@ def opened(folder: Path, request: Request) -> Iterator[None]:
 
     Raises what check() does, Problem("disk") where it cannot write, and PatchError("lock"), naming the holder.
     """
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    _check_lock(folder / LOCK)
     with locking.held(folder / LOCK, f"bench {request.kind}", timeout_s=0):
         check(folder, request)
-        with _writing(folder):
+        with writing(folder):
             if not (folder / REQUEST).exists():
                 write(request, folder / REQUEST)
         own_cache(folder / CACHE)
@@ -80,18 +86,18 @@ def opened(folder: Path, request: Request) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, remedy: str = "choose another --run-dir, or mend its rights") -> Iterator[None]:
+    """Turn what the disk refuses in the block, which writes into `folder`, into Problem("disk")."""
     try:
         yield
     except OSError as error:
-        remedy = "choose another --run-dir, or mend its rights"
         raise Problem("disk", f"cannot write into {folder}: {error.strerror}", remedy) from error
 
 
 def own_cache(cache: Path) -> None:
     """Make a cache folder with our mark; raises Problem for one that is there without, unless it is empty."""
     _check_cache(cache)
-    with _writing(cache):
+    with writing(cache):
         cache.mkdir(exist_ok=True)
         write_text(CACHE_MARK_TEXT, cache / CACHE_MARK)
 
@@ -100,7 +106,7 @@ def wipe_cache(cache: Path) -> Wiped:
     """Empty a cache folder that carries our mark, which stays; says how much was there. Follows no symbolic link."""
     if not _is_ours(cache):
         raise _not_ours(cache)
-    with _writing(cache):
+    with writing(cache):
         files = cached_files(cache)
         wiped = Wiped(files=len(files), bytes=sum(path.lstat().st_size for path in files))
         for path in cache.iterdir():
@@ -114,6 +120,12 @@ def wipe_cache(cache: Path) -> Wiped:
 def cached_files(cache: Path) -> list[Path]:
     """Every file in a run's cache folder but our mark."""
     return [path for path in cache.rglob("*") if path.is_file() and path != cache / CACHE_MARK]
+
+
+def _check_lock(lock: Path) -> None:
+    if not locking.is_free_to_take(lock):
+        what = f"{lock} holds something else than a lock of ours, and would be overwritten"
+        raise Problem("file", what, "choose another --run-dir, or move that file away")
 
 
 def _check_cache(cache: Path) -> None:

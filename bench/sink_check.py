@@ -86,10 +86,22 @@ def fp32_bytes(model: Model) -> int:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Problem("model", f"cannot read {path}: {error}", "give --model a complete model folder") from error
-    if config.get("quantization_config", {}).get("quant_method") == "mxfp4":
+    try:
+        quantization = config.get("quantization_config") or {}
+        is_mxfp4 = quantization.get("quant_method") == "mxfp4"
+        dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    except AttributeError as error:
+        raise _not_as_expected(path, "quantization_config") from error
+    if not isinstance(dtype, str):
+        raise _not_as_expected(path, "dtype")
+    if is_mxfp4:
         return int(model.weight_bytes * 4 / MXFP4_BYTES)
-    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     return model.weight_bytes * 4 // BYTES.get(dtype, 2)
+
+
+def _not_as_expected(path: Path, name: str) -> Problem:
+    kinds = {"quantization_config": "an object", "dtype": "a name"}
+    return Problem("model", f"{path}: {name} is not {kinds[name]}", "give --model a complete model folder")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Starts of a profile's server: one plan each, and what was executed is what is kept.
 
 `cold` and `warm` differ in nothing but the caches; `scored` has the token forcer beside, which costs a little time in
-every step, and finds the caches warm.
+every step. A serving run makes it after the cold one; in an accuracy run it is the only one, on empty caches at first.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from bench import completion, provenance, run_folder
-from bench.result import Requested, Start, Strict, Wiped, write
+from bench.result import RESOLVED_FIGURES, Requested, Start, Strict, Wiped, write
 from bench.run import Run, doing, load, plan_of, prepare, requested, said, step
 from vllm_launch import server
+from vllm_launch.errors import Problem
 from vllm_launch.profile import Argument, Profile
 from vllm_launch.resolved import Resolved
 from vllm_launch.server import Server
@@ -41,24 +42,40 @@ def started(
     with doing(f"{cache} start"):
         plan, folder = prepare(run, one, extra)
         wiped = run_folder.wipe_cache(Path(plan.cache_root)) if cache == "cold" else None
-        write(requested(plan), folder / LAST)
+        with run_folder.writing(folder):
+            write(requested(plan), folder / LAST)
         load_before = provenance.load_average()
 
         def begin(running: Server) -> Begin:
+            first_token_s = completion.first_token_s(running, one.greedy.prompts[0])
             start = Start(
                 cache=cache,
                 start_s=running.start_s,
-                first_token_s=completion.first_token_s(running, one.greedy.prompts[0]),
+                first_token_s=first_token_s,
                 command=requested(plan).command,
                 load_average=load_before,
+                cached_files=len(run_folder.cached_files(Path(plan.cache_root))),
             )
-            start = start.model_copy(update={"cached_files": len(run_folder.cached_files(Path(plan.cache_root)))})
+            run.done(f"{one.name}: first token {first_token_s:.2f} s after the {cache} start")
             return Begin(start=start, requested=requested(plan), resolved=running.resolved, wiped=wiped)
 
         with server.running(plan, folder, said(run, one)) as running:
-            start = step(folder / f"{cache}.json", Begin, lambda: begin(running)).start
-            run.done(f"{one.name}: {cache} start {start.start_s:.1f} s, first token {start.first_token_s:.2f} s")
+            run.done(f"{one.name}: {cache} start {running.start_s:.1f} s")
+            first = step(folder / f"{cache}.json", Begin, lambda: begin(running))
+            _check_resolved(first.resolved, running.resolved, f"{one.name}'s first {cache} start")
             yield running
+
+
+def _check_resolved(first: Resolved, again: Resolved, start: str) -> None:
+    """Raise Problem("resolved") where a server of one start's kind chose other settings than the first one."""
+    changed = [
+        f"{name} {value}, now {getattr(again, name)}"
+        for name, value in first
+        if name not in RESOLVED_FIGURES and value != getattr(again, name)
+    ]
+    if changed:
+        remedy = "find out why vLLM chooses otherwise, or begin a new run: another --run-dir"
+        raise Problem("resolved", f"{start} resolved {'; '.join(changed)}", remedy)
 
 
 def kept(run: Run, one: Profile) -> dict[str, Begin]:

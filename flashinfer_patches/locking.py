@@ -14,9 +14,8 @@ from pathlib import Path
 from flashinfer_patches.errors import PatchError, writing
 
 POLL_S = 0.05
-# What a killed holder leaves behind: the line that `held` writes, or nothing yet.
-_LEFT_BEHIND = re.compile(rb"(pid \d+ \(.*\) since \d\d:\d\d:\d\d)?")
-_MOST_BYTES = 4096
+HOLDER = re.compile(rb"(pid \d+ \(.*\) since \d\d:\d\d:\d\d)?")  # what held() writes, or nothing yet
+MOST_BYTES = 4096
 
 
 @contextmanager
@@ -46,6 +45,15 @@ def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
         os.close(handle)
 
 
+def is_free_to_take(path: Path) -> bool:
+    """Whether held() would overwrite nobody's text: no plain file is there, or an empty one, or a holder's."""
+    try:
+        text = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+    except OSError:
+        return False
+    return HOLDER.fullmatch(text) is not None
+
+
 def _taken(path: Path) -> int | None:
     """An open, locked descriptor of the file that `path` names now; None while somebody else has it."""
     with writing(path):
@@ -63,7 +71,7 @@ def _taken(path: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder removes the file: a lock on a removed one excludes nobody.
         if status.st_ino == path.lstat().st_ino:
-            if not _LEFT_BEHIND.fullmatch(os.pread(handle, _MOST_BYTES, 0)):
+            if not HOLDER.fullmatch(os.pread(handle, MOST_BYTES, 0)):
                 raise PatchError(
                     "lock",
                     f"{path} holds what no lock file of ours does; expected an empty file, or none",

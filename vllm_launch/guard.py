@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 
 from vllm_launch.errors import Problem
+from vllm_launch.secret_names import is_secret
 
 CODE = (
     "trust-remote-code",
@@ -48,6 +49,11 @@ REFUSED = (
             *("allowed-local-media-path", "trust-request-chat-template", "trust-request-mm-kwargs"),
         ),
     ),
+    (
+        "changes the address that is asked, http on --host and --port",
+        "leave it out; a proxy of your own can stand in front of the server",
+        ("ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs", "ssl-ciphers", "enable-ssl-refresh"),
+    ),
     ("would load code into the server", "leave it out: a server runs vLLM's code and ours alone", CODE),
     (
         "is a secret, and a command line is open to all",
@@ -69,9 +75,8 @@ _CODE_KEY = re.compile(r".*-cls|(.*-)?module-path|.*-plugin")
 _WRITES = ("cache-dir", "debug-dump-path")
 _INDUCTOR = "inductor-compile-config"  # its texts name compilers and folders, such as cpp.cxx
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z0-9_.+-]+)?")
+_NAME = re.compile(r"[a-z][a-z0-9-]*(\.[A-Za-z0-9_.+-]+)?")
 _NUMBER = re.compile(r"-\d*\.?\d+")
-_SECRET_KEY = re.compile(r"(^|[-_.])(api-?key|key|token|secret|password|credentials?)$", re.IGNORECASE)
 
 # What a profile may set: variables that the engine and its libraries read, and that name no file, program or address.
 _ENGINE_VARIABLE = re.compile(
@@ -82,7 +87,6 @@ _ENGINE_VARIABLE = re.compile(
     r"|VLLM_USE_(?!RUST|MODELSCOPE|PRECOMPILED)[A-Z0-9_]+"
     r"|VLLM_(ENABLE|DISABLE|FLASHINFER|FUSED_MOE|MARLIN)_[A-Z0-9_]+(?<!_DIR)(?<!_PATH)"
 )
-_SECRET_VARIABLE = re.compile(r"KEY|SECRET|PASSW|CREDENTIAL|TOKEN(?!S|IZ)")
 
 
 def check_arguments(arguments: Mapping) -> None:
@@ -118,7 +122,7 @@ def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> 
     for name in environment:
         if name in ours:
             raise Problem("profile", f"env: {name} is set by the launcher", "take it out of the profile")
-        if _SECRET_VARIABLE.search(name.upper()):
+        if is_secret(name):
             what = f"env: {name} looks like a secret, and a profile is open to all"
             raise Problem("profile", what, "take it out of the profile")
         if not _ENGINE_VARIABLE.fullmatch(name):
@@ -142,7 +146,7 @@ def _check_key(name: str, key: str, leaf: object) -> None:
     """One value, and the keys on the way to it, with dots between: empty for the argument itself."""
     *_, last = parts = [part.rstrip("+") for part in key.split(".")]
     for part in parts:
-        if _SECRET_KEY.search(part):
+        if is_secret(part):
             raise Problem("profile", f"--{name}: {part} looks like a secret", OPTIONS["api-key"][1])
         if part.replace("_", "-") in _WRITES:
             raise Problem("profile", f"--{name}: {part} would write outside the folders of the run", "leave it out")

@@ -15,6 +15,7 @@ from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Device, Profile, Strict
+from vllm_launch.secret_names import is_secret
 
 KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
 CACHE_VARIABLES = {
@@ -47,10 +48,10 @@ DROPPED = (
     "VLLM_PLUGINS",  # a list without our plugin leaves it out
     # doors that ask for no key, and another model than the one that was checked
     *("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+    *("VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST", "VLLM_MEDIA_CONNECTOR"),
+    "VLLM_MODEL_REDIRECT_PATH",
     *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # when and how the server ends
 )
-# Names of secrets, HF_TOKEN among them: an offline server needs none but VLLM_API_KEY, and that only where it is open.
-SECRET = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 # FlashInfer's builds look for the environment's ninja on the path.
 PROGRAMS = Path(sys.executable).parent
 
@@ -138,11 +139,11 @@ def make(
             *([] if is_loopback(host) else ["--middleware", KEY_GATE]),
             *arguments.words(merged),
         ],
-        environment=FIXED_ENVIRONMENT
+        environment=settings.env
+        | FIXED_ENVIRONMENT
         | {name: str(cache_root / folder) for name, folder in CACHE_VARIABLES.items()}
         | _kernel_cache(cache_root / CACHE_VARIABLES[KERNEL_CACHE])
-        | {NONCE_VARIABLE: nonce}
-        | settings.env,
+        | {NONCE_VARIABLE: nonce},
         cache_root=str(cache_root),
         expected_backends=profile.expected_backends(machine.family, vllm_version),
         start_timeout_s=settings.start_timeout_s,
@@ -176,7 +177,7 @@ def as_shell(plan: Plan) -> str:
 def _inherited_secrets(plan: Plan) -> list[str]:
     """Names of the caller's variables that hold secrets, but VLLM_API_KEY where the server is open to others."""
     needed = set() if is_loopback(plan.host) else {"VLLM_API_KEY"}
-    return sorted(name for name in os.environ if SECRET.search(name) and name not in needed)
+    return sorted(name for name in os.environ if is_secret(name) and name not in needed)
 
 
 def _check_kv_cache(merged: dict[str, Argument]) -> None:

@@ -68,7 +68,7 @@ def write_glance(results_paths: list[Path], path: Path) -> Path:
 
 def _in_order(results_paths: list[Path]) -> list[ServingResult | KernelsResult]:
     """Servers before kernels, the newest first."""
-    results = [_widened(read(path)) for path in results_paths]
+    results = [_as_serving(read(path)) for path in results_paths]
     newest = sorted(results, key=lambda one: (one.provenance.created.isoformat(), one.id), reverse=True)
     return sorted(newest, key=lambda one: one.kind == "kernels")
 
@@ -85,15 +85,18 @@ def _earlier(results: list[ServingResult | KernelsResult]) -> set[str]:
     return earlier
 
 
-def _widened(result: ServingResult | AccuracyResult | KernelsResult) -> ServingResult | KernelsResult:
-    """An accuracy result as a serving result without any speed: the report has one form for both."""
+def _as_serving(result: ServingResult | AccuracyResult | KernelsResult) -> ServingResult | KernelsResult:
+    """An accuracy result with the rows of a serving result without any speed: the report has one form for both.
+
+    Its kind stays: no speed is missing in it.
+    """
     if result.kind != "accuracy":
         return result
     nothing = {"wiped": None, "starts": [], "completion": None, "rates": []}
     rows = [
         ServingRow(**({name: getattr(row, name) for name in AccuracyRow.model_fields} | nothing)) for row in result.rows
     ]
-    return ServingResult(id=result.id, provenance=result.provenance, model=result.model, rows=rows)
+    return result.model_copy(update={"rows": rows})
 
 
 def markdown(results: list[ServingResult | KernelsResult], plot_names: dict[str, dict[str, str]]) -> str:

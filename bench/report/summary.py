@@ -149,7 +149,7 @@ def _missing_lines(result: ServingResult) -> list[str]:
     for row in result.rows:
         caches = {start.cache for start in row.starts}
         measured = len({noise.point(rate) for rate in row.rates})
-        speed = has_speed(result) or row.failures
+        speed = result.kind == "serving"
         wanted = ("cold",) if any(start.cached_files == 0 for start in tables.timed(row)) else ("cold", "warm")
         missing = [f"{cache} start" for cache in wanted if speed and cache not in caches]
         missing += ["resolved settings"] if row.resolved is None else []
@@ -237,6 +237,6 @@ def _rate_cell(row: ServingRow, accuracy: str | None, place: tuple, base: list[R
 def _start_cell(row: ServingRow, field: str) -> str:
     cells = []
     for cache in ("cold", "warm"):
-        seconds = [getattr(start, field) for start in row.starts if start.cache == cache]
+        seconds = [getattr(start, field) for start in tables.timed(row) if start.cache == cache]
         cells.append(plots.number(median(seconds)) if seconds else "-")
     return " / ".join(cells)

@@ -51,8 +51,13 @@ def _kv_dtype(resolved: Resolved) -> str:
 
 
 def timed(row: ServingRow) -> list[Start]:
-    """The starts whose times are shown: not those of servers that only gave log-probabilities."""
-    return [start for start in row.starts if start.cache != "scored"]
+    """The starts whose times are shown: not those of servers that only gave log-probabilities.
+
+    Nor a warm one where the cold one cached nothing: a resumed run makes it, and finds what the cold one found.
+    """
+    cached_nothing = any(start.cache == "cold" and start.cached_files == 0 for start in row.starts)
+    shown = ("cold",) if cached_nothing else ("cold", "warm")
+    return [start for start in row.starts if start.cache in shown]
 
 
 def starts_table(result: ServingResult) -> str:

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 
-from bench import benchy, completion, forced, metrics, sink_check
+from bench import benchy, cli, completion, forced, metrics, provenance, result, sink_check
 from bench.completion import Answer
 from bench.forced import Scored
 from bench.kernels import exact, inputs, measure, peers, timing
@@ -19,6 +20,7 @@ from kernels_tests.vllm_launch.machines import HOST
 from vllm_launch import plan, server
 from vllm_launch.errors import Problem
 
+LOAD = (0.25, 0, 0)  # averages of a machine at rest
 SHAPES = (even(2, 512),)
 
 
@@ -106,9 +108,9 @@ def servers(monkeypatch, tmp_path):
     """Pretended servers, with all that is asked of them: `plans` that were started, and `fail[what]` to raise.
 
     what: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth. state.caches:
-    whether a server leaves a file in the run's caches.
+    whether a server leaves a file in the run's caches; state.resolved: what it resolves otherwise than usual.
     """
-    plans, fail, state = [], {}, SimpleNamespace(caches=True)
+    plans, fail, state = [], {}, SimpleNamespace(caches=True, resolved={})
 
     def maybe(what):
         if what in fail:
@@ -123,9 +125,9 @@ def servers(monkeypatch, tmp_path):
         maybe(f"{planned.profile} {cache}")
         if state.caches:
             (folder.parent / "cache" / "compiled").write_text("kernel")
-        kv = planned.kv_cache_dtype
+        resolved = a_resolved(planned.kv_cache_dtype).model_copy(update=state.resolved)
         yield SimpleNamespace(
-            plan=planned, log="some.log", start_s=2.0, resolved=a_resolved(kv), supervisor=SimpleNamespace(pid=1)
+            plan=planned, log="some.log", start_s=2.0, resolved=resolved, supervisor=SimpleNamespace(pid=1)
         )
 
     def greedy(running, prompt, tokens):
@@ -159,3 +161,41 @@ def servers(monkeypatch, tmp_path):
     monkeypatch.setattr(metrics, "RESAMPLES", 8)  # most of the time that is left
     monkeypatch.chdir(tmp_path)
     return SimpleNamespace(plans=plans, fail=fail, state=state)
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """Reports that were to be written; drawing them takes longer than all else here."""
+    written = []
+    monkeypatch.setattr(cli, "_reports", lambda: SimpleNamespace(write=lambda *_, name: written.append(name) or name))
+    return written
+
+
+@pytest.fixture
+def bench(servers, reports, monkeypatch, tmp_path):
+    """A function that runs `fp8-sinks bench WORDS` on a machine at rest; without options, in the folder `run`."""
+    monkeypatch.setattr(provenance.os, "getloadavg", lambda: LOAD)
+
+    def invoke(*words, exit_code=0):
+        options = () if {"--resume", "--run-dir"} & set(words) else ("--run-dir", str(tmp_path / "run"))
+        done = CliRunner().invoke(cli.bench, [words[0], *options, *words[1:]])
+        assert done.exit_code == exit_code, (done.output, done.exception)
+        return done
+
+    return invoke
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A profile file of a user; `changes` are YAML lines added to it."""
+
+    def write(changes="", name="small"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"extends: baseline\n{changes}\n")
+        return str(path)
+
+    return write
+
+
+def rows(folder):
+    return {row.profile: row for row in result.read(folder).rows}

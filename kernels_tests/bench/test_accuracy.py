@@ -305,3 +305,22 @@ def test_results_from_before_there_were_records_are_still_read(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(old))
     kept = [tmp_path / "old.json", *(REPO / "results").glob("serving-*.json")]
     assert all(read_result(path).kind == "serving" for path in kept)
+
+
+@pytest.mark.parametrize("line", ['"abc"', "[1]", '{"text": 5}', "null", "abc", "{}"])
+def test_held_out_text_of_another_form_is_one_problem(tmp_path, line):
+    (tmp_path / "heldout.jsonl").write_text(f"{line}\n")
+    with pytest.raises(Problem) as caught:
+        accuracy._source(MODEL.model_copy(update={"path": str(tmp_path)}), "heldout")
+    assert caught.value.kind == "model" and "heldout.jsonl" in caught.value.message
+
+
+def test_damaged_answers_are_one_problem(tmp_path):
+    path = tmp_path / "scores.json.gz"
+    accuracy._write(answers(texts=1), path)
+    packed = bytearray(path.read_bytes())
+    packed[20:60] = b"\xff" * 40
+    path.write_bytes(packed)
+    with pytest.raises(Problem) as caught:
+        accuracy.read(path)
+    assert caught.value.kind == "file" and str(path) in caught.value.message

@@ -158,5 +158,31 @@ def test_report_and_compare_take_run_folders(tmp_path):
 
 
 def test_a_folder_without_a_result_is_a_clear_line(tmp_path):
-    done = CliRunner().invoke(cli.bench, ["compare", str(tmp_path), str(tmp_path)])
-    assert done.exit_code == 32 and "run folder" in done.stderr
+    compared = CliRunner().invoke(cli.bench, ["compare", str(tmp_path), str(tmp_path)])
+    assert compared.exit_code == 32 and f"{tmp_path} has no result.json" in compared.stderr
+    with run_folder.opened(tmp_path / "run", REQUEST):
+        pass
+    (tmp_path / "run" / run.BEGUN).write_text("{}")
+    for words in (["compare", str(tmp_path / "run"), str(tmp_path / "run")], ["report", str(tmp_path / "run")]):
+        done = CliRunner().invoke(cli.bench, words)
+        assert done.exit_code == 32 and "no result.json" in done.stderr
+        assert f"--resume {tmp_path / 'run'}" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["precious", "pid 1 of theirs"])
+def test_a_users_lock_file_stays_as_it_is(servers, tmp_path, text):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / run_folder.LOCK).write_text(text)
+    before = files(tmp_path)
+    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(tmp_path / "theirs")])
+    assert done.exit_code == 32 and run_folder.LOCK in done.stderr
+    with pytest.raises(Problem), run_folder.opened(tmp_path / "theirs", REQUEST):
+        pass
+    assert files(tmp_path) == before and servers.plans == []
+
+
+@pytest.mark.parametrize("text", ["", "pid 7 (bench serving) since 10:11:12"])
+def test_the_lock_file_of_a_killed_run_is_taken(tmp_path, text):
+    (tmp_path / run_folder.LOCK).write_text(text)
+    with run_folder.opened(tmp_path, REQUEST):
+        assert (tmp_path / run_folder.LOCK).read_text().startswith("pid ")

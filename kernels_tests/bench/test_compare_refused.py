@@ -130,8 +130,8 @@ def test_every_field_of_machine_model_and_provenance_is_accounted_for():
     told = {"created", "command", "load_average"}  # shown or of no account
     assert set(type(PLAIN.provenance).model_fields) == {*compared, *told}
     following = [name for name in Resolved.model_fields if name.startswith(comparable.FOLLOWING)]
-    assert {*RESOLVED, *following, *comparable.MEASURED} == set(Resolved.model_fields)
-    assert not {*RESOLVED} & {*following, *comparable.MEASURED}
+    assert {*RESOLVED, *following, *comparable.RESOLVED_FIGURES} == set(Resolved.model_fields)
+    assert not {*RESOLVED} & {*following, *comparable.RESOLVED_FIGURES}
 
 
 def test_all_differences_are_listed_at_once(tmp_path):

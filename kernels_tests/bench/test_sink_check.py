@@ -13,6 +13,7 @@ from bench.accuracy import texts as texts_of
 from bench.forced import Scored
 from bench.verdicts import SinkCheck
 from vllm_launch import model, profile
+from vllm_launch.errors import Problem
 from vllm_launch.profile import AccuracyTexts, SinkBounds
 
 MODEL = model.find(str(model.EMBEDDED))
@@ -159,3 +160,22 @@ def test_a_kept_check_is_judged_by_the_bounds_of_now(checked, exact):
     assert sink_check.judged(moved, SinkBounds(mean_abs_delta=0.01)).status == "FAILED"
     never = sink_check.not_run("no memory", SinkBounds())
     assert sink_check.judged(never, SinkBounds(factor=2)) == sink_check.not_run("no memory", SinkBounds(factor=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "accepted"),
+    [
+        ({"quantization_config": None}, True),
+        ({"quantization_config": "mxfp4"}, False),
+        ({"dtype": ["bfloat16"]}, False),
+    ],
+)
+def test_a_config_of_another_form_is_one_problem(tmp_path, changes, accepted):
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": "bfloat16"} | changes))
+    model = MODEL.model_copy(update={"path": str(tmp_path)})
+    if accepted:
+        assert sink_check.fp32_bytes(model) == 2 * MODEL.weight_bytes
+        return
+    with pytest.raises(Problem) as caught:
+        sink_check.fp32_bytes(model)
+    assert caught.value.kind == "model" and next(iter(changes)) in caught.value.message
