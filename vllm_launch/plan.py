@@ -2,7 +2,6 @@
 
 import ipaddress
 import os
-import re
 import secrets
 import shlex
 import sys

@@ -31,7 +31,16 @@ OTHERS = [
     "tokenizer",
     "TOKENIZERS_PARALLELISM",
 ]
-OTHERS += ["MONKEY", "KEYBOARD", "VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE", "PATH", "kv-cache-dtype", "image_token_index"]
+OTHERS += [
+    "MONKEY",
+    "PWD",
+    "OLDPWD",
+    "KEYBOARD",
+    "VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE",
+    "PATH",
+    "kv-cache-dtype",
+    "image_token_index",
+]
 
 
 @pytest.mark.parametrize("name", SECRETS)
