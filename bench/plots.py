@@ -133,11 +133,13 @@ def start_plot(starts: dict[str, list[Start]], path: Path) -> None:
 
     Where a profile started several times, the median. At least one profile has started.
     """
+    present = {start.cache for of_one in starts.values() for start in of_one}
+    drawn = [(cache, offset if len(present) > 1 else 0, colour) for cache, offset, colour in CACHES if cache in present]
     with style.context(["default", STYLE]):
         figure, cells = new_figure(start_message(starts), 1.7 + 0.75 * len(starts), 1, 2)
         measures = {"start_s": "launch to ready server (s)", "first_token_s": "request to first token (s)"}
         for cell, (field, label) in zip(cells, measures.items(), strict=True):
-            for cache, offset, colour in CACHES:
+            for cache, offset, colour in drawn:
                 seconds = {
                     place + offset: median(getattr(start, field) for start in of_one if start.cache == cache)
                     for place, of_one in enumerate(starts.values())
