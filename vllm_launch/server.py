@@ -48,8 +48,8 @@ def running(plan: Plan, folder: Path, say: Callable[[str], None]) -> Iterator[Se
     does not end, Problem("resolved") if vLLM runs something else than the plan expects.
     """
     kernels = Path(plan.environment[KERNEL_CACHE])
-    if package.installed() and not kernels.exists():
-        jit_cache.make(kernels)
+    if package.installed():
+        jit_cache.make(kernels)  # one that is there must be ours
     Path(plan.cache_root, CACHE_VARIABLES["CUDA_CACHE_PATH"]).mkdir(parents=True, exist_ok=True)  # the driver may not
     log = folder / f"{plan.profile}.log"
     started = time.monotonic()

@@ -1,5 +1,7 @@
 """What the launcher, the doctor and results make of a patched FlashInfer."""
 
+from pathlib import Path
+
 import pytest
 
 from bench import provenance
@@ -7,7 +9,7 @@ from flashinfer_patches import engine, jit_cache
 from flashinfer_patches.errors import PatchError
 from kernels_tests.flashinfer_patches.engine.worlds import APPLIED, DECODE, install, write
 from kernels_tests.vllm_launch.test_doctor import about, on_gpu
-from vllm_launch import doctor_facts, plan, profile, software
+from vllm_launch import doctor_facts, plan, profile, server, software
 from vllm_launch.machine import detect
 from vllm_launch.model import EMBEDDED
 
@@ -29,6 +31,15 @@ def test_a_server_gets_the_kernels_of_its_patch_set(installed, planned, tmp_path
     write(installed, {"flashinfer_jit_cache/__init__.py": b""})
     with pytest.raises(PatchError) as caught:
         planned()
+    assert caught.value.kind == "cache"
+
+
+def test_no_server_starts_on_kernels_of_others(installed, planned, tmp_path, monkeypatch):
+    made = planned()
+    write(Path(made.environment[KERNELS]), {"theirs.so": b"x"})
+    monkeypatch.setattr(server.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
+    with pytest.raises(PatchError) as caught, server.running(made, tmp_path, say=print):
+        pass
     assert caught.value.kind == "cache"
 
 
