@@ -34,7 +34,7 @@ talk = Console(stderr=True)
     is_flag=True,
     help="Allow a --host other than loopback; needs VLLM_API_KEY, for which every route but /health and /ping asks.",
 )
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Logs; default runs/serve-<time>.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Logs; default runs/serve-<time>-<port>.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the exact command and environment, and what keeps it from running."
 )
@@ -44,7 +44,7 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
 
     Anything after `--` goes to vLLM and wins over the profile: fp8-sinks serve fp8 -- --max-model-len 8192
     """
-    run_dir = run_dir or Path("runs") / f"serve-{datetime.now():%Y%m%d-%H%M%S}"
+    run_dir = run_dir or Path("runs") / f"serve-{datetime.now():%Y%m%d-%H%M%S}-{port}"  # no two share a port
     plan = plans.make(
         profile.load(profile_name),
         port=port,
