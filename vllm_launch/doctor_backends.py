@@ -51,8 +51,8 @@ CHOICES = {
         ),
         fp8_widened=(
             "vLLM has no FP8 kernel for this CPU, which has neither AVX-512 nor AMX: our plugin stores K and V in FP8,"
-            " rounded, and widens them at each step for its BF16 kernel: twice the KV capacity, slower decode. Measured"
-            " on a CPU with AVX2: about half of BF16's decode rate, the accuracy of the FP8 kernel"
+            " rounded, and widens them at each step for its BF16 kernel: twice the KV capacity, the accuracy of the FP8"
+            " kernel, slower decode"
         ),
     ),
     ("sm90", "0.26"): _FA3,

@@ -11,6 +11,7 @@ import pytest
 
 from bench.provenance import REPO
 from kernels_tests.scripts.checkout import make_program
+from vllm_launch import machine, software
 
 SCRIPT = REPO / "scripts" / "check_machine.py"
 
@@ -194,3 +195,11 @@ def test_a_python_without_its_library_gets_a_line(module):
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
     assert done.returncode == 15 and done.stderr.startswith("setup: ") and "Traceback" not in done.stderr
     assert module in done.stderr and "remedy: " in done.stderr
+
+
+def test_set_up_and_preflight_want_the_same(check):
+    """The script runs before there are packages, so what it wants is written there too."""
+    low, high = software.PYTHONS
+    assert tuple(range(low[1], high[1] + 1)) == check.PYTHONS
+    assert check.FEATURES["cpu"] == machine.CPU_BUILD_FEATURES[0]
+    assert software.CPU_LIBRARIES.items() <= (check.LIBRARIES | check.CPU_LIBRARIES).items()

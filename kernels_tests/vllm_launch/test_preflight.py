@@ -12,10 +12,10 @@ import pytest
 
 from kernels_tests.vllm_launch import machines
 from kernels_tests.vllm_launch.machines import GIB
-from vllm_launch import machine, model, plan, preflight, profile, server, software
+from vllm_launch import model, plan, preflight, profile, server, software
 from vllm_launch.errors import EXIT_CODES, Problem
 from vllm_launch.machine import GpuProcess, family_of
-from vllm_launch.plugin import CPU_ATTENTION, cpu_attention
+from vllm_launch.plugin import CPU_ATTENTION
 
 CPU = machines.HOST
 CHECK_LIBRARIES = software.check_libraries
@@ -101,35 +101,6 @@ def test_a_cpu_attention_that_is_not_there_is_refused(make_plan, tmp_path, monke
     found = preflight.problems(make_plan(CPU.model_copy(update={"fp8_kernels": fp8_kernels})), tmp_path)
     assert kinds(found) == ["software"] * refused
     assert all(f"{CPU_ATTENTION}={asked}" in problem.message for problem in found)
-
-
-@pytest.mark.parametrize(
-    ("flags", "avx2", "fp8_kernels"),
-    [
-        ("fpu sse4_2 avx f16c", False, False),
-        ("fpu avx avx2 f16c fma", True, False),
-        ("fpu avx avx2 f16c avx512f avx512cd", True, False),
-        ("avx2 f16c avx512f avx512dq avx512cd avx512bw avx512vl", True, True),
-        ("avx2 f16c amx_bf16 amx_tile amx_int8", True, True),
-    ],
-)
-def test_what_vllm_has_for_a_cpu(monkeypatch, flags, avx2, fp8_kernels):
-    text = f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
-    monkeypatch.setattr(Path, "read_text", lambda _path: text)
-    found = machine.detect("cpu")
-    assert (found.name, found.avx2, found.fp8_kernels) == ("a CPU", avx2, fp8_kernels)
-
-
-def test_the_fp8_kernels_of_this_cpu_are_what_the_plugin_asks_for(monkeypatch):
-    pytest.importorskip("torch", reason="torch is not installed")
-    monkeypatch.delenv(CPU_ATTENTION, raising=False)
-    assert machine.detect("cpu").fp8_kernels == (cpu_attention() == "native")
-
-
-def test_an_older_result_s_machine_is_still_read():
-    old = CPU.model_dump(exclude={"avx2", "fp8_kernels"}) | {"fp8_cache": False}
-    assert machine.Machine.model_validate(old) == CPU.model_copy(update={"fp8_kernels": False})
-    assert machine.Machine.model_validate_json(CPU.model_dump_json()) == CPU
 
 
 def test_a_taken_port(make_plan, tmp_path):
