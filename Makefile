@@ -33,7 +33,7 @@ lock:
 
 # Rewrite docs/result.schema.json from bench/result.py.
 schema: setup
-	"$$VENV/bin/python" -m bench.schema
+	"$$VENV/bin/python" -m bench.record.schema
 
 # Patch the installed FlashInfer; without one, a copy of its wheel in .flashinfer. Out again: fp8-sinks patch revert
 patch: setup

@@ -10,17 +10,20 @@ from pathlib import Path
 import click
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import gates, provenance, run_folder, serving
-from bench import result as results
-from bench import run as runs
-from bench.gates import failed_gates
+from bench import kinds as results
+from bench.accuracy import run as gates
+from bench.accuracy.run import failed_gates
 from bench.kernels.command import kernels_command
-from bench.run import BEGUN, Run
-from bench.run_folder import Request
-from vllm_launch import arguments, profile
+from bench.record import run_folder
+from bench.record.files import write_text
+from bench.record.run_folder import Request
+from bench.servers import run as runs
+from bench.servers.run import BEGUN, Run
+from bench.serving import run as serving
+from flashinfer_patches.errors import Problem
+from vllm_launch import arguments, profile, provenance
 from vllm_launch import plan as plans
-from vllm_launch.cli import refuse, signals_as_exit, talk
-from vllm_launch.errors import Problem
+from vllm_launch.terminal import refuse, signals_as_exit, talk
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -170,7 +173,7 @@ def keep(run, folder):
         raise Problem("file", what, "name another folder with --results, or rename that file first")
     text = results.file_of(run).read_text(encoding="utf-8")
     with run_folder.writing(folder, remedy):
-        results.write_text(text, target)
+        write_text(text, target)
     click.echo(target)
 
 
@@ -189,6 +192,6 @@ def compare_command(a, b, force, as_json):
 
     A and B are result files or run folders, whose profiles of the same name are paired, or FILE:PROFILE.
     """
-    from bench import compare  # brings matplotlib, which few verbs need
+    from bench.serving import compare  # brings matplotlib, which few verbs need
 
     click.echo(compare.compare(a, b, force=force, as_json=as_json))

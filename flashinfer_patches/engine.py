@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from flashinfer_patches import locking, package, staging, swap
-from flashinfer_patches.errors import PatchError, writing
+from flashinfer_patches.errors import Problem, writing
 from flashinfer_patches.series import PACKAGE, File
 from flashinfer_patches.staging import Contents
 from flashinfer_patches.state import KEPT, LOCK, Look, Status, judge, look_at
@@ -23,7 +23,7 @@ LOCK_TIMEOUT_S = 30.0
 def status(target: Path | None = None, root: Path | None = None) -> Status:
     """What the FlashInfer in `target` (default: the installed one) is. Writes nothing, imports nothing of it.
 
-    root: the folder of all series. Raises PatchError: "target" where there is none, "series".
+    root: the folder of all series. Raises Problem: "target" where there is none, "series".
     """
     return judge(look_at(package.find(target), root), root)
 
@@ -31,7 +31,7 @@ def status(target: Path | None = None, root: Path | None = None) -> Status:
 def check(target: Path | None = None, root: Path | None = None) -> Status:
     """Prove that the series is applied, or that apply would succeed, by doing it on copies. Changes nothing.
 
-    Raises PatchError as apply does.
+    Raises Problem as apply does.
     """
     look = look_at(package.find(target), root)
     found = judge(look, root)
@@ -43,7 +43,7 @@ def check(target: Path | None = None, root: Path | None = None) -> Status:
 def apply(target: Path | None = None, root: Path | None = None, timeout_s: float = LOCK_TIMEOUT_S) -> Status:
     """Bring the FlashInfer in `target` to exactly applied; where it is, nothing is written.
 
-    Raises PatchError: "target", "version", "edited", "superseded", "git", "series", "write", "lock" (held for
+    Raises Problem: "target", "version", "edited", "superseded", "git", "series", "write", "lock" (held for
     timeout_s seconds). All but "write" leave every file of the package as it was.
     """
     place = package.find(target)
@@ -68,7 +68,7 @@ def apply(target: Path | None = None, root: Path | None = None, timeout_s: float
 def revert(target: Path | None = None, root: Path | None = None, timeout_s: float = LOCK_TIMEOUT_S) -> Status:
     """Bring the FlashInfer in `target` back to the release's exact bytes, and remove all that apply added.
 
-    Raises PatchError as apply does; "edited" also where an original is lost and cannot be computed.
+    Raises Problem as apply does; "edited" also where an original is lost and cannot be computed.
     """
     place = package.find(target)
     look = look_at(place, root)
@@ -90,13 +90,13 @@ def revert(target: Path | None = None, root: Path | None = None, timeout_s: floa
 
 def _refuse_to_apply(found: Status, look: Look) -> None:
     if found.state == "superseded":
-        raise PatchError(
+        raise Problem(
             "superseded",
             f"FlashInfer {found.version} in {found.target} holds these changes already: there is nothing to apply",
             "use it as it is",
         )
     if found.state == "unknown version":
-        raise PatchError(
+        raise Problem(
             "version",
             f"{found.target} holds FlashInfer {found.version}, which has no patch series here; supported:"
             f" {', '.join(look.supported) or 'none'}",
@@ -125,7 +125,7 @@ def _refuse_edited(found: Status, look: Look) -> None:
             f"{path} ({f'sha256 {got[:12]}' if got else 'missing'}, expected"
             f" {file.before[:12] if file.before else 'none'} or {file.after[:12]})"
         )
-    raise PatchError(
+    raise Problem(
         "edited",
         f"{found.target}: neither FlashInfer {found.version} nor what the series makes of it: {', '.join(details)}",
         _reinstall(look),
@@ -138,7 +138,7 @@ def _refuse_linked_folders(look: Look) -> None:
     kept = [Path(above, name) for above, names, _ in os.walk(look.kept) for name in names]
     for linked in [look.target / folder for folder in sorted({*parents, KEPT})] + kept:
         if linked.is_symlink():
-            raise PatchError(
+            raise Problem(
                 "target",
                 f"{linked} is a symbolic link to {linked.resolve()}, which others may share; expected a folder",
                 "put a copy in place of that link; or patch what it leads to: patch ... --target DIR",
@@ -167,7 +167,7 @@ def _pristine(look: Look, files: dict[str, File]) -> Contents:
     if not lost:
         return found
     if not all(path in look.own and look.files[path] == "applied" for path in lost):
-        raise PatchError(
+        raise Problem(
             "edited",
             f"{look.target}: an older patch set is applied and the originals of {', '.join(lost)} are gone",
             _reinstall(look),

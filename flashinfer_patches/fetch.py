@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from flashinfer_patches import engine, package
-from flashinfer_patches.errors import PatchError, writing
+from flashinfer_patches.errors import Problem, writing
 from flashinfer_patches.series import PACKAGE
 
 FOLDER = Path(__file__).resolve().parent.parent / ".flashinfer"
@@ -29,11 +29,11 @@ WHEELS = {
 def pristine(version: str = DEFAULT, folder: Path = FOLDER) -> Path:
     """A folder that holds the unpacked `flashinfer` package of a release; fetched with pip where it is missing.
 
-    Raises PatchError: "version" for a release without a known wheel, "fetch" where it cannot be had or is another.
+    Raises Problem: "version" for a release without a known wheel, "fetch" where it cannot be had or is another.
     """
     if version not in WHEELS:
         known = ", ".join(WHEELS)
-        raise PatchError("version", f"no wheel of FlashInfer {version} is known here", f"name one of {known}")
+        raise Problem("version", f"no wheel of FlashInfer {version} is known here", f"name one of {known}")
     place = folder / version / "pristine"
     if not place.exists():
         _make(place, lambda new: _unpack(_download(version, new.parent), new))
@@ -43,7 +43,7 @@ def pristine(version: str = DEFAULT, folder: Path = FOLDER) -> Path:
 def patched(version: str = DEFAULT, folder: Path = FOLDER, root: Path | None = None) -> Path:
     """A folder that holds the package with our series applied; brought up to date if the series has changed.
 
-    Its files are hard links to the pristine ones, except for those that the series changes. Raises PatchError.
+    Its files are hard links to the pristine ones, except for those that the series changes. Raises Problem.
     """
     place = folder / version / "patched"
     if not place.exists():
@@ -81,7 +81,7 @@ def _download(version: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PatchError(
+        raise Problem(
             "fetch",
             f"pip cannot download {PACKAGE} {version}: {said}",
             "check the network and pip's index, then run this again",
@@ -89,7 +89,7 @@ def _download(version: str, folder: Path) -> Path:
     with open(wheels[0], "rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != WHEELS[version]:
-        raise PatchError(
+        raise Problem(
             "fetch",
             f"the wheel of {PACKAGE} {version} has sha256 {got}, expected {WHEELS[version]}",
             "use an index that serves the released wheel",
@@ -117,6 +117,6 @@ def main(folder: Path = FOLDER) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except PatchError as error:
+    except Problem as error:
         error.show()
         sys.exit(error.exit_code)

@@ -17,9 +17,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flashinfer_patches import engine, files, locking
-from flashinfer_patches.errors import PatchError, writing
-from flashinfer_patches.series import Strict
+from flashinfer_patches.errors import Problem, writing
 from flashinfer_patches.state import Status
+from flashinfer_patches.strict import Strict
 
 ROOT = Path.home() / ".cache" / "fp8-sinks" / "flashinfer"
 MARKER = "fp8-sinks-kernels.json"
@@ -47,18 +47,18 @@ class Cache(Strict):
 def workspace(root: Path = ROOT, series_root: Path | None = None) -> Path:
     """The folder for the kernels of the installed FlashInfer, below `root`. Makes nothing.
 
-    Raises PatchError: "target" where none is installed, "edited" where it is half patched, "cache" where prebuilt
+    Raises Problem: "target" where none is installed, "edited" where it is half patched, "cache" where prebuilt
     kernels would hide a patch, "series".
     """
     found = engine.status(root=series_root)
     if found.state == "partial":
-        raise PatchError(
+        raise Problem(
             "edited",
             f"FlashInfer {found.version} in {found.target} is half patched",
             "finish it: fp8-sinks patch apply, or take it out: fp8-sinks patch revert",
         )
     if reason := hidden(found):
-        raise PatchError("cache", *reason)
+        raise Problem("cache", *reason)
     return root / name(found, _torch())
 
 
@@ -86,11 +86,11 @@ def hidden(found: Status) -> tuple[str, str] | None:
 
 
 def make(folder: Path) -> Path:
-    """Make a kernel cache and mark it as ours; one that is there stays as it is. Raises PatchError."""
+    """Make a kernel cache and mark it as ours; one that is there stays as it is. Raises Problem."""
     with writing(folder):
         if not _is_ours(folder):
             if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
-                raise PatchError(
+                raise Problem(
                     "cache", f"{folder} is there already, and is no kernel cache of ours", "choose another folder"
                 )
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
 
     After a builder that was killed, the compiled files of all modules are suspect and go before the next build, once
     the compilers that it left running have ended. What build() raises is raised, and the next call builds again.
-    Raises PatchError: "lock", naming the holder, after timeout_s seconds for the lock or for those compilers; "write";
+    Raises Problem: "lock", naming the holder, after timeout_s seconds for the lock or for those compilers; "write";
     "cache".
     """
     if not re.fullmatch(r"\w[\w.+-]*", module):
@@ -122,7 +122,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
             if stamp.exists():
                 return False
             if (free := shutil.disk_usage(folder).free) < FREE_BYTES:
-                raise PatchError(
+                raise Problem(
                     "write",
                     f"{folder} has {free >> 20} MiB free, a build needs {FREE_BYTES >> 20}",
                     "free some space on that disk, or wipe old kernels: fp8-sinks cache wipe",
@@ -159,10 +159,10 @@ def caches(root: Path = ROOT) -> list[Cache]:
 def wipe(folder: Path) -> int:
     """Remove a kernel cache; returns the bytes freed. Follows no symbolic link.
 
-    Raises PatchError: "cache" for a folder that is not ours, "lock" while it is built into, "write".
+    Raises Problem: "cache" for a folder that is not ours, "lock" while it is built into, "write".
     """
     if not _is_ours(folder):
-        raise PatchError(
+        raise Problem(
             "cache",
             f"{folder} is no kernel cache of ours: no {MARKER} with its name, or a link",
             "see what is: fp8-sinks cache list",
@@ -187,7 +187,7 @@ def _wait_for_compilers(folder: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while (folder / BUILDING).exists() and (left := _working_in(folder)):
         if time.monotonic() > deadline:
-            raise PatchError(
+            raise Problem(
                 "lock",
                 f"{folder}: a build was cut off, and after {timeout_s:g} s its processes still run: {', '.join(left)}",
                 "wait until they have ended, or end them; then run this again",

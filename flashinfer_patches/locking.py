@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from flashinfer_patches.errors import PatchError, writing
+from flashinfer_patches.errors import Problem, writing
 
 POLL_S = 0.05
 HOLDER = re.compile(rb"(pid \d+ \(.*\) since \d\d:\d\d:\d\d)?")  # what held() writes, or nothing yet
@@ -22,14 +22,14 @@ MOST_BYTES = 4096
 def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; `what` tells others what for. The file is gone afterwards.
 
-    Raises PatchError: "lock", naming the holder, if it is not to be had within timeout_s seconds, or naming the file
+    Raises Problem: "lock", naming the holder, if it is not to be had within timeout_s seconds, or naming the file
     where it holds what no lock of ours does; "write" where the file cannot be made, or `path` is anything but a plain
     file of one name. A killed holder leaves the file, but not the lock.
     """
     deadline = time.monotonic() + timeout_s
     while (handle := _taken(path)) is None:
         if time.monotonic() > deadline:
-            raise PatchError(
+            raise Problem(
                 "lock",
                 f"{path} is still held after {timeout_s:g} s by {_holder(path)}",
                 "wait until that has ended, or end it; then run this again",
@@ -72,7 +72,7 @@ def _taken(path: Path) -> int | None:
         # The last holder removes the file: a lock on a removed one excludes nobody.
         if status.st_ino == path.lstat().st_ino:
             if not HOLDER.fullmatch(os.pread(handle, MOST_BYTES, 0)):
-                raise PatchError(
+                raise Problem(
                     "lock",
                     f"{path} holds what no lock file of ours does; expected an empty file, or none",
                     "see what it is for, and rename it; then run this again",
@@ -87,8 +87,8 @@ def _taken(path: Path) -> int | None:
     return None
 
 
-def _no_lock(path: Path) -> PatchError:
-    return PatchError(
+def _no_lock(path: Path) -> Problem:
+    return Problem(
         "write",
         f"{path} is a link, or no plain file; expected a lock file of ours, or none",
         "see what it is for, and remove it; then run this again",

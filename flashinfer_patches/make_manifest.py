@@ -15,7 +15,7 @@ from flashinfer_patches.series import PACKAGE, File, Manifest
 def manifest(version: str, pristine: Path) -> Manifest:
     """What the patches of a release make of `pristine`, a folder that holds its untouched `flashinfer` package.
 
-    Raises PatchError: "git", "series" where a patch does not apply.
+    Raises Problem: "git", "series" where a patch does not apply.
     """
     patches = series.patches(version)
     paths = {path for patch in patches for path in re.findall(r"^\+\+\+ b/(.+)$", patch.read_text(), re.MULTILINE)}

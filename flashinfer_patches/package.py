@@ -6,7 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 
 
 def installed() -> Path | None:
@@ -23,19 +23,19 @@ def installed() -> Path | None:
 def find(target: Path | None) -> Path:
     """The folder that holds the `flashinfer` package: `target`, or where it is installed.
 
-    Raises PatchError("target") where there is none.
+    Raises Problem("target") where there is none.
     """
     if target is None:
         if found := installed():
             return found
-        raise PatchError(
+        raise Problem(
             "target",
             "no FlashInfer is installed in this environment",
             "make setup DEVICE=gpu installs one; or name a folder that holds one: patch ... --target DIR, or"
             " PYTHONPATH=DIR fp8-sinks cache ...; `make patch` fetches a copy to patch",
         )
     if not (target / "flashinfer" / "__init__.py").is_file():
-        raise PatchError(
+        raise Problem(
             "target",
             f"{target} holds no flashinfer package (flashinfer/__init__.py)",
             "name the folder above it, such as an environment's site-packages",

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
 
 ROOT = Path(__file__).parent / "series"
 PACKAGE = "flashinfer-python"
@@ -27,12 +28,6 @@ def _inside_package(path: str) -> str:
     if parts[:1] != ("flashinfer",) or len(parts) < 2 or ".." in parts or str(PurePosixPath(path)) != path:
         raise ValueError(f"{path!r} is not a plain path inside flashinfer/")
     return path
-
-
-class Strict(BaseModel):
-    """Plain data: unknown keys are errors, and nothing changes after it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class File(Strict):
@@ -89,11 +84,11 @@ def patches(version: str, root: Path | None = None) -> list[Path]:
 
 
 def read(version: str, root: Path | None = None) -> Series:
-    """The series of one release. Raises PatchError: "version" for one without, "series" for one that is not whole."""
+    """The series of one release. Raises Problem: "version" for one without, "series" for one that is not whole."""
     folder = (root or ROOT) / version
     if version not in versions(root):
         have = ", ".join(versions(root)) or "none"
-        raise PatchError(
+        raise Problem(
             "version",
             f"FlashInfer {version} has no patch series here; supported: {have}",
             f"install a supported one, without its dependencies: pip install --no-deps {PACKAGE}==<version>",
@@ -102,11 +97,11 @@ def read(version: str, root: Path | None = None) -> Series:
         manifest = Manifest.model_validate_json((folder / "manifest").read_bytes())
         ordered = patches(version, root)
     except (OSError, ValidationError) as error:
-        raise PatchError("series", f"{folder} is not a whole series: {error}", REINSTALL_US) from error
+        raise Problem("series", f"{folder} is not a whole series: {error}", REINSTALL_US) from error
     present = sorted(folder.glob("*.patch"))
     if sorted(ordered) != present or (manifest.package, manifest.version) != (PACKAGE, version):
         listed, held = ([patch.name for patch in some] for some in (ordered, present))
-        raise PatchError(
+        raise Problem(
             "series",
             f"{folder}: the order file lists {listed}, the folder holds {held},"
             f" the manifest is for {manifest.package} {manifest.version}",

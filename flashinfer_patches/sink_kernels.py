@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from flashinfer_patches import engine, jit_cache
-from flashinfer_patches.errors import PatchError
-from flashinfer_patches.series import Strict
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
 
 WORKSPACE = "FLASHINFER_WORKSPACE_BASE"
 # (query, KV cache, head_dim) as torch and gpt-oss name them. One module serves decode, prefill and sliding windows.
@@ -43,7 +43,7 @@ def build(root: Path = jit_cache.ROOT, timeout_s: float = jit_cache.BUILD_TIMEOU
 
     Imports FlashInfer, with its cache moved below `root`, and starts CUDA: call it in a process that has not imported
     FlashInfer yet, and whose later forks do not use CUDA. timeout_s: for another builder, in each module. Raises
-    PatchError: "target" where no FlashInfer is installed; "build" where it is not patched, where torch, a GPU, nvcc or
+    Problem: "target" where no FlashInfer is installed; "build" where it is not patched, where torch, a GPU, nvcc or
     ninja is missing, or where the compilation fails; and what jit_cache.workspace and jit_cache.built_once raise.
     ValueError where FlashInfer is imported already, with another cache.
     """
@@ -55,16 +55,16 @@ def build(root: Path = jit_cache.ROOT, timeout_s: float = jit_cache.BUILD_TIMEOU
     try:
         from flashinfer.jit import env
     except ImportError as error:
-        raise PatchError("build", f"FlashInfer cannot be imported: {error}", "install what it depends on") from error
+        raise Problem("build", f"FlashInfer cannot be imported: {error}", "install what it depends on") from error
     arch = env.FLASHINFER_WORKSPACE_DIR.name
     return Kernels(path=folder, modules=[_built(folder, arch, *one, timeout_s) for one in GPT_OSS])
 
 
 def _prepare() -> None:
-    """Set PATH and CUDA_HOME to where FlashInfer finds its tools; PatchError("build") where nothing can be built."""
+    """Set PATH and CUDA_HOME to where FlashInfer finds its tools; Problem("build") where nothing can be built."""
     found = engine.status()
     if found.state != "applied":
-        raise PatchError(
+        raise Problem(
             "build",
             f"FlashInfer {found.version} in {found.target} is {found.state}; expected the patch series applied",
             "run: fp8-sinks patch apply",
@@ -73,7 +73,7 @@ def _prepare() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     cuda = toolkit()
     if cuda is None:
-        raise PatchError(
+        raise Problem(
             "build",
             "no CUDA toolkit (bin/nvcc and include/cuda_runtime.h) in CUDA_HOME, beside nvcc on PATH or in"
             " /usr/local/cuda",
@@ -81,13 +81,13 @@ def _prepare() -> None:
         )
     os.environ["CUDA_HOME"] = str(cuda)
     if shutil.which("ninja") is None:
-        raise PatchError("build", "no ninja on PATH; FlashInfer compiles with it", "pip install ninja")
+        raise Problem("build", "no ninja on PATH; FlashInfer compiles with it", "pip install ninja")
     try:
         import torch
     except ImportError as error:
-        raise PatchError("build", f"torch cannot be imported: {error}", "install torch for CUDA") from error
+        raise Problem("build", f"torch cannot be imported: {error}", "install torch for CUDA") from error
     if not torch.cuda.is_available():
-        raise PatchError("build", f"torch {torch.__version__} sees no GPU", "run this on a machine with one")
+        raise Problem("build", f"torch {torch.__version__} sees no GPU", "run this on a machine with one")
 
 
 def toolkit() -> Path | None:
@@ -106,7 +106,7 @@ def _built(folder: Path, arch: str, q_type: str, kv_type: str, head_dim: int, ti
     except RuntimeError as error:  # FlashInfer's, with all that the compiler said
         lines = str(error).strip().splitlines() or [""]
         said = next((line for line in lines if "error" in line.lower()), lines[-1]).strip()
-        raise PatchError(
+        raise Problem(
             "build",
             f"FlashInfer cannot compile {name}: {said}",
             "see all that the compiler says: FLASHINFER_JIT_VERBOSE=1 fp8-sinks cache build",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flashinfer_patches import package
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from flashinfer_patches.series import REINSTALL_US, Series
 
 Contents = dict[str, bytes | None]
@@ -38,7 +38,7 @@ def contained(series: Series, target: Path) -> bool:
     try:
         # Without --unidiff-zero git looks for a change of a file's first or last lines nowhere else.
         run(series.patches, files, "--reverse", "--unidiff-zero")
-    except PatchError:
+    except Problem:
         return False
     return True
 
@@ -46,11 +46,11 @@ def contained(series: Series, target: Path) -> bool:
 def run(patches: Sequence[Path], contents: Mapping[str, bytes | None], *options: str) -> Contents:
     """What `git apply` makes of the files in `contents` with these patches; options go to git.
 
-    With "--reverse" the last patch comes first. Raises PatchError: "git", "series" where a patch does not apply.
+    With "--reverse" the last patch comes first. Raises Problem: "git", "series" where a patch does not apply.
     """
     git = shutil.which("git")
     if git is None:
-        raise PatchError("git", "git is not on PATH; it applies the patches", "install git, then run this again")
+        raise Problem("git", "git is not on PATH; it applies the patches", "install git, then run this again")
     with tempfile.TemporaryDirectory(prefix="flashinfer-patches-") as folder:
         stage = Path(folder).resolve()
         for path, data in contents.items():
@@ -67,7 +67,7 @@ def run(patches: Sequence[Path], contents: Mapping[str, bytes | None], *options:
                 errors="replace",
             )
             if done.returncode != 0:
-                raise PatchError(
+                raise Problem(
                     "series",
                     f"{patch.name} of the series for {patch.parent.name} does not apply: {done.stderr.strip()}",
                     REINSTALL_US,
@@ -87,7 +87,7 @@ def _proved(series: Series, contents: Mapping[str, bytes | None], *, reverse: bo
     # The hashes, not git's exit code, say whether it was done.
     got = {path: package.sha256(data) for path, data in result.items()}
     if wrong := sorted(path for path in wanted.keys() | got.keys() if wanted.get(path) != got.get(path)):
-        raise PatchError(
+        raise Problem(
             "series",
             f"the series for {series.manifest.version} does not make of {', '.join(wrong)} what its manifest says",
             REINSTALL_US,

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from flashinfer_patches import package, staging
 from flashinfer_patches import series as all_series
-from flashinfer_patches.errors import PatchError
-from flashinfer_patches.series import File, Manifest, Series, Strict
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.series import File, Manifest, Series
+from flashinfer_patches.strict import Strict
 
 FileState = Literal["clean", "applied", "older", "edited"]
 State = Literal["clean", "applied", "partial", "superseded", "unknown version", "edited"]
@@ -108,7 +109,7 @@ class Look(Strict):
 
 
 def look_at(target: Path, root: Path | None) -> Look:
-    """Read the series and hash the files. Raises PatchError: "series", "target" where a file cannot be read."""
+    """Read the series and hash the files. Raises Problem: "series", "target" where a file cannot be read."""
     version = package.version(target)
     supported = all_series.versions(root)
     series = all_series.read(version, root) if version in supported else None
@@ -122,7 +123,7 @@ def look_at(target: Path, root: Path | None) -> Look:
     try:
         digests = {path: package.sha256(package.content(target / path)) for path in sorted(paths)}
     except OSError as error:
-        raise PatchError("target", f"{error.filename} cannot be read: {error.strerror}", "mend its rights") from error
+        raise Problem("target", f"{error.filename} cannot be read: {error.strerror}", "mend its rights") from error
     return Look(
         target=target,
         version=version,

@@ -12,7 +12,7 @@ COMMANDS = {
         "Compiled kernels: of FlashInfer, one folder for each patch set, release, torch and CUDA, and of our own.",
     ),
     "doctor": (
-        "vllm_launch.doctor",
+        "vllm_launch.doctor.command",
         "Look at this machine and say what would keep `bench serving baseline fp8` from running, each with its remedy.",
     ),
     "patch": (
@@ -49,7 +49,5 @@ class Commands(click.Group):
 def main() -> None:
     """Serve gpt-oss with attention sinks and an FP8 KV cache, and prove that the answers hold.
 
-    Exit codes: 0 done; 1 unexpected; 2 usage; 10 profile; 11 model; 12 address; 13 memory; 14 disk; 15 software;
-    20 server; 21 resolved; 30 requests; 31 gate; 32 file; 33 compare; 40 target; 41 version; 42 edited; 43 superseded;
-    44 git; 45 write; 46 lock; 47 series; 48 cache; 49 fetch; 50 build. Of doctor: 0 ready; 1 warnings; 2 cannot run.
+    Exit codes: 0 done; 1 failed; 2 usage; 3 an accuracy gate failed; 4 this machine or environment lacks something.
     """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flashinfer_patches.errors import Problem
 from vllm_launch import machine, software
-from vllm_launch.errors import Problem
 
 
 def device() -> machine.Machine | None:

@@ -58,7 +58,7 @@ fi
 # `make bench` alone sets it, to what it was given: nothing stands for the model of the profiles.
 model=${FP8_SINKS_BENCH_MODEL-}
 if [ -n "${FP8_SINKS_BENCH_MODEL+set}" ] && [ "$device" = gpu ]; then model=${model:-openai/gpt-oss-120b}; fi
-"$python" -I scripts/check_machine.py "$device" "$venv" "$model" || exit 15
+"$python" -I scripts/check_machine.py "$device" "$venv" "$model" || exit 4
 
 mkdir -p "$venv" || fail "$venv cannot be made" "name another folder: make setup VENV=DIR"
 exec 9>>"$stamp"

@@ -1,7 +1,7 @@
 # Sourced by the scripts beside it: the checkout, the environment that VENV names, and what may be done to it.
 unset CDPATH PYTHONHOME PYTHONPATH # a verb runs in the locked environment alone
 say() { echo "${me:-setup}: $*" >&2; }
-fail() { say "$1"; say "remedy: $2"; exit 15; }
+fail() { say "$1"; say "remedy: $2"; exit 4; }
 
 [ "$(uname -s)" = Linux ] || fail "this is $(uname -s), and the locked packages are for Linux" "use Linux"
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -3,8 +3,8 @@
 import json
 import re
 
+from flashinfer_patches.errors import Problem
 from vllm_launch import guard
-from vllm_launch.errors import Problem
 from vllm_launch.profile import Argument
 
 

@@ -1,26 +1,22 @@
 """`fp8-sinks serve`: one server in the foreground."""
 
 import json
-import signal
 import sys
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, server
-from vllm_launch.errors import Problem
+from vllm_launch.terminal import refuse, signals_as_exit, talk
 
 DEFAULT_PORT = 8000
 CPU_ATTENTION = {
     "native": "native: vLLM's FP8 kernel",
     "widened": "widened: the FP8 cache is widened for a kernel without FP8; decode is slower than with a BF16 cache",
 }
-talk = Console(stderr=True)
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -75,31 +71,6 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
 def check(plan: plans.Plan, run_dir: Path, *, expose: bool = False) -> None:
     """Print every problem that preflight finds and exit with the first one's code."""
     refuse(preflight.problems(plan, run_dir, expose=expose))
-
-
-def refuse(problems: list[Problem]) -> None:
-    """Print every problem and exit with the first one's code; nothing where there is none."""
-    for problem in problems[:-1]:
-        problem.show()
-    if problems:
-        last = problems[-1]
-        last.exit_code = problems[0].exit_code
-        raise last
-
-
-@contextmanager
-def signals_as_exit():
-    """Ctrl-C, SIGTERM and SIGHUP leave with 128 + their number, through every `finally`, so that servers are ended."""
-
-    def leave(number, _frame):
-        raise SystemExit(128 + number)
-
-    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def summary(running: server.Server) -> dict:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
 from vllm_launch.secret_names import is_secret
 
 CODE = (

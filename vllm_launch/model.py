@@ -9,7 +9,7 @@ from typing import Annotated
 from huggingface_hub import try_to_load_from_cache
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
 
 MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 WEIGHT_FILE = re.compile(r"\w[\w.-]{0,200}\.safetensors")

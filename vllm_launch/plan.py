@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 from flashinfer_patches import jit_cache, package
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
 from vllm_launch import arguments, guard, model, software
-from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
-from vllm_launch.profile import Argument, Device, Profile, Strict
+from vllm_launch.profile import Argument, Device, Profile
 from vllm_launch.secret_names import is_secret
 
 KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
@@ -102,7 +103,7 @@ def make(
     overrides: list[str] | None = None,
     extra: dict[str, Argument] | None = None,
 ) -> Plan:
-    """Decide everything about one server of `profile` on this machine. Raises Problem, PatchError; starts nothing.
+    """Decide everything about one server of `profile` on this machine. Raises Problem, Problem; starts nothing.
 
     overrides: a user's words for vLLM; extra: what the caller itself needs, over everything else.
     """

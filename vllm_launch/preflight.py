@@ -11,8 +11,8 @@ from typing import Literal
 
 import psutil
 
+from flashinfer_patches.errors import Problem
 from vllm_launch import plugin, software
-from vllm_launch.errors import Problem
 from vllm_launch.machine import Machine
 from vllm_launch.plan import Plan, child_environment, is_loopback
 from vllm_launch.profile import Device

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Count, Positive, Strict
 
 FOLDER = Path(__file__).resolve().parent / "profiles"
 # A profile's name is that of its folder in a run, beside these and beside files that end so.
@@ -17,17 +18,9 @@ RUN_NAMES = re.compile(r"cache|plots|.*\.(json|md|log|gz)")
 
 Device = Literal["cpu", "gpu"]
 Argument = bool | int | float | str | list[str] | dict
-Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=0)]
 Backends = Annotated[list[str], Field(min_length=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
-
-
-class Strict(BaseModel):
-    """Plain data: unknown keys are errors, every number is finite, and nothing changes after it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BenchGrid(Strict):

@@ -12,8 +12,8 @@ from pathlib import Path
 import requests
 
 from flashinfer_patches import jit_cache, package
+from flashinfer_patches.errors import Problem
 from vllm_launch import marks, resolved
-from vllm_launch.errors import Problem
 from vllm_launch.failure_hint import failure_hint
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE, Plan, child_environment
 

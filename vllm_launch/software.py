@@ -4,7 +4,7 @@ import ctypes
 import sys
 from importlib import metadata
 
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
 from vllm_launch.profile import Device
 
 # The releases whose log and plugin interface were read: the CPU build, and the CUDA builds.

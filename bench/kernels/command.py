@@ -9,14 +9,15 @@ import click
 from pydantic import ValidationError, model_validator
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import result as results
+from bench import kinds as results
 from bench.kernels import grid, measure, peers, run
 from bench.kernels.shape import Shape
-from bench.record import Strict
-from bench.run_folder import LOCK
+from bench.record.files import write
+from bench.record.run_folder import LOCK
 from flashinfer_patches import locking
-from vllm_launch.cli import signals_as_exit, talk
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
+from vllm_launch.terminal import signals_as_exit, talk
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -137,7 +138,7 @@ def _create(folder: Path, asked: Asked) -> None:
         raise Problem("file", what, "choose another --run-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        results.write(asked, folder / "request.json")
+        write(asked, folder / "request.json")
     except OSError as error:
         remedy = "choose another --run-dir, or mend its rights"
         raise Problem("disk", f"cannot create {folder}: {error.strerror}", remedy) from error
@@ -147,7 +148,7 @@ def _finish(result: results.KernelsResult, folder: Path, as_json: bool) -> None:
     """Write result and report, and print where they are. Raises Problem("software") where no kernel ran at all."""
     from bench.report import document  # brings matplotlib
 
-    results.write(result, folder / "result.json")
+    write(result, folder / "result.json")
     path = document.write([folder / "result.json"], folder, name="report.md")
     talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True, highlight=False, markup=False)
     if as_json:

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from bench import provenance
 from bench.kernels import grid
 from bench.kernels.peers import Kernel
 from bench.kernels.result import KernelRow, Tolerance
 from bench.kernels.shape import Shape
+from vllm_launch import provenance
 
 MESSAGE_CHARACTERS = 300
 Build = tuple[str, str, int, bool]  # a kernel's name and format, the head_dim, and whether it has a sliding window

@@ -10,18 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from bench import provenance, run_folder
 from bench.kernels import grid, measure, vllm_peers
 from bench.kernels.measure import Broken, Request, build_of, message
 from bench.kernels.peers import Kernel
 from bench.kernels.result import Build, KernelRow, KernelsResult, LeftOut
 from bench.kernels.shape import Shape
-from bench.record import Provenance, Strict
-from bench.run import step
+from bench.record import run_folder
+from bench.record.steps import step
 from flashinfer_patches import engine, jit_cache, package
-from vllm_launch import machine
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
+from vllm_launch import machine, provenance
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE
+from vllm_launch.provenance import Provenance
 
 CEILING_SPREAD = 0.01  # of one GPU from run to run, with room
 CORES_A_BUILD = 3  # one of FlashInfer's modules is ten files to compile

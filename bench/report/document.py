@@ -6,16 +6,20 @@ Law: a speed is shown only beside an accuracy record.
 import re
 from pathlib import Path
 
-from bench import plots
+from bench.accuracy import section as report_accuracy
+from bench.accuracy.result import AccuracyResult, AccuracyRow
+from bench.kernels import section as report_kernels
+from bench.kernels.plot import kernels_plot
 from bench.kernels.result import KernelsResult
-from bench.report import accuracy as report_accuracy
-from bench.report import kernels as report_kernels
-from bench.report import roofline as report_roofline
-from bench.report import summary, tables
-from bench.report.kernels_plot import kernels_plot
-from bench.report.tables import NOT_SHOWN
-from bench.result import AccuracyResult, AccuracyRow, ServingResult, ServingRow, read, write_text
-from vllm_launch.errors import Problem
+from bench.kinds import read
+from bench.record.files import write_text
+from bench.roofline import section as report_roofline
+from bench.serving import plot as plots
+from bench.serving import section as summary
+from bench.serving import tables
+from bench.serving.result import ServingResult, ServingRow
+from bench.serving.tables import NOT_SHOWN
+from flashinfer_patches.errors import Problem
 
 GLANCE_BEGIN, GLANCE_END = "<!-- results: begin, written by `make report` -->", "<!-- results: end -->"
 

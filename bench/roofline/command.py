@@ -17,7 +17,7 @@ from bench.roofline.prediction import (
     weight_bytes,
 )
 from bench.roofline.shape import Shape, load
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
 
 BATCHES, CONTEXTS = (1, 8, 32, 128), (2048, 8192, 32768, 131072)
 

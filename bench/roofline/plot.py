@@ -6,9 +6,9 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from bench.plots import MARKERS, NUMBER, STYLE, colour_of, legend, new_figure, requests, save
 from bench.roofline.prediction import GAINS, gain, pays_from, predict
 from bench.roofline.shape import Shape
+from bench.serving.plot import MARKERS, NUMBER, STYLE, colour_of, legend, new_figure, requests, save
 
 PAYS = GAINS[-1]
 

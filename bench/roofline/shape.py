@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vllm_launch.errors import Problem
+from flashinfer_patches.errors import Problem
 from vllm_launch.model import Model
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "configs"

@@ -8,17 +8,21 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import benchy, cli, completion, forced, metrics, provenance, result, sink_check
-from bench.completion import Answer
-from bench.forced import Scored
+from bench import cli
+from bench import kinds as result
+from bench.accuracy import forced, metrics, sink_check
+from bench.accuracy.forced import Scored
 from bench.kernels import exact, inputs, measure, peers, timing
 from bench.kernels import run as runs
 from bench.kernels.shape import even
+from bench.servers import client as completion
+from bench.servers.client import Answer
+from bench.serving import benchy
+from flashinfer_patches.errors import Problem
 from flashinfer_patches.state import Status
 from kernels_tests.bench.samples import a_rate, a_resolved, a_result
 from kernels_tests.vllm_launch.machines import HOST
-from vllm_launch import plan, server
-from vllm_launch.errors import Problem
+from vllm_launch import plan, provenance, server
 
 LOAD = (0.25, 0, 0)  # averages of a machine at rest
 SHAPES = (even(2, 512),)

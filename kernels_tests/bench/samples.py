@@ -3,12 +3,14 @@
 import random
 from datetime import UTC, datetime
 
-from bench.accuracy import FIGURES
-from bench.record import Provenance, Wiped
-from bench.result import Rate, Requested, ServingResult, ServingRow, Start
-from bench.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
+from bench.accuracy.scores import FIGURES
+from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
+from bench.record.envelope import Wiped
+from bench.servers.result import Requested, Start
+from bench.serving.result import Rate, ServingResult, ServingRow
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
+from vllm_launch.provenance import Provenance
 from vllm_launch.resolved import Resolved
 
 TEXT = " Paris. The city has\ntwo | three `museums`."

@@ -5,11 +5,14 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from bench import cli, run, run_folder
-from bench.result import read, write
-from bench.run_folder import CACHE, CACHE_MARK, Request
+from bench import cli
+from bench.kinds import read
+from bench.record import run_folder
+from bench.record.files import write
+from bench.record.run_folder import CACHE, CACHE_MARK, Request
+from bench.servers import run
+from flashinfer_patches.errors import Problem
 from kernels_tests.bench.samples import a_result, two_profiles
-from vllm_launch.errors import Problem
 
 REQUEST = Request(profiles=["baseline"], model=None, overrides=[])
 
@@ -76,7 +79,7 @@ def test_a_users_folder_is_no_run_folder_and_stays_as_it_is(servers, tmp_path, m
     make(folder)
     before = files(tmp_path)
     done = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(folder)])
-    assert done.exit_code == 32 and "--run-dir" in done.stderr, done.output
+    assert done.exit_code == 2 and "--run-dir" in done.stderr, done.output
     assert files(tmp_path) == before and servers.plans == []
 
 
@@ -131,7 +134,7 @@ def test_keep_replaces_the_same_run_alone(tmp_path):
     assert read(kept).rows[1].completion == "judged again"
     before = kept.read_bytes()
     refused = keep(day=2)
-    assert refused.exit_code == 32 and "--results" in refused.stderr
+    assert refused.exit_code == 2 and "--results" in refused.stderr
     assert files(tmp_path / "results") == {kept.name: before}
 
 
@@ -141,7 +144,7 @@ def test_keep_overwrites_no_file_that_it_cannot_read(tmp_path):
     theirs = tmp_path / "results" / f"serving-{two_profiles().id}.json"
     theirs.write_text("theirs")
     done = CliRunner().invoke(cli.bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
-    assert done.exit_code == 32 and theirs.read_text() == "theirs"
+    assert done.exit_code == 2 and theirs.read_text() == "theirs"
 
 
 def test_report_and_compare_take_run_folders(tmp_path):
@@ -159,13 +162,13 @@ def test_report_and_compare_take_run_folders(tmp_path):
 
 def test_a_folder_without_a_result_is_a_clear_line(tmp_path):
     compared = CliRunner().invoke(cli.bench, ["compare", str(tmp_path), str(tmp_path)])
-    assert compared.exit_code == 32 and f"{tmp_path} has no result.json" in compared.stderr
+    assert compared.exit_code == 2 and f"{tmp_path} has no result.json" in compared.stderr
     with run_folder.opened(tmp_path / "run", REQUEST):
         pass
     (tmp_path / "run" / run.BEGUN).write_text("{}")
     for words in (["compare", str(tmp_path / "run"), str(tmp_path / "run")], ["report", str(tmp_path / "run")]):
         done = CliRunner().invoke(cli.bench, words)
-        assert done.exit_code == 32 and "no result.json" in done.stderr
+        assert done.exit_code == 2 and "no result.json" in done.stderr
         assert f"--resume {tmp_path / 'run'}" in done.stderr
 
 
@@ -175,7 +178,7 @@ def test_a_users_lock_file_stays_as_it_is(servers, tmp_path, text):
     (tmp_path / "theirs" / run_folder.LOCK).write_text(text)
     before = files(tmp_path)
     done = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(tmp_path / "theirs")])
-    assert done.exit_code == 32 and run_folder.LOCK in done.stderr
+    assert done.exit_code == 2 and run_folder.LOCK in done.stderr
     with pytest.raises(Problem), run_folder.opened(tmp_path / "theirs", REQUEST):
         pass
     assert files(tmp_path) == before and servers.plans == []

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from flashinfer_patches import make_manifest, series
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from kernels_tests.flashinfer_patches.conftest import VERSIONS
 
 
@@ -36,5 +36,5 @@ def test_another_base_gives_no_manifest(version, pristine, tmp_path):
     changed.write_text(
         changed.read_text().replace("        k_cache, v_cache = _unpack_paged_kv_cache", "        k, v = x")
     )
-    with pytest.raises(PatchError, match=f"of the series for {version} does not apply"):
+    with pytest.raises(Problem, match=f"of the series for {version} does not apply"):
         make_manifest.manifest(version, tmp_path)

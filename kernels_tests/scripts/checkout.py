@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bench.provenance import REPO
+from vllm_launch.provenance import REPO
 
 # Stands in for Python: makes an "environment" that holds itself, and notes what pip is asked for and what it inherits.
 FAKE_PYTHON = """#!/bin/bash

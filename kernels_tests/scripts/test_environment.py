@@ -18,7 +18,7 @@ def checkout(tmp_path):
 
 
 def assert_refused(done):
-    assert done.returncode == 15 and "remedy: " in done.stderr, done.stderr
+    assert done.returncode == 4 and "remedy: " in done.stderr, done.stderr
 
 
 def test_a_folder_of_the_user_is_left_alone(checkout, tmp_path):
@@ -156,7 +156,7 @@ def test_pip_settings_that_lead_elsewhere_are_named(checkout, line):
 
 
 def test_nothing_is_made_where_the_machine_is_not_enough(checkout):
-    assert run_in(checkout, "scripts/setup.sh", FAKE_CHECK_EXIT="15").returncode == 15
+    assert run_in(checkout, "scripts/setup.sh", FAKE_CHECK_EXIT="15").returncode == 4
     assert not (checkout / ".venv").exists()
 
 

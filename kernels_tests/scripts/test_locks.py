@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bench.provenance import REPO
+from vllm_launch.provenance import REPO
 
 LOCKS = sorted((REPO / "locks").glob("*.txt"))
 X86, ARM = "manylinux_2_28_x86_64", "manylinux_2_28_aarch64"

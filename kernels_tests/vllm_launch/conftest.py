@@ -3,7 +3,8 @@
 import pytest
 
 from kernels_tests.vllm_launch.machines import HOST
-from vllm_launch import doctor_facts, plan, software
+from vllm_launch import plan, software
+from vllm_launch.doctor import facts as doctor_facts
 
 
 def detect(device):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vllm_launch.doctor import findings
-from vllm_launch.doctor_checks import Finding
-from vllm_launch.doctor_facts import Facts, Need, Place, Trouble
+from vllm_launch.doctor.checks import Finding
+from vllm_launch.doctor.command import findings
+from vllm_launch.doctor.facts import Facts, Need, Place, Trouble
 from vllm_launch.machine import Machine
 
 GIB = 1 << 30

@@ -4,8 +4,9 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import completion, forced, sink_check
-from bench.forced import Text
+from bench.accuracy import forced, sink_check
+from bench.accuracy.forced import Text
+from bench.servers import client as completion
 from kernels_tests import narrow_cpu
 from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software

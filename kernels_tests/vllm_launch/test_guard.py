@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from flashinfer_patches.errors import Problem
 from fp8_sinks.cli import main
 from kernels_tests.vllm_launch.machines import HOST
 from vllm_launch import arguments, guard, plan, profile
-from vllm_launch.errors import Problem
 
 SECRET = "hf_thisIsASecret"
 
@@ -225,7 +225,7 @@ def test_a_refused_secret_reaches_no_file_and_no_output(tmp_path, monkeypatch):
     for words in (["--api-key", SECRET], ["--hf-tok", SECRET], ["--hf-overrides.auth_token", SECRET]):
         for command in (["bench", "serving", "baseline"], ["bench", "accuracy", "fp8"], ["serve", "fp8"]):
             done = CliRunner().invoke(main, [*command, "--", *words])
-            assert done.exit_code == 10 and SECRET not in done.output, done.output
+            assert done.exit_code == 2 and SECRET not in done.output, done.output
     assert list(tmp_path.rglob("*")) == []
 
 

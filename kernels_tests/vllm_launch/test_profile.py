@@ -2,8 +2,8 @@
 
 import pytest
 
+from flashinfer_patches.errors import Problem
 from vllm_launch import arguments, profile
-from vllm_launch.errors import Problem
 
 
 def test_the_three_profiles_differ_in_the_kv_cache_and_its_accuracy_gates_alone():
@@ -85,7 +85,7 @@ def test_a_bad_profile_is_one_line_that_names_the_key(tmp_path, text, named):
         profile.load(str(path))
     assert named in caught.value.message
     assert "\n" not in caught.value.message
-    assert caught.value.exit_code == 10
+    assert caught.value.exit_code == 2
 
 
 def test_a_profile_that_extends_itself_is_refused(tmp_path):
@@ -107,7 +107,7 @@ def test_a_profile_that_is_not_utf_8(tmp_path):
     path.write_bytes("extends: baseline\ndescription: Café\n".encode("latin-1"))
     with pytest.raises(Problem, match=r"cannot read .*mine\.yaml") as caught:
         profile.load(str(path))
-    assert caught.value.exit_code == 10 and "\n" not in caught.value.message
+    assert caught.value.exit_code == 2 and "\n" not in caught.value.message
 
 
 def test_keys_that_a_merge_key_brings_may_be_overridden(tmp_path):
@@ -245,4 +245,4 @@ def test_a_negative_number_is_a_value():
 def test_arguments_that_the_launcher_owns_are_refused(words):
     with pytest.raises(Problem) as caught:
         arguments.parse(words)
-    assert caught.value.exit_code == 10
+    assert caught.value.exit_code == 2

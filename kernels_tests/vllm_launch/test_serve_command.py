@@ -6,10 +6,10 @@ import subprocess
 import pytest
 from click.testing import CliRunner
 
+from flashinfer_patches.errors import EXIT_CODES
 from fp8_sinks.cli import main
 from kernels_tests.processes import free_port
 from kernels_tests.vllm_launch.test_profile import FOR_SERVING
-from vllm_launch.errors import EXIT_CODES
 
 
 def test_the_command_line_prints_one_line_with_its_remedy(tmp_path):
@@ -17,7 +17,7 @@ def test_the_command_line_prints_one_line_with_its_remedy(tmp_path):
     bad = tmp_path / "mine.yaml"
     bad.write_text("extends: baseline\nkv: fp8\n")
     done = CliRunner().invoke(main, ["serve", str(bad)])
-    assert done.exit_code == 10
+    assert done.exit_code == 2
     assert done.stderr.splitlines()[0].startswith("Error: mine.yaml: kv:")
     assert done.stderr.splitlines()[1].startswith("  remedy: ")
     assert done.stdout == ""

@@ -1,7 +1,6 @@
 """The commands as a user or a script calls them."""
 
 import json
-import re
 
 import pytest
 from click.testing import CliRunner
@@ -105,12 +104,3 @@ def test_a_source_that_an_older_version_patched_is_told(root, tmp_path, monkeypa
         assert f"fp8-sinks patch revert --target {source}" in done.stderr
         assert json.loads(done.stdout)["patched_source"] == str(source)
     assert run("patch", "revert", "--target", source).exit_code == 0 and package_tree(site) == expected(APPLIED)
-
-
-@pytest.mark.parametrize(
-    ("group", "others"), [("patch", {"cache", "fetch", "build"}), ("cache", {"version", "superseded", "git", "fetch"})]
-)
-def test_help_names_the_exit_codes_of_its_commands(group, others):
-    told = {int(word) for word in re.findall(r"\b\d\d\b", run(group, "--help").stdout)}
-    assert told == {code for kind, code in EXIT_CODES.items() if kind not in others}
-    assert all(f"{code} {kind}" in " ".join(run("--help").stdout.split()) for kind, code in EXIT_CODES.items())

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from flashinfer_patches import engine, fetch, series
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from kernels_tests.flashinfer_patches.engine import worlds
 from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
@@ -56,7 +56,7 @@ def test_a_patched_copy_leaves_the_pristine_one_alone(index, tmp_path):
 
 def test_offline_and_missing(index, tmp_path):
     next(index.glob("*.whl")).unlink()
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         fetch.patched(VERSION, tmp_path / "copies")
     assert caught.value.kind == "fetch" and VERSION in caught.value.message and "network" in caught.value.remedy
     assert "ERROR" in caught.value.message and not list((tmp_path / "copies").rglob("*.py"))
@@ -65,14 +65,14 @@ def test_offline_and_missing(index, tmp_path):
 def test_another_wheel_than_the_released_one(index, tmp_path):
     with zipfile.ZipFile(next(index.glob("*.whl")), "a") as archive:
         archive.writestr("flashinfer/evil.py", "")
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         fetch.pristine(VERSION, tmp_path / "copies")
     assert caught.value.kind == "fetch" and fetch.WHEELS[VERSION] in caught.value.message
     assert not list((tmp_path / "copies").rglob("*.py"))
 
 
 def test_a_release_without_a_known_wheel(tmp_path):
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         fetch.pristine("0.6.18.post1", tmp_path)
     assert caught.value.kind == "version" and all(version in caught.value.remedy for version in fetch.WHEELS)
 
@@ -103,4 +103,4 @@ def test_make_patch_fails_with_the_code_of_its_error(installed):
     (installed / "flashinfer/_build_meta.py").write_text("__version__ = '0.0.1'\n")
     command = [sys.executable, "-m", "flashinfer_patches.fetch"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 41 and "0.0.1" in done.stderr and "remedy:" in done.stderr
+    assert done.returncode == 4 and "0.0.1" in done.stderr and "remedy:" in done.stderr

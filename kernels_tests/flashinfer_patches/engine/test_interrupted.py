@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flashinfer_patches import engine, locking
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from flashinfer_patches.state import LOCK
 from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
@@ -167,7 +167,7 @@ def slow(site):
 
 def test_a_held_lock_names_its_holder(site, root, slow):
     began = time.monotonic()
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         engine.apply(site, root, timeout_s=0.3)
     assert caught.value.kind == "lock" and time.monotonic() - began < scaled(5)
     assert f"pid {slow.pid} (a slow apply)" in caught.value.message and str(site / LOCK) in caught.value.message
@@ -195,7 +195,7 @@ def test_a_lock_on_a_removed_file_excludes_nobody_and_is_taken_again(tmp_path, m
     monkeypatch.setattr(fcntl, "flock", flock)
     with locking.held(lock, "first", 5):
         assert len(calls) == 2 and lock.read_text().startswith(f"pid {os.getpid()} (first)")
-        with pytest.raises(PatchError, match="first"), locking.held(lock, "second", 0):
+        with pytest.raises(Problem, match="first"), locking.held(lock, "second", 0):
             pass
     assert not lock.exists()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flashinfer_patches import engine, jit_cache
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
     CLEAN,
@@ -55,7 +55,7 @@ def test_patched_and_unpatched_kernels_never_meet(installed, tmp_path):
 
 def test_a_half_patched_flashinfer_gets_no_kernels(installed, tmp_path):
     (installed / DECODE).write_bytes(APPLIED[DECODE])
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         jit_cache.workspace(tmp_path)
     assert "half patched" in caught.value.message and "fp8-sinks patch apply" in caught.value.remedy
     engine.apply()
@@ -77,7 +77,7 @@ def test_release_torch_and_cuda_have_folders_of_their_own(installed, tmp_path):
 
 def test_without_flashinfer_there_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(jit_cache.engine.package, "installed", lambda: None)
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         jit_cache.workspace(tmp_path)
     assert caught.value.kind == "target"
 
@@ -88,7 +88,7 @@ def test_prebuilt_kernels_that_would_hide_a_patch(installed, tmp_path, how):
     write(installed, {prebuilt: b""})
     jit_cache.workspace(tmp_path)  # nothing to hide
     engine.apply()
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         jit_cache.workspace(tmp_path)
     assert caught.value.kind == "cache" and "in place of the patched sources" in caught.value.message
     assert "fp8-sinks patch revert" in caught.value.remedy
@@ -135,7 +135,7 @@ def not_ours(tmp_path, folder, how):
 def test_nothing_else_is_wiped(tmp_path, folder, how):
     other = not_ours(tmp_path, folder, how)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         jit_cache.wipe(other)
     assert caught.value.kind == "cache" and str(other) in caught.value.message
     assert sorted(tmp_path.rglob("*")) == before
@@ -166,7 +166,7 @@ def test_a_folder_of_somebody_else_is_not_made_ours(tmp_path, folder):
     write(tmp_path / "theirs", {"file": b"x"})
     (tmp_path / "link").symlink_to(folder)
     for place in (tmp_path / "theirs", tmp_path / "link"):
-        with pytest.raises(PatchError) as caught:
+        with pytest.raises(Problem) as caught:
             jit_cache.make(place)
         assert caught.value.kind == "cache"
     assert list((tmp_path / "theirs").iterdir()) == [tmp_path / "theirs" / "file"]
@@ -215,7 +215,7 @@ def test_names_of_modules(folder, module):
 SMALL = (
     "import sys; from pathlib import Path; from flashinfer_patches import errors, jit_cache\n"
     "try: jit_cache.built_once(Path(sys.argv[1]) / 'c', 'm', lambda: print('built'))\n"
-    "except errors.PatchError as e: print(e.kind, e.message, e.remedy)"
+    "except errors.Problem as e: print(e.kind, e.message, e.remedy)"
 )
 
 
@@ -232,7 +232,7 @@ def test_a_full_disk_is_said_before_the_build(tmp_path, unshared, options, said)
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     for action in (jit_cache.make, lambda place: jit_cache.built_once(place, "m", pytest.fail)):
-        with pytest.raises(PatchError) as caught:
+        with pytest.raises(Problem) as caught:
             action(tmp_path / "file" / "cache")
         assert caught.value.kind == "write"
     assert os.listdir(tmp_path) == ["file"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from flashinfer_patches import jit_cache
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from kernels_tests.processes import scaled
 
 BUILDER = """
@@ -66,7 +66,7 @@ def build(folder):
 def test_who_waits_is_told_for_whom(folder, build):
     builder = build(30)
     for action in (lambda: jit_cache.built_once(folder, "m", pytest.fail, 0.2), lambda: jit_cache.wipe(folder)):
-        with pytest.raises(PatchError) as caught:
+        with pytest.raises(Problem) as caught:
             action()
         assert caught.value.kind == "lock" and f"pid {builder.process.pid} (builds m)" in caught.value.message
     assert (folder / ".cache" / "half.o").exists()
@@ -91,7 +91,7 @@ def test_compilers_that_do_not_end_are_named(folder, build):
     builder = build(30)
     kill(builder)
     for action in (lambda: jit_cache.built_once(folder, "m", pytest.fail, 0.2), lambda: jit_cache.wipe(folder)):
-        with pytest.raises(PatchError) as caught:
+        with pytest.raises(Problem) as caught:
             action()
         assert caught.value.kind == "lock" and f"pid {builder.compiler} (sleep)" in caught.value.message
     assert (folder / ".cache" / "half.o").exists(), "nothing is removed under a compiler"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flashinfer_patches import engine, locking, package
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from flashinfer_patches.state import KEPT, LOCK
 from kernels_tests.flashinfer_patches.engine.refusal import refused
 from kernels_tests.flashinfer_patches.engine.worlds import (
@@ -143,7 +143,7 @@ def test_no_link_is_followed_to_write(site, root, tmp_path):
 def test_a_file_of_the_users_is_no_lock(tmp_path, content):
     path = tmp_path / "lock"
     path.write_bytes(content)
-    with pytest.raises(PatchError) as caught, locking.held(path, "a test", 0):
+    with pytest.raises(Problem) as caught, locking.held(path, "a test", 0):
         pytest.fail("the lock was taken")
     assert caught.value.kind == "lock" and str(path) in caught.value.message
     assert path.read_bytes() == content
@@ -171,7 +171,7 @@ def test_only_a_plain_file_is_a_lock(site, root, tmp_path, kind):
         os.mkfifo(lock)
     else:
         lock.mkdir()
-    with pytest.raises(PatchError) as caught, locking.held(lock, "a test", 0):
+    with pytest.raises(Problem) as caught, locking.held(lock, "a test", 0):
         pytest.fail("the lock was taken")
     assert caught.value.kind == "write" and str(lock) in caught.value.message
     refused("write", engine.apply, site, root)
@@ -217,7 +217,7 @@ def test_what_uv_installs_is_patched_in_one_environment(uv, root, tmp_path, monk
 
 def test_an_apply_that_cannot_be_computed_leaves_the_links(source, root, tmp_path, monkeypatch):
     def fails(*_):
-        raise PatchError("git", "no git", "install git")
+        raise Problem("git", "no git", "install git")
 
     site = link(source, tmp_path / "site")
     monkeypatch.setattr(engine.staging, "forward", fails)

@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from bench.provenance import REPO
 from flashinfer_patches import engine, fetch, package, series
 from flashinfer_patches.state import KEPT
 from kernels_tests.flashinfer_patches.engine import worlds
+from vllm_launch.provenance import REPO
 
 
 def test_every_series_has_its_wheel():

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import provenance
 from flashinfer_patches import engine, jit_cache
-from flashinfer_patches.errors import PatchError
+from flashinfer_patches.errors import Problem
 from kernels_tests.flashinfer_patches.engine.worlds import APPLIED, DECODE, install, write
-from kernels_tests.vllm_launch.test_doctor import about, on_gpu
-from vllm_launch import doctor_facts, plan, profile, server, software
+from kernels_tests.vllm_launch.doctor.test_command import about, on_gpu
+from vllm_launch import plan, profile, provenance, server, software
+from vllm_launch.doctor import facts as doctor_facts
 from vllm_launch.machine import detect
 from vllm_launch.model import EMBEDDED
 
@@ -29,7 +29,7 @@ def test_a_server_gets_the_kernels_of_its_patch_set(installed, planned, tmp_path
     patched = planned().environment[KERNELS]
     assert patched == str(jit_cache.workspace(tmp_path / "cache" / "flashinfer")) != stock
     write(installed, {"flashinfer_jit_cache/__init__.py": b""})
-    with pytest.raises(PatchError) as caught:
+    with pytest.raises(Problem) as caught:
         planned()
     assert caught.value.kind == "cache"
 
@@ -38,7 +38,7 @@ def test_no_server_starts_on_kernels_of_others(installed, planned, tmp_path, mon
     made = planned()
     write(Path(made.environment[KERNELS]), {"theirs.so": b"x"})
     monkeypatch.setattr(server.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
-    with pytest.raises(PatchError) as caught, server.running(made, tmp_path, say=print):
+    with pytest.raises(Problem) as caught, server.running(made, tmp_path, say=print):
         pass
     assert caught.value.kind == "cache"
 

@@ -1,0 +1,35 @@
+"""The result of kind `accuracy`: what each profile answers."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch
+from bench.record.envelope import SCHEMA_VERSION
+from bench.servers.result import Failure, Requested, Start
+from flashinfer_patches.strict import Strict
+from vllm_launch.model import Model
+from vllm_launch.provenance import Provenance
+from vllm_launch.resolved import Resolved
+
+
+class AccuracyRow(Strict):
+    """What one profile answers; what failed or was not reached is absent, and in `failures`."""
+
+    profile: str
+    description: str
+    requested: Requested
+    resolved: Resolved | None
+    starts: list[Start] = Field(default_factory=list)
+    greedy: list[GreedyMatch]
+    accuracy: AccuracyRecord | None = None
+    failures: list[Failure]
+
+
+class AccuracyResult(Strict):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["accuracy"] = "accuracy"
+    id: str
+    provenance: Provenance
+    model: Model
+    rows: list[AccuracyRow]

@@ -1,0 +1,212 @@
+"""Figures of a profile's answers and the verdicts on them. A verdict that its own figures contradict is an error."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flashinfer_patches.strict import NotNegative, Positive, Strict
+
+Count = Annotated[int, Field(ge=1)]
+FigureName = Literal["mean_abs_delta", "p99_abs_delta", "kl", "top1", "perplexity_ratio"]
+SinkStatus = Literal["passed", "FAILED", "not judged", "not run"]
+TRUE_SINKS = "true"  # among the kinds of sinks that a server is held against; all others are wrong ones
+
+
+def greedy_passes(
+    matched: int, tokens: int, distinct: int, min_match: float, min_distinct: int, missing: int = 0
+) -> bool:
+    """Whether more than min_match of the tokens are the reference's, none is missing, and it is no loop of few."""
+    return not missing and matched > min_match * tokens and distinct >= min_distinct
+
+
+def holds(figure: FigureName, value: float, bound: float) -> bool:
+    """Whether a figure of an Agreement keeps its bound; a NaN keeps none."""
+    if figure == "top1":
+        return value >= bound
+    if figure == "perplexity_ratio":
+        return 1 / bound <= value <= bound
+    return value <= bound
+
+
+def sink_status(distances: dict[str, float], bound: float | None, factor: float | None) -> SinkStatus:
+    """Passed if the true sinks are within `bound` and the nearest wrong ones `factor` times that far.
+
+    distances: mean |delta log p| (nats) of TRUE_SINKS and of at least one wrong kind.
+    """
+    near = distances[TRUE_SINKS]
+    far = min(value for name, value in distances.items() if name != TRUE_SINKS)
+    kept = [None if bound is None else near <= bound, None if factor is None else far >= factor * near]
+    return "FAILED" if False in kept else "not judged" if None in kept else "passed"
+
+
+class GreedyMatch(Strict):
+    """One prompt's greedy answer against the reference profile's, position by position.
+
+    margin: smallest gap, over the reference's positions, between its best and second-best log-probability.
+    missing: positions that the shorter of the two answers lacks; a match of less than all has failed.
+    passed: greedy_passes() of min_match and min_distinct, whose defaults are those of results that lack them.
+    """
+
+    prompt: str
+    reference: str
+    text: str
+    reference_text: str
+    matched: Annotated[int, Field(ge=0)]
+    tokens: Count
+    missing: Annotated[int, Field(ge=0)] = 0
+    distinct: Annotated[int, Field(ge=0)]
+    margin: NotNegative
+    min_match: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    min_distinct: Count = 12
+    passed: bool
+
+    @model_validator(mode="after")
+    def _passed_by_its_figures(self):
+        if self.matched > self.tokens:
+            raise ValueError(f"{self.matched} of {self.tokens} tokens are equal")
+        figures = self.matched, self.tokens, self.distinct, self.min_match, self.min_distinct, self.missing
+        passed = greedy_passes(*figures)
+        if self.passed is not passed:
+            counts = f"{self.matched} of {self.tokens} tokens equal, {self.distinct} distinct"
+            needed = f"more than {self.min_match:g} of them and at least {self.min_distinct} distinct"
+            raise ValueError(f"passed is {self.passed}, but {counts}; a pass takes {needed}")
+        return self
+
+
+class Figure(Strict):
+    """A value and its 95% interval; no interval where the texts are too few for one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @model_validator(mode="after")
+    def _low_to_high(self):
+        ends = (self.low, self.high)
+        if ends != (None, None) and (None in ends or self.low > self.high):
+            raise ValueError(f"an interval from {self.low} to {self.high}")
+        return self
+
+
+class Agreement(Strict):
+    """How a profile's log-probabilities of given tokens differ from the reference profile's (bench/metrics.py).
+
+    delta: log p here minus log p there of the token that was given, nats. kl: nats a token. top1: share of
+    positions with the same most likely token. perplexity_ratio: this profile's perplexity over the reference's.
+    """
+
+    texts: Count
+    tokens: Count
+    mean_abs_delta: Figure
+    p99_abs_delta: Figure
+    kl: Figure
+    top1: Figure
+    perplexity_ratio: Figure
+
+    @model_validator(mode="after")
+    def _in_range(self):
+        delta, p99, top1 = self.mean_abs_delta.value, self.p99_abs_delta.value, self.top1.value
+        if delta < 0 or p99 < 0 or not 0 <= top1 <= 1 or self.perplexity_ratio.value <= 0:
+            raise ValueError(
+                "expected distances of at least 0, top1 from 0 to 1 and a positive perplexity_ratio, got"
+                f" {delta:g}, {p99:g}, {top1:g} and {self.perplexity_ratio.value:g}"
+            )
+        return self
+
+
+class AtContext(Strict):
+    """Agreement after `context` tokens of prompt; prefill is absent where it was not asked for."""
+
+    context: int
+    decode: Agreement
+    prefill: Agreement | None
+
+
+class SinkCheck(Strict):
+    """The server's prompt log-probabilities against transformers in FP32 with true and with wrong sinks.
+
+    mean_abs_delta: nats, by what was done to the sinks (`true` for nothing). bound: the most that `true` may
+    have; factor: how many times farther the nearest wrong one must be. reason: why there are no figures.
+    """
+
+    status: SinkStatus
+    reason: str | None
+    tokens: int
+    mean_abs_delta: dict[str, NotNegative]
+    bound: Positive | None
+    factor: Positive | None
+
+    @model_validator(mode="after")
+    def _status_by_its_figures(self):
+        distances = self.mean_abs_delta
+        if self.reason is not None:
+            if distances or self.status not in ("not run", "FAILED"):
+                raise ValueError(f"status is {self.status}, with figures {distances} beside the reason for none")
+            return self
+        if TRUE_SINKS not in distances or len(distances) < 2:
+            raise ValueError(f"no reason, and not the distances of the true and of wrong sinks: {distances}")
+        status = sink_status(distances, self.bound, self.factor)
+        if self.status != status:
+            raise ValueError(f"status is {self.status}, but its distances, bound and factor make it {status}")
+        return self
+
+
+class Gate(Strict):
+    """One figure against its bound. context: None for all of them. bound and passed: None if it is not judged."""
+
+    path: Literal["decode", "prefill", "paths"]
+    context: int | None
+    figure: FigureName
+    value: float
+    bound: Positive | None
+    passed: bool | None
+
+    @model_validator(mode="after")
+    def _passed_by_its_figures(self):
+        passed = None if self.bound is None else holds(self.figure, self.value, self.bound)
+        if self.passed is not passed:
+            against = f"{self.figure} {self.value:g} against the bound {self.bound}"
+            raise ValueError(f"passed is {self.passed}, but {against} makes it {passed}")
+        return self
+
+
+class AccuracyRecord(Strict):
+    """A profile's answers against the reference profile's; the reference's own record compares it with itself.
+
+    paths: its decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
+    judged_at: when the gates were computed again from the kept scores, after the run; None for the run's own verdict.
+    """
+
+    reference: str
+    text: Literal["heldout", "book"]
+    decode: Agreement
+    prefill: Agreement | None
+    paths: Agreement | None
+    contexts: Annotated[list[AtContext], Field(min_length=1)]
+    gates: list[Gate]
+    sinks: SinkCheck | None
+    judged_at: datetime | None = None
+
+    @property
+    def failed_gates(self) -> list[Gate]:
+        return [gate for gate in self.gates if gate.passed is False]
+
+    @property
+    def passed(self) -> bool | None:
+        """False if any gate or the sink check failed; None if no gate of decode is judged."""
+        if self.failed_gates or (self.sinks and self.sinks.status == "FAILED"):
+            return False
+        judged = {gate.figure for gate in self.gates if gate.path == "decode" and gate.passed}
+        return True if judged else None
+
+    @model_validator(mode="after")
+    def _gates_judge_these_figures(self):
+        at = {one.context: one for one in self.contexts}
+        for gate in self.gates:
+            agreement = getattr(self if gate.context is None else at.get(gate.context), gate.path, None)
+            value = agreement and getattr(agreement, gate.figure).value
+            if value != gate.value:
+                where = "all contexts" if gate.context is None else f"context {gate.context}"
+                raise ValueError(f"a gate has {gate.path} {gate.figure} {gate.value:g} at {where}, the record {value}")
+        return self

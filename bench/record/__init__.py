@@ -1,0 +1,1 @@
+"""What results of every kind have in common: envelope, schema, run folder, steps, noise."""

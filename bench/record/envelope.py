@@ -1,0 +1,12 @@
+"""What results of every kind have in common."""
+
+from flashinfer_patches.strict import Strict
+
+SCHEMA_VERSION = 1
+
+
+class Wiped(Strict):
+    """What emptying this run's JIT caches removed before a cold start."""
+
+    files: int
+    bytes: int

@@ -1,0 +1,31 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from flashinfer_patches.errors import Problem
+
+
+def write(model: BaseModel, path: Path) -> None:
+    """Write any of our records as JSON, whole or not at all."""
+    write_text(model.model_dump_json(indent=1) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file under a temporary name, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def writing(folder: Path, remedy: str = "choose another --run-dir, or mend its rights") -> Iterator[None]:
+    """Turn what the disk refuses in the block, which writes into `folder`, into Problem("disk")."""
+    try:
+        yield
+    except OSError as error:
+        raise Problem("disk", f"cannot write into {folder}: {error.strerror}", remedy) from error

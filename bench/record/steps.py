@@ -1,0 +1,30 @@
+"""Steps of a run: each a file of its own, which a resumed run finds done."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench.record.files import write_text, writing
+from bench.record.run_folder import broken_step
+
+T = TypeVar("T")
+
+
+def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
+    """The value that `path` holds, or else what `action` returns, written there; raises Problem("disk")."""
+    if path.exists():
+        return load(path, kind)
+    value = action()
+    with writing(path.parent):
+        write_text(TypeAdapter(kind).dump_json(value, indent=1).decode() + "\n", path)
+    return value
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """A finished step; raises Problem("file") for one that cannot be read."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise broken_step(path) from error

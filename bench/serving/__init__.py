@@ -1,0 +1,1 @@
+"""How fast is a profile, cold and warm? llama-benchy, comparisons and plots."""

@@ -1,0 +1,178 @@
+"""llama-benchy as a subprocess, offline: one depth of the grid in, its samples out.
+
+llama-benchy (0.4.0) drops failed requests unless told not to, falls back to the gpt2 tokenizer with a print, and
+wants its text over HTTP: all three are handled here.
+"""
+
+import json
+import pkgutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bench.serving.result import Rate
+from flashinfer_patches.errors import Problem
+from vllm_launch import provenance
+from vllm_launch.plan import FIXED_ENVIRONMENT, child_environment
+from vllm_launch.profile import BenchGrid
+from vllm_launch.server import Server
+
+TIMEOUT_S = 4 * 3600
+GPT2_FALLBACK = "Falling back to 'gpt2'"
+
+
+def book() -> bytes:
+    """English text to make prompts of: the Python language reference that every Python ships (PSF licence)."""
+    source = pkgutil.get_data("pydoc_data", "topics.py")
+    if source is None:
+        raise Problem("software", "this Python lacks pydoc_data/topics.py", "install the full standard library")
+    return source
+
+
+@contextmanager
+def book_server() -> Iterator[str]:
+    """Serve the book on loopback; yields its URL."""
+    text = book()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/book.txt"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def measure(
+    server: Server, grid: BenchGrid, depth: int, folder: Path, book_url: str, on_request: Callable[[], None]
+) -> list[Rate]:
+    """The rates of every prompt, output and concurrency of `grid` at one depth, in tokens and seconds.
+
+    folder: llama-benchy's log, its JSON and its home. on_request: called when a measured request ends.
+    Raises Problem("requests") for a failed request, the gpt2 fallback, or a metric that is missing.
+    """
+    plan = server.plan
+    saved = folder / f"llama-benchy-depth-{depth}.json"
+    saved.unlink(missing_ok=True)
+    command = [
+        *(sys.executable, "-m", "llama_benchy", "--base-url", f"{plan.url}/v1", "--book-url", book_url),
+        *("--model", plan.model.name, "--served-model-name", plan.model.name, "--tokenizer", plan.model.path),
+        *("--pp", *map(str, grid.prompt), "--tg", *map(str, grid.output), "--depth", str(depth)),
+        *("--concurrency", *map(str, grid.concurrency), "--runs", str(grid.runs)),
+        *("--exact-tg", "--no-cache", "--latency-mode", "none", "--skip-coherence"),
+        # A special token has no text unless it is not skipped, and llama-benchy counts only tokens that have some.
+        *("--extra-body", "temperature=0,skip_special_tokens=false"),
+        *("--exit-on-first-fail", "--no-results-on-fail", "--emit-progress", "-"),
+        *("--save-result", str(saved.resolve()), "--format", "json"),
+    ]
+    environment = child_environment(plan) | FIXED_ENVIRONMENT | {"HOME": str(folder.resolve())}
+    log, loads = folder / f"llama-benchy-depth-{depth}.log", []
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
+            env=environment,
+        )  # fmt: skip
+        watchdog = threading.Timer(TIMEOUT_S, process.kill)
+        watchdog.start()
+        try:
+            for line in process.stdout:
+                if '"type":"request_end"' in line:
+                    loads.append(provenance.load_average())
+                    on_request()
+            process.wait()
+        finally:
+            watchdog.cancel()
+            process.kill()
+            process.wait()
+    return with_loads(read(saved, log.read_text(encoding="utf-8"), process.returncode, grid, depth), loads, grid.runs)
+
+
+def with_loads(rates: list[Rate], loads: list[float], runs: int) -> list[Rate]:
+    """The rates with the load average at the end of each. loads: at the end of each measured request, in their order.
+
+    Where the requests are not those of the rates, it is not known: None.
+    """
+    ends = list(accumulate(runs * rate.concurrency for rate in rates))
+    known = ends[-1:] == [len(loads)]
+    return [
+        rate.model_copy(update={"load_average": loads[end - 1] if known else None})
+        for rate, end in zip(rates, ends, strict=True)
+    ]
+
+
+def read(saved: Path, log_text: str, returncode: int, grid: BenchGrid, depth: int) -> list[Rate]:
+    """llama-benchy's JSON as Rates; raises Problem("requests") if anything of the grid is missing or null."""
+    if GPT2_FALLBACK in log_text:
+        raise Problem(
+            "requests",
+            "llama-benchy could not read the model's tokenizer and fell back to gpt2's: its token counts are wrong",
+            "check tokenizer.json in the model folder",
+        )
+    if returncode != 0 or not saved.exists():
+        telling = [line for line in log_text.splitlines() if "rror" in line or "HTTP" in line or "FAILED" in line]
+        reason = telling[0][:300] if telling else "it gave no reason"
+        raise Problem(
+            "requests",
+            f"llama-benchy failed at depth {depth} (exit code {returncode}): {reason}",
+            f"see {saved.with_suffix('.log')} and the server's log beside it; then run again with --resume",
+        )
+    benchmarks = json.loads(saved.read_text(encoding="utf-8"))["benchmarks"]
+    rates = [_rate(entry, grid.runs) for entry in benchmarks]
+    expected = len(grid.prompt) * len(grid.output) * len(grid.concurrency)
+    if len(rates) != expected:
+        raise Problem(
+            "requests", f"llama-benchy reported {len(rates)} of {expected} measurements", f"see {saved.parent}"
+        )
+    return rates
+
+
+def _rate(entry: dict, runs: int) -> Rate:
+    samples = {}
+    for name in ("tg_throughput", "pp_throughput", "e2e_ttft"):
+        values = (entry.get(name) or {}).get("values")
+        # One time to first token for each request, one throughput for each repeat.
+        wanted = runs * entry["concurrency"] if name == "e2e_ttft" else runs
+        if not values or len(values) != wanted:
+            raise Problem(
+                "requests",
+                f"llama-benchy's {name} has {len(values or [])} of {wanted} samples at depth {entry['context_size']}",
+                "a request failed or was too short to time; see llama-benchy's log, then run again with --resume",
+            )
+        samples[name] = values
+    try:
+        return Rate(
+            depth=entry["context_size"],
+            prompt=entry["prompt_size"],
+            output=entry["response_size"],
+            concurrency=entry["concurrency"],
+            decode_tok_s=samples["tg_throughput"],
+            prefill_tok_s=samples["pp_throughput"],
+            first_token_ms=samples["e2e_ttft"],
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Problem(
+            "requests",
+            f"llama-benchy's figures at depth {entry['context_size']} are no rates: {first['loc'][0]}: {first['msg']}"
+            f" (got {first['input']!r})",
+            "a request failed or was too short to time; see llama-benchy's log, then run again with --resume",
+        ) from error

@@ -1,0 +1,273 @@
+"""The kernel bench without a GPU: bytes, inputs, the exact answer, timing, statistics, refusals, one whole run."""
+
+import json
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench.cli import bench
+from bench.kernels import exact, grid, inputs, peers, timing
+from bench.kernels.grid import GEOMETRY
+from bench.kernels.result import KernelRow
+from bench.kernels.shape import Shape, even
+from bench.kinds import read
+from bench.record.files import write
+from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result
+from kernels_tests.flashinfer_patches import cases
+from lowp.sink_decode import reference
+
+
+def test_bytes_of_the_grid():
+    # 2 (keys and values) x 8 KV heads x 64 values a token.
+    assert grid.kv_bytes(even(1, 1), "e4m3") == 1024 and grid.kv_bytes(even(1, 1), "bf16") == 2048
+    assert grid.kv_bytes(even(64, 8192), "e4m3") == 536_870_912
+    assert len(grid.STANDARD) == 14 and len(grid.GRID) == 33 and len(set(map(str, grid.GRID))) == 33
+    # A window of 128 reads that many tokens of each request; a wide table reads nothing more.
+    assert grid.kv_bytes(even(8, 8192, window_left=127), "e4m3") == 8 * 128 * 1024
+    assert grid.kv_bytes(Shape((64, 512), window_left=127), "e4m3") == (64 + 128) * 1024
+    assert grid.kv_bytes(even(1, 8192, head_dim=128), "e4m3") == 2 * grid.kv_bytes(even(1, 8192), "e4m3")
+    assert grid.kv_bytes(even(1, 2048, table_tokens=131072), "e4m3") == 2048 * 1024
+    assert grid.kv_bytes(grid.RAGGED[0], "e4m3") == (131072 + 31 * 512) * 1024
+
+
+def test_the_drawn_lengths_are_the_same_every_time():
+    drawn = grid.RAGGED[1]
+    assert str(drawn) == "32x1175-16368" and drawn.lengths[:3] == (14347, 6823, 12930)
+
+
+@pytest.mark.parametrize("shape", grid.GRID, ids=str)
+def test_layers_rotate_through_enough_memory(shape):
+    layers = grid.layers(shape)
+    assert layers >= 2
+    assert layers * grid.kv_bytes(shape, "e4m3") >= 400_000_000
+    assert layers == 2 or (layers - 1) * grid.kv_bytes(shape, "e4m3") < 400_000_000
+
+
+def test_shapes_are_parsed_or_refused():
+    assert grid.parse("8x8192") == even(8, 8192)
+    for text in ("8", "8x", "x8", "0x8192", "8x08192", "1x128", "1x99999999", "8 x 8192"):
+        with pytest.raises(ValueError, match=r"BATCHxCONTEXT such as 8x8192, 1,024 to 8,388,608 tokens"):
+            grid.parse(text)
+    assert all(grid.parse(str(shape)) == shape for shape in grid.GRID)
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "words"),
+    [
+        (even(8, 8192), "8x8192", "8 x 8,192"),
+        (Shape((8192, 512, 512)), "1x8192+2x512", "1 x 8,192 + 2 x 512"),
+        (Shape((1, 2, 1, 2)), "4x1-2", "4 x 1 to 2"),
+        (even(8, 8192, window_left=127), "8x8192w127", "8 x 8,192, window of 128"),
+        (even(1, 8192, head_dim=128), "1x8192d128", "1 x 8,192, head_dim 128"),
+        (even(1, 2048, table_tokens=131072), "1x2048t131072", "1 x 2,048, table for 131,072"),
+        (even(8, 8192, layout="NHD"), "8x8192NHD", "8 x 8,192, NHD"),
+    ],
+)
+def test_shapes_have_a_name_and_words(shape, name, words):
+    assert str(shape) == name and shape.words == words
+    assert shape.plain == (name == "8x8192") and shape.ragged == ("+" in name or "-" in name)
+
+
+@pytest.fixture(scope="module")
+def small() -> inputs.Inputs:
+    return inputs.build(even(6, 100), layers=3, device="cpu")
+
+
+def test_inputs_hold_the_same_values_in_every_format(small):
+    assert len(small.q) == len(small.out) == 3
+    for (k16, v16), (k8, v8) in zip(small.caches["bf16"], small.caches["e4m3"], strict=True):
+        assert k16.shape == (6 * 7, 8, 16, 64) and k16.dtype == torch.bfloat16 and k8.dtype == torch.float8_e4m3fn
+        assert torch.equal(k8.view(torch.uint8), k16.to(torch.float8_e4m3fn).view(torch.uint8))
+        assert torch.equal(v8.view(torch.uint8), v16.to(torch.float8_e4m3fn).view(torch.uint8))
+    pages = small.block_table.flatten()
+    assert sorted(pages.tolist()) == list(range(42)) and pages.tolist() != list(range(42))
+    assert not torch.equal(small.q[0], small.q[1])
+    again = inputs.build(even(6, 100), layers=3, device="cpu")
+    assert torch.equal(again.q[2], small.q[2]) and torch.equal(again.block_table, small.block_table)
+
+
+@pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
+@pytest.mark.parametrize("sinks", [True, False])
+def test_the_exact_answer_is_that_of_the_patches_tests(small, kv_format, sinks):
+    """Two formulas written apart, on the same tokens."""
+    k, v = (
+        cache[small.block_table.long()].transpose(2, 3).reshape(6, -1, 8, 64)[:, :100].double()
+        for cache in small.caches[kv_format][1]
+    )
+    expected, lse = cases.reference(small.q[1], list(zip(k, v, strict=True)), small.sinks if sinks else None)
+    for row in range(6):
+        got = exact.attention(small, kv_format, 1, row, sinks=sinks)
+        torch.testing.assert_close(got, expected[row], rtol=1e-9, atol=1e-12)
+    # The sinks are near the log-sum-exp: dropping them must show.
+    share = torch.exp2(small.sinks / math.log(2) - lse) if sinks else torch.full((1,), 0.5)
+    assert 0.2 < share.mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape((100, 17, 16, 1, 230)),
+        Shape((300, 100), window_left=127),
+        even(2, 40, head_dim=128),
+        even(2, 40, table_tokens=160),
+        even(2, 40, layout="NHD"),
+        even(2, 40, layout="interleaved"),
+    ],
+    ids=str,
+)
+def test_the_exact_answer_at_other_shapes_is_that_of_our_kernels_reference(shape):
+    """Two formulas and two gathers written apart; pages that must not be read hold NaN."""
+    made = inputs.build(shape, layers=2, device="cpu")
+    k, v = made.caches["e4m3"][1]
+    used = {int(made.block_table[row, page]) for row in range(shape.batch) for page in pages(shape, row)}
+    assert used == set(range(len(k))), "a page that is not read would make the caches larger than what is counted"
+    arguments = (made.q[1], k, v, made.block_table, made.seq_lens, made.sinks)
+    out, lse = reference(*arguments, sm_scale=made.sm_scale, window_left=shape.window_left, layout="HND")
+    for row in range(shape.batch):
+        got = exact.attention(made, "e4m3", 1, row, sinks=True)
+        torch.testing.assert_close(got, out[row], rtol=1e-9, atol=1e-12)
+    longest = shape.lengths.index(shape.context)
+    assert 0.2 < torch.exp(made.sinks - lse[longest]).mean() < 0.8
+    assert made.block_table.shape[1] == -(-max(shape.context, shape.table_tokens) // 16)
+    assert torch.equal(made.sinks, made.sinks.bfloat16().float())
+
+
+def pages(shape, row) -> range:
+    first = max(0, shape.lengths[row] - 128) if shape.window_left == 127 else 0
+    return range(first // 16, -(-shape.lengths[row] // 16))
+
+
+def test_the_longest_request_is_looked_at():
+    made = inputs.build(Shape((16, 16, 16, 32, 16, 16, 16)), layers=1, device="cpu")
+    assert len(exact.expected(made, "bf16", sinks=True)) == exact.ROWS + 1
+    made = inputs.build(Shape((32, 16, 16, 16, 16, 16, 16)), layers=1, device="cpu")
+    assert len(exact.expected(made, "bf16", sinks=True)) == exact.ROWS
+
+
+@pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
+def test_caches_lie_in_memory_as_the_layout_says(kv_format):
+    """[pages, kv heads, page, head_dim] each; elements from one head, and one token, to the next."""
+    apart = {"HND": (16 * 64, 64), "NHD": (64, 8 * 64), "interleaved": (16 * 128, 128)}
+    for layout, strides in apart.items():
+        k, v = inputs.build(even(2, 40, layout=layout), layers=1, device="cpu").caches[kv_format][0]
+        assert k.shape == v.shape == (6, 8, 16, 64)
+        assert k.stride()[1:] == v.stride()[1:] == (*strides, 1)
+        assert (v.data_ptr() - k.data_ptr() == 64 * k.element_size()) == (layout == "interleaved")
+
+
+@pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
+@pytest.mark.parametrize("layout", ["HND", "NHD", "interleaved"])
+def test_our_kernel_is_called_with_what_the_inputs_hold(kv_format, layout):
+    """On CPU tensors its float64 reference computes: layers, window, table and output are the right ones."""
+    made = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, layout=layout), layers=3, device="cpu")
+    inputs.poison(made)
+    kernel = next(one for one in peers.KERNELS if str(one) == f"{peers.OURS} {kv_format}")
+    for call in kernel.calls(made, kernel.settings[0]):
+        call()
+    assert 1e-3 < exact.rel_l2(exact.outputs(made), exact.expected(made, kv_format, sinks=True)) < 2.5e-3
+
+
+def test_only_the_first_and_last_are_looked_at():
+    assert exact.looked_at(128, 4) == [0, 1, 126, 127]
+    assert exact.looked_at(3, 4) == [0, 1, 2]
+    assert exact.looked_at(191, 2) == [0, 190]
+    assert exact.looked_at(1, 2) == [0]
+
+
+def test_an_output_that_is_right_in_the_first_layer_alone_is_wrong(small):
+    expected = exact.expected(small, "bf16", sinks=True)
+    inputs.poison(small)
+    for row in range(6):
+        small.out[0][row] = exact.attention(small, "bf16", 0, row, sinks=True)
+    assert math.isnan(exact.rel_l2(exact.outputs(small), expected))
+    for row in range(6):
+        small.out[2][row] = exact.attention(small, "bf16", 2, row, sinks=True)
+    assert 1e-3 < exact.rel_l2(exact.outputs(small), expected) < 2.5e-3  # BF16's rounding of the output
+    small.out[2][5] = small.out[2][5].roll(1, 0)
+    assert exact.rel_l2(exact.outputs(small), expected) > 0.1
+
+
+def test_missed_counts_elements_outside_the_tolerance():
+    expected = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    out = torch.tensor([1.0109, 1.0111, math.nan, 0.0009], dtype=torch.float64)
+    assert exact.missed(out, expected, rtol=1e-2, atol=1e-3) == 0.5
+
+
+def test_e4m3_misses_the_plans_tolerance_by_its_rounding_alone(small):
+    """No kernel in it: the exact answer over the stored cache, held against that over BF16."""
+    stored, bf16 = (exact.expected(small, name, sinks=True) for name in ("e4m3", "bf16"))
+    assert exact.missed(stored, bf16, grid.RTOL, grid.ATOL) > 0.3
+    assert 0.02 < exact.rel_l2(stored, bf16) < 0.1
+
+
+def test_samples_are_microseconds_a_call_without_the_warmups():
+    clock = iter([100.0] * timing.WARMUPS + [0.5] * timing.REPLAYS)
+    assert timing.samples_us(lambda: next(clock), calls=20) == [25.0] * timing.REPLAYS
+    assert next(clock, None) is None
+
+
+def test_long_replays_are_fewer():
+    clock = iter([100.0] * timing.WARMUPS + [60.0] * 9 + [70.0])
+    assert len(timing.samples_us(lambda: next(clock), calls=1)) == 9 and next(clock) == 70.0
+    assert len(timing.samples_us(lambda: 1e6, calls=1)) == timing.LEAST_REPLAYS
+
+
+def test_calls_are_repeated_in_whole_rounds():
+    calls = [lambda: 1, lambda: 2, lambda: 3]
+    assert timing.repeated(calls) == calls * 6
+    assert timing.repeated(calls * 7) == calls * 7
+
+
+def test_what_calls_wrote_before_the_replays_is_cleared(monkeypatch):
+    """Else a graph that writes nothing would pass with what the first, eager calls left."""
+    done = []
+    stream = SimpleNamespace(wait_stream=lambda _other: None)
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _end: 32.0)
+    for name, value in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": nullcontext,
+        "synchronize": lambda: None,
+        "graph": nullcontext,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: done.append("replay")),
+        "Event": lambda **_: event,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    samples = timing.graph_us([lambda: done.append("call")] * 16, lambda: done.append("clear"))
+    assert done == ["call"] * 32 + ["clear"] + ["replay"] * (timing.WARMUPS + len(samples))
+    assert set(samples) == {2000.0}
+
+
+def test_the_fastest_setting_is_that_of_the_smallest_median():
+    assert timing.fastest({"a": [1.0, 9.0, 9.0], "b": [8.0, 8.0, 20.0]}) == "b"
+
+
+@pytest.mark.parametrize("shape", [even(2, 512), *grid.GRID[13:]], ids=str)
+def test_a_row_says_its_shape(shape):
+    row = a_kernel_row(shape)
+    assert KernelRow.model_validate_json(row.model_dump_json()).shape == shape
+    assert (row.lengths is not None) == shape.ragged and (row.batch, row.context) == (shape.batch, shape.context)
+
+
+def test_a_result_is_kept_and_read_back(tmp_path):
+    result = a_kernels_result(a_kernel_row(even(1, 2048)), a_failed_row(even(1, 2048)))
+    write(result, tmp_path / "result.json")
+    assert read(tmp_path / "result.json") == result
+    kept = CliRunner().invoke(bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
+    assert kept.exit_code == 0 and (tmp_path / "results" / f"kernels-{result.id}.json").exists()
+
+
+def test_keys_that_others_read():
+    found = json.loads(a_kernels_result().model_dump_json())
+    assert {"kind", "read_ceiling_bytes_per_s", "rows"} <= set(found) and found["kind"] == "kernels"
+    assert {"kernel", "kv_format", "batch", "context", "kv_bytes", "time_us", "rel_l2", "error"} <= set(
+        found["rows"][0]
+    )
+
+
+def test_geometry_is_gpt_oss():
+    assert (GEOMETRY.query_heads, GEOMETRY.kv_heads, GEOMETRY.head_dim) == (64, 8, 64)
