@@ -8,7 +8,7 @@ VLLM ?= 0.26
 export PYTHON VENV DEVICE VLLM
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: setup test bench report lint lock schema patch clean
+.PHONY: setup test bench report lint lock patch clean
 
 setup:
 	@scripts/setup.sh
@@ -30,10 +30,6 @@ lint: setup
 # Rewrite locks/*.txt from locks/*.in.
 lock:
 	scripts/lock.sh
-
-# Rewrite docs/result.schema.json from bench/result.py.
-schema: setup
-	"$$VENV/bin/python" -m bench.record.schema
 
 # Patch the installed FlashInfer; without one, a copy of its wheel in .flashinfer. Out again: fp8-sinks patch revert
 patch: setup

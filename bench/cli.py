@@ -10,16 +10,17 @@ from pathlib import Path
 import click
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import kinds as results
 from bench.accuracy import run as gates
+from bench.accuracy.result import AccuracyResult
 from bench.accuracy.run import failed_gates
 from bench.kernels.command import kernels_command
 from bench.record import run_folder
-from bench.record.files import write_text
 from bench.record.run_folder import Request
+from bench.report.command import compare_command, keep_command, report_command, write_report
 from bench.servers import run as runs
 from bench.servers.run import BEGUN, Run
 from bench.serving import run as serving
+from bench.serving.result import ServingResult
 from flashinfer_patches.errors import Problem
 from vllm_launch import arguments, profile, provenance
 from vllm_launch import plan as plans
@@ -33,7 +34,8 @@ def bench() -> None:
     """Measure servers and kernels, and make reports from the result files."""
 
 
-bench.add_command(kernels_command)
+for command in (kernels_command, report_command, keep_command, compare_command):
+    bench.add_command(command)
 
 
 def run_options(command):
@@ -94,7 +96,7 @@ def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool
             result = execute(run, command=["fp8-sinks", *sys.argv[1:]])
         finally:
             if (folder / "result.json").exists():
-                path = _reports().write([folder / "result.json"], folder, name="report.md")
+                path = write_report(folder)
                 talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
             if result is None and (folder / BEGUN).exists():
                 talk.print(
@@ -123,7 +125,7 @@ def _request(kind: str, words: tuple[str, ...], model, run_dir, resume) -> Reque
     return Request(kind=kind, profiles=profiles, model=model, overrides=overrides)
 
 
-def _gate(result: results.ServingResult | results.AccuracyResult) -> None:
+def _gate(result: AccuracyResult | ServingResult) -> None:
     """Raise Problem("gate") if any profile failed any gate; the first one is named."""
     failed = [f"{row.profile}: {words}" for row in result.rows for words in failed_gates(row)]
     if failed:
@@ -132,66 +134,3 @@ def _gate(result: results.ServingResult | results.AccuracyResult) -> None:
             f"{failed[0]} ({len(failed)} gate(s) failed)",
             "the report shows each failed gate; do not serve this profile before the reason is known",
         )
-
-
-@bench.command("report")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for the report.")
-@click.option("--name", default="BENCHMARK_RESULTS.md", show_default=True)
-@click.option("--plots", default="plots", show_default=True, help="Folder for the plots, inside --out.")
-@click.option("--glance", type=click.Path(path_type=Path, dir_okay=False), help="Also renew the results in this file.")
-def report_command(paths, out, name, plots, glance):
-    """Write Markdown and plots from result files, run folders or folders of result files alone."""
-    files = [results.file_of(path) for path in paths]
-    found = [file for path in files for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
-    if not found:
-        what = f"no result files in {', '.join(map(str, paths))}"
-        raise Problem("file", what, "run a bench, then: fp8-sinks bench keep RUN")
-    click.echo(_reports().write(found, out, name, plots))
-    if glance:
-        click.echo(_reports().write_glance(found, glance))
-
-
-def _reports():
-    from bench.report import document  # brings matplotlib, which no other verb needs
-
-    return document
-
-
-@bench.command()
-@click.argument("run", type=FOLDER)
-@click.option("--results", "folder", type=FOLDER, default="results", show_default=True)
-def keep(run, folder):
-    """Copy a run's result into results/, named by its id, where `make report` finds it."""
-    result = results.read(run)
-    remedy = "choose another --results, or mend its rights"
-    with run_folder.writing(folder, remedy):
-        folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{result.kind}-{result.id}.json"
-    if target.exists() and _identity(results.read(target)) != _identity(result):
-        what = f"{target} is of another run of this id"
-        raise Problem("file", what, "name another folder with --results, or rename that file first")
-    text = results.file_of(run).read_text(encoding="utf-8")
-    with run_folder.writing(folder, remedy):
-        write_text(text, target)
-    click.echo(target)
-
-
-def _identity(result) -> tuple:
-    """What is the same in two files of one run."""
-    return result.id, result.provenance.created, result.provenance.git_commit
-
-
-@bench.command("compare")
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
-@click.option("--force", is_flag=True, help="Compare what differs in more than the KV cache, marked as such.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare_command(a, b, force, as_json):
-    """Compare profiles of result files: ratios B over A, with their noise and the accuracy records.
-
-    A and B are result files or run folders, whose profiles of the same name are paired, or FILE:PROFILE.
-    """
-    from bench.serving import compare  # brings matplotlib, which few verbs need
-
-    click.echo(compare.compare(a, b, force=force, as_json=as_json))

@@ -1,32 +1,47 @@
-"""A Result: what one run measured, on what, with what command. The only thing that reports are made from."""
+"""The kinds of results: how each is read and reported. `python -m bench.kinds` prints the JSON schema of them all."""
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple, Union
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from bench.accuracy import section as accuracy
 from bench.accuracy.result import AccuracyResult
+from bench.kernels import section as kernels
 from bench.kernels.result import KernelsResult
 from bench.record.envelope import SCHEMA_VERSION
 from bench.record.run_folder import REQUEST
+from bench.report.document import Section
+from bench.serving import section as serving
 from bench.serving.result import ServingResult
 from flashinfer_patches.errors import Problem
 
-Result = Annotated[ServingResult | AccuracyResult | KernelsResult, Field(discriminator="kind")]
-RESULT = TypeAdapter(Result)
+
+class Kind(NamedTuple):
+    model: type
+    section: Callable[[Any], Section]
 
 
-def file_of(path: Path) -> Path:
-    """The result file that a path names: itself, or that of a run folder; raises Problem("file") for one without."""
-    if (path / "result.json").is_file():
-        return path / "result.json"
-    if (path / REQUEST).is_file():
-        what = f"{path} has no result.json: the run did not get that far"
-        raise Problem("file", what, f"go on with it, by --resume {path}")
-    return path
+KINDS = {
+    "serving": Kind(ServingResult, serving.section),
+    "accuracy": Kind(AccuracyResult, accuracy.section),
+    "kernels": Kind(KernelsResult, kernels.section),
+}
+Result = Union[tuple(kind.model for kind in KINDS.values())]  # noqa: UP007
+RESULT = TypeAdapter(Annotated[Result, Field(discriminator="kind")])
+# Fields that results of schema 1 have and no reader uses any more, by kind.
+REMOVED = {"kernels": ("tolerance",)}
 
 
-def read(path: Path) -> ServingResult | AccuracyResult | KernelsResult:
+def sections(paths: Sequence[Path]) -> list[Section]:
+    """Result files as sections of a report: by kind, the newest first."""
+    results = sorted(map(read, paths), key=lambda result: (result.provenance.created, result.id), reverse=True)
+    return [kind.section(result) for name, kind in KINDS.items() for result in results if result.kind == name]
+
+
+def read(path: Path) -> Result:
     """Read a result file of any kind, or that of a run folder.
 
     Raises Problem("file") for one that is missing, half-written, of another schema or that contradicts itself.
@@ -36,17 +51,41 @@ def read(path: Path) -> ServingResult | AccuracyResult | KernelsResult:
     if path.is_dir():
         raise Problem("file", f"{path} has no result.json", remedy)
     try:
-        return RESULT.validate_json(path.read_bytes())
+        return RESULT.validate_json(json.dumps(migrate(json.loads(path.read_bytes()))))
     except OSError as error:
         raise Problem("file", f"cannot read {path}: {error.strerror}", remedy) from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
         contradiction = first["type"] == "value_error"
-        wrong = "contradicts itself" if contradiction else f"is not a result of schema {SCHEMA_VERSION}"
-        raise Problem(
-            "file",
-            f"{path} {wrong}: {where}: {first['msg'].removeprefix('Value error, ')}",
-            "it may be half-written, edited or from another version; run the bench again, with --resume to keep its"
-            " steps",
-        ) from error
+        reason = "contradicts itself" if contradiction else f"is not a result of schema {SCHEMA_VERSION}"
+        message = f"{path} {reason}: {field}: {first['msg'].removeprefix('Value error, ')}"
+        raise Problem("file", message, UNREADABLE_REMEDY) from error
+    except ValueError as error:
+        raise Problem("file", f"{path} is not JSON: {error}", UNREADABLE_REMEDY) from error
+
+
+UNREADABLE_REMEDY = (
+    "it may be half-written, edited or from another version; run the bench again, with --resume to keep its steps"
+)
+
+
+def migrate(content: Any) -> Any:
+    """The content of a result file of an earlier version, as the models read it today."""
+    if not isinstance(content, dict):
+        return content
+    return {key: value for key, value in content.items() if key not in REMOVED.get(str(content.get("kind")), ())}
+
+
+def file_of(path: Path) -> Path:
+    """The result file of a path: itself, or that of a run folder; raises Problem("file") for a run without one."""
+    if (path / "result.json").is_file():
+        return path / "result.json"
+    if (path / REQUEST).is_file():
+        message = f"{path} has no result.json: the run did not get that far"
+        raise Problem("file", message, f"go on with it, by --resume {path}")
+    return path
+
+
+if __name__ == "__main__":
+    print(json.dumps(RESULT.json_schema(), indent=1, sort_keys=True))

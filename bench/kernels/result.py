@@ -154,4 +154,4 @@ class KernelsResult(Strict):
     builds: list[Build]
     left_out: list[LeftOut] = Field(default_factory=list)
     rows: list[KernelRow]
-    tolerance: list[Tolerance]
+    tolerance: list[Tolerance] = Field(default_factory=list)

@@ -1,156 +1,129 @@
-"""The report's part on decode kernels, from a result of kind `kernels` alone."""
+"""A kernels result's part of a report: decode kernels against the memory's limit and against each other."""
 
-from bench.kernels import claims, gain, tables
-from bench.kernels import plot as kernels_plot
-from bench.kernels.gain import QUANTISED
+from functools import partial
+from pathlib import Path
+
+from bench.kernels import tables
+from bench.kernels.comparison import (
+    ACCURATE_REL_L2,
+    KV_FORMATS,
+    LAW_SHARE,
+    LAW_US,
+    QUANTISED,
+    excess,
+    ours,
+    peers_at,
+    plain,
+)
 from bench.kernels.peers import OURS
-from bench.kernels.result import KernelsResult
+from bench.kernels.result import KernelRow, KernelsResult
 from bench.report import markdown as md
-from bench.serving.tables import source_table
+from bench.report import provenance
+from bench.report.document import Section
+from bench.report.numbers import span
 
-MOST_NAMED = 3  # shapes that a line names
-WORDS = {
-    OURS: "our kernel",
-    "fa2-no-sinks": "FlashInfer's FA2 as released, without sinks",
-    "fa2-sinks": "FA2 with our patches",
-    "xqa-sinks": "FlashInfer's XQA as released",
-    "vllm-fa3": "vLLM's FlashAttention 3 (with an FP8 cache its query is FP8 too, quantised before the timed call)",
-    "vllm-triton": "vLLM's Triton attention, BF16 query",
-}
-
+MAX_SHAPES = 3  # that a line names
 NOTE = (
-    "Time: median of the replays of one CUDA graph, microseconds a call. Floor: the bytes that a call must read over"
-    " the fastest read of this run. relL2: error of the timed calls' output against float64 attention over the cache"
-    " as stored, in the first and last two requests and the longest, of two layers; bold: beyond"
-    f" {tables.KERNEL_BOUND:g}, what a kernel with BF16 accuracy keeps. Caches, queries and outputs rotate through"
-    " several times the GPU's own cache; each kernel at its fastest setting."
-)
-BUILD_NOTE = (
-    "The smallest call of all, with an empty cache. FlashInfer's kernels compile several at once and wait for each"
-    f" other's share of the cores; {OURS} compiles a launch of its own for some shapes, in about the same time each."
-)
-REASON = (
-    "That is the format, not a kernel: the tolerance asks for 1%, and the eight bits of an element cannot hold it."
-    " E4M3 has three bits of mantissa, so storing a value moves it by up to 6% (2.65% in the root mean square), and no"
-    " kernel can tell what it was before. What holds instead, and what the tests demand: the kernel against attention"
-    " over the cache as stored, and the format's own error as a bound of its own."
+    "Time: median of the replays of one CUDA graph, each kernel at its fastest setting; caches rotate through several"
+    f" times the GPU's own cache. Law: {LAW_US:g} us + bytes / ({LAW_SHARE:g} x read ceiling). relL2: error against"
+    " float64 attention over the cache as stored; bold: not accurate. vllm-fa3 and xqa-sinks quantise the query too"
+    " with an E4M3 cache; fa2-no-sinks computes no sinks."
 )
 
 
-def headline(result: KernelsResult) -> str:
-    source = result.provenance
+def section(result: KernelsResult) -> Section:
+    source, table, gains = result.provenance, tables.page_table(result), tables.gain_table(result)
     version = source.versions.get("flashinfer-python", "?")
-    return md.text(f"Decode kernels on {source.machine.name}, FlashInfer {version}, {source.created:%Y-%m-%d}")
-
-
-def glance_lines(result: KernelsResult) -> str:
-    """The result in the fewest lines: our kernel against the others, and where FP8 pays through each."""
-    lines = [md.text(gain.message(result, kernel)) for kernel in gain.compared(result)]
-    return _listed([*_ours_lines(result), *lines])
-
-
-def summary_lines(result: KernelsResult) -> str:
-    """The result in a few lines: what our kernel shows, where FP8 pays, the tolerance, what failed or was left out."""
-    lines = _ours_lines(result)
-    lines += [
-        f"{md.text(one.topic)}: {'met' if one.met else '**not met**'}, {md.text(one.words)}"
-        for one in claims.claims(result)
-    ]
-    lines += [md.text(gain.message(result, kernel)) for kernel in gain.compared(result)]
-    return _listed([*lines, *_tolerance_lines(result), *_failed_lines(result), *_left_out_lines(result)])
-
-
-def _listed(lines: list[str]) -> str:
-    """Lines of the form "topic: words"."""
-    return "\n".join(f"- **{topic}:** {rest}" for topic, _, rest in (line.partition(": ") for line in lines))
-
-
-def _ours_lines(result: KernelsResult) -> list[str]:
-    """Our kernel with an FP8 cache, where it was measured."""
-    if not claims.ours(result, QUANTISED):
-        return []
-    law = f"the law is {claims.LAW_US:g} us + bytes / ({claims.LAW_SHARE:g} x read ceiling)"
-    return [f"{md.text(kernels_plot.title(result))}; {law}"]
-
-
-def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
-    """Markdown blocks of the whole section."""
-    ceiling = f"Read ceiling of this run: {result.read_ceiling_bytes_per_s / 1e12:.2f} TB/s."
-    tolerance, left_out = tables.tolerance_table(result), tables.left_out_table(result)
-    return [
-        f"## {headline(result)}",
-        summary_lines(result),
-        *(f"![{md.text(kernels_plot.title(result))}]({path})" for path in plot_names.values()),
-        f"{ceiling} {_geometry(result)}",
-        *tables.law_tables(result),
-        *tables.time_tables(result),
-        NOTE,
-        *tables.own_gain_table(result),
-        *(["### The original plan's tolerance", md.details("Each call", [tolerance]), REASON] if tolerance else []),
-        *(["### Not measured", left_out] if left_out else []),
-        "### Builds",
-        tables.build_table(result),
-        BUILD_NOTE,
-        "### Where it comes from",
-        source_table(result, [["kernels", md.text(_kernels(result))]]),
-        md.details("Command", [md.block(md.shell(result.provenance.command), "sh")]),
-    ]
-
-
-def _tolerance_lines(result: KernelsResult) -> list[str]:
-    """How much of each kernel's output misses the original plan's tolerance against a BF16 cache."""
-    said: dict[str, list[str]] = {}
-    for kernel in dict.fromkeys(one.kernel for one in result.tolerance):
-        found = [one for one in result.tolerance if (one.kernel, one.kv_format) == (kernel, QUANTISED)]
-        found = [one for one in found if one.error is None]
-        if found:
-            of_bf16, stored = ([getattr(one, key) for one in found] for key in ("missed_bf16", "missed_stored"))
-            words = (
-                f"{_percents(of_bf16)} of the elements miss rtol {found[0].rtol:g}, atol {found[0].atol:g} against a"
-                f" BF16 cache, {_percents(stored)} against the cache as stored: storing eight bits rounds by more than"
-                " that, whatever the kernel"
-            )
-            said.setdefault(words, []).append(md.text(kernel))
-    return [
-        f"Tolerance of the original plan, {', '.join(kernels)} {QUANTISED}: {words}" for words, kernels in said.items()
-    ]
-
-
-def _geometry(result: KernelsResult) -> str:
-    of = result.geometry
-    return (
-        f"{of.query_heads} query heads over {of.kv_heads} KV heads of {of.head_dim} values unless said, pages of"
-        f" {of.page_size} tokens ({of.layout} unless said), {of.query_format} query, one query token a request."
+    formats = [name for name in KV_FORMATS if any(row.kv_format == name for row in result.rows)]
+    times = [(f"## All kernels, {name} cache: us, relL2", tables.time_table(result, name)) for name in formats]
+    return Section(
+        id=result.id,
+        created=source.created,
+        on_cpu=False,
+        subject=f"Decode kernels on {source.machine.name}, FlashInfer {version}",
+        page=[*([table] if table else []), _conditions(result), *failed(result)],
+        not_measured=left_out(result),
+        details=[
+            *(block for pair in times for block in pair),
+            NOTE,
+            *(["## E4M3 over BF16", gains] if gains else []),
+            "## Builds",
+            tables.build_table(result),
+            "## Provenance",
+            provenance.table(source, [["result", md.text(result.id)]]),
+        ],
+        glance=_glance(result),
+        plot_title=title(result),
+        draw=partial(_draw, result) if any(row.error is None for row in result.rows) else None,
     )
 
 
-def _kernels(result: KernelsResult) -> str:
-    names = dict.fromkeys(row.kernel for row in result.rows)
-    return "; ".join(f"{name}: {WORDS[name]}" if name in WORDS else name for name in names)
+def _conditions(result: KernelsResult) -> str:
+    geometry = result.geometry
+    errors = {name: [row.rel_l2 for row in ours(result, name)] for name in KV_FORMATS}
+    parts = [
+        f"us: microseconds a call. {geometry.query_heads} query heads over {geometry.kv_heads} KV heads of"
+        f" {geometry.head_dim}, {geometry.query_format} query, pages of {geometry.page_size} tokens, {geometry.layout}",
+        f"Read ceiling of this run {result.read_ceiling_bytes_per_s / 1e12:.2f} TB/s; floor: a call's bytes at it",
+        f"Accurate: relL2 at most {ACCURATE_REL_L2:g} against float64",
+        *(f"{OURS} {name}: relL2 at most {max(values):.1e}" for name, values in errors.items() if values),
+    ]
+    return f"{'. '.join(parts)}."
 
 
-def _failed_lines(result: KernelsResult) -> list[str]:
-    """What failed, shapes of one kernel and error together."""
-    failed: dict[tuple[str, str], list[str]] = {}
+def title(result: KernelsResult) -> str:
+    """Our kernel with an FP8 cache against all other kernels and the law, at plain shapes if there are any."""
+    rows = plain(ours(result, QUANTISED))
+    if not rows:
+        return "Decode kernels: share of the read ceiling"
+    met = sum(excess(row, result.read_ceiling_bytes_per_s) <= 0 for row in rows)
+    parts = [*_over_peers(result, rows), f"within the law at {met} of {len(rows)} shapes"]
+    return f"{OURS} {QUANTISED}: {'; '.join(parts)}"
+
+
+def _over_peers(result: KernelsResult, rows: list[KernelRow]) -> list[str]:
+    """The speed over that of the fastest other kernel with either cache, accurate or not; empty without other."""
+    peers = {row.shape: peers_at(result, row.shape, *KV_FORMATS) for row in rows}
+    ratios = [peers[row.shape][0].time_us / row.time_us for row in rows if peers[row.shape]]
+    return [f"{span(ratios, lambda value: f'{value:.2f}x')} the fastest other kernel's speed"] if ratios else []
+
+
+def failed(result: KernelsResult) -> list[str]:
+    """A block that lists the failures, shapes of one kernel and error together; none without."""
+    shapes: dict[tuple[str, str], list[str]] = {}
     for row in result.rows:
         if row.error:
-            failed.setdefault((f"{row.kernel} {row.kv_format}", row.error), []).append(row.shape.words)
+            shapes.setdefault((f"{row.kernel} {row.kv_format}", row.error), []).append(row.shape.words)
+    lines = []
+    for (kernel, message), names in shapes.items():
+        where = "; ".join(names) if len(names) <= MAX_SHAPES else f"{len(names)} shapes"
+        lines.append(f"{md.text(kernel)} at {where}: {md.text(message)}")
+    return [f"Failed:\n\n{md.bullets(lines)}"] if lines else []
+
+
+def left_out(result: KernelsResult) -> list[str]:
+    """Kernels that were not measured, at all or at some shapes, those of one reason in one line."""
+    kernels: dict[str, dict[str, None]] = {}
+    shapes: dict[str, set[str]] = {}
+    for entry in result.left_out:
+        kernels.setdefault(entry.reason, {})[entry.kernel] = None
+        shapes.setdefault(entry.reason, set()).update([entry.shape] if entry.shape else [])
     return [
-        f"Failed: {md.text(name)} at {'; '.join(shapes) if len(shapes) <= MOST_NAMED else f'{len(shapes)} shapes'}:"
-        f" {md.text(error)}"
-        for (name, error), shapes in failed.items()
+        f"{', '.join(names)}{f' at {len(shapes[reason])} shapes' if shapes[reason] else ''}: {reason}"
+        for reason, names in kernels.items()
     ]
 
 
-def _left_out_lines(result: KernelsResult) -> list[str]:
-    """Kernels that were not measured at all."""
-    names: dict[str, list[str]] = {}
-    for one in result.left_out:
-        if one.shape is None:
-            names.setdefault(one.reason, []).append(f"{one.kernel} {one.kv_format}")
-    return [f"Left out: {md.text(', '.join(of_one))}: {md.text(reason)}" for reason, of_one in names.items()]
+def _glance(result: KernelsResult) -> list[list[str]]:
+    """A row for our kernel with an FP8 cache."""
+    if not (rows := plain(ours(result, QUANTISED))):
+        return []
+    speed = next(iter(_over_peers(result, rows)), "no other kernel measured")
+    error = f"relL2 at most {max(row.rel_l2 for row in rows):.1e}"
+    return [[md.text(result.provenance.machine.name), f"{OURS} {QUANTISED}", error, "-", speed]]
 
 
-def _percents(shares: list[float]) -> str:
-    lowest, highest = tables.percent(min(shares)), tables.percent(max(shares))
-    return lowest if lowest == highest else f"{lowest} to {highest}"
+def _draw(result: KernelsResult, path: Path) -> None:
+    from bench.kernels import plot  # matplotlib is slow to load
+
+    plot.kernels_plot(title(result), result, path)

@@ -1,144 +1,121 @@
-"""The tables of the report's part on decode kernels, each for one question."""
+"""Tables of a kernels result: one for the page, and the details."""
 
-from bench.kernels import claims
-from bench.kernels.gain import BASE, QUANTISED
+from bench.kernels.comparison import (
+    ACCURATE_REL_L2,
+    BASE,
+    KV_FORMATS,
+    QUANTISED,
+    Pair,
+    accurate_peer,
+    excess,
+    floor_us,
+    law_us,
+    ours,
+    pairs,
+    pays_from,
+    peers_at,
+    verdict,
+)
 from bench.kernels.peers import OURS
-from bench.kernels.result import Build, KernelRow, KernelsResult
+from bench.kernels.result import KernelRow, KernelsResult
 from bench.kernels.shape import HEAD_DIM
 from bench.report import markdown as md
-from bench.serving import plot as plots
+from bench.report.numbers import number, span
 
-# What a kernel that keeps BF16 accuracy may be off, relL2; the bound of the tests in kernels_tests.
-KERNEL_BOUND = 4e-3
-FORMATS = (QUANTISED, BASE)
 SHAPE = "batch x context"
 
 
-def law_tables(result: KernelsResult) -> list[str]:
-    """Is our kernel at the limit? A heading and a table for each storage format that it was measured with."""
-    ceiling, blocks = result.read_ceiling_bytes_per_s, []
-    for kv_format in FORMATS:
-        lines = []
-        for row in claims.ours(result, kv_format):
-            beyond = claims.over(row, ceiling)
-            lines.append(
-                [
-                    row.shape.words,
-                    plots.number(claims.floor_us(row, ceiling)),
-                    plots.number(claims.law_us(row, ceiling)),
-                    plots.number(row.time_us),
-                    f"{claims.floor_us(row, ceiling) / row.time_us:.0%}",
-                    "met" if beyond <= 0 else f"**{beyond:+.1%}**",
-                    _error(row.rel_l2),
-                ]
-            )
-        if lines:
-            headers = [SHAPE, "floor, us", "law, us", "time, us", "% of ceiling", "law", "relL2"]
-            blocks += [f"### {OURS} {kv_format} against the law", LAW_NOTE, md.table(headers, lines)]
-    return blocks
+def page_table(result: KernelsResult) -> str:
+    """Our kernel against the floor and the fastest accurate peer, at shapes where another kernel was measured.
 
-
-LAW_NOTE = (
-    f"Floor: bytes over the read ceiling. Law: {claims.LAW_US} us + bytes over {claims.LAW_SHARE} of the ceiling; met,"
-    " or how far over."
-)
-
-
-def time_tables(result: KernelsResult) -> list[str]:
-    """Who is fastest? A heading and a table for each storage format: all its kernels, and the best against ours."""
-    blocks = []
-    for kv_format in FORMATS:
-        rows = {(row.shape, row.kernel): row for row in result.rows if row.kv_format == kv_format}
-        if not rows:
-            continue
-        shapes, kernels = (list(dict.fromkeys(keys)) for keys in zip(*rows, strict=True))
-        compared = OURS in kernels and len(kernels) > 1
-        lines = []
-        for shape in shapes:
-            if compared and not any((shape, kernel) in rows for kernel in kernels if kernel != OURS):
-                continue
-            floor = next(row.kv_bytes for (place, _), row in rows.items() if place == shape)
-            cells = [_cell(rows.get((shape, kernel))) for kernel in kernels]
-            best = [_best(result, rows.get((shape, OURS)))] if compared else []
-            lines.append([shape.words, plots.number(floor / result.read_ceiling_bytes_per_s * 1e6), *cells, *best])
-        headers = [SHAPE, "floor, us", *kernels, *([f"best other / {OURS}"] if compared else [])]
-        blocks += [f"### All kernels, {kv_format} cache: us, relL2", md.table(headers, lines)]
-    return blocks
-
-
-def own_gain_table(result: KernelsResult) -> list[str]:
-    """What does an FP8 cache gain with our kernel? A heading and a table."""
-    base = {row.shape: row for row in claims.ours(result, BASE)}
-    lines = [
-        [
-            row.shape.words,
-            f"{base[row.shape].kv_bytes / 1e6:,.1f}",
-            f"{plots.number(base[row.shape].time_us)}, {_error(base[row.shape].rel_l2)}",
-            f"{plots.number(row.time_us)}, {_error(row.rel_l2)}",
-            f"{base[row.shape].time_us / row.time_us:.2f}x",
-        ]
-        for row in claims.ours(result, QUANTISED)
-        if row.shape in base
-    ]
-    headers = [SHAPE, "BF16 cache, MB", "BF16, us, relL2", "E4M3, us, relL2", "E4M3 is as fast"]
-    return [f"### {OURS}: E4M3 against its own BF16", md.table(headers, lines)] if lines else []
-
-
-def tolerance_table(result: KernelsResult) -> str:
-    """Empty where nothing was held against it."""
+    With an E4M3 cache, whose peers may have a BF16 one, and beside it with BF16. Empty where ours was not measured.
+    """
+    rows = {name: {row.shape: row for row in ours(result, name)} for name in KV_FORMATS}
+    shapes = list(dict.fromkeys([*rows[QUANTISED], *rows[BASE]]))
+    shapes = [shape for shape in shapes if peers_at(result, shape, *KV_FORMATS)] or shapes
+    headers = [SHAPE, f"{QUANTISED}: floor, us", f"{OURS}, us", "of ceiling", "best accurate peer, us", "ratio"]
+    headers += [f"{BASE}: {OURS}, us", "of ceiling", "best accurate peer, us", "ratio"]
     lines = []
-    for one in result.tolerance:
-        cells = [f"{one.batch} x {one.context:,}", f"{md.text(one.kernel)} {one.kv_format}"]
-        if one.error:
-            lines.append([*cells, "**failed**", "", "", ""])
-            continue
-        missed = (one.missed_bf16, one.missed_stored)
-        errors = (one.rel_l2_bf16, one.rel_l2_stored)
-        lines.append([*cells, *map(percent, missed), *(f"{value:.1e}" for value in errors)])
-    headers = [SHAPE, "kernel", "misses it against a BF16 cache", "against the cache as stored"]
-    return md.table([*headers, "relL2, BF16 cache", "relL2, as stored"], lines) if lines else ""
+    for shape in shapes:
+        quantised, base = (rows[name].get(shape) for name in KV_FORMATS)
+        floor = number(floor_us(quantised, result.read_ceiling_bytes_per_s)) if quantised else "-"
+        cells = [*_against_peer(result, quantised, *KV_FORMATS), *_against_peer(result, base, BASE)]
+        lines.append([shape.words, floor, *cells])
+    return md.table(headers, lines) if lines else ""
 
 
-def left_out_table(result: KernelsResult) -> str:
-    """Which kernels were not measured where, and why; empty where all were."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for one in result.left_out:
-        places.setdefault((f"{one.kernel} {one.kv_format}", one.reason), []).append(one.shape or "all shapes")
-    kernels: dict[tuple[str, str], list[str]] = {}
-    for (kernel, reason), of_one in places.items():
-        kernels.setdefault((", ".join(of_one), reason), []).append(kernel)
-    lines = [[md.text(", ".join(names)), where, md.text(reason)] for (where, reason), names in kernels.items()]
-    return md.table(["kernels", "at", "why"], lines) if lines else ""
+def _against_peer(result: KernelsResult, row: KernelRow | None, *kv_formats: str) -> list[str]:
+    """Time, share of the ceiling, peer, ratio; the ratio bold where ours is not faster beyond its samples."""
+    if row is None:
+        return ["not measured", "-", "-", "-"]
+    cells = [number(row.time_us), f"{floor_us(row, result.read_ceiling_bytes_per_s) / row.time_us:.0%}"]
+    peer = accurate_peer(result, row.shape, *kv_formats)
+    if peer is None:
+        return [*cells, "-", "-"]
+    name = f"{peer.kernel} {peer.kv_format}" if len(kv_formats) > 1 else peer.kernel
+    ratio, outcome = f"{peer.time_us / row.time_us:.2f}x", verdict(row, peer)
+    ratio = ratio if outcome == "faster" else f"**{ratio}, {outcome}**"
+    return [*cells, f"{number(peer.time_us)}, {md.text(name)}", ratio]
+
+
+def time_table(result: KernelsResult, kv_format: str) -> str:
+    """All kernels with one storage format: times and errors, and our kernel against the law."""
+    rows = {(row.shape, row.kernel): row for row in result.rows if row.kv_format == kv_format}
+    shapes, kernels = (list(dict.fromkeys(keys)) for keys in zip(*rows, strict=True))
+    ceiling, measured = result.read_ceiling_bytes_per_s, {row.shape: row for row in ours(result, kv_format)}
+    lines = []
+    for shape in shapes:
+        cells = [rows.get((shape, kernel)) for kernel in kernels]
+        floor = number(floor_us(next(filter(None, cells)), ceiling))
+        lines.append([shape.words, floor, _law_cell(measured.get(shape), ceiling), *map(_time_cell, cells)])
+    return md.table([SHAPE, "floor, us", f"{OURS} against the law", *kernels], lines)
+
+
+def _law_cell(row: KernelRow | None, ceiling: float) -> str:
+    if row is None:
+        return "-"
+    over = excess(row, ceiling)
+    return f"{number(law_us(row, ceiling))} us: {'met' if over <= 0 else f'**{over:+.1%}**'}"
+
+
+def _time_cell(row: KernelRow | None) -> str:
+    if row is None:
+        return "not measured"
+    if row.error:
+        return "**failed**"
+    error = f"{row.rel_l2:.1e}"
+    return f"{number(row.time_us)}, {f'**{error}**' if row.rel_l2 > ACCURATE_REL_L2 else error}"
+
+
+def gain_table(result: KernelsResult) -> str:
+    """Where an FP8 cache pays over a BF16 one through each kernel, at plain shapes; empty without such."""
+    lines = []
+    for kernel in dict.fromkeys(row.kernel for row in result.rows):
+        if of_kernel := pairs(result, kernel):
+            gains = span([base.time_us / row.time_us for row, base in of_kernel], lambda value: f"{value:.2f}x")
+            slower = sum(verdict(*pair) == "slower" for pair in of_kernel)
+            lines.append([md.text(kernel), gains, f"{slower} of {len(of_kernel)} shapes", _pays(of_kernel)])
+    headers = ["kernel", f"{BASE} time over {QUANTISED} time", f"{QUANTISED} slower at", f"{QUANTISED} pays"]
+    return md.table(headers, lines) if lines else ""
+
+
+def _pays(of_kernel: list[Pair]) -> str:
+    """Batches with no speedup at their longest context, and those that need more than their shortest one."""
+    starts, parts = pays_from(of_kernel), []
+    if never := [str(batch) for batch, start in starts.items() if start is None]:
+        parts.append(f"no speedup at batch {', '.join(never)}")
+    for batch, start in starts.items():
+        if start and start > min(row.context for row, _ in of_kernel if row.batch == batch):
+            parts.append(f"from {start:,} tokens at batch {batch}")
+    return "; ".join(parts) or "at every shape"
 
 
 def build_table(result: KernelsResult) -> str:
-    lines = [
-        [md.text(_build(one)), f"**failed**: {md.text(one.error)}" if one.error else plots.number(one.seconds)]
-        for one in result.builds
-    ]
-    return md.table(["kernel", "compile, load and run once with an empty cache, s"], lines)
-
-
-def percent(share: float) -> str:
-    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
-
-
-def _cell(row: KernelRow | None) -> str:
-    if row is None:
-        return "not measured"
-    return "**failed**" if row.error else f"{plots.number(row.time_us)}, {_error(row.rel_l2)}"
-
-
-def _best(result: KernelsResult, row: KernelRow | None) -> str:
-    """The fastest other kernel's time over ours, with the same storage format."""
-    others = claims.peers_at(result, row, row.kv_format) if row and not row.error else []
-    return f"{others[0].time_us / row.time_us:.2f}x, {md.text(others[0].kernel)}" if others else ""
-
-
-def _error(rel_l2: float) -> str:
-    return f"**{rel_l2:.1e}**" if rel_l2 > KERNEL_BOUND else f"{rel_l2:.1e}"
-
-
-def _build(build: Build) -> str:
-    head_dim = f", head_dim {build.head_dim}" if build.head_dim != HEAD_DIM else ""
-    return f"{build.kernel} {build.kv_format}{head_dim}{', window' if build.windowed else ''}"
+    """Seconds of the first call, a row per kernel and storage format."""
+    builds: dict[str, list[str]] = {}
+    for build in result.builds:
+        seconds = f"**failed**: {md.text(build.error)}" if build.error else number(build.seconds)
+        variant = f" (head_dim {build.head_dim})" if build.head_dim != HEAD_DIM else ""
+        variant += " (window)" if build.windowed else ""
+        builds.setdefault(f"{build.kernel} {build.kv_format}", []).append(f"{seconds}{variant}")
+    return md.table(["kernel", "first build, s"], [[md.text(name), ", ".join(cells)] for name, cells in builds.items()])

@@ -1,24 +1,27 @@
-"""Pieces of Markdown: tables, code, and plain text made safe for them."""
+"""Pieces of Markdown: tables, lists, code, and plain text made safe for them."""
 
-import html
 import re
-import shlex
+from collections.abc import Sequence
 
 
-def table(headers: list[str], lines: list[list[str]]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; headers are plain text, cells are Markdown."""
-    rows = [[text(header) for header in headers], ["---"] * len(headers), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [[text(header) for header in headers], ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def details(summary: str, blocks: list[str]) -> str:
-    """Blocks that open with a click on their summary."""
-    return "\n\n".join([f"<details><summary>{html.escape(summary)}</summary>", *blocks, "</details>"])
+def bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def text(plain: str) -> str:
     """Plain text as Markdown, on one line, fit for a table cell."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(plain.split()))
+
+
+def verdict(plain: str) -> str:
+    """Plain text as Markdown, bold where it reports a failure."""
+    return f"**{text(plain)}**" if plain.startswith("FAILED") else text(plain)
 
 
 def code(content: str) -> str:
@@ -28,24 +31,12 @@ def code(content: str) -> str:
     return f"{fence} {line} {fence}"
 
 
-def cell(content: str) -> str:
-    """Any text as code in a table."""
-    return code(content).replace("|", "\\|")
-
-
-def block(content: str, language: str = "text") -> str:
+def block(content: str) -> str:
     """Any text as a code block."""
     fence = _fence(content, 3)
-    return f"{fence}{language}\n{content}\n{fence}"
+    return f"{fence}text\n{content}\n{fence}"
 
 
-def _fence(text: str, least: int) -> str:
-    """More backticks than stand together anywhere in the text."""
-    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
-
-
-def shell(words: list[str]) -> str:
-    """Words as the shell takes them, a new line before each option or variable; $REPO and the like stay."""
-    quoted = [word if re.fullmatch(r"[\w@%+=:,./~$-]+", word) else shlex.quote(word) for word in words]
-    breaks = [" \\\n  " if re.match(r"--|[A-Z][A-Z0-9_]*=", word) else " " for word in words]
-    return "".join(gap + word for gap, word in zip(breaks, quoted, strict=True)).lstrip(" \\\n")
+def _fence(content: str, shortest: int) -> str:
+    """More backticks than stand together anywhere in the content."""
+    return "`" * max(shortest, 1 + max(map(len, re.findall("`+", content)), default=0))

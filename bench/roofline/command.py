@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from bench.report.numbers import aligned
 from bench.roofline.prediction import (
     GAINS,
     KV_FORMATS,
@@ -24,10 +25,10 @@ BATCHES, CONTEXTS = (1, 8, 32, 128), (2048, 8192, 32768, 131072)
 
 def bandwidth_of(text: str) -> float:
     """Bytes/s of '4.3TB/s' or '273 GB/s' (powers of ten); raises click.BadParameter for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(TB|GB)/s\s*", text)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(TB|GB)/s\s*", text)
+    if not match or not float(match[1]):
         raise click.BadParameter(f"{text!r} is not a bandwidth: give a number and its unit, 4.3TB/s or 273GB/s")
-    return float(found[1]) * {"TB": 1e12, "GB": 1e9}[found[2]]
+    return float(match[1]) * {"TB": 1e12, "GB": 1e9}[match[2]]
 
 
 @click.command()
@@ -36,7 +37,7 @@ def bandwidth_of(text: str) -> float:
     "--bandwidth",
     required=True,
     callback=lambda _context, _option, text: bandwidth_of(text),
-    help="What the memory reads, best as measured: 4.3TB/s, 273GB/s.",
+    help="Memory bandwidth, best as measured: 4.3TB/s, 273GB/s.",
 )
 @click.option(
     "--batch",
@@ -57,11 +58,15 @@ def bandwidth_of(text: str) -> float:
 def roofline(model, bandwidth, batches, contexts, as_json, plot):
     """Predict from bytes alone how fast a model decodes with a BF16 and an FP8 KV cache, and where FP8 pays.
 
-    A limit, not a measurement: it says what no kernel can beat, not what a server reaches.
+    A limit that no kernel can beat, not a measurement.
     """
     shape = load(model)
     batches = sorted(set(batches)) or BATCHES
-    contexts = sorted(set(contexts)) or [one for one in CONTEXTS if one <= shape.max_context] or [shape.max_context]
+    contexts = (
+        sorted(set(contexts))
+        or [context for context in CONTEXTS if context <= shape.max_context]
+        or [shape.max_context]
+    )
     if contexts[-1] > shape.max_context:
         raise click.UsageError(f"--context {contexts[-1]}: {shape.name} ends at {shape.max_context} tokens")
     click.echo((as_json_text if as_json else as_text)(shape, bandwidth, batches, contexts))
@@ -76,7 +81,7 @@ def roofline(model, bandwidth, batches, contexts, as_json, plot):
 
 
 def as_json_text(shape: Shape, bandwidth: float, batches: list[int], contexts: list[int]) -> str:
-    """All that is predicted, as JSON: bytes, seconds, tokens/s; `context` of pays_from is null where FP8 never pays."""
+    """The prediction as JSON: bytes, seconds, tokens/s; `context` of pays_from is null where FP8 never pays."""
     points = [predict(shape, *key, bandwidth) for key in product(KV_FORMATS, contexts, batches)]
     pays = [
         {"kv_format": name, "batch": batch, "gain": least, "context": pays_from(shape, name, least, batch)}
@@ -116,9 +121,9 @@ def as_text(shape: Shape, bandwidth: float, batches: list[int], contexts: list[i
             f"{shape.name}, decode limited by bytes alone at {bandwidth / 1e9:,.10g} GB/s",
             "fp8*: BF16 in sliding-window layers (fp8-skip-sliding)\n",
             "Weights of a step, and the context (tokens) from which FP8 pays by so much:",
-            f"{_aligned(limits)}\n",
+            f"{aligned(limits)}\n",
             "Bytes, rate over all requests, and time of a step:",
-            _aligned(steps),
+            aligned(steps),
         ]
     )
 
@@ -127,9 +132,3 @@ def _number(value: float) -> str:
     """Three digits, or all before the point: 1,234, 12.3, 0.0802."""
     digits = 2 - floor(log10(float(f"{value:.3g}"))) if value else 0
     return f"{value:,.{max(0, digits)}f}"
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)

@@ -1,14 +1,14 @@
-"""The roofline as a plot: predicted decode rates, and what FP8 gains, over the context."""
+"""The roofline as a plot: predicted decode rates, and the gain of FP8, over the context."""
 
 from pathlib import Path
 
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
+from bench.report.figure import NUMBER, colour_and_marker, frame, legend, save
+from bench.report.numbers import requests
 from bench.roofline.prediction import GAINS, gain, pays_from, predict
 from bench.roofline.shape import Shape
-from bench.serving.plot import MARKERS, NUMBER, STYLE, colour_of, legend, new_figure, requests, save
 
 PAYS = GAINS[-1]
 
@@ -23,22 +23,21 @@ def roofline_message(shape: Shape, batches: list[int]) -> str:
 
 
 def roofline_plot(shape: Shape, bandwidth: float, batches: list[int], path: Path) -> None:
-    """Rates of BF16 and FP8 (tokens/s) and FP8's gain (%) over the context, a line a batch, a mark at PAYS.
+    """Rates of BF16 and FP8 (tokens/s) and FP8's gain (%) over the context, a line per batch, a mark at PAYS.
 
     bandwidth: bytes/s. Contexts go from 1/512 of the model's longest to that. Raises OSError if it cannot write.
     """
     contexts = sorted({max(1, round(shape.max_context * 2 ** (-step / 10))) for step in range(91)})
-    with style.context(["default", STYLE]):
-        figure, (rates, gains) = new_figure(roofline_message(shape, batches), 4.6, 1, 2)
-        for place, batch in enumerate(batches):
-            colour, marker = colour_of(place), MARKERS[place % len(MARKERS)]
+    with frame(roofline_message(shape, batches), 4.6, 1, 2) as (figure, (rates, gains)):
+        for index, batch in enumerate(batches):
+            colour = colour_and_marker(index)["color"]
             for kv_format, line in (("bf16", "--"), ("fp8", "-")):
                 points = [predict(shape, kv_format, context, batch, bandwidth) for context in contexts]
                 rates.plot(contexts, [point.tokens_s for point in points], line, color=colour)
             gained = [gain(shape, "fp8", context, batch) - 1 for context in contexts]
             gains.plot(contexts, gained, color=colour, label=requests(batch))
             if pays := pays_from(shape, "fp8", PAYS, batch):
-                gains.plot(pays, gain(shape, "fp8", pays, batch) - 1, marker, color=colour)
+                gains.plot(pays, gain(shape, "fp8", pays, batch) - 1, **colour_and_marker(index))
         rates.set_title(f"limit at {bandwidth / 1e9:,.10g} GB/s; FP8 solid, BF16 dashed", loc="left")
         rates.set_ylabel("decode rate of all requests (tokens/s)")
         rates.set_yscale("log")
@@ -49,17 +48,17 @@ def roofline_plot(shape: Shape, bandwidth: float, batches: list[int], path: Path
         gains.set_ylabel("gain of FP8 over BF16")
         gains.set_ylim(bottom=0)
         gains.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        for cell in (rates, gains):
-            _context_axis(cell)
+        for panel in (rates, gains):
+            _context_axis(panel)
         legend(figure, gains)
         save(figure, path)
 
 
-def _context_axis(cell: Axes) -> None:
-    cell.set_xscale("log", base=2)
-    cell.xaxis.set_major_locator(LogLocator(base=4, subs=(2,)))
-    cell.xaxis.set_minor_locator(NullLocator())
-    cell.xaxis.set_major_formatter(
+def _context_axis(panel: Axes) -> None:
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_locator(LogLocator(base=4, subs=(2,)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(
         FuncFormatter(lambda tokens, _: f"{tokens:g}" if tokens < 1024 else f"{tokens / 1024:g}K")
     )
-    cell.set_xlabel("context (tokens; 1K = 1,024)")
+    panel.set_xlabel("context (tokens; 1K = 1,024)")

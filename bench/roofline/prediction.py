@@ -8,13 +8,14 @@ is a limit. Bytes are the whole model's: for several GPUs, give the sum of their
 from bisect import bisect_left
 from typing import NamedTuple
 
-from bench.roofline.shape import Shape, of_model
+from bench.roofline.shape import Shape, names, of_model
 from vllm_launch.model import Model
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 # Bytes of a stored value, in full-attention and in sliding-window layers; one scale a tensor counts as nothing.
 KV_FORMATS = {"bf16": (2, 2), "fp8": (1, 1), "fp8-skip-sliding": (1, 2)}
 GAINS = (1.01, 1.05, 1.10)  # FP8 pays from here: rates over BF16's
+SMALL_WEIGHTS = 100e6  # bytes; fewer are read faster than a step's kernels are launched, even at 273 GB/s
 
 
 class Point(NamedTuple):
@@ -31,8 +32,6 @@ class Point(NamedTuple):
 
 def active_experts(shape: Shape, batch: int) -> float:
     """Experts of a layer that a step reads: E (1 - (1 - k/E)^batch), k of E a token, expected, routing uniform."""
-    if not shape.experts:
-        return 0.0
     return shape.experts * (1 - (1 - shape.experts_per_token / shape.experts) ** batch)
 
 
@@ -74,6 +73,23 @@ def _kv_format(resolved: Resolved) -> str | None:
     return {(): "fp8", ("sliding_window",): "fp8-skip-sliding"}.get(tuple(resolved.kv_skip_layers))
 
 
+def gain_by_bytes(model: Model, resolved: Resolved, base: Resolved, context: int, batch: int) -> float | None:
+    """The predicted rate over that of `base`, at any bandwidth; None where one of them is not counted."""
+    points = [predict_measured(model, settings, context, batch, 1) for settings in (resolved, base)]
+    return points[0].tokens_s / points[1].tokens_s if all(points) else None
+
+
+def why_not(model: Model, machine_family: str) -> str | None:
+    """Why bytes say nothing of a measured decode rate; None where they do."""
+    if machine_family == "cpu":
+        return "on a CPU arithmetic, not the bytes of the KV cache, limits the decode rate"
+    if model.weight_bytes < SMALL_WEIGHTS:
+        return f"{model.weight_bytes / 1e6:.1f} MB of weights: launches, not bytes, limit the decode rate"
+    if of_model(model) is None:
+        return f"the bytes of {model.name} with these sizes are not counted, only those of {', '.join(names())}"
+    return None
+
+
 def gain(shape: Shape, kv_format: str, context: int, batch: int) -> float:
     """Predicted rate over that of a BF16 cache: bytes of a step over bytes of a step, at any bandwidth."""
     weights = weight_bytes(shape, batch)
@@ -84,5 +100,5 @@ def gain(shape: Shape, kv_format: str, context: int, batch: int) -> float:
 def pays_from(shape: Shape, kv_format: str, least: float, batch: int) -> int | None:
     """The smallest context (tokens) where gain() is at least `least`; None if the model's longest is too short."""
     contexts = range(1, shape.max_context + 1)  # gain() never falls with the context
-    place = bisect_left(contexts, least, key=lambda context: gain(shape, kv_format, context, batch))
-    return contexts[place] if place < len(contexts) else None
+    index = bisect_left(contexts, least, key=lambda context: gain(shape, kv_format, context, batch))
+    return contexts[index] if index < len(contexts) else None

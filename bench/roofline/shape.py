@@ -1,37 +1,28 @@
-"""A model's shape: from its config.json, the bytes of its weights and what a token adds to its KV cache."""
+"""A model's shape: from its config.json, the bytes of its weights and of a token's entries in the KV cache."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Count
 from vllm_launch.model import Model
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "configs"
 BYTES_16 = 2
 BYTES_MXFP4 = (4 + 8 / 32) / 8  # four bits, and an eight-bit scale for each block of 32
 
-# The model types whose tensors are counted, as transformers defines them, and what their configs need not say.
-DEFAULTS = {
-    "gpt_oss": {"attention_bias": True, "mlp_bias": True},
-    "granite_swa": {"num_local_experts": 0, "num_experts_per_tok": 0},
-    "granitemoe_swa": {},
-}
-# Where a config lists no layer_types: layer i has full attention if i % period == first.
-FULL_LAYERS = {"gpt_oss": (2, 1), "granite_swa": (4, 0), "granitemoe_swa": (4, 0)}
-
-Size = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+MODEL_TYPE = "gpt_oss"  # whose tensors are counted, as transformers defines them
 LayerType = Literal["full_attention", "sliding_attention"]
 
 
 class Shape(NamedTuple):
     """What the roofline needs of a model. Bytes of weights, and KV values of a token, are sums over all layers.
 
-    expert_bytes: of one expert in every layer. other_bytes: dense MLPs, shared experts, routers and norms.
-    row_bytes: a token's row of the embedding. window: tokens that a sliding-window layer reads at most.
+    expert_bytes: of one expert in every layer. other_bytes: routers and norms. row_bytes: a token's row of the
+    embedding. window: tokens that a sliding-window layer reads at most.
     """
 
     name: str
@@ -49,30 +40,27 @@ class Shape(NamedTuple):
 
 
 class Quantization(BaseModel):
-    """MXFP4 of the experts; transformers and vLLM keep all other weights in 16 bits, whatever else is said here."""
+    """MXFP4 of the experts; transformers and vLLM keep all other weights in 16 bits."""
 
     quant_method: Literal["mxfp4"]
 
 
 class Config(BaseModel):
-    """The keys of a Hugging Face config.json that bytes depend on; the others are left alone."""
+    """The keys of a Hugging Face config.json that bytes depend on; others are ignored."""
 
-    model_type: str
-    vocab_size: Size
-    hidden_size: Size
-    intermediate_size: Size
-    num_hidden_layers: Size
-    num_attention_heads: Size
-    num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
-    max_position_embeddings: Size
-    sliding_window: Size | None
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    max_position_embeddings: Count
+    sliding_window: Count | None
     layer_types: list[LayerType] | None = None
     num_local_experts: Count
     num_experts_per_tok: Count
-    shared_intermediate_size: Count = 0
-    attention_bias: bool = False
-    mlp_bias: bool = False
+    attention_bias: bool = True
     quantization_config: Quantization | None = None
 
     @model_validator(mode="after")
@@ -112,15 +100,15 @@ def of_model(model: Model) -> Shape | None:
     if model.name not in names():
         return None
     shape = load(model.name)
-    same_values = shape.full_values + shape.sliding_values == model.layers * 2 * model.kv_heads * model.head_dim
-    return shape if same_values and shape.window == model.sliding_window else None
+    values_match = shape.full_values + shape.sliding_values == model.layers * 2 * model.kv_heads * model.head_dim
+    return shape if values_match and shape.window == model.sliding_window else None
 
 
 def count(name: str, content: dict) -> Shape:
-    """Count what a config.json's content says; raises Problem("model") where the count would be wrong.
+    """Count the bytes that a config.json's content describes.
 
-    That is: other model types (MiMo-V2 has other heads in its sliding layers, DeepSeek-V4 caches latents, a model
-    without sinks is not for this project), weights quantised otherwise than MXFP4, and keys that are missing.
+    Raises Problem("model") where the count would be wrong: for other model types, weights quantised otherwise than
+    MXFP4, and missing keys.
     """
     config = _validated(name, content)
     hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
@@ -128,16 +116,15 @@ def count(name: str, content: dict) -> Shape:
     qkv, output = (heads + 2 * kv_heads) * head_dim, heads * head_dim
     attention = hidden * qkv + output * hidden + heads + config.attention_bias * (qkv + hidden)  # heads: the sinks
     mlp = 3 * hidden * config.intermediate_size  # gate, up, down
-    mlp_bias = config.mlp_bias * (2 * config.intermediate_size + hidden)
-    router = config.num_local_experts * (hidden + config.mlp_bias)
-    dense = 3 * hidden * config.shared_intermediate_size if config.num_local_experts else mlp + mlp_bias
+    mlp_bias = 2 * config.intermediate_size + hidden
+    router = config.num_local_experts * (hidden + 1)
     expert_bytes = mlp * (BYTES_MXFP4 if config.quantization_config else BYTES_16) + mlp_bias * BYTES_16
-    full = _full_layers(config)
+    full = config.layer_types.count("full_attention") if config.layer_types else layers // 2
     return Shape(
         name=name,
         attention_bytes=BYTES_16 * layers * attention,
-        expert_bytes=layers * expert_bytes if config.num_local_experts else 0,
-        other_bytes=BYTES_16 * (layers * (dense + router + 2 * hidden) + hidden),
+        expert_bytes=layers * expert_bytes,
+        other_bytes=BYTES_16 * (layers * (router + 2 * hidden) + hidden),
         head_bytes=BYTES_16 * config.vocab_size * hidden,
         row_bytes=BYTES_16 * hidden,
         experts=config.num_local_experts,
@@ -149,26 +136,16 @@ def count(name: str, content: dict) -> Shape:
     )
 
 
-def _full_layers(config: Config) -> int:
-    if config.layer_types:
-        return config.layer_types.count("full_attention")
-    period, first = FULL_LAYERS[config.model_type]
-    return len(range(first, config.num_hidden_layers, period))
-
-
 def _validated(name: str, content: dict) -> Config:
-    kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind not in DEFAULTS:
-        raise Problem(
-            "model",
-            f"{name}: model type {kind!r} is not counted: its weights or its cache may be of another make",
-            f"give --model the config.json of one of these types, which have attention sinks: {', '.join(DEFAULTS)}",
-        )
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type != MODEL_TYPE:
+        message = f"{name}: model type {model_type!r} is not counted, only {MODEL_TYPE}"
+        raise Problem("model", message, f"give --model the config.json of a {MODEL_TYPE} model")
     try:
-        return Config.model_validate(DEFAULTS[kind] | content)
+        return Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = ": ".join(part for part in (name, where, first["msg"].removeprefix("Value error, ")) if part)
+        field = ".".join(str(part) for part in first["loc"])
+        message = ": ".join(part for part in (name, field, first["msg"].removeprefix("Value error, ")) if part)
         remedy = "give --model a config.json as transformers writes it, with weights in 16 bits or MXFP4 experts"
-        raise Problem("model", what, remedy) from error
+        raise Problem("model", message, remedy) from error

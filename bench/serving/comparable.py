@@ -1,10 +1,11 @@
-"""What must be equal in two profiles for a ratio between them to be the KV cache's doing, and what is not."""
+"""The settings that must be equal in two profiles for a ratio between them to be the KV cache's doing."""
 
 from typing import NamedTuple
 
+from bench.report.provenance import GIB
+from bench.report.provenance import commit as commit_text
 from bench.servers.result import RESOLVED_FIGURES, Requested
 from bench.serving.result import ServingResult, ServingRow
-from bench.serving.tables import commit_words
 from vllm_launch import arguments
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT
@@ -13,17 +14,16 @@ COMPARED = ("kv-cache-dtype", "kv-cache-dtype-skip-layers")  # the arguments tha
 # Variables that are ours: paths of caches, a nonce, and what every server of a commit gets.
 OURS = (*CACHE_VARIABLES, NONCE_VARIABLE, *FIXED_ENVIRONMENT)
 VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the first is compared in whole GiB
-# Of what was resolved: how the names begin of what follows from the KV cache: its dtype,
-# layers and block sizes, our CPU cache and attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.
+# Prefixes of resolved settings that follow from the KV cache: its dtype, layers and block sizes, our CPU cache and
+# attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.
 FOLLOWING = ("kv_", "cpu_", "flashinfer")
-GIB = 1 << 30
 ABSENT, NOT_READ = "absent", "not read back"
 
 
 class Difference(NamedTuple):
-    """A setting that is not equal, and what it is in A and B; ABSENT where one has no such thing."""
+    """A setting that is not equal, and its values in A and B; ABSENT where a side has no such setting."""
 
-    what: str
+    setting: str
     a: str
     b: str
 
@@ -34,30 +34,30 @@ def differences(a: ServingResult, row_a: ServingRow, b: ServingResult, row_b: Se
     if all(row.resolved or row.rates for row in (row_a, row_b)):  # else a server that never ran has nothing to compare
         same_cache = _cache(row_a.requested) == _cache(row_b.requested)
         of_a, of_b = of_a | resolved_settings(row_a, same_cache), of_b | resolved_settings(row_b, same_cache)
-    every = ((what, of_a.get(what, ABSENT), of_b.get(what, ABSENT)) for what in dict.fromkeys([*of_a, *of_b]))
-    return [Difference(*one) for one in every if one[1] != one[2]]
+    pairs = ((name, of_a.get(name, ABSENT), of_b.get(name, ABSENT)) for name in dict.fromkeys([*of_a, *of_b]))
+    return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
 
 
 def settings(result: ServingResult, row: ServingRow) -> dict[str, str]:
     """Machine, model, software, flags and environment."""
-    source, asked = result.provenance, row.requested
-    found = {f"machine {name}": value for name, value in source.machine if name not in VARYING}
-    found["machine memory"] = f"{source.machine.total_bytes / GIB:.0f} GiB"
-    found |= {f"model {name}": value for name, value in result.model if name != "path"}
-    found |= {f"version of {name}": value for name, value in source.versions.items()}
-    found["FlashInfer patch set"] = source.patch
-    found["commit"] = _commit(result)
-    for name, value in asked.arguments.items():
+    source, requested = result.provenance, row.requested
+    values = {f"machine {name}": value for name, value in source.machine if name not in VARYING}
+    values["machine memory"] = f"{source.machine.total_bytes / GIB:.0f} GiB"
+    values |= {f"model {name}": value for name, value in result.model if name != "path"}
+    values |= {f"version of {name}": value for name, value in source.versions.items()}
+    values["FlashInfer patch set"] = source.patch
+    values["commit"] = _commit(result)
+    for name, value in requested.arguments.items():
         if name not in COMPARED:  # as words: 8 from a profile is "8" from a command line, and --x and --no-x are one
-            found[f"argument {name.removeprefix('no-')}"] = " ".join(arguments.words({name: value}))
-    found |= {f"variable {name}": value for name, value in asked.environment.items() if name not in OURS}
-    hidden = (*OURS, *asked.environment)  # what the profile sets wins over what was inherited
-    found |= {f"inherited {name}": value for name, value in source.environment.items() if name not in hidden}
-    return {what: _text(value) for what, value in found.items()}
+            values[f"argument {name.removeprefix('no-')}"] = " ".join(arguments.words({name: value}))
+    values |= {f"variable {name}": value for name, value in requested.environment.items() if name not in OURS}
+    hidden = (*OURS, *requested.environment)  # the profile's variables replace inherited ones
+    values |= {f"inherited {name}": value for name, value in source.environment.items() if name not in hidden}
+    return {name: _text(value) for name, value in values.items()}
 
 
 def resolved_settings(row: ServingRow, same_cache: bool) -> dict[str, str]:
-    """What the server made of them. same_cache: with what follows from the KV cache."""
+    """The settings that the server really used. same_cache: with those that follow from the KV cache."""
     if row.resolved is None:
         return {"resolved settings": NOT_READ}
     left_out = RESOLVED_FIGURES if same_cache else (*RESOLVED_FIGURES, *FOLLOWING)
@@ -70,12 +70,12 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else str(value).lower()
 
 
-def _cache(asked: Requested) -> dict:
-    return {name: asked.arguments.get(name) for name in COMPARED}
+def _cache(requested: Requested) -> dict:
+    return {name: requested.arguments.get(name) for name in COMPARED}
 
 
 def _commit(result: ServingResult) -> str:
     """The commit; files that are not known to be a commit's are equal to those of the same run alone."""
     source = result.provenance
     clean = source.git_commit is not None and source.git_dirty is False
-    return commit_words(source) if clean else f"{commit_words(source)} (run {result.id})"
+    return commit_text(source) if clean else f"{commit_text(source)} (run {result.id})"

@@ -1,190 +1,146 @@
-"""The tables below a report's first screen: settings, starts, all rates, answers, provenance."""
+"""What a serving result shows, and its tables. Law: a speed is shown only beside an accuracy record."""
 
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import NamedTuple
 
-from bench.accuracy.verdicts import GreedyMatch
-from bench.kernels.result import KernelsResult
+from bench.accuracy.section import answers, answers_cell, capacity_cell
+from bench.record import noise
 from bench.report import markdown as md
+from bench.report.numbers import number, ratio_cell, requests, times
+from bench.roofline.prediction import gain_by_bytes
 from bench.servers.result import Start
-from bench.serving import plot as plots
-from bench.serving.result import Rate, ServingResult, ServingRow
-from vllm_launch.provenance import Provenance
-from vllm_launch.resolved import Resolved, canonical_kv_dtype
+from bench.serving.result import Rate, ServingRow
+from vllm_launch.model import Model
 
 NOT_SHOWN = "not shown: no accuracy record"
-GIB = 1 << 30
-OWN_LOAD = 2  # what our API server and client add to the load average, beside an engine on all cores
-GREEDY_LIMIT = (
-    "Greedy match cannot judge a cache format alone: where margins are large a coarser cache passes too,"
-    " where they are small a match is luck."
-)
+WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
 
 
-def resolved_table(result: ServingResult) -> str:
-    """What was asked of vLLM and what it really uses, setting by setting."""
-    found = [row.resolved for row in result.rows]
-    asked = [row.requested for row in result.rows]
+class Point(NamedTuple):
+    """Where on the grid a rate was measured; in tokens, but for the requests at once."""
 
-    def cells(text: Callable[[Resolved], str]) -> list[str]:
-        return ["not read back" if one is None else md.text(text(one)) for one in found]
-
-    return md.table(
-        ["", *(row.profile for row in result.rows)],
-        [
-            ["description", *(md.text(row.description) for row in result.rows)],
-            ["attention backend, requested", *(md.text(", ".join(one.attention_backends)) for one in asked)],
-            ["attention backend, resolved", *cells(lambda one: ", ".join(one.attention_backends))],
-            ["KV cache dtype, requested", *(md.text(one.kv_cache_dtype) for one in asked)],
-            ["KV cache dtype, resolved", *cells(_kv_dtype)],
-            ["KV capacity, tokens, resolved", *cells(lambda one: f"{one.kv_capacity_tokens:,}")],
-            ["CUDA graphs", *cells(lambda one: one.cuda_graphs)],
-            ["rounding CPU cache writer", *cells(lambda one: "yes" if one.cpu_cache_writer else "no")],
-        ],
-    )
+    context: int
+    output: int
+    concurrency: int
+    depth: int
 
 
-def _kv_dtype(resolved: Resolved) -> str:
-    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
-    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
-    skipped = ", ".join(resolved.kv_skip_layers)
-    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
+def point(rate: Rate) -> Point:
+    return Point(rate.context, rate.output, rate.concurrency, rate.depth)
+
+
+def samples(rates: Sequence[Rate], field: str = "decode_tok_s") -> dict[Point, list[float]]:
+    """The samples of a field of Rate at each point, one a repeat: of first_token_ms the mean over its requests."""
+    result = {}
+    for rate in rates:
+        values = getattr(rate, field)
+        if field == "first_token_ms":
+            values = [fmean(values[i : i + rate.concurrency]) for i in range(0, len(values), rate.concurrency)]
+        result[point(rate)] = values
+    return result
+
+
+def medians(rates: Sequence[Rate]) -> list[float]:
+    return [median(rate.decode_tok_s) for rate in rates]
+
+
+def shown_rates(row: ServingRow) -> list[Rate]:
+    """The rates that may be shown: none without an accuracy record."""
+    return row.rates if answers(row) else []
+
+
+def ratios(row: ServingRow, base: ServingRow) -> dict[Point, noise.Ratio]:
+    """Decode rates over the base's at common points; none where a record is missing or a cache is widened."""
+    if row is base or is_widened(row):
+        return {}
+    return noise.ratios(samples(shown_rates(row)), samples(shown_rates(base)))
+
+
+def is_widened(row: ServingRow) -> bool:
+    """Whether the decode rate is that of our widening on a CPU, which says nothing of an FP8 cache's."""
+    return bool(row.resolved and row.resolved.cpu_attention == "widened")
 
 
 def timed(row: ServingRow) -> list[Start]:
     """The starts whose times are shown: not those of servers that only gave log-probabilities.
 
-    Nor a warm one where the cold one cached nothing: a resumed run makes it, and finds what the cold one found.
+    Nor a warm one where the cold one cached nothing: it found the same caches.
     """
     cached_nothing = any(start.cache == "cold" and start.cached_files == 0 for start in row.starts)
-    shown = ("cold",) if cached_nothing else ("cold", "warm")
-    return [start for start in row.starts if start.cache in shown]
+    return [start for start in row.starts if start.cache in (("cold",) if cached_nothing else ("cold", "warm"))]
 
 
-def starts_table(result: ServingResult) -> str:
-    lines = []
-    for row in result.rows:
-        for start in timed(row):
-            seconds = [plots.number(start.start_s), plots.number(start.first_token_s)]
-            wiped = ""
-            if row.wiped and start.cache == "cold":
-                wiped = f"{row.wiped.files:,} files, {row.wiped.bytes / (1 << 20):,.1f} MiB"
-            cached = "" if start.cached_files is None else f"{start.cached_files:,}"
-            lines.append([md.text(row.profile), start.cache, *seconds, wiped, cached])
-    headers = ["profile", "caches", "launch to ready, s", "request to first token, s", "caches wiped before"]
-    headers += ["files in them after"]
-    return md.table(headers, lines) if lines else "No server started."
+def page_points(rows: Sequence[ServingRow]) -> list[Point]:
+    """The shortest and the longest measured context, at the fewest requests and the longest output."""
+    points = {point(rate) for row in rows for rate in row.rates}
+    fewest = min((each.concurrency for each in points), default=0)
+    longest = max((each.output for each in points), default=0)
+    alike = sorted(each for each in points if (each.concurrency, each.output) == (fewest, longest))
+    return list(dict.fromkeys([alike[0], alike[-1]])) if alike else []
 
 
-def rate_tables(result: ServingResult, accuracy: dict[str, str | None]) -> list[str]:
-    blocks = ["Median (slowest to fastest sample); decode and prefill sum over the requests at once."]
-    for row in result.rows:
-        if not row.rates:
-            blocks.append(f"**{md.text(row.profile)}**: not measured")
-        elif not accuracy[row.profile]:
-            blocks.append(f"**{md.text(row.profile)}**: {NOT_SHOWN}")
-        else:
-            blocks.append(md.details(f"{row.profile} ({accuracy[row.profile]})", [_rate_table(row.rates)]))
-    return blocks
-
-
-def _rate_table(rates: list[Rate]) -> str:
-    headers = ["context (depth + prompt)", "output", "requests at once", "samples"]
-    headers += ["decode, tokens/s", "prefill, tokens/s", "first token, ms"]
+def profile_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
+    """A row per profile: answers, capacity, decode rates, starts; and what the rates are."""
+    points = page_points(rows)
+    headers = ["profile", "answers", "KV capacity, tokens"]
+    headers += [f"decode at {each.context:,} tokens" for each in points] + ["start, cold / warm, s"]
     lines = [
-        [
-            f"{rate.context:,} ({rate.depth:,} + {rate.prompt:,})",
-            *(str(rate.output), str(rate.concurrency), str(len(rate.decode_tok_s))),
-            *map(_spread, (rate.decode_tok_s, rate.prefill_tok_s, rate.first_token_ms)),
-        ]
-        for rate in sorted(rates, key=lambda rate: (rate.concurrency, rate.output, rate.context))
+        [md.text(row.profile), answers_cell(row), capacity_cell(row, base)]
+        + [rate_cell(row, base, each) for each in points]
+        + [_start_cell(row, "start_s")]
+        for row in rows
     ]
+    note = (
+        f"Decode: median tokens/s, {requests(points[0].concurrency)}, {points[0].output} tokens out." if points else ""
+    )
+    return [md.table(headers, lines), *([note] if note else [])]
+
+
+def rate_cell(row: ServingRow, base: ServingRow, where: Point, unit: str = "") -> str:
+    """The median decode rate at a point and its ratio to the base's."""
+    if where not in samples(row.rates):
+        return "not measured"
+    if where not in (shown := samples(shown_rates(row))):
+        return NOT_SHOWN
+    ratio = ratios(row, base).get(where)
+    comparison = f" ({ratio_cell(ratio)})" if ratio else f" ({WIDENED})" if is_widened(row) else ""
+    return f"{number(median(shown[where]))}{unit}{comparison}"
+
+
+def _start_cell(row: ServingRow, field: str) -> str:
+    seconds = {
+        cache: [getattr(start, field) for start in timed(row) if start.cache == cache] for cache in ("cold", "warm")
+    }
+    return " / ".join(number(median(values)) if values else "-" for values in seconds.values())
+
+
+def starts_table(rows: Sequence[ServingRow]) -> str:
+    lines = []
+    for row in rows:
+        lines.append([md.text(row.profile), *(_start_cell(row, field) for field in ("start_s", "first_token_s"))])
+    return md.table(["profile", "launch to ready, cold / warm, s", "first token after it, cold / warm, s"], lines)
+
+
+def rate_table(row: ServingRow, base: ServingRow, model: Model | None) -> str:
+    """All rates of a profile: medians, with the slowest and the fastest sample. model: None without a roofline."""
+    compared = ratios(row, base)
+    headers = ["context (depth + prompt)", "output", "requests at once", "samples", "decode, tokens/s"]
+    headers += [f"over {base.profile}"] if compared else []
+    headers += ["by bytes"] if compared and model else []
+    headers += ["prefill, tokens/s", "first token, ms"]
+    lines = []
+    for rate in sorted(shown_rates(row), key=lambda rate: (rate.concurrency, rate.output, rate.context)):
+        ratio, limit = compared.get(point(rate)), None
+        if model and row.resolved and base.resolved:
+            limit = gain_by_bytes(model, row.resolved, base.resolved, rate.context, rate.concurrency)
+        line = [f"{rate.context:,} ({rate.depth:,} + {rate.prompt:,})", str(rate.output), str(rate.concurrency)]
+        line += [str(len(rate.decode_tok_s)), _spread(rate.decode_tok_s)]
+        line += [ratio_cell(ratio) if ratio else "-"] if compared else []
+        line += [times(limit) if limit else "not counted"] if compared and model else []
+        lines.append([*line, _spread(rate.prefill_tok_s), _spread(rate.first_token_ms)])
     return md.table(headers, lines)
 
 
-def _spread(samples: list[float]) -> str:
-    return f"{plots.number(median(samples))} ({plots.number(min(samples))} to {plots.number(max(samples))})"
-
-
-def greedy_texts(result: ServingResult) -> list[str]:
-    blocks = [GREEDY_LIMIT]
-    for row in result.rows:
-        lines = []
-        for match in row.greedy:
-            outcome = verdict("pass" if match.passed else "FAILED")
-            lines.append(f"- {md.code(match.prompt)}: {outcome}, {match_words(match)}")
-            answers = {match.reference: match.reference_text, row.profile: match.text}
-            lines += [f"  - {md.text(profile)}: {md.code(text)}" for profile, text in answers.items()]
-        if lines:
-            blocks.append(md.details(row.profile, ["\n".join(lines)]))
-        elif row.completion is not None:
-            blocks.append(f"**{md.text(row.profile)}**, first prompt: {md.code(row.completion)}")
-    return blocks
-
-
-def verdict(text: str) -> str:
-    return f"**{text}**" if text.startswith("FAILED") else text
-
-
-def match_words(match: GreedyMatch) -> str:
-    equal = f"{match.matched} of {match.tokens} tokens equal, {match.distinct} distinct"
-    return f"{equal}, margin {plots.number(match.margin)} nats"
-
-
-def provenance(result: ServingResult) -> list[str]:
-    model = result.model
-    weights = f"{model.weight_bytes / GIB:.2f} GiB of weights"
-    about = [["model", md.text(f"{model.name}, {model.layers} layers, {weights}")]]
-    commands = [md.block(md.shell(result.provenance.command), "sh")]
-    for row in result.rows:
-        variables = [f"{name}={value}" for name, value in sorted(row.requested.environment.items())]
-        command = md.shell(["env", *variables]) + " \\\n  " + md.shell(row.requested.command)
-        commands += [f"Server of {md.text(row.profile)}:", md.block(command, "sh")]
-    return [source_table(result, about), md.details("Commands", commands)]
-
-
-def commit_words(source: Provenance, digits: int | None = None) -> str:
-    """The commit, or its first digits, and whether the files were the commit's."""
-    if source.git_commit is None:
-        return "not known"
-    state = {True: " with changes", False: "", None: ", git state not known"}[source.git_dirty]
-    return f"{source.git_commit[:digits]}{state}"
-
-
-def load_words(result: ServingResult | KernelsResult) -> str:
-    """The load average before the run, and the highest one at a rate's point."""
-    before, during = result.provenance.load_average, _highest_load(result)
-    words = [f"{before:.1f} before the run"] if before is not None else []
-    words += [f"at most {during:.1f} while rates were measured"] if during is not None else []
-    return f"{', '.join(words)}; {result.provenance.machine.cores} cores" if words else "not recorded"
-
-
-def load_warnings(result: ServingResult) -> list[str]:
-    """A line of plain text, "topic: rest", where other work kept the machine busy."""
-    cores, before, during = result.provenance.machine.cores, result.provenance.load_average, _highest_load(result)
-    busy = before is not None and before > cores  # less may be a set-up that had just ended
-    busy = busy or (during is not None and during > cores + OWN_LOAD)
-    return [f"Other work on the machine: load average {load_words(result)}: speeds may be too low"] if busy else []
-
-
-def _highest_load(result: ServingResult | KernelsResult) -> float | None:
-    rates = [rate for row in result.rows for rate in row.rates] if result.kind == "serving" else []
-    return max((rate.load_average for rate in rates if rate.load_average is not None), default=None)
-
-
-def source_table(result: ServingResult | KernelsResult, about: list[list[str]]) -> str:
-    """Machine, versions and commit of a result of any kind. about: lines on what was measured."""
-    source, machine = result.provenance, result.provenance.machine
-    device = f"{machine.gpus} GPU, driver {machine.driver}" if machine.gpus else f"{machine.cores} cores"
-    memory = f"{machine.total_bytes / GIB:.0f} GiB of memory"
-    lines = [
-        ["result", md.text(result.id)],
-        ["made", f"{source.created:%Y-%m-%d %H:%M %Z}".strip()],
-        ["machine", md.text(f"{machine.name} ({machine.family}), {device}, {memory}")],
-        *about,
-        ["load average", load_words(result)],
-        ["commit", commit_words(source)],
-        ["FlashInfer patch set", md.text(source.patch)],
-        *([md.text(name), md.text(version)] for name, version in sorted(source.versions.items())),
-    ]
-    return md.table(["", ""], lines)
+def _spread(values: list[float]) -> str:
+    return f"{number(median(values))} ({number(min(values))} to {number(max(values))})"

@@ -171,7 +171,7 @@ def servers(monkeypatch, tmp_path):
 def reports(monkeypatch):
     """Reports that were to be written; drawing them takes longer than all else here."""
     written = []
-    monkeypatch.setattr(cli, "_reports", lambda: SimpleNamespace(write=lambda *_, name: written.append(name) or name))
+    monkeypatch.setattr(cli, "write_report", lambda folder: written.append("report.md") or folder / "report.md")
     return written
 
 

@@ -99,23 +99,23 @@ def a_sink_check(**changes) -> SinkCheck:
 
 def a_record(delta=0.1, bound: float | None = 0.125, contexts=(128, 1024, 3960), **changes) -> AccuracyRecord:
     """Decode and prefill `delta` nats off, a little more with every context; only the mean is judged."""
-    grown = {context: an_agreement(delta * (1 + place / 10)) for place, context in enumerate(contexts)}
-    everything = an_agreement(delta, 2048 * len(contexts))
-    at = [("decode", None, everything), ("prefill", None, everything)]
-    at += [("decode", context, found) for context, found in grown.items()]
+    grown = {context: an_agreement(delta * (1 + index / 10)) for index, context in enumerate(contexts)}
+    overall = an_agreement(delta, 2048 * len(contexts))
+    judged = [("decode", None, overall), ("prefill", None, overall)]
+    judged += [("decode", context, agreement) for context, agreement in grown.items()]
     gates = []
-    for path, context, found in at:
+    for path, context, agreement in judged:
         for name in FIGURES:
-            value, limit = getattr(found, name).value, bound if name == "mean_abs_delta" else None
+            value, limit = getattr(agreement, name).value, bound if name == "mean_abs_delta" else None
             passed = None if limit is None else holds(name, value, limit)
             gates.append(Gate(path=path, context=context, figure=name, value=value, bound=limit, passed=passed))
     record = AccuracyRecord(
         reference="baseline",
         text="heldout",
-        decode=everything,
-        prefill=everything,
+        decode=overall,
+        prefill=overall,
         paths=an_agreement(0.01, 2048 * len(contexts)),
-        contexts=[AtContext(context=context, decode=one, prefill=one) for context, one in grown.items()],
+        contexts=[AtContext(context=context, decode=each, prefill=each) for context, each in grown.items()],
         gates=gates,
         sinks=a_sink_check(),
     )

@@ -8,35 +8,84 @@ from pathlib import Path
 
 import pytest
 
-from bench import kinds as result
-from bench.record import files, schema
+from bench import kinds
+from bench.record import files
 from bench.record.run_folder import Request
 from bench.record.steps import load
 from bench.servers.run import requested
 from flashinfer_patches.errors import Problem
-from kernels_tests.bench.samples import two_profiles
+from kernels_tests.bench.kernels.samples import a_kernels_result
+from kernels_tests.bench.samples import a_result, two_profiles
 from vllm_launch import plan, profile, provenance
 from vllm_launch.machine import detect
 
 
-def test_the_published_schema_is_current():
-    assert schema.PATH.read_text() == schema.text(), "run: make schema"
+def test_the_module_prints_the_schema_of_every_kind():
+    printed = subprocess.run([sys.executable, "-m", "bench.kinds"], capture_output=True, text=True, check=True).stdout
+    schema = json.loads(printed)
+    assert schema == json.loads(json.dumps(kinds.RESULT.json_schema()))
+    assert set(schema["discriminator"]["mapping"]) == set(kinds.KINDS) == {"serving", "accuracy", "kernels"}
+
+
+@pytest.mark.parametrize("result", [two_profiles(), a_kernels_result()], ids=lambda result: result.kind)
+def test_a_result_of_each_kind_is_read_back_and_has_a_section(tmp_path, result):
+    files.write(result, tmp_path / "result.json")
+    assert kinds.read(tmp_path) == kinds.read(tmp_path / "result.json") == result
+    (section,) = kinds.sections([tmp_path])
+    assert section.id == result.id and section.page and section.details
+
+
+def test_sections_come_by_kind_and_the_newest_first(tmp_path):
+    results = [a_kernels_result(), two_profiles(), a_result(*two_profiles().rows, identity="newer", day=3)]
+    for result in results:
+        files.write(result, tmp_path / f"{result.id}.json")
+    order = [section.id for section in kinds.sections(sorted(tmp_path.iterdir()))]
+    assert order == ["newer", two_profiles().id, a_kernels_result().id]
+
+
+@pytest.mark.parametrize("path", sorted((provenance.REPO / "results").glob("*.json")), ids=lambda path: path.name)
+def test_every_kept_result_is_read(path):
+    content = json.loads(path.read_text())
+    result = kinds.read(path)
+    assert (result.kind, result.id) == (content["kind"], content["id"]) and len(result.rows) == len(content["rows"])
+
+
+def test_fields_that_are_gone_are_dropped_from_old_results_of_their_kind_alone(tmp_path):
+    old = json.loads(a_kernels_result().model_dump_json())
+    assert (
+        kinds.migrate(old | {"tolerance": [{"rtol": 0.01}]}) == kinds.migrate(old) == kinds.migrate(kinds.migrate(old))
+    )
+    (tmp_path / "result.json").write_text(json.dumps(old | {"tolerance": [{"rtol": 0.01}]}))
+    assert kinds.read(tmp_path) == a_kernels_result()
+    (tmp_path / "result.json").write_text(json.dumps(old | {"unknown": []}))
+    with pytest.raises(Problem, match="unknown"):
+        kinds.read(tmp_path)
+    serving = json.loads(two_profiles().model_dump_json()) | {"tolerance": []}
+    assert kinds.migrate(serving) == serving
+
+
+def test_a_result_of_a_later_schema_is_refused(tmp_path):
+    later = json.loads(two_profiles().model_dump_json()) | {"schema_version": 2}
+    (tmp_path / "result.json").write_text(json.dumps(later))
+    with pytest.raises(Problem, match="schema_version"):
+        kinds.read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", '{"schema_version": 1, "kind": "serving", "id": "x", "prov', "[]", '{"kind": "x"}']
+    "text",
+    ["", '{"schema_version": 1, "kind": "serving", "id": "x", "prov', "[]", '{"kind": "x"}', '{"kind": []}', "\xff"],
 )
-def test_a_half_written_or_foreign_result_is_one_clear_error(tmp_path, text):
+def test_a_half_written_or_foreign_result_is_a_clear_error(tmp_path, text):
     path = tmp_path / "result.json"
     path.write_text(text)
     with pytest.raises(Problem) as caught:
-        result.read(path)
+        kinds.read(path)
     assert caught.value.exit_code == 2 and str(path) in caught.value.message and "\n" not in caught.value.message
 
 
 def test_a_missing_result(tmp_path):
     with pytest.raises(Problem, match="cannot read"):
-        result.read(tmp_path / "none.json")
+        kinds.read(tmp_path / "none.json")
 
 
 def test_a_half_written_step_names_the_file_to_delete(tmp_path):
@@ -59,7 +108,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_redaction_names_no_folder_of_this_machine(monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(provenance.REPO / ".venv"))
-    places = {
+    paths = {
         f"{provenance.REPO}/models/x": "$REPO/models/x",
         f"{provenance.REPO}/.venv/bin/python": "$ENV/bin/python",
         f"{Path.home()}/m": "~/m",
@@ -67,10 +116,10 @@ def test_redaction_names_no_folder_of_this_machine(monkeypatch):
         f"cannot write {Path.home()}.": "cannot write ~.",
         f"{Path.home()}other/m": f"{Path.home()}other/m",
     }
-    assert provenance.redact_all({"a": list(places)}) == {"a": list(places.values())}
+    assert provenance.redact_all({"a": list(paths)}) == {"a": list(paths.values())}
 
 
-def test_what_a_secrets_name_stands_before_is_masked():
+def test_values_after_secret_names_are_masked():
     command = ["--api-key", "s3same", "--hf-token=s3same", "--max-num-batched-tokens", "8192", "A_KEY=s3same"]
     command += [
         "--hf-overrides",
@@ -88,11 +137,11 @@ def test_what_a_secrets_name_stands_before_is_masked():
 
 
 def test_a_plan_is_recorded_without_secrets_and_folders(planned):
-    given = {"chat-template": str(Path.home() / "t"), "hf-overrides": {"auth_token": "s3same"}}
+    arguments = {"chat-template": str(Path.home() / "t"), "hf-overrides": {"auth_token": "s3same"}}
     planned = planned.model_copy(
         update={
             "environment": planned.environment | {"MY_TOKEN": "s3same"},
-            "arguments": planned.arguments | given,
+            "arguments": planned.arguments | arguments,
             "command": [*planned.command, "--api-key", "s3same"],
         }
     )
@@ -108,13 +157,19 @@ def planned(monkeypatch, tmp_path):
 
 
 def test_the_inherited_environment_is_an_allow_list(monkeypatch, planned):
-    given = {"OMP_NUM_THREADS": "3", "NCCL_DEBUG": "INFO", "HF_TOKEN": "s3same", "VLLM_API_KEY": "s3same", "MINE": "x"}
-    given |= {"VLLM_CPU_KVCACHE_SPACE": "7", "HF_HOME": str(Path.home() / "hf")}
-    for name, value in given.items():
+    variables = {
+        "OMP_NUM_THREADS": "3",
+        "NCCL_DEBUG": "INFO",
+        "HF_TOKEN": "s3same",
+        "VLLM_API_KEY": "s3same",
+        "MINE": "x",
+    }
+    variables |= {"VLLM_CPU_KVCACHE_SPACE": "7", "HF_HOME": str(Path.home() / "hf")}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    got = provenance.inherited(planned)
-    assert (got["OMP_NUM_THREADS"], got["NCCL_DEBUG"], got["HF_HOME"]) == ("3", "INFO", "~/hf")
-    assert not {"HF_TOKEN", "VLLM_API_KEY", "MINE", "VLLM_CPU_KVCACHE_SPACE"} & set(got)
+    inherited = provenance.inherited(planned)
+    assert (inherited["OMP_NUM_THREADS"], inherited["NCCL_DEBUG"], inherited["HF_HOME"]) == ("3", "INFO", "~/hf")
+    assert not {"HF_TOKEN", "VLLM_API_KEY", "MINE", "VLLM_CPU_KVCACHE_SPACE"} & set(inherited)
     assert provenance.inherited(None)["VLLM_CPU_KVCACHE_SPACE"] == "7"
 
 
@@ -125,12 +180,13 @@ def test_a_status_that_git_cannot_tell_is_unknown(monkeypatch, status, dirty):
     assert (record.git_commit, record.git_dirty) == ("0123abc", dirty)
 
 
-def test_results_from_before_starts_had_commands_are_still_read():
+def test_results_from_before_starts_had_commands_are_still_read(tmp_path):
     old = json.loads(two_profiles().model_dump_json())
     for row in old["rows"]:
         for start in row["starts"]:
             del start["command"], start["load_average"]
-    assert [start.command for start in result.RESULT.validate_python(old).rows[0].starts] == [[], []]
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    assert [start.command for start in kinds.read(tmp_path).rows[0].starts] == [[], []]
 
 
 def test_provenance_has_versions_and_commit():
@@ -153,7 +209,7 @@ def test_the_state_of_the_code_is_that_of_its_own_repository(monkeypatch, tmp_pa
     for text in ("second", "third"):
         (inner / "code.py").write_text(text)
         states.append(provenance.code_state())
-    assert len(set(states)) == 3 and len(states[0]) == 40 and all(one.startswith(states[0]) for one in states)
+    assert len(set(states)) == 3 and len(states[0]) == 40 and all(state.startswith(states[0]) for state in states)
     monkeypatch.setattr(provenance, "REPO", inner)
     source = provenance.collect(detect("cpu"), [])
     assert (source.git_commit, source.git_dirty, provenance.code_state()) == (None, None, "unknown")

@@ -1,95 +1,152 @@
-"""What the report says of accuracy: the first screen, what failed, every context, and the plot."""
+"""What a report states of accuracy: the record in a few words, failures, every figure, and the plot."""
 
-import re
+from datetime import UTC, datetime
 
-from bench.accuracy import section as report
-from kernels_tests.bench.samples import a_match, a_record, a_row, a_sink_check
+import pytest
+
+from bench.accuracy import plot, section
+from bench.accuracy.result import AccuracyResult, AccuracyRow
+from bench.servers.result import Failure
+from kernels_tests.bench.report.reading import error_lines, row, tables
+from kernels_tests.bench.samples import a_match, a_record, a_result, a_row, a_sink_check
 
 NOT_RUN = a_sink_check(
     status="not run", reason="transformers in FP32 needs 491.0 GiB | 22.0 GiB free", mean_abs_delta={}
 )
+SINKS_FAILED = a_sink_check(status="FAILED")
+LATER = datetime(2026, 7, 9, 8, 0, tzinfo=UTC)
+MEAN = "mean |delta log p|"
 
 
 def rows(**of_fp8):
     return [a_row(accuracy=a_record(0.006, 0.02)), a_row("fp8", "fp8", accuracy=a_record(**of_fp8))]
 
 
-def cells(table: str) -> dict[str, list[str]]:
-    """First column -> the others, of a Markdown table."""
-    lines = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in table.splitlines()]
-    return {line[0].replace("\\", ""): line[1:] for line in lines if len(line) > 1}
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "pass: greedy 3 x 32/32"),
+        ({"greedy": [a_match()]}, "pass: greedy 32/32"),
+        ({"greedy": [a_match(), a_match(passed=False)]}, "FAILED: greedy 32/32, 3/32"),
+        ({"accuracy": a_record()}, "pass: greedy 3 x 32/32, gates 5/5, mean |Δ log p| 0.100"),
+        ({"accuracy": a_record(0.11)}, "FAILED: greedy 3 x 32/32, gates 4/5, mean |Δ log p| 0.110"),
+        ({"accuracy": a_record(), "greedy": [a_match(passed=False)]}, "FAILED: greedy 3/32, gates 5/5"),
+        ({"accuracy": a_record(bound=None)}, "not judged: greedy 3 x 32/32, mean |Δ log p| 0.100"),
+        (
+            {"accuracy": a_record(sinks=a_sink_check(status="FAILED"))},
+            "FAILED: greedy 3 x 32/32, gates 5/5, sinks FAILED",
+        ),
+        ({"accuracy": a_record(judged_at=LATER), "greedy": []}, "pass: gates 5/5, mean |Δ log p| 0.100, judged after"),
+        ({"accuracy": a_record(0.006, 0.02, reference="fp8"), "greedy": []}, "reference: gates 5/5"),
+        ({"accuracy": a_record(0.3, reference="fp8"), "greedy": []}, "FAILED: gates 0/5, mean |Δ log p| 0.300"),
+        ({"greedy": []}, "None"),
+    ],
+)
+def test_the_record_in_a_few_words(changes, expected):
+    profile = a_row("fp8", "fp8", **changes)
+    assert str(section.answers(profile)).startswith(expected)
+    assert section.answers_cell(profile).startswith("**FAILED") is expected.startswith("FAILED")
 
 
-def test_the_first_screen_answers_whether_fp8_answers_the_same_and_what_it_costs():
-    sentence, table, note = report.first_screen(rows())
-    assert sentence.startswith("- Accuracy of fp8: pass (5 gates); over 6,144 given tokens")
-    assert "same token most likely as baseline at 95.0%" in sentence and "by 0.100 nats" in sentence
-    assert "1.002 times the perplexity" in sentence
-    found = cells(table)
-    assert found["Gates"] == ["pass (5 gates)", "pass (5 gates)"]
-    assert found["Decode: mean |delta log p|, nats"] == ["0.006 (0.005 to 0.007)", "0.100 (0.090 to 0.110)"]
-    assert found["Decode: KL, nats a token"][1] == "0.007 (0.0063 to 0.0077)"
-    assert found["Decode: top-1 agreement"][1] == "95.00% (94.00% to 96.00%)"
-    assert "Decode: perplexity ratio" in found and "Prefill: mean |delta log p|, nats" in found
-    assert found["Decode against its own prefill: mean |delta log p|, nats"][1].startswith("0.010")
-    assert found["Sink check"][1] == "passed: true 0.090, nearest wrong 0.830"
-    assert "128 to 3,960 tokens of context" in note and "correlated" in note
+def test_every_failure_is_listed_once():
+    failing = a_row(
+        "fp8",
+        "fp8",
+        accuracy=a_record(0.11, sinks=a_sink_check(status="FAILED")),
+        greedy=[a_match(), a_match(passed=False)],
+        failures=[Failure(step="warm", message="the server ended\n| out of memory")],
+    )
+    (block,) = section.failed([a_row(), failing])
+    lines = block.splitlines()[2:]
+    assert len(lines) == 4 and all("fp8" in line for line in lines)
+    assert r"\| out of memory" in lines[0] and "3 of 32 tokens equal, 4 distinct" in lines[1]
+    assert "3,960 tokens" in lines[2] and "0.132" in lines[2] and "0.125" in lines[2] and "sinks" in lines[3]
+    assert section.failed(rows()) == [] == section.failed(rows(bound=None, delta=1.5))
 
 
-def test_the_first_screen_says_what_greedy_match_cannot():
-    row = a_row("fp8", "fp8", accuracy=a_record(), greedy=[a_match()])
-    note = report.first_screen([row])[-1]
-    assert "Greedy match cannot judge a cache format alone" in note and "Smallest margin here: 3.84 nats" in note
+def test_a_reference_that_fails_its_own_gates_is_listed_as_such():
+    (block,) = section.failed([a_row(accuracy=a_record(0.3))])
+    assert block.splitlines()[-1].startswith("- **baseline** is the reference")
 
 
-def test_a_failed_gate_stands_in_its_place_with_its_bound():
-    failing = rows(delta=0.11, sinks=a_sink_check(status="FAILED"))
-    assert "**FAILED (1 of 5 gates and the sinks)**" in report.first_screen(failing)[1]
-    (block,) = report.failed(failing)
-    assert block.startswith("**FAILED**: fp8 against baseline")
-    assert "- decode, 3,960 tokens of context: mean \\|delta log p\\| 0.132, at most 0.125" in block
-    assert "- sinks: FAILED: true 0.090" in block and "128 tokens of context" not in block
-    assert report.failed(rows()) == []
+def test_each_figure_stands_beside_its_interval_and_its_gate():
+    text = "\n\n".join(section.details(rows(delta=0.11)))
+    assert row(text, "baseline", MEAN)[MEAN] == "0.006 (0.005 to 0.007), ≤ 0.02"
+    figures = row(text, "fp8", MEAN)
+    assert figures["tokens in texts"] == "6,144 in 16" and figures[MEAN] == "0.110 (0.099 to 0.121), ≤ 0.125"
+    assert figures["KL"] == "0.0077 (0.0069 to 0.0085)" and figures["perplexity ratio"].startswith("1.002 (")
+    assert figures["top-1 agreement"] == "94.50% (93.40% to 95.60%)"
+    contexts = [cells for table in tables(text) for cells in table if cells.get("profile") == "fp8"]
+    assert [(cells["context"], cells[""]) for cells in contexts[3:]] == [
+        (context, path) for context in ("128", "1,024", "3,960") for path in ("decode", "prefill")
+    ]
+    assert contexts[-2][MEAN] == "**FAILED: 0.132 (0.119 to 0.145), ≤ 0.125**"
+    assert contexts[-1][MEAN] == "0.132 (0.119 to 0.145)", "prefill has no gate at a context"
 
 
-def test_a_model_without_thresholds_is_measured_but_not_judged():
-    one = rows(bound=None, delta=1.5)
-    assert cells(report.first_screen(one)[1])["Gates"][1] == "not judged (this model has no thresholds)"
-    assert report.failed(one) == []
+def test_sink_checks_and_greedy_texts_are_in_the_details():
+    text = "\n\n".join(section.details([a_row(), a_row("fp8", "fp8", accuracy=a_record(sinks=NOT_RUN))]))
+    assert r"- fp8: not run: transformers in FP32 needs 491.0 GiB \| 22.0 GiB free" in text
+    assert "- baseline: passed: true 0.090, zeroed 2.360" in text
+    assert text.count("smallest margin 3.84 nats") == 3
+    assert r"- fp8: ``  Paris. The city has\ntwo | three `museums`. ``" in text
 
 
-def test_a_check_that_did_not_run_gives_its_reason():
-    one = rows(sinks=NOT_RUN)
-    reason = "not run: transformers in FP32 needs 491.0 GiB \\| 22.0 GiB free"
-    assert cells(report.first_screen(one)[1])["Sink check"][1] == reason
-    assert f"Sink check: {reason}" in report.details(one) and report.verdict(one[1].accuracy) == "pass (5 gates)"
+def an_accuracy_result(*rows) -> AccuracyResult:
+    content = a_result()
+    answers = [AccuracyRow(**{name: getattr(row, name) for name in AccuracyRow.model_fields}) for row in rows]
+    return AccuracyResult(id="a", provenance=content.provenance, model=content.model, rows=answers)
 
 
-def test_rows_without_a_record_say_so_and_a_result_without_any_has_no_block():
-    mixed = [a_row(accuracy=None), a_row("fp8", "fp8", accuracy=a_record())]
-    assert cells(report.first_screen(mixed)[1])["Gates"] == ["no record", "pass (5 gates)"]
-    assert "**baseline**: no accuracy record" in report.details(mixed)
-    assert report.first_screen([a_row(accuracy=None), a_row("fp8", "fp8")]) == []
+def test_an_accuracy_result_has_its_section_without_any_speed():
+    of_kind = section.section(an_accuracy_result(*rows()))
+    text = "\n\n".join([*of_kind.page, *of_kind.details])
+    assert row(text, "fp8")["answers"] == section.answers(rows()[1])
+    assert row(text, "fp8")["KV capacity, tokens"] == "1,342,177 (2.00x)"
+    assert row(text, "baseline")["KV capacity, tokens"] == "671,088"
+    assert "tokens/s" not in text and "start" not in text and of_kind.on_cpu and of_kind.not_measured == []
+    ((_, profiles, answers, capacity, speed),) = of_kind.glance
+    assert (profiles, capacity, speed) == ("fp8 over baseline", "2.00x", "no speed") and answers.startswith("pass: ")
+    bare = section.section(an_accuracy_result(a_row(accuracy=None, resolved=None)))
+    assert bare.draw is None and bare.not_measured == ["baseline: resolved settings, accuracy record"]
 
 
-def test_every_context_and_gate_is_in_the_details():
-    blocks = "\n".join(report.details(rows(delta=0.11)))
-    assert "| 3,960 | decode | 2,048 in 16 | 0.132 (0.119 to 0.145) |" in blocks
-    assert blocks.count("| prefill |") == 6
-    assert "| **FAILED** | decode, 3,960 tokens of context: mean \\|delta log p\\| 0.132, at most 0.125 |" in blocks
-    assert "**baseline** against itself" in blocks
+def test_requested_settings_stand_beside_resolved_settings():
+    profiles = [a_row(), a_row("fp8", "fp8"), a_row("other", resolved=None)]
+    text = "\n\n".join(section.settings(profiles))
+    assert row(text, "fp8")["KV cache, requested"] == "fp8" and row(text, "fp8")["KV cache, resolved"] == "fp8_e4m3"
+    assert row(text, "other")["attention, resolved"] == "not read back"
+    widened = profiles[1].resolved.model_copy(update={"cpu_attention": "widened", "kv_skip_layers": ["0"]})
+    assert section.kv_dtype(widened) == "fp8_e4m3, widened for a kernel without FP8; bfloat16 in layers 0"
 
 
-def test_the_plot_is_the_same_each_time_and_shows_every_profile(tmp_path):
-    records = {row.profile: row.accuracy for row in rows()} | {"fp8-skip-sliding": None}
-    for name in ("a.png", "b.png"):
-        report.plot(records, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert report.message(records) == ("Accuracy: fp8 0.100 nats from baseline after 128 tokens, 0.120 after 3,960")
+def drawn(profiles, monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: figures.append(figure))
+    plot.accuracy_plot("title", profiles, tmp_path / "a.png")
+    (panel,) = figures[0].axes
+    return panel
 
 
-def test_the_plot_of_a_single_context_without_prefill_and_intervals(tmp_path):
-    record = a_record(contexts=(128,), bound=None, prefill=None)
-    bare = [one.model_copy(update={"prefill": None}) for one in record.contexts]
-    report.plot({"fp8": record.model_copy(update={"contexts": bare})}, tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_size > 10_000
+def test_the_plot_shows_each_record_with_its_interval_and_gate(monkeypatch, tmp_path):
+    profiles = [*rows(), a_row("fp8-skip-sliding", "fp8")]
+    panel = drawn(profiles, monkeypatch, tmp_path)
+    series = error_lines(panel)
+    assert list(series) == [f"{each.profile} ({section.answers(each)})" for each in profiles[:2]]
+    assert series[list(series)[1]] == [
+        pytest.approx((context, mean, 0.9 * mean, 1.1 * mean))
+        for context, mean in ((128, 0.1), (1024, 0.11), (3960, 0.12))
+    ]
+    gates = [line.get_ydata()[0] for line in panel.lines if line.get_linestyle() == "--"]
+    assert gates == [0.02, 0.125] and panel.get_ylim()[1] > 0.132
+
+
+def test_the_plot_of_a_single_context_without_gate_and_intervals(monkeypatch, tmp_path):
+    record = a_record(contexts=(128,), bound=None)
+    mean = record.contexts[0].decode.mean_abs_delta.model_copy(update={"low": None, "high": None})
+    decode = record.contexts[0].decode.model_copy(update={"mean_abs_delta": mean})
+    contexts = [record.contexts[0].model_copy(update={"decode": decode})]
+    panel = drawn(
+        [a_row("fp8", "fp8", accuracy=record.model_copy(update={"contexts": contexts}))], monkeypatch, tmp_path
+    )
+    assert list(error_lines(panel).values()) == [[(128, 0.1, 0.1, 0.1)]]

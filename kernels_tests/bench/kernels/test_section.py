@@ -1,203 +1,169 @@
-"""The report of a kernels result: what it says of FP8, what it shows, and that it stands beside other kinds."""
-
-from itertools import pairwise
+"""What a report states of a kernels result: tables, title, failures, what was left out, and the plot."""
 
 import pytest
 
-from bench.kernels import gain
-from bench.kernels import plot as kernels_plot
-from bench.kernels.result import LeftOut
-from bench.kernels.shape import even
-from bench.record.files import write
-from bench.report import document
-from kernels_tests.bench.kernels.samples import (
-    a_failed_row,
-    a_kernel_row,
-    a_kernels_result,
-    a_tolerance,
-    fa2_rows,
-    our_rows,
-)
-from kernels_tests.bench.samples import two_profiles
+from bench.kernels import comparison, plot, section, tables
+from bench.kernels.peers import OURS
+from bench.kernels.result import KernelsResult
+from bench.kernels.shape import Shape, even
+from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result, fa2_rows, our_rows
+from kernels_tests.bench.report.reading import row, value
+
+SMALL, LARGE, RAGGED = even(1, 2048), even(32, 8192), Shape((8192, 512, 512, 512))
+PEERS = [
+    a_kernel_row(SMALL, "xqa-sinks", "e4m3", us=6.6, rel_l2=3.6e-2),
+    a_kernel_row(SMALL, "fa2-sinks", "e4m3", us=9.9),
+    a_kernel_row(SMALL, "vllm-fa3", "bf16", us=8.0),
+    a_kernel_row(LARGE, "fa2-sinks", "bf16", us=131.0),
+]
 
 
 def text_of(result) -> str:
-    return document.markdown([result], {})
+    part = section.section(result)
+    return "\n\n".join([*part.page, *part.details])
 
 
-def message(*rows) -> str:
-    return gain.message(a_kernels_result(*rows), "fa2-sinks")
-
-
-def test_where_fp8_is_slower_and_from_where_it_pays():
-    assert message() == (
-        "FP8 through fa2-sinks: slower than BF16 at 1 x 2,048 (14.0 us against 10.0) and 1 x 8,192 (18.0 us against"
-        " 15.0); pays from a context of 32,768 tokens with 1 request at once; pays at every measured context with 8"
-        " requests at once; at best 1.29x as fast; relL2 at most 2.3e-03, with BF16 2.3e-03"
-    )
-
-
-def test_the_title_is_short():
-    result = a_kernels_result()
-    said = "FP8 through fa2-sinks: slower than BF16 at 1 x 2,048 and 1 x 8,192; at best 1.29x as fast"
-    assert kernels_plot.title(result) == said
-    many = [row for context in range(1024, 5120, 1024) for row in pair(context, 10, 12)]
-    assert "slower than BF16 at 4 of 4 shapes; at best 0.83x as fast" in kernels_plot.title(a_kernels_result(*many))
-
-
-def pair(context, bf16, e4m3, batch=1, **changes):
-    shape = even(batch, context)
-    return [a_kernel_row(shape, us=bf16, **changes), a_kernel_row(shape, kv_format="e4m3", us=e4m3, **changes)]
-
-
-def test_it_pays_from_after_the_last_context_where_it_does_not():
-    rows = [*pair(1024, 10, 8), *pair(2048, 10, 12), *pair(4096, 20, 15), *pair(8192, 40, 30)]
-    for order in (rows, rows[::-1]):
-        assert gain.pays_from(gain.gains(a_kernels_result(*order), "fa2-sinks")) == {1: 4096}
-    assert gain.pays_from(gain.gains(a_kernels_result(*rows[:4]), "fa2-sinks")) == {1: None}
-    assert "does not pay at the longest measured context with 1 request at once" in message(*rows[:4])
-
-
-def test_samples_that_overlap_are_no_difference():
-    near = pair(2048, 10.0, 10.1)
-    assert "slower than BF16 at no measured shape; does not pay" in message(*near)
-    apart = pair(2048, 10.0, 10.1, spread=0.001)
-    assert "slower than BF16 at 1 x 2,048 (10.1 us against 10.0)" in message(*apart)
-
-
-def test_a_failed_side_is_not_compared():
-    result = a_kernels_result(a_kernel_row(even(1, 2048)), a_failed_row(even(1, 2048), "fa2-sinks"))
-    assert gain.compared(result) == []
-    assert "FP8 through" not in text_of(result)
-
-
-def test_tables_show_time_floor_and_error():
-    shape = even(1, 131072)
-    rows = [
-        a_kernel_row(shape, us=84.0),
-        a_kernel_row(shape, kv_format="e4m3", us=65.0),
-        a_kernel_row(shape, "xqa-sinks", "e4m3", us=110.0, rel_l2=3.6e-2),
-        a_failed_row(even(1, 2048), "xqa-sinks"),
+def test_our_kernel_stands_beside_floor_ceiling_and_the_best_accurate_peer():
+    # 2,097,152 bytes at 4.4 TB/s take 0.48 us.
+    cells = row(tables.page_table(a_kernels_result(*our_rows(), *PEERS)), "1 x 2,048")
+    assert list(cells.values()) == [
+        *("1 x 2,048", "0.48", "3.30", "14%", "8.00, vllm-fa3 bf16", "2.42x"),
+        *("4.50", "21%", "8.00, vllm-fa3", "1.78x"),
     ]
-    text = text_of(a_kernels_result(*rows))
-    e4m3, bf16 = text.index("### All kernels, e4m3 cache"), text.index("### All kernels, bf16 cache")
-    lines = [line for line in text[e4m3:bf16].splitlines() if line.startswith("|")]
-    # 134,217,728 bytes at 4.4 TB/s take 30.5 us.
-    assert lines[0] == "| batch x context | floor, us | fa2-sinks | xqa-sinks |"
-    assert lines[2] == "| 1 x 131,072 | 30.5 | 65.0, 2.3e-03 | 110, **3.6e-02** |"
-    assert lines[3] == "| 1 x 2,048 | 0.48 | not measured | **failed** |"
-    assert "| 1 x 131,072 | 61.0 | 84.0, 2.3e-03 |" in text[bf16:]
-    assert r"- **Failed:** xqa-sinks e4m3 at 1 x 2,048: RuntimeError: no \| such kernel" in text
-    assert "Read ceiling of this run: 4.40 TB/s. 64 query heads over 8 KV heads of 64 values" in text
-    assert "against the law" not in text and "own BF16" not in text and "### Not measured" not in text
-    assert r"| xqa-sinks e4m3 | **failed**: RuntimeError: nvcc \| not found |" in text
-    assert "| fa2-sinks e4m3 | 21.3 |" in text
-    assert "| FlashInfer patch set | 0.6.14+0123456789ab |" in text
+    cells = row(tables.page_table(a_kernels_result(*our_rows(), *PEERS)), "32 x 8,192")
+    assert cells["ratio"] == "2.02x" and cells["ratio 2"] == "**1.01x, equal**"
 
 
-def test_the_plans_tolerance_is_reported_as_measured():
-    text = text_of(a_kernels_result())
-    said = "48% to 66% of the elements miss rtol 0.01, atol 0.001 against a BF16 cache, 0% against the cache as stored"
-    assert f"- **Tolerance of the original plan, fa2-sinks e4m3:** {said}: storing eight bits rounds by more" in text
-    assert "| 4 x 1,024 | fa2-sinks e4m3 | 48% | 0% | 4.1e-02 | 2.2e-03 |" in text
-    assert "E4M3 has three bits of mantissa" in text
-    without = text_of(a_kernels_result(tolerance=[]))
-    assert "Tolerance" not in without and "three bits" not in without
-    failed = a_tolerance(even(1, 128)).model_copy(
-        update=dict.fromkeys(("missed_stored", "missed_bf16", "rel_l2_stored", "rel_l2_bf16")) | {"error": "x"}
-    )
-    text = text_of(a_kernels_result(tolerance=[failed]))
-    assert "| 1 x 128 | fa2-sinks e4m3 | **failed** |" in text and "**Tolerance" not in text
+def test_shapes_without_another_kernel_are_left_to_the_details():
+    lone = a_kernel_row(even(1, 2048, layout="NHD"), OURS, "e4m3", us=5.0)
+    result = a_kernels_result(*our_rows(), *PEERS, lone)
+    assert "NHD" not in tables.page_table(result) and "1 x 2,048, NHD" in tables.time_table(result, "e4m3")
+    assert "1 x 2,048, NHD" in tables.page_table(a_kernels_result(lone))
+    cells = row(tables.page_table(a_kernels_result(lone)), "1 x 2,048, NHD")
+    assert list(cells.values())[4:] == ["-", "-", "not measured", "-", "-", "-"]
+    assert tables.page_table(a_kernels_result()) == ""
 
 
-def test_failures_of_one_kind_are_one_line():
+def test_all_kernels_have_their_time_and_error_and_ours_its_law():
+    rows = [a_kernel_row(SMALL, OURS, "e4m3", us=5.0, rel_l2=1.7e-3), a_failed_row(LARGE, "vllm-fa3"), *PEERS]
+    table = tables.time_table(a_kernels_result(*rows), "e4m3")
+    assert row(table, "1 x 2,048") == {
+        "batch x context": "1 x 2,048",
+        "floor, us": "0.48",
+        f"{OURS} against the law": "4.01 us: **+24.6%**",
+        OURS: "5.00, 1.7e-03",
+        "vllm-fa3": "not measured",
+        "xqa-sinks": "6.60, **3.6e-02**",
+        "fa2-sinks": "9.90, 2.3e-03",
+    }
+    assert row(table, "32 x 8,192")["vllm-fa3"] == "**failed**"
+    assert row(tables.time_table(a_kernels_result(*our_rows()), "e4m3"), "1 x 2,048")[
+        f"{OURS} against the law"
+    ].endswith("met")
+
+
+def test_where_fp8_pays_through_each_kernel():
+    table = tables.gain_table(a_kernels_result(*fa2_rows(), *our_rows()))
+    assert list(row(table, "fa2-sinks").values())[1:] == [
+        "0.71x to 1.29x",
+        "2 of 5 shapes",
+        "from 32,768 tokens at batch 1",
+    ]
+    assert list(row(table, OURS).values())[1:] == ["1.36x to 2.00x", "0 of 2 shapes", "at every shape"]
+    slow = [a_kernel_row(SMALL, kv_format=name, us=us) for name, us in (("bf16", 10.0), ("e4m3", 12.0))]
+    assert value(tables.gain_table(a_kernels_result(*slow)), "fa2-sinks") == "no speedup at batch 1"
+    assert tables.gain_table(a_kernels_result(*slow[:1])) == ""
+
+
+def test_title_and_glance_are_about_our_kernel_against_all_others():
+    odd = [a_kernel_row(RAGGED, OURS, "e4m3", us=100.0), a_kernel_row(RAGGED, "xqa-sinks", "e4m3", us=1.0)]
+    result = a_kernels_result(*our_rows(), *PEERS, *odd)
+    assert section.title(result).startswith(f"{OURS} e4m3: 2.00x to 2.02x the fastest other kernel")
+    assert section.title(result).endswith("within the law at 2 of 2 shapes")
+    ((machine, name, error, _, speed),) = section.section(result).glance
+    assert (machine, name, error) == ("NVIDIA H200", f"{OURS} e4m3", "relL2 at most 1.7e-03")
+    assert speed.startswith("2.00x to 2.02x the fastest")
+    assert "x the" not in section.title(a_kernels_result(*our_rows()))
+    assert section.title(a_kernels_result(*odd)).endswith("within the law at 0 of 1 shapes")
+    assert section.section(a_kernels_result()).glance == []
+
+
+def test_the_page_names_the_conditions_and_our_errors():
+    (conditions,) = (block for block in section.section(a_kernels_result(*our_rows())).page if "us:" in block)
+    for text in (
+        "64 query heads over 8 KV heads of 64",
+        "4.40 TB/s",
+        "relL2 at most 0.004",
+        f"{OURS} e4m3: relL2 at most 1.7e-03",
+    ):
+        assert text in conditions
+    assert OURS not in section.section(a_kernels_result()).page[0]
+
+
+def test_failures_of_a_kernel_with_the_same_error_share_a_line():
     shapes = [even(batch, 2048) for batch in (1, 2, 3, 4)]
-    text = text_of(a_kernels_result(*fa2_rows(), *map(a_failed_row, shapes[:3])))
-    assert "- **Failed:** xqa-sinks e4m3 at 1 x 2,048; 2 x 2,048; 3 x 2,048: RuntimeError" in text
-    assert "xqa-sinks e4m3 at 4 shapes: RuntimeError" in text_of(a_kernels_result(*map(a_failed_row, shapes)))
+    (block,) = section.failed(a_kernels_result(*fa2_rows(), *map(a_failed_row, shapes[:3])))
+    assert block.endswith(r"- xqa-sinks e4m3 at 1 x 2,048; 2 x 2,048; 3 x 2,048: RuntimeError: no \| such kernel")
+    (block,) = section.failed(a_kernels_result(*map(a_failed_row, shapes)))
+    assert "xqa-sinks e4m3 at 4 shapes: RuntimeError" in block
+    assert section.failed(a_kernels_result()) == []
 
 
-def test_other_shapes_are_no_part_of_where_fp8_pays():
-    odd = pair(2048, 10, 5, window_left=127) + pair(2048, 10, 5, head_dim=128) + pair(2048, 10, 5, table_tokens=4096)
-    odd += pair(2048, 10, 5, batch=2, lengths=[2048, 16])
-    assert message(*pair(2048, 10, 12), *odd) == message(*pair(2048, 10, 12))
-    assert gain.compared(a_kernels_result(*odd)) == []
+def left_out(kernel, shape, reason) -> dict:
+    return {"kernel": kernel, "kv_format": "e4m3", "shape": shape, "reason": reason}
 
 
-def test_many_slower_shapes_are_counted():
-    rows = [row for context in range(1024, 8192, 1024) for row in pair(context, 10, 12)]
-    assert "slower than BF16 at 7 of 7 shapes; does not pay" in message(*rows)
+def test_kernels_left_out_for_the_same_reason_share_a_line():
+    entries = [left_out(kernel, shape, "cannot") for kernel in "ab" for shape in ("1x2", "3x4")]
+    entries.append(left_out("vllm-fa3", None, "no vLLM"))
+    result = KernelsResult.model_validate(a_kernels_result().model_dump() | {"left_out": entries})
+    assert section.section(result).not_measured == ["a, b at 2 shapes: cannot", "vllm-fa3: no vLLM"]
 
 
-def left_out(kernel, shape, reason) -> LeftOut:
-    return LeftOut(kernel=kernel, kv_format="e4m3", shape=shape, reason=reason)
+def test_builds_and_provenance_are_in_the_details():
+    text = text_of(a_kernels_result())
+    assert value(text, "fa2-sinks e4m3") == "21.3" and "failed" in value(text, "xqa-sinks e4m3")
+    assert value(text, "FlashInfer patch set") == "0.6.14+0123456789ab"
 
 
-def test_what_was_left_out_is_said():
-    some = [left_out("a", shape, "cannot") for shape in ("1x2", "3x4")]
-    some += [left_out("b", shape, "cannot") for shape in ("1x2", "3x4")]
-    text = text_of(a_kernels_result(left_out=[*some, left_out("vllm-fa3", None, "no vLLM")]))
-    assert "| a e4m3, b e4m3 | 1x2, 3x4 | cannot |" in text and "| vllm-fa3 e4m3 | all shapes | no vLLM |" in text
-    assert "- **Left out:** vllm-fa3 e4m3: no vLLM" in text and "- **Left out:** a" not in text
+def test_a_result_without_our_kernel_or_any_time_has_a_section():
+    assert section.section(a_kernels_result()).draw and tables.page_table(a_kernels_result()) == ""
+    failed = section.section(a_kernels_result(a_failed_row(SMALL)))
+    assert failed.draw is None and any("Failed" in block for block in failed.page)
 
 
-def test_tables_are_whole():
-    rows = [*fa2_rows(), *our_rows(), a_failed_row(even(1, 2048))]
-    for above, below in pairwise(text_of(a_kernels_result(*rows, left_out=[left_out("a", None, "b")])).splitlines()):
-        if above.startswith("|") and below.startswith("|"):
-            bars = [line.replace(r"\|", "").count("|") for line in (above, below)]
-            assert bars[0] == bars[1], (above, below)
+def drawn(result, monkeypatch, tmp_path):
+    """Each panel's lines: label -> list of (x, y) lists, one for each line."""
+    figures = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: figures.append(figure))
+    plot.kernels_plot("title", result, tmp_path / "a.png")
+    return figures[0].axes
 
 
-def test_it_stands_beside_a_serving_result(tmp_path):
-    write(a_kernels_result(), tmp_path / "a.json")
-    write(two_profiles(), tmp_path / "b.json")
-    written = []
-    for folder, order in (("one", "ab"), ("two", "ba")):
-        document.write([tmp_path / f"{name}.json" for name in order], tmp_path / folder)
-        found = sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file())
-        written.append({path.relative_to(tmp_path / folder).as_posix(): path.read_bytes() for path in found})
-    assert written[0] == written[1]
-    text = written[0]["BENCHMARK_RESULTS.md"].decode()
-    assert "## Decode kernels on NVIDIA H200, FlashInfer 0.6.14, 2026-07-02" in text
-    assert "## tiny_gpt_oss on a CPU" in text
-    assert "](plots/20260702-120000-kernels.png)" in text and "plots/20260702-120000-kernels.png" in written[0]
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{document.GLANCE_BEGIN}\n{document.GLANCE_END}\n")
-    document.write_glance([tmp_path / "a.json", tmp_path / "b.json"], readme)
-    assert "- **FP8 through fa2-sinks:** slower than BF16 at 1 x 2,048" in readme.read_text()
-    assert "Tolerance" in text and "Tolerance" not in readme.read_text()
+def shares(panel, colour) -> list[list[tuple[float, float]]]:
+    lines = [line for line in panel.lines if line.get_color() == colour and line.get_marker() != "None"]
+    return [list(zip(map(int, line.get_xdata()), map(float, line.get_ydata()), strict=True)) for line in lines]
 
 
-def test_servers_come_before_kernels(tmp_path):
-    write(a_kernels_result(*our_rows()), tmp_path / "newer.json")
-    write(two_profiles(), tmp_path / "older.json")
-    text = document.write([tmp_path / "newer.json", tmp_path / "older.json"], tmp_path).read_text()
-    assert text.index("## tiny_gpt_oss") < text.index("## Decode kernels")
-    assert "the law is 3.5 us + bytes / (0.93 x read ceiling)" in text
+def test_the_plot_shows_shares_of_the_ceiling_and_joins_points_of_a_batch_alone(monkeypatch, tmp_path):
+    result = a_kernels_result(*fa2_rows(), a_kernel_row(RAGGED), a_kernel_row(SMALL, OURS, "e4m3", us=3.3))
+    e4m3, bf16 = drawn(result, monkeypatch, tmp_path)
+    expected = {
+        row.shape: comparison.floor_us(row, 4.4e12) / row.time_us for row in fa2_rows() if row.kv_format == "e4m3"
+    }
+    first, second = shares(e4m3, e4m3.lines[0].get_color())
+    assert first == [
+        (index, pytest.approx(expected[even(1, context)])) for index, context in enumerate((2048, 8192, 32768, 131072))
+    ]
+    assert second == [(4, pytest.approx(expected[even(8, 8192)]))]
+    assert [tick.get_text() for tick in bf16.get_xticklabels()][3:] == ["1 x 131,072", "8 x 8,192"]
+    handles, names = e4m3.get_legend_handles_labels()
+    assert names == ["fa2-sinks (relL2 up to 2.3e-03)", f"{OURS} (relL2 up to 2.3e-03)", names[2]]
+    assert list(handles[2].get_ydata()) == [pytest.approx(0.48 / 4.01, abs=0.005)] * 2, "the law at 1 x 2,048"
+    assert len(bf16.get_legend_handles_labels()[1]) == 1
 
 
-def test_kernels_of_which_the_tolerance_says_the_same_share_a_line():
-    alike = [a_tolerance(even(1, 128)).model_copy(update={"kernel": name}) for name in ("b", "a")]
-    other = a_tolerance(even(1, 128)).model_copy(update={"kernel": "c", "missed_stored": 0.25})
-    lines = text_of(a_kernels_result(tolerance=[*alike, other])).splitlines()
-    said = [line.partition(":**")[0] for line in lines if line.startswith("- **Tolerance")]
-    start = "- **Tolerance of the original plan, "
-    assert said == [f"{start}b, a e4m3", f"{start}c e4m3"]
-
-
-@pytest.mark.parametrize(("rows", "plots"), [([a_failed_row(even(1, 2048))], 0), (fa2_rows(), 1)])
-def test_a_plot_only_of_what_was_measured(tmp_path, rows, plots):
-    write(a_kernels_result(*rows), tmp_path / "a.json")
-    text = document.write([tmp_path / "a.json"], tmp_path).read_text()
-    assert len(list(tmp_path.glob("plots/*.png"))) == plots == text.count("![")
-
-
-def test_other_times_give_another_plot(tmp_path):
-    drawn = []
-    for name, us in (("one", 10.0), ("two", 10.4)):
-        rows = [a_kernel_row(even(1, 2048), us=us), *fa2_rows()[1:]]
-        write(a_kernels_result(*rows), tmp_path / f"{name}.json")
-        document.write([tmp_path / f"{name}.json"], tmp_path / name)
-        drawn.append((tmp_path / name / "plots" / "20260702-120000-kernels.png").read_bytes())
-    assert drawn[0] != drawn[1]
+def test_a_plot_of_a_single_format_has_a_single_panel(monkeypatch, tmp_path):
+    rows = [row for row in fa2_rows() if row.kv_format == "bf16"]
+    (panel,) = drawn(a_kernels_result(*rows), monkeypatch, tmp_path)
+    assert len(shares(panel, panel.lines[0].get_color())) == 2

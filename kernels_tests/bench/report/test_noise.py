@@ -1,83 +1,79 @@
-"""How well a ratio is known, and what the report says of it."""
+"""How well a ratio is known, and how it is written."""
+
+import math
+import random
 
 import pytest
 
-from bench.record.noise import INSIDE, MOST_NOISE, TOO_NOISY, ratios, verdict
-from bench.serving import plot as plots
-from bench.serving import section as summary
-from kernels_tests.bench.report.test_document import line_with, text_of
-from kernels_tests.bench.samples import a_rate, a_result, a_row, rates_around
+from bench.record.noise import (
+    FASTER,
+    INSIDE,
+    MAX_NOISE,
+    NOISE_ERRORS,
+    NOT_KNOWN,
+    SLOWER,
+    TOO_NOISY,
+    Ratio,
+    ratios,
+    verdict,
+)
+from bench.report.numbers import compared, number, ratio_cell, with_noise
 
 
 @pytest.mark.parametrize(
-    ("ratio", "noise", "said"),
+    ("value", "noise", "expected"),
     [
-        (0.63, 1.05, "too noisy to compare"),
-        (1.0, 0.3001, "too noisy to compare"),
-        (2.0, 0.4, "too noisy to compare"),
-        (0.88, 0.18, "inside the noise"),
-        (1.25, 0.3, "inside the noise"),
-        (1.31, 0.3, "faster"),
-        (0.69, 0.3, "slower"),
-        (1.5, float("inf"), "noise not known"),
+        (0.63, 1.05, TOO_NOISY),
+        (1.0, 0.3001, TOO_NOISY),
+        (2.0, 0.4, TOO_NOISY),
+        (0.88, 0.18, INSIDE),
+        (1.25, 0.3, INSIDE),
+        (1.31, 0.3, FASTER),
+        (0.69, 0.3, SLOWER),
+        (1.5, math.inf, NOT_KNOWN),
     ],
 )
-def test_a_ratio_is_a_difference_or_noise_or_tells_nothing(ratio, noise, said):
-    assert verdict(ratio, noise) == said
-    less_is_faster = {"faster": "slower", "slower": "faster"}
-    assert verdict(ratio, noise, more_is_faster=False) == less_is_faster.get(said, said)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_difference_inside_the_noise_is_called_so(seed):
-    first, second = rates_around(500, seed), rates_around(500, seed + 100)
-    message = plots.decode_message({"baseline": first, "fp8": second}, "baseline")
-    found = ratios(second, first).values()
-    noisy = sum(noise > MOST_NOISE for _, noise in found)
-    said = f"{6 - noisy} {INSIDE}, {noisy} {TOO_NOISY}" if noisy else INSIDE
-    ends = [f"{ratio:.2f}x ± {noise:.2f}" for ratio, noise in (min(found), max(found))]
-    assert message == f"Decode rate: fp8 {' to '.join(ends)} baseline's (6 points: {said})"
-
-
-def test_a_ratio_that_is_hardly_known_is_no_comparison_anywhere(tmp_path):
-    base, other = [a_rate(decode=[100.0, 300.0, 500.0])], [a_rate(decode=[63.0, 190.0, 320.0])]
-    result = a_result(a_row(rates=base), a_row("fp8", "fp8", rates=other))
-    ((ratio, noise),) = ratios(other, base).values()
-    words = f"fp8 {ratio:.2f}x ± {noise:.2f} baseline's (1 point: too noisy to compare)"
-    assert noise > 1 and summary.messages_of(result)["decode"] == f"Decode rate: {words}"
-    assert f"- **Decode rate:** {words}\n" in summary.summary_lines(result)
-    assert line_with(text_of(result), "| Decode at 288 ").endswith(
-        f"({ratio:.2f}x ± {noise:.2f}, too noisy to compare) |"
-    )
-
-
-def test_a_difference_beyond_the_noise_is_stated():
-    base, faster = [a_rate(0), a_rate(1024)], [a_rate(0), a_rate(1024, decode=[605.0, 612.0, 620.0])]
-    assert plots.decode_message({"baseline": base, "fp8": faster}, "baseline") == (
-        "Decode rate: fp8 1.00x ± 0.06 to 1.20x ± 0.07 baseline's (2 points: 1 faster, 1 inside the noise)"
-    )
-    assert plots.decode_message({"fp8": faster, "baseline": base}, "fp8") == (
-        "Decode rate: baseline 0.83x ± 0.05 to 1.00x ± 0.06 fp8's (2 points: 1 slower, 1 inside the noise)"
-    )
-    text = text_of(a_result(a_row(rates=base), a_row("fp8", "fp8", rates=faster)))
-    assert line_with(text, "| Decode at 1,312 ").endswith("| 510 | 612 (**1.20x** ± 0.07) |")
-
-
-def test_single_samples_have_no_known_noise():
-    base, other = [a_rate(decode=[500.0])], [a_rate(decode=[600.0])]
-    message = plots.decode_message({"baseline": base, "fp8": other}, "baseline")
-    assert message == "Decode rate: fp8 1.20x baseline's (1 point: noise not known)"
-    text = text_of(a_result(a_row(rates=base), a_row("fp8", "fp8", rates=other)))
-    assert line_with(text, "| Decode at 288 ").endswith("| 500 | 600 (1.20x) |")
+def test_a_ratio_is_a_difference_or_noise_or_not_comparable(value, noise, expected):
+    ratio = Ratio(value, noise)
+    assert verdict(ratio) == expected
+    assert verdict(ratio, more_is_faster=False) == {FASTER: SLOWER, SLOWER: FASTER}.get(expected, expected)
+    assert ratio_cell(ratio).strip("*").endswith(f", {expected}")
+    assert ratio_cell(ratio).startswith("**") is (expected in (FASTER, SLOWER))
 
 
 def test_ratios_and_their_noise():
-    base = [a_rate(0, decode=[100.0, 100.0, 100.0]), a_rate(1024, decode=[90.0, 100.0, 110.0])]
-    other = [a_rate(0, decode=[120.0, 120.0, 120.0]), a_rate(2048)]
-    ((value, noise),) = ratios(other, base).values()
-    assert (value, noise) == (pytest.approx(1.2), 0)
-    other = [a_rate(0, decode=[120.0, 120.0, 120.0]), a_rate(1024, decode=[90.0, 100.0, 110.0])]
-    first, second = ratios(other, base).values()
+    base = {"a": [100.0, 100.0, 100.0], "b": [90.0, 100.0, 110.0]}
+    assert ratios({"a": [120.0] * 3, "c": [1.0] * 3}, {"a": base["a"]}) == {"a": Ratio(pytest.approx(1.2), 0)}
+    result = ratios({"a": [120.0] * 3, "b": [90.0, 100.0, 110.0]}, base)
     typical = (0.1**2 / 2) ** 0.5  # of the spreads 0, 0, 0.1 and 0.1
-    assert first == (pytest.approx(1.2), pytest.approx(4 * 1.2 * typical * (2 / 3) ** 0.5))
-    assert second == (pytest.approx(1.0), pytest.approx(4 * 0.1 * (2 / 3) ** 0.5))
+    assert result["a"] == (pytest.approx(1.2), pytest.approx(NOISE_ERRORS * 1.2 * typical * (2 / 3) ** 0.5))
+    assert result["b"] == (pytest.approx(1.0), pytest.approx(NOISE_ERRORS * 0.1 * (2 / 3) ** 0.5))
+    assert ratios({"a": [600.0]}, {"a": [500.0]}) == {"a": Ratio(1.2, math.inf)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_samples_of_the_same_rate_are_no_difference(seed):
+    chance = random.Random(seed)
+    first, second = ({point: [chance.uniform(450, 550) for _ in range(3)] for point in range(6)} for _ in "ab")
+    result = list(ratios(second, first).values())
+    verdicts = [verdict(ratio) for ratio in result]
+    assert set(verdicts) <= {INSIDE, TOO_NOISY} and (TOO_NOISY in verdicts) == any(r.noise > MAX_NOISE for r in result)
+    line = compared(result, "baseline")
+    assert all(with_noise(ratio) in line for ratio in (min(result), max(result)))
+
+
+def test_the_points_of_each_verdict_are_counted():
+    several = [Ratio(1.2, 0.07), Ratio(1.0, 0.06), Ratio(0.9, 0.5)]
+    assert compared(several, "A").endswith("of A (3 points: 1 faster, 1 inside the noise, 1 too noisy to compare)")
+    assert compared(several[:1], "A", more_is_faster=False) == "1.20x ± 0.07 of A (1 point: slower)"
+    assert compared([Ratio(1.2, math.inf)], "A") == "1.20x of A (1 point: noise not known)"
+
+
+@pytest.mark.parametrize(("noise", "text"), [(0.03, "1.02x ± 0.03"), (0.004, "1.020x ± 0.004"), (math.inf, "1.02x")])
+def test_a_ratio_has_the_digits_of_its_noise(noise, text):
+    assert with_noise(Ratio(1.02, noise)) == text
+    assert with_noise(Ratio(1.004, math.inf)) == "1.004x"
+
+
+def test_numbers_have_three_digits():
+    assert [number(value) for value in (1234.5, 123.4, 12.34, 1.234)] == ["1,234", "123", "12.3", "1.23"]

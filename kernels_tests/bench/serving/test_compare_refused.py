@@ -6,7 +6,7 @@ from bench.serving import comparable, compare
 from bench.serving.result import ServingResult
 from flashinfer_patches.errors import EXIT_CODES, Problem
 from kernels_tests.bench.samples import a_result, a_row, two_profiles
-from kernels_tests.bench.serving.test_compare import loads, run, saved
+from kernels_tests.bench.serving.test_compare import compared, loads, run, saved
 from vllm_launch.resolved import Resolved
 
 FP8 = {"kv-cache-dtype": "fp8", "kv-cache-dtype-skip-layers": ["sliding_window"]}
@@ -74,13 +74,14 @@ def changed(**changes) -> ServingResult:
 
 def argument(**values):
     named = {name.replace("_", "-"): value for name, value in values.items()}
-    return {"requested": lambda asked: {"arguments": asked.arguments | named}}
+    return {"requested": lambda requested: {"arguments": requested.arguments | named}}
 
 
 def variable(**values):
-    return {"requested": lambda asked: {"environment": asked.environment | values}}
+    return {"requested": lambda requested: {"environment": requested.environment | values}}
 
 
+LAYERS = {"setting": "model layers", "a": "6", "b": "99"}
 RUN = f"(run {PLAIN.id})"
 DIFFER = [
     *(({"machine": {name: value}}, f"machine {name}", getattr(PLAIN.provenance.machine, name), value)
@@ -108,45 +109,45 @@ DIFFER = [
 def listed(a: str, b: str) -> list[str]:
     """The differences that a refusal names."""
     with pytest.raises(Problem) as refused:
-        compare.compare(a, b)
+        compared(a, b)
     assert refused.value.kind == "compare" and "--force" in refused.value.remedy
     return refused.value.message.splitlines()[1:]
 
 
-@pytest.mark.parametrize(("change", "what", "was", "now"), DIFFER, ids=[one[1] for one in DIFFER])
-def test_each_difference_is_refused_alone_and_by_name(tmp_path, change, what, was, now):
+@pytest.mark.parametrize(("change", "setting", "before", "after"), DIFFER, ids=[case[1] for case in DIFFER])
+def test_each_difference_is_refused_alone_and_by_name(tmp_path, change, setting, before, after):
     a, b = saved(tmp_path, PLAIN, changed(**change))
-    words = [", ".join(map(str, one)) if isinstance(one, list) else one for one in (was, now)]
-    words = [one if isinstance(one, str) else str(one).lower() for one in words]
-    assert listed(a, b) == [f"  {what}: {words[0]} | {words[1]}"]
-    assert listed(b, a) == [f"  {what}: {words[1]} | {words[0]}"]
+    values = [", ".join(map(str, value)) if isinstance(value, list) else value for value in (before, after)]
+    values = [value if isinstance(value, str) else str(value).lower() for value in values]
+    assert listed(a, b) == [f"  {setting}: {values[0]} | {values[1]}"]
+    assert listed(b, a) == [f"  {setting}: {values[1]} | {values[0]}"]
 
 
 def test_every_field_of_machine_model_and_provenance_is_accounted_for():
     """A field that is added later is compared, or has its place here."""
     assert set(type(PLAIN.provenance.machine).model_fields) == {*MACHINE, *comparable.VARYING}
     assert set(type(PLAIN.model).model_fields) == {*MODEL, "path"}
-    compared = {"machine", "versions", "patch", "git_commit", "git_dirty", "environment"}
-    told = {"created", "command", "load_average"}  # shown or of no account
-    assert set(type(PLAIN.provenance).model_fields) == {*compared, *told}
+    checked = {"machine", "versions", "patch", "git_commit", "git_dirty", "environment"}
+    ignored = {"created", "command", "load_average"}
+    assert set(type(PLAIN.provenance).model_fields) == {*checked, *ignored}
     following = [name for name in Resolved.model_fields if name.startswith(comparable.FOLLOWING)]
     assert {*RESOLVED, *following, *comparable.RESOLVED_FIGURES} == set(Resolved.model_fields)
     assert not {*RESOLVED} & {*following, *comparable.RESOLVED_FIGURES}
 
 
 def test_all_differences_are_listed_at_once(tmp_path):
-    everything = {"machine": MACHINE, "model": MODEL, "source": {"patch": "sinks-1"}} | argument(seed="3")
-    a, b = saved(tmp_path, PLAIN, changed(**everything))
+    changes = {"machine": MACHINE, "model": MODEL, "source": {"patch": "sinks-1"}} | argument(seed="3")
+    a, b = saved(tmp_path, PLAIN, changed(**changes))
     names = [line.partition(":")[0].strip() for line in listed(a, b)]
     assert sorted(names) == sorted(
         [*(f"machine {n}" for n in MACHINE), *(f"model {n}" for n in MODEL), "FlashInfer patch set", "argument seed"]
     )
 
 
-def test_a_difference_of_one_profile_names_it(tmp_path):
-    other = a_row("fp8", "fp8")
-    asked = other.requested.model_copy(update={"arguments": other.requested.arguments | {"seed": 3}})
-    a, b = saved(tmp_path, PLAIN, a_result(a_row(), other.model_copy(update={"requested": asked})))
+def test_a_difference_of_a_single_profile_names_it(tmp_path):
+    row = a_row("fp8", "fp8")
+    requested = row.requested.model_copy(update={"arguments": row.requested.arguments | {"seed": 3}})
+    a, b = saved(tmp_path, PLAIN, a_result(a_row(), row.model_copy(update={"requested": requested})))
     assert listed(a, b) == ["  argument seed: absent | --seed 3  (fp8)"]
 
 
@@ -163,9 +164,9 @@ def test_a_widened_cache_is_compared_with_bf16_in_all_but_speed(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"requested": lambda asked: {"arguments": asked.arguments | FP8, "kv_cache_dtype": "fp8"}},
+        {"requested": lambda requested: {"arguments": requested.arguments | FP8, "kv_cache_dtype": "fp8"}},
         variable(VLLM_CACHE_ROOT="$REPO/elsewhere", FP8_SINKS_RUN="a nonce"),
-        {"requested": lambda asked: {"command": [*asked.command, "--port", "1"]}},
+        {"requested": lambda requested: {"command": [*requested.command, "--port", "1"]}},
         {"machine": {"free_bytes": 1, "total_bytes": (24 << 30) + 4096}},
         {"model": {"path": "/elsewhere"}},
         {"source": {"command": [], "load_average": 7.5}},
@@ -174,14 +175,14 @@ def test_a_widened_cache_is_compared_with_bf16_in_all_but_speed(tmp_path):
     ],
     ids=["KV cache", "caches and nonce", "port", "memory", "path", "command", "hidden by the profile", "measured"],
 )
-def test_what_may_differ(tmp_path, change):
+def test_settings_that_may_differ(tmp_path, change):
     a, b = saved(tmp_path, PLAIN, changed(**change))
     assert [pair["differences"] for pair in loads(a, b)["pairs"]] == [[], []]
 
 
-def test_what_follows_from_the_kv_cache_may_differ_with_it(tmp_path):
-    told = {"kv_block_sizes": [16, 32], "kv_skip_layers": ["0"], "flashinfer": ["decode_backend=xqa"]}
-    fp8 = PLAIN.rows[1].model_copy(update={"resolved": PLAIN.rows[1].resolved.model_copy(update=told)})
+def test_settings_that_follow_from_the_kv_cache_may_differ_with_it(tmp_path):
+    settings = {"kv_block_sizes": [16, 32], "kv_skip_layers": ["0"], "flashinfer": ["decode_backend=xqa"]}
+    fp8 = PLAIN.rows[1].model_copy(update={"resolved": PLAIN.rows[1].resolved.model_copy(update=settings)})
     (path,) = saved(tmp_path, a_result(PLAIN.rows[0], fp8))
     assert loads(f"{path}:baseline", f"{path}:fp8")["pairs"][0]["differences"] == []
 
@@ -209,19 +210,19 @@ def test_a_number_from_a_profile_is_that_of_a_command_line(tmp_path):
 
 def test_force_shows_and_marks(tmp_path):
     a, b = saved(tmp_path, PLAIN, changed(model={"layers": 99}))
-    text = compare.compare(a, b, force=True)
+    text = compared(a, b, force=True)
     assert text.startswith("FORCED: ")
     assert "  model layers: 6 | 99\n" in text
     assert text.count("B/A, FORCED") == 2 * (1 + len(compare.SPEEDS))  # every table of both pairs
-    found = loads(a, b, force=True)
-    assert found["forced"]
-    assert [pair["differences"] for pair in found["pairs"]] == [[{"what": "model layers", "a": "6", "b": "99"}]] * 2
+    comparison = loads(a, b, force=True)
+    assert comparison["forced"]
+    assert [pair["differences"] for pair in comparison["pairs"]] == [[LAYERS]] * 2
 
 
 def test_force_without_a_difference_marks_nothing(tmp_path):
     (path,) = saved(tmp_path, PLAIN)
-    assert compare.compare(path, path, force=True) == compare.compare(path, path)
-    assert "FORCED" not in compare.compare(path, path, force=True)
+    assert compared(path, path, force=True) == compared(path, path)
+    assert "FORCED" not in compared(path, path, force=True)
 
 
 def test_the_command_refuses_with_its_own_exit_code(tmp_path):
@@ -229,4 +230,4 @@ def test_the_command_refuses_with_its_own_exit_code(tmp_path):
     refused = run(a, b)
     assert (refused.exit_code, refused.stdout) == (EXIT_CODES["compare"], "")
     assert "  model layers: 6 | 99\n  remedy: " in refused.stderr
-    assert run(a, b, "--force").stdout == compare.compare(a, b, force=True) + "\n"
+    assert run(a, b, "--force").stdout == compared(a, b, force=True) + "\n"

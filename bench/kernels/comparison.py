@@ -1,0 +1,78 @@
+"""A kernel's time against the floor, the law of our kernel, and other kernels."""
+
+from typing import Literal
+
+from bench.kernels.peers import OURS
+from bench.kernels.result import KernelRow, KernelsResult
+from bench.kernels.shape import Shape
+
+KV_FORMATS = QUANTISED, BASE = "e4m3", "bf16"
+LAW_US, LAW_SHARE = (
+    3.5,
+    0.93,
+)  # the law: a call of our kernel may take so long, and its bytes at that share of the ceiling
+ACCURATE_REL_L2 = 4e-3  # the error of a kernel that keeps BF16 accuracy; the bound of the tests in kernels_tests
+Pair = tuple[KernelRow, KernelRow]
+
+
+def floor_us(row: KernelRow, ceiling: float) -> float:
+    """Microseconds that the bytes of a call take at the read ceiling."""
+    return row.kv_bytes / ceiling * 1e6
+
+
+def law_us(row: KernelRow, ceiling: float) -> float:
+    """Microseconds that a call may take."""
+    return LAW_US + floor_us(row, ceiling) / LAW_SHARE
+
+
+def excess(row: KernelRow, ceiling: float) -> float:
+    """Share of the law by which a call takes longer than it may; negative where it takes less."""
+    return row.time_us / law_us(row, ceiling) - 1
+
+
+def ours(result: KernelsResult, kv_format: str) -> list[KernelRow]:
+    """Our kernel's measured rows."""
+    return [row for row in result.rows if (row.kernel, row.kv_format) == (OURS, kv_format) and not row.error]
+
+
+def plain(rows: list[KernelRow]) -> list[KernelRow]:
+    """The rows at plain shapes; all, if there are none."""
+    return [row for row in rows if row.shape.plain] or rows
+
+
+def peers_at(result: KernelsResult, shape: Shape, *kv_formats: str) -> list[KernelRow]:
+    """Other kernels' measured rows at a shape with these caches, the fastest first."""
+    peers = (row for row in result.rows if row.kernel != OURS and row.kv_format in kv_formats)
+    return sorted((row for row in peers if not row.error and row.shape == shape), key=lambda row: row.time_us)
+
+
+def accurate_peer(result: KernelsResult, shape: Shape, *kv_formats: str) -> KernelRow | None:
+    """The fastest other kernel at a shape whose error is at most ACCURATE_REL_L2."""
+    return next((row for row in peers_at(result, shape, *kv_formats) if row.rel_l2 <= ACCURATE_REL_L2), None)
+
+
+def verdict(row: KernelRow, base: KernelRow) -> Literal["faster", "slower", "equal"]:
+    """A row against another; equal where their samples overlap."""
+    if max(row.samples_us) < min(base.samples_us):
+        return "faster"
+    return "slower" if min(row.samples_us) > max(base.samples_us) else "equal"
+
+
+def pairs(result: KernelsResult, kernel: str) -> list[Pair]:
+    """A kernel's rows with an FP8 and with a BF16 cache at each plain shape that has both, in the result's order."""
+    rows = [row for row in result.rows if row.kernel == kernel and row.error is None and row.shape.plain]
+    base = {row.shape: row for row in rows if row.kv_format == BASE}
+    return [(row, base[row.shape]) for row in rows if row.kv_format == QUANTISED and row.shape in base]
+
+
+def pays_from(pairs: list[Pair]) -> dict[int, int | None]:
+    """Batch -> the shortest measured context from which on FP8 is faster at every one; None if not at the longest."""
+    starts: dict[int, int | None] = {}
+    ended: set[int] = set()  # batches where FP8 is not faster at a longer context
+    for row, base in sorted(pairs, key=lambda pair: (pair[0].batch, -pair[0].context)):
+        starts.setdefault(row.batch, None)
+        if verdict(row, base) != "faster":
+            ended.add(row.batch)
+        elif row.batch not in ended:
+            starts[row.batch] = row.context
+    return starts

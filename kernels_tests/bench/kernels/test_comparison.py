@@ -1,0 +1,68 @@
+"""A kernel's time against the floor, the law and other kernels, on made-up results."""
+
+import pytest
+
+from bench.kernels import comparison
+from bench.kernels.comparison import pays_from, verdict
+from bench.kernels.peers import OURS
+from bench.kernels.shape import Shape, even
+from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result
+
+SMALL, LARGE = even(1, 2048), even(32, 8192)
+
+
+def row(shape, us, kv_format="e4m3", kernel=OURS, **changes):
+    return a_kernel_row(shape, kernel, kv_format, us=us, **({"rel_l2": 1.7e-3} | changes))
+
+
+def test_the_law_is_that_of_the_design():
+    # 1024 bytes a token: 32 x 8192 tokens at 0.93 x 4.4 TB/s take 65.6 us.
+    slow = row(LARGE, 69.2)
+    assert comparison.floor_us(slow, 4.4e12) == pytest.approx(61.01, abs=0.01)
+    assert comparison.law_us(slow, 4.4e12) == pytest.approx(69.10, abs=0.01)
+    assert comparison.excess(slow, 4.4e12) == pytest.approx(0.00144, abs=1e-4)
+    assert comparison.excess(row(LARGE, 69.0), 4.4e12) < 0
+
+
+def test_peers_are_other_kernels_at_the_same_shape_the_fastest_first():
+    slow, fast = row(SMALL, 9.0, "bf16", "fa2-sinks"), row(SMALL, 7.0, kernel="xqa-sinks", rel_l2=3.6e-2)
+    elsewhere = [row(even(1, 2048, window_left=127), 1.0, kernel="xqa-sinks"), a_failed_row(SMALL), row(SMALL, 3.0)]
+    result = a_kernels_result(slow, fast, *elsewhere)
+    assert comparison.peers_at(result, SMALL, "e4m3", "bf16") == [fast, slow]
+    assert comparison.peers_at(result, SMALL, "bf16") == [slow]
+    assert comparison.accurate_peer(result, SMALL, "e4m3", "bf16") == slow
+    assert comparison.accurate_peer(result, SMALL, "e4m3") is None
+    assert comparison.ours(result, "e4m3") == [elsewhere[-1]]
+
+
+def test_samples_that_overlap_are_equal():
+    base = row(SMALL, 5.0, "bf16")
+    assert [verdict(row(SMALL, us), base) for us in (4.8, 4.95, 5.05, 5.2)] == ["faster", "equal", "equal", "slower"]
+
+
+def pair(context, bf16, e4m3, batch=1, kernel="fa2-sinks", **changes):
+    shape = even(batch, context)
+    return [row(shape, us, name, kernel, **changes) for us, name in ((bf16, "bf16"), (e4m3, "e4m3"))]
+
+
+def test_fp8_pays_from_after_the_last_context_where_it_does_not():
+    rows = [*pair(1024, 10, 8), *pair(2048, 10, 12), *pair(4096, 20, 15), *pair(8192, 40, 30), *pair(64, 9, 8, batch=2)]
+    for order in (rows, rows[::-1]):
+        assert pays_from(comparison.pairs(a_kernels_result(*order), "fa2-sinks")) == {1: 4096, 2: 64}
+    assert pays_from(comparison.pairs(a_kernels_result(*rows[:4]), "fa2-sinks")) == {1: None}
+    equal = a_kernels_result(*pair(1024, 10, 8), *pair(2048, 10.0, 10.05))
+    assert pays_from(comparison.pairs(equal, "fa2-sinks")) == {1: None}
+
+
+def test_only_plain_shapes_with_both_caches_are_paired():
+    varied = pair(2048, 10, 5, window_left=127) + pair(2048, 10, 5, head_dim=128) + pair(2048, 10, 5, table_tokens=4096)
+    varied += pair(2048, 10, 5, batch=2, lengths=[2048, 16])
+    failed = [a_kernel_row(SMALL), a_failed_row(SMALL, "fa2-sinks")]
+    assert comparison.pairs(a_kernels_result(*varied, *failed), "fa2-sinks") == []
+    ((quantised, base),) = comparison.pairs(a_kernels_result(*varied, *pair(64, 10, 12)), "fa2-sinks")
+    assert (quantised.kv_format, base.kv_format) == ("e4m3", "bf16")
+
+
+def test_plain_rows_are_preferred():
+    ragged, even_row = row(Shape((8192, 512)), 100.0), row(SMALL, 3.0)
+    assert comparison.plain([ragged, even_row]) == [even_row] and comparison.plain([ragged]) == [ragged]
