@@ -1,16 +1,15 @@
-"""Figures of a profile's answers and the verdicts on them. A verdict that its own figures contradict is an error."""
+"""Figures of a profile's answers, and the verdicts on them. A verdict that its figures contradict raises."""
 
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flashinfer_patches.strict import NotNegative, Positive, Strict
+from flashinfer_patches.strict import Count, NotNegative, Positive, Strict
 
-Count = Annotated[int, Field(ge=1)]
 FigureName = Literal["mean_abs_delta", "p99_abs_delta", "kl", "top1", "perplexity_ratio"]
 SinkStatus = Literal["passed", "FAILED", "not judged", "not run"]
-TRUE_SINKS = "true"  # among the kinds of sinks that a server is held against; all others are wrong ones
+TRUE_SINKS = "true"  # among the kinds of sinks in a sink check; every other kind is wrong
 
 
 def greedy_passes(
@@ -21,7 +20,7 @@ def greedy_passes(
 
 
 def holds(figure: FigureName, value: float, bound: float) -> bool:
-    """Whether a figure of an Agreement keeps its bound; a NaN keeps none."""
+    """Whether a figure of an Agreement is within its bound; NaN never is."""
     if figure == "top1":
         return value >= bound
     if figure == "perplexity_ratio":
@@ -36,8 +35,8 @@ def sink_status(distances: dict[str, float], bound: float | None, factor: float 
     """
     near = distances[TRUE_SINKS]
     far = min(value for name, value in distances.items() if name != TRUE_SINKS)
-    kept = [None if bound is None else near <= bound, None if factor is None else far >= factor * near]
-    return "FAILED" if False in kept else "not judged" if None in kept else "passed"
+    passed = [None if bound is None else near <= bound, None if factor is None else far >= factor * near]
+    return "FAILED" if False in passed else "not judged" if None in passed else "passed"
 
 
 class GreedyMatch(Strict):
@@ -90,7 +89,7 @@ class Figure(Strict):
 
 
 class Agreement(Strict):
-    """How a profile's log-probabilities of given tokens differ from the reference profile's (bench/metrics.py).
+    """How a profile's log-probabilities of given tokens differ from the reference profile's (metrics.py).
 
     delta: log p here minus log p there of the token that was given, nats. kl: nats a token. top1: share of
     positions with the same most likely token. perplexity_ratio: this profile's perplexity over the reference's.
@@ -202,11 +201,12 @@ class AccuracyRecord(Strict):
 
     @model_validator(mode="after")
     def _gates_judge_these_figures(self):
-        at = {one.context: one for one in self.contexts}
+        by_context = {entry.context: entry for entry in self.contexts}
         for gate in self.gates:
-            agreement = getattr(self if gate.context is None else at.get(gate.context), gate.path, None)
+            agreement = getattr(self if gate.context is None else by_context.get(gate.context), gate.path, None)
             value = agreement and getattr(agreement, gate.figure).value
             if value != gate.value:
-                where = "all contexts" if gate.context is None else f"context {gate.context}"
-                raise ValueError(f"a gate has {gate.path} {gate.figure} {gate.value:g} at {where}, the record {value}")
+                context = "all contexts" if gate.context is None else f"context {gate.context}"
+                message = f"a gate has {gate.path} {gate.figure} {gate.value:g} at {context}, the record {value}"
+                raise ValueError(message)
         return self
