@@ -15,7 +15,7 @@ TRUE_SINKS = "true"  # among the kinds of sinks in a sink check; every other kin
 def greedy_passes(
     matched: int, tokens: int, distinct: int, min_match: float, min_distinct: int, missing: int = 0
 ) -> bool:
-    """Whether more than min_match of the tokens are the reference's, none is missing, and it is no loop of few."""
+    """Whether more than min_match of the tokens match, none is missing, and there are at least min_distinct of them."""
     return not missing and matched > min_match * tokens and distinct >= min_distinct
 
 
@@ -125,8 +125,8 @@ class AtContext(Strict):
 class SinkCheck(Strict):
     """The server's prompt log-probabilities against transformers in FP32 with true and with wrong sinks.
 
-    mean_abs_delta: nats, by what was done to the sinks (`true` for nothing). bound: the most that `true` may
-    have; factor: how many times farther the nearest wrong one must be. reason: why there are no figures.
+    mean_abs_delta: nats, by kind of sinks (`true`: unchanged). bound: maximum for `true`; factor: how many times
+    farther the nearest wrong kind must be. reason: why there are no figures.
     """
 
     status: SinkStatus
@@ -152,7 +152,7 @@ class SinkCheck(Strict):
 
 
 class Gate(Strict):
-    """One figure against its bound. context: None for all of them. bound and passed: None if it is not judged."""
+    """One figure against its bound. context: None for all contexts. bound and passed: None if it is not judged."""
 
     path: Literal["decode", "prefill", "paths"]
     context: int | None
@@ -174,7 +174,7 @@ class AccuracyRecord(Strict):
     """A profile's answers against the reference profile's; the reference's own record compares it with itself.
 
     paths: its decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
-    judged_at: when the gates were computed again from the kept scores, after the run; None for the run's own verdict.
+    judged_at: when the saved scores were judged again, after the run; None for the run's own verdict.
     """
 
     reference: str
