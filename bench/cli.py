@@ -1,136 +1,19 @@
-"""`fp8-sinks bench`: serving, accuracy, kernels, report, keep, compare."""
-
-import shlex
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
+"""`fp8-sinks bench`: the group of the kinds' commands, and of those on result files."""
 
 import click
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench.accuracy import run as gates
-from bench.accuracy.result import AccuracyResult
-from bench.accuracy.run import failed_gates
+from bench.accuracy.command import accuracy_command
 from bench.kernels.command import kernels_command
-from bench.record import run_folder
-from bench.record.run_folder import Request
 from bench.report.command import compare_command, keep_command, report_command, write_report
-from bench.servers import run as runs
-from bench.servers.run import BEGUN, Run
-from bench.serving import run as serving
-from bench.serving.result import ServingResult
-from flashinfer_patches.errors import Problem
-from vllm_launch import arguments, profile, provenance
-from vllm_launch import plan as plans
-from vllm_launch.terminal import refuse, signals_as_exit, talk
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
+from bench.serving.command import serving_command
 
 
 @click.group()
-def bench() -> None:
+@click.pass_context
+def bench(context: click.Context) -> None:
     """Measure servers and kernels, and make reports from the result files."""
+    context.obj = write_report  # so that no kind imports the report, which imports every kind
 
 
-for command in (kernels_command, report_command, keep_command, compare_command):
+for command in (serving_command, accuracy_command, kernels_command, report_command, keep_command, compare_command):
     bench.add_command(command)
-
-
-def run_options(command):
-    """The arguments and options that every measuring command has."""
-    for option in reversed(
-        (
-            click.argument("words", nargs=-1, metavar="PROFILE... [-- VLLM_ARGUMENTS...]"),
-            click.option("--model", help="Model folder, or owner/name in the local Hugging Face cache."),
-            click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>."),
-            click.option("--resume", type=FOLDER, help="A run folder: do what it lacks, with its profiles and model."),
-            click.option("--dry-run", is_flag=True, help="Print each profile's server command, start nothing."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-@bench.command("serving")
-@run_options
-def serving_command(words, model, run_dir, resume, dry_run):
-    """Serve each PROFILE cold and warm, gate its answers, measure it with llama-benchy, write result and report.
-
-    The caches of the run are wiped before each profile's cold start. Servers listen on loopback only.
-    """
-    _run(serving.execute, _request("serving", words, model, run_dir, resume), run_dir or resume, dry_run)
-
-
-@bench.command("accuracy")
-@run_options
-def accuracy_command(words, model, run_dir, resume, dry_run):
-    """Serve each PROFILE, compare its answers with the reference profile's, write result and report; no speed.
-
-    Log-probabilities of held-out text through decode and through prefill, greedy text, and the sinks against
-    transformers. Exits with 31 if a gate fails.
-    """
-    _run(gates.execute, _request("accuracy", words, model, run_dir, resume), run_dir or resume, dry_run)
-
-
-def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool) -> None:
-    folder = (folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
-    run = Run(folder, request)
-    if dry_run:
-        for chosen in runs.profiles_of(request)[0]:
-            click.echo(plans.as_shell(runs.plan_of(run, chosen)))
-    refuse(runs.problems(run))
-    if dry_run:
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with (
-        signals_as_exit(),
-        run_folder.opened(folder, request),
-        Progress(*columns, console=talk, transient=True) as progress,
-    ):
-        task = progress.add_task("preparing")
-        run = replace(run, say=lambda line: progress.update(task, description=line), done=progress.console.print)
-        result = None
-        try:
-            result = execute(run, command=["fp8-sinks", *sys.argv[1:]])
-        finally:
-            if (folder / "result.json").exists():
-                path = write_report(folder)
-                talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
-            if result is None and (folder / BEGUN).exists():
-                talk.print(
-                    f"resume: fp8-sinks bench {request.kind} --resume {shlex.quote(str(folder))}", soft_wrap=True
-                )
-    _gate(result)
-
-
-def _request(kind: str, words: tuple[str, ...], model, run_dir, resume) -> Request:
-    if resume:
-        if words or model or run_dir:
-            raise click.UsageError("--resume takes profiles, model and folder from the run; give nothing else")
-        request = run_folder.read_request(resume)
-        if request.kind != kind:
-            what = f"{resume} holds a run of `bench {request.kind}`"
-            raise Problem("file", what, f"fp8-sinks bench {request.kind} --resume {shlex.quote(str(resume))}")
-        return request
-    first_flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    if first_flag == 0:
-        raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
-    profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
-    arguments.parse(overrides)  # what is refused may be a secret, and a request is written
-    if provenance.masked(overrides) != overrides:
-        what = "the arguments for vLLM hold a key, token or password: a run would keep it in its files"
-        raise Problem("profile", what, "give it to the server through the environment")
-    return Request(kind=kind, profiles=profiles, model=model, overrides=overrides)
-
-
-def _gate(result: AccuracyResult | ServingResult) -> None:
-    """Raise Problem("gate") if any profile failed any gate; the first one is named."""
-    failed = [f"{row.profile}: {words}" for row in result.rows for words in failed_gates(row)]
-    if failed:
-        raise Problem(
-            "gate",
-            f"{failed[0]} ({len(failed)} gate(s) failed)",
-            "the report shows each failed gate; do not serve this profile before the reason is known",
-        )

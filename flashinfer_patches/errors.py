@@ -10,6 +10,7 @@ FAILED, USAGE, GATE, ENVIRONMENT = 1, 2, 3, 4
 EXIT_CODES = {
     # The request cannot be carried out as written.
     "profile": USAGE,  # a profile, or an argument in it
+    "suite": USAGE,  # a suite of a bench
     "file": USAGE,  # a file or folder that was named is missing, unreadable or of another run
     "compare": USAGE,  # two results differ in more than the KV cache
     # This machine or this environment lacks something.

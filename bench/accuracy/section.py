@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from bench.accuracy.gate_words import FIGURES, PATHS, gate_words, sink_words
 from bench.accuracy.result import AccuracyResult, AccuracyRow
-from bench.accuracy.scores import FIGURES, PATHS, gate_words, sink_words
 from bench.accuracy.verdicts import AccuracyRecord, Figure, Gate, GreedyMatch
 from bench.report import markdown as md
 from bench.report import provenance

@@ -12,7 +12,7 @@ from bench import kinds
 from bench.record import files
 from bench.record.run_folder import Request
 from bench.record.steps import load
-from bench.servers.run import requested
+from bench.servers.starts import requested
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.kernels.samples import a_kernels_result
 from kernels_tests.bench.samples import a_result, two_profiles
