@@ -40,7 +40,7 @@ def section(result: AccuracyResult) -> Section:
         not_measured=[line for row in result.rows for line in missing(row, [])],
         details=[*details(result.rows), *settings(result.rows), *source(result)],
         glance=[glance_row(result, row, "no speed") for row in result.rows if row is not base and answers(row)],
-        plot_title=title(result.rows),
+        plot_title=f"Answers of {subject(result)}",
         draw=partial(_draw, result) if any(row.accuracy for row in result.rows) else None,
     )
 
@@ -60,38 +60,43 @@ def base_of(rows: Sequence[AccuracyRow]) -> AccuracyRow:
     return next((row for row in rows if row.profile == next(iter(names), None)), rows[0])
 
 
+def outcome(row: AccuracyRow) -> str | None:
+    """pass, FAILED, not judged or reference; None without an accuracy record."""
+    record = row.accuracy
+    if not (row.greedy or record):
+        return None
+    if not all(match.passed for match in row.greedy) or (record and record.passed is False):
+        return "FAILED"
+    if record and record.reference == row.profile:
+        return "reference"
+    return "not judged" if record and record.passed is None else "pass"
+
+
 def answers(row: AccuracyRow) -> str | None:
     """The accuracy record as plain text, None without one.
 
     Such as `pass: greedy 3 x 32/32, gates 21/21, mean |Δ log p| 0.111`.
     """
-    record = row.accuracy
-    if not (row.greedy or record):
+    if outcome(row) is None:
         return None
     greedy = [f"{match.matched}/{match.tokens}" for match in row.greedy]
     counts = f"{len(greedy)} x {greedy[0]}" if len(greedy) > 1 and len(set(greedy)) == 1 else ", ".join(greedy)
     parts = [f"greedy {counts}"] if greedy else []
-    outcome = "pass"
-    if record:
-        gates = [gate for gate in record.gates if gate.passed is not None]
-        parts += [f"gates {sum(gate.passed for gate in gates)}/{len(gates)}"] if gates else []
+    if record := row.accuracy:
+        gates = [gate.passed for gate in record.gates if gate.passed is not None]
+        parts += [f"gates {sum(gates)}/{len(gates)}"] if gates else []
         parts += ["sinks FAILED"] if record.sinks and record.sinks.status == "FAILED" else []
-        parts.append(f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}")
+        parts.append(_mean(record))
         parts += [f"judged after the run, {record.judged_at:%Y-%m-%d}"] if record.judged_at else []
-        outcome = "pass" if record.passed else "not judged"
-    if is_failed(row):
-        outcome = "FAILED"
-    elif record and record.reference == row.profile:
-        outcome = "reference"
-    return f"{outcome}: {', '.join(parts)}"
+    return f"{outcome(row)}: {', '.join(parts)}"
+
+
+def _mean(record: AccuracyRecord) -> str:
+    return f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}"
 
 
 def answers_cell(row: AccuracyRow) -> str:
     return md.verdict(answers(row) or NO_RECORD)
-
-
-def is_failed(row: AccuracyRow) -> bool:
-    return not all(match.passed for match in row.greedy) or bool(row.accuracy and row.accuracy.passed is False)
 
 
 def failed(rows: Sequence[AccuracyRow]) -> list[str]:
@@ -146,7 +151,8 @@ def glance_row(result: AccuracyResult, row: AccuracyRow, decode: str) -> list[st
     ratio = capacity_ratio(row, base)
     where = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
     profiles = md.text(row.profile if row is base else f"{row.profile} over {base.profile}")
-    return [where, profiles, answers_cell(row), f"{ratio:.2f}x" if ratio else "-", decode]
+    record = f"{outcome(row)}, {_mean(row.accuracy)}" if row.accuracy else answers(row)
+    return [where, profiles, md.verdict(record), f"{ratio:.2f}x" if ratio else "-", decode]
 
 
 def details(rows: Sequence[AccuracyRow]) -> list[str]:
@@ -229,11 +235,7 @@ def source(result: AccuracyResult, highest_load: float | None = None) -> list[st
     return ["## Provenance", provenance.table(result.provenance, rows, highest_load)]
 
 
-def title(rows: Sequence[AccuracyRow]) -> str:
-    return "; ".join(f"{row.profile}: {answers(row)}" for row in rows if row.accuracy)
-
-
 def _draw(result: AccuracyResult, path: Path) -> None:
     from bench.accuracy import plot  # matplotlib is slow to load
 
-    plot.accuracy_plot(title(result.rows), result.rows, path)
+    plot.accuracy_plot(f"Answers of {subject(result)}", result.rows, path)

@@ -75,10 +75,10 @@ def title(result: KernelsResult) -> str:
     """Our kernel with an FP8 cache against all other kernels and the law, at plain shapes if there are any."""
     rows = plain(ours(result, QUANTISED))
     if not rows:
-        return "Decode kernels: share of the read ceiling"
+        return f"Decode kernels on {result.provenance.machine.name}: share of the read ceiling"
     met = sum(excess(row, result.read_ceiling_bytes_per_s) <= 0 for row in rows)
     parts = [*_over_peers(result, rows), f"within the law at {met} of {len(rows)} shapes"]
-    return f"{OURS} {QUANTISED}: {'; '.join(parts)}"
+    return f"{OURS} {QUANTISED} on {result.provenance.machine.name}: {'; '.join(parts)}"
 
 
 def _over_peers(result: KernelsResult, rows: list[KernelRow]) -> list[str]:

@@ -7,7 +7,6 @@ from bench.accuracy import section as accuracy
 from bench.report import markdown as md
 from bench.report import provenance
 from bench.report.document import Section
-from bench.report.numbers import compared, number, span
 from bench.roofline.prediction import why_not
 from bench.serving import tables
 from bench.serving.result import ServingResult, ServingRow
@@ -20,16 +19,15 @@ BYTES_NOTE = (
 
 
 def section(result: ServingResult) -> Section:
-    base, on_cpu = accuracy.base_of(result.rows), result.provenance.machine.family == "cpu"
-    warning = provenance.load_warning(result.provenance, highest_load(result))
-    return Section(
-        id=result.id,
-        created=result.provenance.created,
-        on_cpu=on_cpu,
+    """The accuracy section, with speeds beside the answers."""
+    answers, base, load = accuracy.section(result), accuracy.base_of(result.rows), highest_load(result)
+    warning = provenance.load_warning(result.provenance, load)
+    has_plot = any(row.accuracy or tables.shown_rates(row) for row in result.rows)
+    return answers._replace(
         subject=accuracy.subject(result),
         page=[
             *tables.profile_table(result.rows, base),
-            *([CPU_NOTE] if on_cpu else []),
+            *([CPU_NOTE] if answers.on_cpu else []),
             *([md.text(warning)] if warning else []),
             *accuracy.failed(result.rows),
         ],
@@ -40,11 +38,11 @@ def section(result: ServingResult) -> Section:
             "## Starts",
             tables.starts_table(result.rows),
             *accuracy.settings(result.rows),
-            *accuracy.source(result, highest_load(result)),
+            *accuracy.source(result, load),
         ],
         glance=_glance(result, base),
-        plot_title=message(result, base),
-        draw=partial(_draw, result, base) if _has_plot(result) else None,
+        plot_title=_title(result),
+        draw=partial(_draw, result) if has_plot else None,
     )
 
 
@@ -68,23 +66,6 @@ def missing(result: ServingResult) -> list[str]:
             absent.append(f"rates at {len(points - measured)} of {len(points)} points")
         lines += accuracy.missing(row, absent)
     return lines
-
-
-def message(result: ServingResult, base: ServingRow) -> str:
-    """What the decode rates say of each profile against the base; without rates, what the answers say."""
-    parts = []
-    for row in result.rows:
-        if ratios := tables.ratios(row, base):
-            parts.append(f"{row.profile} {compared(list(ratios.values()), base.profile)}")
-        elif row is not base and tables.is_widened(row) and tables.shown_rates(row):
-            parts.append(f"{row.profile} {tables.WIDENED}")
-    if parts:
-        return f"Decode rate: {'; '.join(parts)}"
-    medians = {row.profile: tables.medians(tables.shown_rates(row)) for row in result.rows if tables.shown_rates(row)}
-    if medians:
-        spans = [f"{profile} {span(values, number)}" for profile, values in medians.items()]
-        return f"Decode rate (tokens/s): {', '.join(spans)}"
-    return accuracy.title(result.rows)
 
 
 def _rates(result: ServingResult, base: ServingRow) -> list[str]:
@@ -114,11 +95,11 @@ def _glance(result: ServingResult, base: ServingRow) -> list[list[str]]:
     return lines
 
 
-def _has_plot(result: ServingResult) -> bool:
-    return any(row.accuracy or tables.shown_rates(row) for row in result.rows)
+def _title(result: ServingResult) -> str:
+    return f"Decode rate and accuracy of {accuracy.subject(result)}"
 
 
-def _draw(result: ServingResult, base: ServingRow, path: Path) -> None:
+def _draw(result: ServingResult, path: Path) -> None:
     from bench.serving import plot  # matplotlib is slow to load
 
-    plot.serving_plot(message(result, base), result.rows, path)
+    plot.serving_plot(_title(result), result.rows, path)

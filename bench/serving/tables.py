@@ -41,10 +41,6 @@ def samples(rates: Sequence[Rate], field: str = "decode_tok_s") -> dict[Point, l
     return result
 
 
-def medians(rates: Sequence[Rate]) -> list[float]:
-    return [median(rate.decode_tok_s) for rate in rates]
-
-
 def shown_rates(row: ServingRow) -> list[Rate]:
     """The rates that may be shown: none without an accuracy record."""
     return row.rates if answers(row) else []

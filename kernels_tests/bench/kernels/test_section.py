@@ -78,7 +78,7 @@ def test_where_fp8_pays_through_each_kernel():
 def test_title_and_glance_are_about_our_kernel_against_all_others():
     odd = [a_kernel_row(RAGGED, OURS, "e4m3", us=100.0), a_kernel_row(RAGGED, "xqa-sinks", "e4m3", us=1.0)]
     result = a_kernels_result(*our_rows(), *PEERS, *odd)
-    assert section.title(result).startswith(f"{OURS} e4m3: 2.00x to 2.02x the fastest other kernel")
+    assert section.title(result).startswith(f"{OURS} e4m3 on NVIDIA H200: 2.00x to 2.02x the fastest other kernel")
     assert section.title(result).endswith("within the law at 2 of 2 shapes")
     ((machine, name, error, _, speed),) = section.section(result).glance
     assert (machine, name, error) == ("NVIDIA H200", f"{OURS} e4m3", "relL2 at most 1.7e-03")

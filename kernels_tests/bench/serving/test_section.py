@@ -68,7 +68,6 @@ def test_ratios_are_to_the_reference_wherever_it_stands():
     result = a_result(a_row("fp8", "fp8", rates=faster), a_row())
     assert row(text_of(result), "fp8")[LONGEST] == "612 (**1.20x ± 0.07, faster**)"
     assert row(text_of(result), "baseline")[LONGEST] == "510"
-    assert "fp8 1.00x ± 0.06 to 1.20x ± 0.07 of baseline" in section.section(result).plot_title
     slower = a_result(a_row(rates=faster), a_row("fp8", "fp8"))
     assert row(text_of(slower), "fp8")[LONGEST] == "510 (**0.83x ± 0.05, slower**)"
 
@@ -81,7 +80,7 @@ def test_a_ratio_that_is_hardly_known_is_no_comparison_anywhere(base, samples, v
     result = a_result(a_row(rates=[a_rate(decode=base)]), a_row("fp8", "fp8", rates=[a_rate(decode=samples)]))
     (ratio,) = noise.ratios({0: samples}, {0: base}).values()
     assert row(text_of(result), "fp8")[SHORTEST].endswith(f"({ratio_cell(ratio)})")
-    assert ratio_cell(ratio).endswith(verdict) and verdict in section.section(result).plot_title
+    assert ratio_cell(ratio).endswith(verdict)
     ((*_, speed),) = section.section(result).glance
     assert verdict in speed
 
@@ -131,7 +130,7 @@ def test_a_widened_cache_has_no_decode_ratio():
     slow = [a_rate(0, decode=[255.0, 250.0, 260.0])]
     result = a_result(a_row(), widened_row(rates=slow))
     assert row(text_of(result), "fp8")[SHORTEST] == f"255 ({tables.WIDENED})"
-    assert "0.50x" not in text_of(result) and section.section(result).plot_title.endswith(tables.WIDENED)
+    assert "0.50x" not in text_of(result)
     assert "0.50x" in text_of(a_result(a_row(), a_row("fp8", "fp8", rates=slow)))
 
 
