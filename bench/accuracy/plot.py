@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from bench.accuracy.result import AccuracyRow
-from bench.accuracy.section import answers
+from bench.accuracy.tables import answers
 from bench.report.figure import colour_and_marker, context_axis, error_line, frame, legend, save
 
 

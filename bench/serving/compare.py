@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from bench.accuracy.section import answers, kv_dtype
+from bench.accuracy.tables import answers, kv_dtype
 from bench.record import noise
 from bench.report import provenance
 from bench.report.numbers import aligned, compared, number, times, with_noise

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.accuracy import section as accuracy
+from bench.accuracy import tables as answers
 from bench.report import markdown as md
 from bench.report import provenance
 from bench.report.document import Section
@@ -20,24 +21,24 @@ BYTES_NOTE = (
 
 def section(result: ServingResult) -> Section:
     """The accuracy section, with speeds beside the answers."""
-    answers, base, load = accuracy.section(result), accuracy.base_of(result.rows), highest_load(result)
+    accuracy_section, base, load = accuracy.section(result), answers.base_of(result.rows), highest_load(result)
     warning = provenance.load_warning(result.provenance, load)
     has_plot = any(row.accuracy or tables.shown_rates(row) for row in result.rows)
-    return answers._replace(
+    return accuracy_section._replace(
         subject=accuracy.subject(result),
         page=[
             *tables.profile_table(result.rows, base),
-            *([CPU_NOTE] if answers.on_cpu else []),
+            *([CPU_NOTE] if accuracy_section.on_cpu else []),
             *([md.text(warning)] if warning else []),
-            *accuracy.failed(result.rows),
+            *answers.failed(result.rows),
         ],
         not_measured=missing(result),
         details=[
-            *accuracy.details(result.rows),
+            *answers.details(result.rows),
             *_rates(result, base),
             "## Starts",
             tables.starts_table(result.rows),
-            *accuracy.settings(result.rows),
+            *answers.settings(result.rows),
             *accuracy.source(result, load),
         ],
         glance=_glance(result, base),
@@ -64,7 +65,7 @@ def missing(result: ServingResult) -> list[str]:
             absent.append("all rates")
         elif measured < points:
             absent.append(f"rates at {len(points - measured)} of {len(points)} points")
-        lines += accuracy.missing(row, absent)
+        lines += answers.missing(row, absent)
     return lines
 
 
@@ -79,14 +80,14 @@ def _rates(result: ServingResult, base: ServingRow) -> list[str]:
         elif not tables.shown_rates(row):
             blocks.append(f"{name}: {tables.NOT_SHOWN}")
         else:
-            blocks.append(f"{name} ({accuracy.answers_cell(row)})")
+            blocks.append(f"{name} ({answers.answers_cell(row)})")
             blocks.append(tables.rate_table(row, base, None if reason else result.model))
     return blocks
 
 
 def _glance(result: ServingResult, base: ServingRow) -> list[list[str]]:
     """A row for each profile with an accuracy record, but for the base where there is another."""
-    rows = [row for row in result.rows if accuracy.answers(row)]
+    rows = [row for row in result.rows if answers.answers(row)]
     points = tables.page_points(rows)[-1:]
     lines = []
     for row in [row for row in rows if row is not base] or rows:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bench.accuracy.section import answers, answers_cell, capacity_cell
+from bench.accuracy.tables import answers, answers_cell, capacity_cell
 from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests, times

@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bench.accuracy import plot, section
+from bench.accuracy import plot, section, tables
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.servers.result import Failure
-from kernels_tests.bench.report.reading import error_lines, row, tables
+from kernels_tests.bench.report.reading import error_lines, row
+from kernels_tests.bench.report.reading import tables as tables_of
 from kernels_tests.bench.samples import a_match, a_record, a_result, a_row, a_sink_check
 
 NOT_RUN = a_sink_check(
@@ -44,8 +45,8 @@ def rows(**of_fp8):
 )
 def test_the_record_in_a_few_words(changes, expected):
     profile = a_row("fp8", "fp8", **changes)
-    assert str(section.answers(profile)).startswith(expected)
-    assert section.answers_cell(profile).startswith("**FAILED") is expected.startswith("FAILED")
+    assert str(tables.answers(profile)).startswith(expected)
+    assert tables.answers_cell(profile).startswith("**FAILED") is expected.startswith("FAILED")
 
 
 def test_every_failure_is_listed_once():
@@ -56,27 +57,27 @@ def test_every_failure_is_listed_once():
         greedy=[a_match(), a_match(passed=False)],
         failures=[Failure(step="warm", message="the server ended\n| out of memory")],
     )
-    (block,) = section.failed([a_row(), failing])
+    (block,) = tables.failed([a_row(), failing])
     lines = block.splitlines()[2:]
     assert len(lines) == 4 and all("fp8" in line for line in lines)
     assert r"\| out of memory" in lines[0] and "3 of 32 tokens equal, 4 distinct" in lines[1]
     assert "3,960 tokens" in lines[2] and "0.132" in lines[2] and "0.125" in lines[2] and "sinks" in lines[3]
-    assert section.failed(rows()) == [] == section.failed(rows(bound=None, delta=1.5))
+    assert tables.failed(rows()) == [] == tables.failed(rows(bound=None, delta=1.5))
 
 
 def test_a_reference_that_fails_its_own_gates_is_listed_as_such():
-    (block,) = section.failed([a_row(accuracy=a_record(0.3))])
+    (block,) = tables.failed([a_row(accuracy=a_record(0.3))])
     assert block.splitlines()[-1].startswith("- **baseline** is the reference")
 
 
 def test_each_figure_stands_beside_its_interval_and_its_gate():
-    text = "\n\n".join(section.details(rows(delta=0.11)))
+    text = "\n\n".join(tables.details(rows(delta=0.11)))
     assert row(text, "baseline", MEAN)[MEAN] == "0.006 (0.005 to 0.007), ≤ 0.02"
     figures = row(text, "fp8", MEAN)
     assert figures["tokens in texts"] == "6,144 in 16" and figures[MEAN] == "0.110 (0.099 to 0.121), ≤ 0.125"
     assert figures["KL"] == "0.0077 (0.0069 to 0.0085)" and figures["perplexity ratio"].startswith("1.002 (")
     assert figures["top-1 agreement"] == "94.50% (93.40% to 95.60%)"
-    contexts = [cells for table in tables(text) for cells in table if cells.get("profile") == "fp8"]
+    contexts = [cells for table in tables_of(text) for cells in table if cells.get("profile") == "fp8"]
     assert [(cells["context"], cells[""]) for cells in contexts[3:]] == [
         (context, path) for context in ("128", "1,024", "3,960") for path in ("decode", "prefill")
     ]
@@ -85,7 +86,7 @@ def test_each_figure_stands_beside_its_interval_and_its_gate():
 
 
 def test_sink_checks_and_greedy_texts_are_in_the_details():
-    text = "\n\n".join(section.details([a_row(), a_row("fp8", "fp8", accuracy=a_record(sinks=NOT_RUN))]))
+    text = "\n\n".join(tables.details([a_row(), a_row("fp8", "fp8", accuracy=a_record(sinks=NOT_RUN))]))
     assert r"- fp8: not run: transformers in FP32 needs 491.0 GiB \| 22.0 GiB free" in text
     assert "- baseline: passed: true 0.090, zeroed 2.360" in text
     assert text.count("smallest margin 3.84 nats") == 3
@@ -101,7 +102,7 @@ def an_accuracy_result(*rows) -> AccuracyResult:
 def test_an_accuracy_result_has_its_section_without_any_speed():
     of_kind = section.section(an_accuracy_result(*rows()))
     text = "\n\n".join([*of_kind.page, *of_kind.details])
-    assert row(text, "fp8")["answers"] == section.answers(rows()[1])
+    assert row(text, "fp8")["answers"] == tables.answers(rows()[1])
     assert row(text, "fp8")["KV capacity, tokens"] == "1,342,177 (2.00x)"
     assert row(text, "baseline")["KV capacity, tokens"] == "671,088"
     assert "tokens/s" not in text and "start" not in text and of_kind.on_cpu and of_kind.not_measured == []
@@ -114,11 +115,11 @@ def test_an_accuracy_result_has_its_section_without_any_speed():
 
 def test_requested_settings_stand_beside_resolved_settings():
     profiles = [a_row(), a_row("fp8", "fp8"), a_row("other", resolved=None)]
-    text = "\n\n".join(section.settings(profiles))
+    text = "\n\n".join(tables.settings(profiles))
     assert row(text, "fp8")["KV cache, requested"] == "fp8" and row(text, "fp8")["KV cache, resolved"] == "fp8_e4m3"
     assert row(text, "other")["attention, resolved"] == "not read back"
     widened = profiles[1].resolved.model_copy(update={"cpu_attention": "widened", "kv_skip_layers": ["0"]})
-    assert section.kv_dtype(widened) == "fp8_e4m3, widened for a kernel without FP8; bfloat16 in layers 0"
+    assert tables.kv_dtype(widened) == "fp8_e4m3, widened for a kernel without FP8; bfloat16 in layers 0"
 
 
 def drawn(profiles, monkeypatch, tmp_path):
@@ -133,7 +134,7 @@ def test_the_plot_shows_each_record_with_its_interval_and_gate(monkeypatch, tmp_
     profiles = [*rows(), a_row("fp8-skip-sliding", "fp8")]
     panel = drawn(profiles, monkeypatch, tmp_path)
     series = error_lines(panel)
-    assert list(series) == [f"{each.profile} ({section.answers(each)})" for each in profiles[:2]]
+    assert list(series) == [f"{each.profile} ({tables.answers(each)})" for each in profiles[:2]]
     assert series[list(series)[1]] == [
         pytest.approx((context, mean, 0.9 * mean, 1.1 * mean))
         for context, mean in ((128, 0.1), (1024, 0.11), (3960, 0.12))

@@ -51,6 +51,11 @@ def test_ratios_and_their_noise():
     assert ratios({"a": [600.0]}, {"a": [500.0]}) == {"a": Ratio(1.2, math.inf)}
 
 
+def test_points_are_paired_by_name_and_not_by_order():
+    samples, base = {"a": [1.0] * 3, "b": [2.0] * 3, "d": [8.0] * 3}, {"d": [2.0] * 3, "c": [9.0] * 3, "b": [4.0] * 3}
+    assert ratios(samples, base) == {"b": Ratio(0.5, 0), "d": Ratio(4.0, 0)}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_samples_of_the_same_rate_are_no_difference(seed):
     chance = random.Random(seed)
