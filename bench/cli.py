@@ -21,7 +21,7 @@ from bench.servers import run as runs
 from bench.servers.run import BEGUN, Run
 from bench.serving import run as serving
 from flashinfer_patches.errors import Problem
-from vllm_launch import arguments, profile, provenance
+from vllm_launch import arguments, profile, redaction
 from vllm_launch import plan as plans
 from vllm_launch.terminal import refuse, signals_as_exit, talk
 
@@ -117,7 +117,7 @@ def _request(kind: str, words: tuple[str, ...], model, run_dir, resume) -> Reque
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
     profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
     arguments.parse(overrides)  # what is refused may be a secret, and a request is written
-    if provenance.masked(overrides) != overrides:
+    if redaction.masked(overrides) != overrides:
         what = "the arguments for vLLM hold a key, token or password: a run would keep it in its files"
         raise Problem("profile", what, "give it to the server through the environment")
     return Request(kind=kind, profiles=profiles, model=model, overrides=overrides)

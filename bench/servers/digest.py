@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench.record.files import write_text, writing
 from flashinfer_patches.errors import Problem
-from vllm_launch import provenance
+from vllm_launch import provenance, redaction
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.plan import CACHE_VARIABLES, Plan
@@ -36,7 +36,7 @@ def of(plan: Plan, profile: Profile) -> dict[str, str]:
     digest |= {"machine": [machine.family, machine.name, machine.gpus, machine.driver, machine.cores]}
     digest |= {"bench": settings.bench.model_dump(exclude={"depth"}), "accuracy": settings.accuracy.model_dump()}
     digest |= {"greedy": profile.greedy.model_dump(exclude={"reference"}), "model": plan.model.name}
-    return {name: _text(value) for name, value in (provenance.redact_all(digest) | _files(plan.model)).items()}
+    return {name: _text(value) for name, value in (redaction.redact_all(digest) | _files(plan.model)).items()}
 
 
 def check(folder: Path, digest: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from bench.servers.result import Failure, Requested
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch import plan as plans
-from vllm_launch import preflight, profile, provenance, software
+from vllm_launch import preflight, profile, provenance, redaction, software
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 from vllm_launch.provenance import Provenance
@@ -137,7 +137,7 @@ def execute(
             except Exception as error:
                 message = getattr(error, "message", f"{type(error).__name__}: {error}")
                 at = getattr(error, "step", "preparation")
-                failures[one.name] = Failure(step=at, message=provenance.redact(message))
+                failures[one.name] = Failure(step=at, message=redaction.redact(message))
                 raise
     except BaseException:
         try:
@@ -215,9 +215,9 @@ def requested(plan: Plan) -> Requested:
     return Requested(
         kv_cache_dtype=plan.kv_cache_dtype,
         attention_backends=plan.expected_backends,
-        arguments=provenance.redact_all(plan.arguments),
-        command=provenance.redact_all(plan.command),
-        environment=provenance.redact_all(plan.environment),
+        arguments=redaction.redact_all(plan.arguments),
+        command=redaction.redact_all(plan.command),
+        environment=redaction.redact_all(plan.environment),
     )
 
 

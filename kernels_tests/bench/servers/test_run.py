@@ -12,7 +12,7 @@ from bench.serving import section as summary
 from bench.serving import tables
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import LOAD, rows
-from vllm_launch import provenance
+from vllm_launch import redaction
 
 
 def without_what_each_start_has(command):
@@ -23,7 +23,7 @@ def without_what_each_start_has(command):
 
 def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
     bench("serving", "baseline", "fp8")
-    executed = [provenance.redact_all(one.command) for one in servers.plans]
+    executed = [redaction.redact_all(one.command) for one in servers.plans]
     assert len({one.nonce for one in servers.plans}) == len(servers.plans) == 6
     for row in rows(tmp_path / "run").values():
         cold, warm, scored = row.starts
@@ -81,7 +81,7 @@ def test_an_accuracy_run_keeps_its_one_start(bench, servers, tmp_path):
     bench("accuracy", "fp8")
     (start,) = rows(tmp_path / "run")["fp8"].starts
     assert start.cache == "scored"
-    assert start.command == provenance.redact_all(servers.plans[-1].command)
+    assert start.command == redaction.redact_all(servers.plans[-1].command)
     assert rows(tmp_path / "run")["fp8"].requested.command == start.command
 
 
@@ -151,7 +151,7 @@ def test_a_start_that_fails_leaves_its_command_and_one_that_was_not_tried_none(b
     servers.fail["baseline cold"] = Problem("server", "it ended", "see the log")
     bench("serving", "baseline", "fp8", exit_code=1)
     baseline, fp8 = rows(tmp_path / "run").values()
-    assert baseline.requested.command == provenance.redact_all(servers.plans[0].command)
+    assert baseline.requested.command == redaction.redact_all(servers.plans[0].command)
     assert baseline.starts == [] and fp8.requested.command == []
 
 

@@ -17,7 +17,7 @@ from bench.record.steps import load
 from bench.servers import client as completion
 from bench.servers.client import Answer
 from kernels_tests.processes import completed, free_port, spawn, wait_for, watched
-from vllm_launch import model, plan, profile, provenance, server
+from vllm_launch import model, plan, profile, redaction, server
 
 pytestmark = pytest.mark.server
 RUN_S = 400
@@ -97,7 +97,7 @@ def test_the_result_has_everything(finished):
 
 
 def test_the_commands_in_the_result_are_those_of_the_processes(finished):
-    executed = [provenance.redact_all(one) for one in json.loads((finished.parent / "commands.json").read_text())]
+    executed = [redaction.redact_all(one) for one in json.loads((finished.parent / "commands.json").read_text())]
     baseline, second = result.read(finished / "result.json").rows
     assert all(start.command in executed for start in baseline.starts)
     assert baseline.requested.command == baseline.starts[-2].command, "of the warm start, else of the cold one"
