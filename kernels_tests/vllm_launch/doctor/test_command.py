@@ -218,7 +218,7 @@ BLOCKED = """
 import sys
 
 def block(event, arguments):
-    heavy = {"torch", "vllm", "flashinfer", "transformers", "triton", "numpy", "matplotlib"}
+    heavy = {"torch", "vllm", "flashinfer", "transformers", "triton", "matplotlib"}
     if event == "import" and arguments[0].split(".")[0] in heavy:
         raise AssertionError(f"doctor imports {arguments[0]}")
 
