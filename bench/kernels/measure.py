@@ -11,7 +11,7 @@ from bench.kernels import grid
 from bench.kernels.peers import Kernel
 from bench.kernels.result import KernelRow, Tolerance
 from bench.kernels.shape import Shape
-from vllm_launch import provenance
+from vllm_launch import redaction
 
 MESSAGE_CHARACTERS = 300
 Build = tuple[str, str, int, bool]  # a kernel's name and format, the head_dim, and whether it has a sliding window
@@ -106,7 +106,7 @@ def tolerances(request: Request, shape: Shape, broken: Broken) -> list[Tolerance
 
 def message(error: Exception) -> str:
     """An exception on one line, without this machine's folders."""
-    text = " ".join(provenance.redact(f"{type(error).__name__}: {error}").split())
+    text = " ".join(redaction.redact(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."
 
 

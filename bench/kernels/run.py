@@ -20,7 +20,7 @@ from bench.record.steps import step
 from flashinfer_patches import engine, jit_cache, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import machine, provenance
+from vllm_launch import machine, provenance, redaction
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE
 from vllm_launch.provenance import Provenance
 
@@ -157,7 +157,7 @@ def _absent(request: Request) -> list[LeftOut]:
     found = []
     for kernel in request.kernels:
         if kernel.source == "vllm" and (reason := vllm_peers.unusable(kernel.name)):
-            reason = provenance.redact(" ".join(reason.split()))[: measure.MESSAGE_CHARACTERS]
+            reason = redaction.redact(" ".join(reason.split()))[: measure.MESSAGE_CHARACTERS]
             if request.named:
                 raise _no_vllm(kernel.name, reason)
             request.done(f"{kernel} is left out: {reason}")
@@ -256,7 +256,7 @@ def _check_flashinfer(kernels: list[Kernel]) -> None:
         without = f"; without them: {others}" if others else ""
         raise Problem(
             "software",
-            f"FlashInfer {found.version} in {provenance.redact(str(found.target))} is {found.state};"
+            f"FlashInfer {found.version} in {redaction.redact(str(found.target))} is {found.state};"
             f" {', '.join(needy)}: expected the patch series applied",
             f"run: fp8-sinks patch apply{without}",
         )

@@ -17,7 +17,7 @@ from bench.servers import run as runs
 from bench.servers.run import PROVENANCE, Run
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import arguments, profile, provenance
+from vllm_launch import arguments, profile, redaction
 from vllm_launch import plan as plans
 from vllm_launch.terminal import refuse, signals_as_exit, talk
 
@@ -75,7 +75,7 @@ def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
     profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
     arguments.parse(overrides)  # what is refused may be a secret, and a request is written
-    if provenance.masked(overrides) != overrides:
+    if redaction.masked(overrides) != overrides:
         message = "the arguments for vLLM hold a key, token or password: a run would save it in its files"
         raise Problem("profile", message, "give it to the server through the environment")
     return Request(kind=kind, profiles=profiles, model=model, suite=suite, overrides=overrides)
