@@ -12,7 +12,7 @@ FAKE_PYTHON = """#!/bin/bash
 case "$*" in
 *"-m venv "*)
     mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python"
-    for program in fp8-sinks ruff; do
+    for program in fp8-sinks ruff lint-imports; do
         printf '#!/bin/bash\\necho "$0 $*"\\n' >"${@: -1}/bin/$program" && chmod +x "${@: -1}/bin/$program"
     done
     ${KILL_SETUP:+kill -9 $PPID}
