@@ -14,60 +14,24 @@ from pathlib import Path
 
 LIMIT = 0.01
 # A name is vague if it contains one of VAGUE_WORDS, or if it is one of VAGUE_NAMES.
-VAGUE_WORDS = set(
-    [
-        "one",
-        "ones",
-        "found",
-        "what",
-        "place",
-        "places",
-        "said",
-        "told",
-        "asked",
-        "begin",
-        "begun",
-        "trouble",
-        "look",
-        "thing",
-        "things",
-        "wanted",
-        "twice",
-        "somebody",
-        "everything",
-        "stuff",
-    ]
-)
-VAGUE_NAMES = set(
-    [
-        "kept",
-        "made",
-        "done",
-        "got",
-        "given",
-        "both",
-        "own",
-        "other",
-        "others",
-        "rest",
-        "whole",
-        "some",
-        "many",
-        "here",
-        "there",
-        "now",
-        "again",
-        "short",
-        "aside",
-        "of",
-        "at",
-        "by",
-        "to",
-        "say",
-        "much",
-        "more",
-    ]
-)
+VAGUE_WORDS = {"one", "ones", "found", "what", "place", "places", "said", "told", "asked", "begin", "begun", "trouble"}
+VAGUE_WORDS |= {"look", "thing", "things", "wanted", "twice", "somebody", "everything", "stuff"}
+VAGUE_NAMES = {
+    "kept",
+    "made",
+    "done",
+    "got",
+    "given",
+    "both",
+    "own",
+    "other",
+    "others",
+    "rest",
+    "whole",
+    "some",
+    "many",
+}
+VAGUE_NAMES |= {"here", "there", "now", "again", "short", "aside", "of", "at", "by", "to", "say", "much", "more"}
 SCOPES = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 
 
