@@ -8,29 +8,36 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import kinds as results
 from bench.accuracy import run as gates
 from bench.accuracy.run import failed_gates
 from bench.kernels.command import kernels_command
 from bench.record import run_folder
+from bench.record.command import execute_run
 from bench.record.files import write_text
 from bench.record.run_folder import Request
 from bench.servers import run as runs
-from bench.servers.run import BEGUN, Run
+from bench.servers.run import Run
 from bench.serving import run as serving
 from flashinfer_patches.errors import Problem
 from vllm_launch import arguments, profile, provenance
 from vllm_launch import plan as plans
-from vllm_launch.terminal import refuse, signals_as_exit, talk
+from vllm_launch.terminal import refuse
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group()
-def bench() -> None:
+@click.pass_context
+def bench(context: click.Context) -> None:
     """Measure servers and kernels, and make reports from the result files."""
+    context.obj = write_report  # no kind imports the report, which imports every kind
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a run folder into it, and return its path."""
+    return _reports().write([folder / "result.json"], folder, name="report.md")
 
 
 bench.add_command(kernels_command)
@@ -81,25 +88,12 @@ def _run(execute: Callable, request: Request, folder: Path | None, dry_run: bool
     refuse(runs.problems(run))
     if dry_run:
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with (
-        signals_as_exit(),
-        run_folder.opened(folder, request),
-        Progress(*columns, console=talk, transient=True) as progress,
-    ):
-        task = progress.add_task("preparing")
-        run = replace(run, say=lambda line: progress.update(task, description=line), done=progress.console.print)
-        result = None
-        try:
-            result = execute(run, command=["fp8-sinks", *sys.argv[1:]])
-        finally:
-            if (folder / "result.json").exists():
-                path = _reports().write([folder / "result.json"], folder, name="report.md")
-                talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
-            if result is None and (folder / BEGUN).exists():
-                talk.print(
-                    f"resume: fp8-sinks bench {request.kind} --resume {shlex.quote(str(folder))}", soft_wrap=True
-                )
+    result = execute_run(
+        folder,
+        request,
+        lambda status, report: execute(replace(run, say=status, done=report), command=["fp8-sinks", *sys.argv[1:]]),
+        write_report,
+    )
     _gate(result)
 
 
