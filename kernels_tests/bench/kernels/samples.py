@@ -19,7 +19,7 @@ def a_kernel_row(shape: Shape, kernel="fa2-sinks", kv_format="bf16", us=10.0, sp
     row = KernelRow(
         kernel=kernel,
         kv_format=kv_format,
-        **KernelRow.place(shape),
+        **KernelRow.shape_fields(shape),
         kv_bytes=kv_bytes(shape, kv_format),
         time_us=us,
         samples_us=[us * (1 - spread), us, us * (1 + spread)],

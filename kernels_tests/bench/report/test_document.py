@@ -12,7 +12,7 @@ from flashinfer_patches.errors import Problem
 from kernels_tests.bench.kernels.samples import a_kernels_result, fa2_rows, our_rows
 from kernels_tests.bench.report.reading import tables
 from kernels_tests.bench.samples import a_result, a_row, two_profiles
-from vllm_launch.provenance import REPO
+from vllm_launch.redaction import REPO
 
 
 def a_section(identity="a", subject="m on x", day=1, on_cpu=False, plot=True, **changes) -> Section:

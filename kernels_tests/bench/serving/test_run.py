@@ -18,7 +18,7 @@ from bench.accuracy import greedy
 from bench.accuracy.greedy import Answer
 from bench.record.steps import load
 from kernels_tests.processes import completed, free_port, spawn, wait_for, watched
-from vllm_launch import model, plan, profile, provenance, server
+from vllm_launch import model, plan, profile, redaction, server
 
 pytestmark = pytest.mark.server
 RUN_S = 400
@@ -103,7 +103,7 @@ def test_the_result_is_complete(finished):
 
 def test_the_commands_in_the_result_are_those_of_the_processes(finished):
     executed = [
-        provenance.redact_all(command) for command in json.loads((finished.parent / "commands.json").read_text())
+        redaction.redact_all(command) for command in json.loads((finished.parent / "commands.json").read_text())
     ]
     baseline, second = result.read(finished / "result.json").rows
     assert all(start.command in executed for start in baseline.starts)
