@@ -18,9 +18,9 @@ GLANCE_START, GLANCE_END = "<!-- results: begin, written by `make report` -->", 
 GLANCE_HEADERS = ["measured on", "profile or kernel", "answers", "KV capacity", "decode speed", "date"]
 MAX_PLOTS = 3
 NOTE = (
-    f"Made from result files by `fp8-sinks bench report`. ± is the noise: {NOISE_ERRORS} standard errors of this run's"
-    f" samples; bold: a difference beyond it; above ±{MAX_NOISE:g} nothing is compared. Another start of the same"
-    " server can differ by more."
+    "Made from result files by `fp8-sinks bench report`; a speed stands only beside an accuracy record. ± is the noise:"
+    f" {NOISE_ERRORS} standard errors of this run's samples; bold: a difference beyond it; above ±{MAX_NOISE:g} nothing"
+    " is compared. Another start of the same server can differ by more."
 )
 
 

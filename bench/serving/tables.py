@@ -77,7 +77,7 @@ def page_points(rows: Sequence[ServingRow]) -> list[Point]:
 
 
 def profile_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
-    """A row per profile: answers, capacity, decode rates, starts; and what the rates are."""
+    """A row per profile: answers, capacity, decode rates, starts; then the conditions of the rates."""
     points = page_points(rows)
     headers = ["profile", "answers", "KV capacity, tokens"]
     headers += [f"decode at {each.context:,} tokens" for each in points] + ["start, cold / warm, s"]
@@ -87,10 +87,10 @@ def profile_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
         + [_start_cell(row, "start_s")]
         for row in rows
     ]
-    note = (
-        f"Decode: median tokens/s, {requests(points[0].concurrency)}, {points[0].output} tokens out." if points else ""
-    )
-    return [md.table(headers, lines), *([note] if note else [])]
+    table = md.table(headers, lines)
+    if not points:
+        return [table]
+    return [table, f"Decode: median tokens/s, {requests(points[0].concurrency)}, {points[0].output} tokens out."]
 
 
 def rate_cell(row: ServingRow, base: ServingRow, where: Point, unit: str = "") -> str:
@@ -112,9 +112,7 @@ def _start_cell(row: ServingRow, field: str) -> str:
 
 
 def starts_table(rows: Sequence[ServingRow]) -> str:
-    lines = []
-    for row in rows:
-        lines.append([md.text(row.profile), *(_start_cell(row, field) for field in ("start_s", "first_token_s"))])
+    lines = [[md.text(row.profile), _start_cell(row, "start_s"), _start_cell(row, "first_token_s")] for row in rows]
     return md.table(["profile", "launch to ready, cold / warm, s", "first token after it, cold / warm, s"], lines)
 
 
