@@ -26,8 +26,8 @@ MAX_SHAPES = 3  # that a line names
 NOTE = (
     "Time: median of the replays of one CUDA graph, each kernel at its fastest setting; caches rotate through several"
     f" times the GPU's own cache. Law: {LAW_US:g} us + bytes / ({LAW_SHARE:g} x read ceiling). relL2: error against"
-    " float64 attention over the cache as stored; bold: not accurate. vllm-fa3 and xqa-sinks quantise the query too"
-    " with an E4M3 cache; fa2-no-sinks computes no sinks."
+    " float64 attention over the cache as stored; bold: not accurate. vllm-fa3 with an E4M3 cache has an"
+    " FP8 query, quantised before the timed call; fa2-no-sinks computes no sinks."
 )
 
 
