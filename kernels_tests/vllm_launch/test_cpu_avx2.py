@@ -32,7 +32,7 @@ def running(tmp_path_factory):
     )
     environment = planned.environment | narrow_cpu.environment(folder / "plugin")
     with server.running(
-        planned.model_copy(update={"environment": environment}), folder, say=lambda line: None
+        planned.model_copy(update={"environment": environment}), folder, show_status=lambda line: None
     ) as ready:
         yield ready
 

@@ -168,7 +168,7 @@ def test_zeroed_sinks_fail_the_gate(finished, tmp_path):
     baseline = profile.load("baseline")
     planned = plan.make(baseline, port=free_port(), cache_root=finished / "cache", model_path=str(folder))
     references = load(finished / "small-baseline" / "greedy.json", list[Answer])
-    with server.running(planned, tmp_path, say=lambda line: None) as running:
+    with server.running(planned, tmp_path, show_status=lambda line: None) as running:
         answers = [completion.greedy(running, one.prompt, len(one.token_ids)) for one in references]
     pairs = zip(answers, references, strict=True)
     assert not any(completion.match(a, b, "baseline", baseline.greedy).passed for a, b in pairs)

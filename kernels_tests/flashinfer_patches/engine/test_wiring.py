@@ -38,7 +38,7 @@ def test_no_server_starts_on_kernels_of_others(installed, planned, tmp_path, mon
     made = planned()
     write(Path(made.environment[KERNELS]), {"theirs.so": b"x"})
     monkeypatch.setattr(server.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
-    with pytest.raises(Problem) as caught, server.running(made, tmp_path, say=print):
+    with pytest.raises(Problem) as caught, server.running(made, tmp_path, show_status=print):
         pass
     assert caught.value.kind == "cache"
 
