@@ -110,11 +110,11 @@ def make(
     device, vllm_version = software.vllm_build()
     machine = _machine(device)
     settings = profile.device_settings(device)
-    described = model.find(model_path or model.of_default(settings.default_model))
+    served = model.find(model_path or model.of_default(settings.default_model))
     merged = arguments.merge(
         profile.vllm,
         settings.vllm,
-        profile.model_settings(described.name).vllm,
+        profile.model_settings(served.name).vllm,
         arguments.parse(overrides or []),
     )
     guard.check_arguments(merged)
@@ -127,14 +127,14 @@ def make(
         device=device,
         vllm_version=vllm_version,
         machine=machine,
-        model=described,
+        model=served,
         host=host,
         port=port,
         nonce=nonce,
         arguments=merged,
         command=[
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", described.path, "--served-model-name", described.name, nonce),
+            *("--model", served.path, "--served-model-name", served.name, nonce),
             *("--host", host, "--port", str(port)),
             *([] if is_loopback(host) else ["--middleware", KEY_GATE]),
             *arguments.words(merged),

@@ -1,4 +1,4 @@
-"""What the launcher, the doctor and results make of a patched FlashInfer."""
+"""A patched FlashInfer in the launcher, the doctor and the results."""
 
 from pathlib import Path
 
@@ -34,16 +34,16 @@ def test_a_server_gets_the_kernels_of_its_patch_set(installed, planned, tmp_path
     assert caught.value.kind == "cache"
 
 
-def test_no_server_starts_on_kernels_of_others(installed, planned, tmp_path, monkeypatch):
-    made = planned()
-    write(Path(made.environment[KERNELS]), {"theirs.so": b"x"})
+def test_no_server_starts_on_a_foreign_kernel_cache(installed, planned, tmp_path, monkeypatch):
+    server_plan = planned()
+    write(Path(server_plan.environment[KERNELS]), {"theirs.so": b"x"})
     monkeypatch.setattr(server.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
-    with pytest.raises(Problem) as caught, server.running(made, tmp_path, show_status=print):
+    with pytest.raises(Problem) as caught, server.running(server_plan, tmp_path, show_status=print):
         pass
     assert caught.value.kind == "cache"
 
 
-def test_without_flashinfer_the_cache_stays_where_it_was(planned, tmp_path, monkeypatch):
+def test_without_flashinfer_the_kernels_have_no_patch_set(planned, tmp_path, monkeypatch):
     monkeypatch.setattr(plan.package, "installed", lambda: None)
     assert planned().environment[KERNELS] == str(tmp_path / "cache" / "flashinfer")
 
@@ -65,7 +65,7 @@ def test_results_record_the_patch_set(installed, monkeypatch):
     assert recorded() == "none"
 
 
-def test_the_doctor_says_what_flashinfer_is(installed):
+def test_the_doctor_reports_the_state_of_flashinfer(installed):
     def finding(topic="FlashInfer", **packages):
         (result,) = about(on_gpu(patch=doctor_facts._patch(), extra_packages=packages), topic)
         return result
