@@ -1,6 +1,6 @@
 """What this machine lacks for a set-up, told before anything is installed: check_machine.py cpu|gpu VENV [MODEL]
 
-Prints a line for each problem and one for its remedy, and exits 15 where there is a problem. scripts/setup.sh runs it
+Prints a line for each problem and one for its remedy, and exits 4 where there is a problem. scripts/setup.sh runs it
 with the plain interpreter, so it uses the standard library alone.
 """
 
@@ -20,7 +20,7 @@ try:
 except ImportError as error:  # Debian's python3-minimal has a small part of the standard library
     print(f"setup: {sys.executable} lacks {error.name} of the standard library", file=sys.stderr)
     print("setup: remedy: on Debian and Ubuntu: apt-get install python3 python3-venv", file=sys.stderr)
-    sys.exit(15)
+    sys.exit(4)
 
 PYTHONS = (11, 12, 13)
 # The oldest glibc (2.x) that every locked package has a wheel for; scripts/lock.py holds the locks to it.
@@ -232,7 +232,7 @@ def main(device: str, venv: str, model: str = "") -> int:
     listed = list(problems(device, Path(venv), model))
     for what, remedy in listed:
         print(f"setup: {what}\nsetup: remedy: {remedy}", file=sys.stderr)
-    return 15 if listed else 0
+    return 4 if listed else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""For tests of the scripts: a copy of what they need of this repository, and an interpreter that installs nothing."""
+"""A copy of the repository's scripts for their tests, and a fake Python that installs nothing."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vllm_launch.provenance import REPO
 
-# Stands in for Python: makes an "environment" that holds itself, and notes what pip is asked for and what it inherits.
+# A fake Python: `-m venv` copies itself, `pip install` logs its arguments and environment.
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in
 *"-m venv "*)
@@ -25,7 +25,7 @@ esac
 
 
 def make_checkout(folder: Path) -> Path:
-    """A folder with the Makefile, the scripts and the locks."""
+    """Copy the Makefile, the scripts and the locks into `folder`."""
     folder.mkdir()
     for name in ("scripts", "locks"):
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -35,7 +35,7 @@ def make_checkout(folder: Path) -> Path:
 
 
 def make_program(path: Path, text: str = FAKE_PYTHON) -> Path:
-    """An executable script."""
+    """Write an executable script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
@@ -52,6 +52,6 @@ def run_in(checkout: Path, *command: str, **environment: str) -> subprocess.Comp
 
 
 def pip_calls(checkout: Path) -> list[str]:
-    """The installations that the fake interpreter was asked for, one line each."""
+    """Return the logged `pip install` calls, one line each."""
     calls = checkout.parent / "calls"
     return calls.read_text().splitlines() if calls.exists() else []

@@ -1,4 +1,4 @@
-"""Every file that pip may install is known by its hash, on every platform, and every action by its commit."""
+"""Every package is pinned by hash on every platform, and every action by commit."""
 
 import re
 
@@ -36,7 +36,7 @@ def test_every_action_is_pinned_by_commit(path):
 
 
 def pylock(*packages):
-    """uv's list of files: (name, version, file names); the hash of a file is its name."""
+    """Return a pylock.toml of (name, version, file names); each file's hash is its name."""
     text = ""
     for name, version, files in packages:
         rows = ", ".join(f'{{url = "https://x/{file}", hashes = {{sha256 = "{file}"}}}}' for file in files)
@@ -60,10 +60,10 @@ def test_a_lock_has_the_wheels_of_our_platforms_alone(lock, tmp_path):
     lines = written(
         lock, tmp_path, "a==1 ; sys_platform != 'win32'\nw==2 ; sys_platform == 'win32'\n", pylock(("a", "1", files))
     )
-    kept = [line.strip().removesuffix(" \\").removeprefix("--hash=sha256:") for line in lines[1:]]
+    wheels = [line.strip().removesuffix(" \\").removeprefix("--hash=sha256:") for line in lines[1:]]
     assert lines[0] == "a==1 \\"
-    wanted = [f"a-1-cp3{minor}-cp3{minor}-{system}.whl" for minor in (11, 12, 13) for system in (X86, ARM)]
-    assert kept == sorted([*wanted, files[-1]])
+    expected = [f"a-1-cp3{minor}-cp3{minor}-{system}.whl" for minor in (11, 12, 13) for system in (X86, ARM)]
+    assert wheels == sorted([*expected, files[-1]])
 
 
 def test_a_marker_that_divides_our_platforms_stays(lock, tmp_path):

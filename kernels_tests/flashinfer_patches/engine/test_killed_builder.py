@@ -1,4 +1,4 @@
-"""A builder that is waited for, and one that was killed in the middle of a build."""
+"""Wait for another process that builds, and recover from one that was killed during a build."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 class Builder(NamedTuple):
-    """A process in the middle of a build, and the pid of the compiler that it runs there."""
+    """A process during a build, and the pid of the compiler that it runs."""
 
     process: subprocess.Popen
     compiler: int
@@ -45,7 +45,7 @@ class Builder(NamedTuple):
 
 @pytest.fixture
 def build(folder):
-    """Starts a builder whose compiler works for so many seconds."""
+    """Return a function that starts a builder whose compiler runs for `compiler_s` seconds."""
     running = []
 
     def start(compiler_s: float) -> Builder:
@@ -63,7 +63,7 @@ def build(folder):
             os.kill(builder.compiler, signal.SIGKILL)
 
 
-def test_who_waits_is_told_for_whom(folder, build):
+def test_a_timeout_names_the_builder(folder, build):
     builder = build(30)
     for action in (lambda: jit_cache.built_once(folder, "m", pytest.fail, 0.2), lambda: jit_cache.wipe(folder)):
         with pytest.raises(Problem) as caught:
@@ -72,12 +72,12 @@ def test_who_waits_is_told_for_whom(folder, build):
     assert (folder / ".cache" / "half.o").exists()
 
 
-def test_what_a_killed_builder_left_is_not_trusted(folder, build):
+def test_a_cache_of_a_killed_builder_is_emptied(folder, build):
     kill(build(0))
     assert jit_cache.caches(folder.parent)[0].interrupted
     seen = []
     assert jit_cache.built_once(folder, "m", lambda: seen.append((folder / ".cache").exists()), timeout_s=scaled(10))
-    assert seen == [False], "half an object was still there"
+    assert seen == [False], "the partial object was still there"
     assert not jit_cache.caches(folder.parent)[0].interrupted
 
 
@@ -103,6 +103,6 @@ def kill(builder: Builder) -> None:
 
 
 def assert_ended(pid: int) -> None:
-    """The process is gone, or a zombie that nobody has waited for."""
+    """Assert that the process is gone, or a zombie."""
     with suppress(FileNotFoundError):
         assert "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
