@@ -48,6 +48,7 @@ def tree(tmp_path):
         yield pids, live
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", list(combinations(KILLED, 2)), ids=" and ".join)
 def test_any_two_killed_at_once_leave_nothing(tree, pair):
     pids, live = tree

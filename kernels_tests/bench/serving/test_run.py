@@ -11,24 +11,14 @@ from contextlib import suppress
 import psutil
 import pytest
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 
 from bench import cli
 from bench import kinds as result
-from bench.record.steps import load
-from bench.servers import client as completion
-from bench.servers.client import Answer
-from kernels_tests.processes import completed, free_port, spawn, wait_for, watched
-from vllm_launch import model, plan, profile, provenance, server
+from kernels_tests.bench.serving import small
+from kernels_tests.processes import completed, spawn, wait_for, watched
+from vllm_launch import model, provenance
 
 pytestmark = pytest.mark.server
-RUN_S = 400
-GRID = """
-models:
-  tiny_gpt_oss:
-    bench: {prompt: [256], output: [64], depth: [0, 128], concurrency: [1], runs: 2}
-    accuracy: {at: [{context: 128, texts: 16, tokens: 64}]}
-"""
 
 
 def supervised(processes):
@@ -47,12 +37,9 @@ def finished(tmp_path_factory, fp8_cache):
     The second profile has an FP8 cache, or is the first again where no server with one runs.
     """
     folder = tmp_path_factory.mktemp("serving")
-    profiles = [folder / "small-baseline.yaml", folder / "small-second.yaml"]
-    for path, base in zip(profiles, ("baseline", "fp8" if fp8_cache else "baseline"), strict=True):
-        path.write_text(f"extends: {base}{GRID}greedy: {{reference: {profiles[0]}}}\n")
-    run = folder / "run"
-    bench = [sys.executable, "-m", "fp8_sinks", "bench", "serving"]
-    commands = set()
+    bases = {"small-baseline": "baseline", "small-second": "fp8" if fp8_cache else "baseline"}
+    command = small.command(folder, bases, [0, 128])
+    run, commands = folder / "run", set()
     with watched() as live:
 
         def halfway():
@@ -62,8 +49,8 @@ def finished(tmp_path_factory, fp8_cache):
                 (run / "cache" / "planted").write_text("on a CPU vLLM itself may cache nothing")
             return (run / "small-second" / "scored.json").exists() or killed.poll() is not None
 
-        killed = spawn([*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL)
-        wait_for(halfway, RUN_S)
+        killed = spawn([*command, "--run-dir", str(run)], stderr=subprocess.DEVNULL)
+        wait_for(halfway, small.RUN_S)
         assert killed.poll() is None, "it ended before it could be killed"
         killed.send_signal(signal.SIGKILL)
         killed.wait()
@@ -72,7 +59,7 @@ def finished(tmp_path_factory, fp8_cache):
     before = {path: path.read_bytes() for path in (run / "small-baseline").glob("*.json*")}
     assert {"cold.json", "scored.json", "sinks.json", "rates-128.json"} <= {path.name for path in before}
     assert not (run / "result.json").exists()
-    resumed = completed([*bench, "--resume", str(run)], RUN_S)
+    resumed = completed([*small.BENCH, "--resume", str(run)], small.RUN_S)
     assert resumed.returncode == 0, resumed.stderr
     repeated = [path.name for path, content in before.items() if path.read_bytes() != content]
     assert repeated == [], "a finished step was measured again"
@@ -139,42 +126,3 @@ def test_the_report_is_made_and_makes_itself_again(finished):
     words = ["report", str(finished / "result.json"), "--out", str(finished), "--name", "report.md"]
     assert CliRunner().invoke(cli.bench, words).exit_code == 0
     assert report.read_bytes() == before
-
-
-@pytest.mark.long
-def test_a_failed_request_keeps_the_measured_steps(finished, tmp_path):
-    """llama-benchy fails at a depth beyond the model's context: exit 1, the other steps stay in the result."""
-    run = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
-    request = json.loads((run / "request.json").read_text())
-    bad = tmp_path / "small-second.yaml"
-    bad.write_text(f"extends: {request['profiles'][1]}\nmodels: {{tiny_gpt_oss: {{bench: {{depth: [0, 99999]}}}}}}\n")
-    (run / "request.json").write_text(json.dumps(request | {"profiles": [request["profiles"][0], str(bad)]}))
-    command = [sys.executable, "-m", "fp8_sinks", "bench", "serving", "--resume", str(run)]
-    resumed = completed(command, RUN_S)
-    assert resumed.returncode == 1, resumed.stderr
-    assert "remedy:" in resumed.stderr and "--resume" in resumed.stderr
-    second = result.read(run / "result.json").rows[1]
-    assert [rate.depth for rate in second.rates] == [0]
-    assert second.greedy and "depth 99999" in second.failures[0].message
-    assert second.failures[0].step == "rates at depth 99999"
-
-
-@pytest.mark.long
-def test_zeroed_sinks_fail_the_gate(finished, tmp_path):
-    folder = tmp_path / model.EMBEDDED.name
-    folder.mkdir()
-    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / file).write_bytes((model.EMBEDDED / file).read_bytes())
-    tensors = load_file(model.EMBEDDED / "model.safetensors")
-    zeroed = {name: tensor * 0 for name, tensor in tensors.items() if name.endswith(".sinks")}
-    assert zeroed
-    save_file(tensors | zeroed, folder / "model.safetensors", {"format": "pt"})
-
-    baseline = profile.load("baseline")
-    planned = plan.make(baseline, port=free_port(), cache_root=finished / "cache", model_path=str(folder))
-    references = load(finished / "small-baseline" / "greedy.json", list[Answer])
-    with server.running(planned, tmp_path, say=lambda line: None) as running:
-        answers = [completion.greedy(running, answer.prompt, len(answer.token_ids)) for answer in references]
-    pairs = zip(answers, references, strict=True)
-    assert not any(completion.match(a, b, "baseline", baseline.greedy).passed for a, b in pairs)

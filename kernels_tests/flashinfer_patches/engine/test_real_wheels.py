@@ -37,6 +37,7 @@ def file_statuses(folder):
     return statuses
 
 
+@pytest.mark.long
 def test_apply_and_revert(release):
     version, folder = release
     clean = file_statuses(folder)
@@ -56,6 +57,7 @@ def test_apply_and_revert(release):
     assert engine.status(fetch.pristine(version)).state == "clean", "the hard-linked copy is as it was"
 
 
+@pytest.mark.long
 def test_a_linked_package_finds_its_own_headers(release, tmp_path):
     """FlashInfer searches beside the resolved jit/env.py: a linked package would compile another's headers."""
     version, _ = release
