@@ -14,10 +14,11 @@ setup:
 	@scripts/setup.sh
 
 PYTEST = "$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
 	$(PYTEST)
 
-# Everything that needs neither a GPU nor nvcc: `make test`, then what takes long by its nature.
+# `make test`, then the tests that are long by their nature: everything that needs no GPU, but for `-m compile`.
 test-all: test
 	$(PYTEST) -m long
 
@@ -31,6 +32,8 @@ report: setup
 lint: setup
 	"$$VENV/bin/ruff" check .
 	"$$VENV/bin/ruff" format --check .
+	"$$VENV/bin/lint-imports" --no-cache --no-logo
+	"$$VENV/bin/python" scripts/vague_names.py
 
 # Rewrite locks/*.txt from locks/*.in.
 lock:

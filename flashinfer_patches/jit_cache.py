@@ -27,6 +27,7 @@ BUILDING = "building"
 BUILT = "built"
 BUILD_TIMEOUT_S = 3600.0
 FREE_BYTES = 1 << 29
+POLL_S = 0.05
 
 
 class Marker(Strict):
@@ -192,7 +193,7 @@ def _wait_for_compilers(folder: Path, timeout_s: float) -> None:
                 f"{folder}: a build was cut off, and after {timeout_s:g} s its processes still run: {', '.join(left)}",
                 "wait until they have ended, or end them; then run this again",
             )
-        time.sleep(locking.POLL_S)
+        time.sleep(POLL_S)
 
 
 def _working_in(folder: Path) -> list[str]:
