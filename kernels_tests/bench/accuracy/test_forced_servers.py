@@ -100,8 +100,8 @@ def judged(scored):
 
     def answers(name):
         pairs = zip(scored[name]["decode"], scored[name]["prefill"], strict=True)
-        at = [AtText(context=CONTEXT, decode=decode, prefill=prefill) for decode, prefill in pairs]
-        return Answers(source="heldout", at=at)
+        contexts = [AtText(context=CONTEXT, decode=decode, prefill=prefill) for decode, prefill in pairs]
+        return Answers(source="heldout", at=contexts)
 
     return lambda name: accuracy.judge(answers("bf16"), answers(name), thresholds, "baseline")
 

@@ -47,7 +47,7 @@ def finished(tmp_path_factory, fp8_cache):
             commands.update(supervised(live()))
             if (run / "small-baseline" / "cold.json").exists() and not (run / "small-second").exists():
                 (run / "cache" / "planted").write_text("on a CPU vLLM itself may cache nothing")
-            return (run / "small-second" / "scored.json").exists() or killed.poll() is not None
+            return (run / "small-second" / "rates-128.json").exists() or killed.poll() is not None
 
         killed = spawn([*command, "--run-dir", str(run)], stderr=subprocess.DEVNULL)
         wait_for(halfway, small.RUN_S)
