@@ -42,7 +42,7 @@ if stamped "$stamp" "$locked"; then
     exit 0
 fi
 
-info "first set-up: $device ($why), $size, into $venv"
+info "for the $device ($why): $size, into $venv"
 suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 python=${PYTHON:-}
 if [ -n "$python" ]; then

@@ -1,4 +1,4 @@
-"""The shipped series on the released wheels, which are downloaded into .flashinfer once."""
+"""The shipped series on the released wheels, which are downloaded into .flashinfer."""
 
 import base64
 import csv
@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from flashinfer_patches import engine, fetch, package, series
-from flashinfer_patches.state import KEPT
+from flashinfer_patches.state import STORE
 from kernels_tests.flashinfer_patches.engine import worlds
 from vllm_launch.provenance import REPO
 
@@ -20,37 +20,39 @@ def test_every_series_has_its_wheel():
 
 @pytest.fixture(params=fetch.WHEELS)
 def release(request):
-    """Yields a release and a copy of its wheel to patch, made of hard links as uv installs."""
+    """A release, and a copy of its wheel to patch: hard links, as uv installs."""
     folder = fetch.FOLDER / request.param / f"test-{os.getpid()}"
     shutil.copytree(fetch.pristine(request.param), folder, copy_function=os.link)
     yield request.param, folder
     shutil.rmtree(folder)
 
 
-def file_statuses(folder):
-    """Return path -> (inode, size) of all files of the package; it has thousands, so none is hashed."""
-    statuses = {}
+def identities(folder):
+    """Map each path of the package to (inode, size); hashes of thousands of files would take too long."""
+    inodes = {}
     for top, _, names in os.walk(folder / "flashinfer"):
         for name in names:
             status = os.lstat(os.path.join(top, name))
-            statuses[os.path.relpath(os.path.join(top, name), folder)] = (status.st_ino, status.st_size)
-    return statuses
+            inodes[os.path.relpath(os.path.join(top, name), folder)] = (status.st_ino, status.st_size)
+    return inodes
 
 
 @pytest.mark.long
 def test_apply_and_revert(release):
     version, folder = release
-    clean = file_statuses(folder)
+    clean = identities(folder)
     files = {file.path: file for file in series.read(version).manifest.files}
-    assert engine.check(folder).state == "clean" and file_statuses(folder) == clean
+    assert engine.check(folder).state == "clean" and identities(folder) == clean
     assert engine.apply(folder).patch_set == series.read(version).manifest.patch_set
-    applied = file_statuses(folder)
+    applied = identities(folder)
     assert {path for path in applied.keys() | clean.keys() if applied.get(path) != clean.get(path)} == set(files)
-    assert engine.apply(folder).state == "applied" and file_statuses(folder) == applied
+    assert engine.apply(folder).state == "applied" and identities(folder) == applied
     engine.revert(folder)
-    reverted = file_statuses(folder)
-    assert reverted.keys() == clean.keys() and not (folder / KEPT).exists()
-    assert {path for path in clean if reverted[path] != clean[path]} <= set(files), "the others are the same files"
+    reverted = identities(folder)
+    assert reverted.keys() == clean.keys() and not (folder / STORE).exists()
+    assert {path for path in clean if reverted[path] != clean[path]} <= set(files), (
+        "the files outside of the series are the same"
+    )
     assert {path: package.sha256(package.content(folder / path)) for path in files} == {
         path: file.before for path, file in files.items()
     }
@@ -59,19 +61,19 @@ def test_apply_and_revert(release):
 
 @pytest.mark.long
 def test_a_linked_package_finds_its_own_headers(release, tmp_path):
-    """FlashInfer searches beside the resolved jit/env.py: a linked package would compile another's headers."""
+    """FlashInfer looks beside its resolved jit/env.py: with links it would compile those of another package."""
     version, _ = release
     source = fetch.pristine(version)
-    before = file_statuses(source)
+    before = identities(source)
     site = worlds.link(source, tmp_path / "site")
     engine.apply(site)
     assert (site / "flashinfer/jit/env.py").resolve().parents[2] == site
     assert not any(path.is_symlink() for path in (site / "flashinfer").rglob("*"))
-    assert file_statuses(source) == before and engine.status(source).state == "clean"
+    assert identities(source) == before and engine.status(source).state == "clean"
     assert engine.revert(site).state == "clean"
 
 
-def test_hashes_before_are_those_of_the_wheels_own_record(release):
+def test_hashes_before_are_those_of_the_wheels_record(release):
     version, folder = release
     (record,) = folder.glob("*.dist-info/RECORD")
     recorded = {row[0]: row[1] for row in csv.reader(record.read_text().splitlines())}
@@ -91,7 +93,7 @@ def test_patched_sources_compile_as_python(release):
             compile((folder / file.path).read_text(), file.path, "exec")
 
 
-def test_git_leaves_the_bytes_of_a_series_alone():
+def test_git_does_not_convert_the_files_of_a_series():
     if not (REPO / ".git").exists():
         pytest.skip("this is no git checkout")
     paths = [str(path) for path in series.ROOT.glob("*/*")]
