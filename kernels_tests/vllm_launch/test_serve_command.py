@@ -68,8 +68,8 @@ def test_a_port_that_is_none_is_a_mistake_on_the_command_line(port):
 def test_a_profile_for_serving_alone_is_served_and_not_measured(fit_machine):
     path = fit_machine / "serving-alone.yaml"
     path.write_text(FOR_SERVING)
-    result = CliRunner().invoke(main, ["serve", str(path), "--port", str(free_port()), "--dry-run"])
-    assert result.exit_code == 0, result.output
+    done = CliRunner().invoke(main, ["serve", str(path), "--port", str(free_port()), "--dry-run"])
+    assert done.exit_code == 0, done.output
     for kind in ("serving", "accuracy"):
-        result = CliRunner().invoke(main, ["bench", kind, str(path), "--run-dir", str(fit_machine / kind)])
-        assert result.exit_code == EXIT_CODES["profile"] and "can be served, not measured" in result.stderr
+        done = CliRunner().invoke(main, ["bench", kind, str(path), "--run-dir", str(fit_machine / kind)])
+        assert done.exit_code == EXIT_CODES["profile"] and "can be served, not measured" in done.stderr

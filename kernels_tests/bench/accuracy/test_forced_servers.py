@@ -1,4 +1,4 @@
-"""Score texts by decode and by prefill on real vLLM servers: BF16, FP8, and FP8 with each mutant."""
+"""Forced decoding and prefill on real vLLM servers, in BF16, in FP8 and with each mutant of it."""
 
 import os
 from pathlib import Path
@@ -16,29 +16,30 @@ from vllm_launch.model import EMBEDDED, find
 
 pytestmark = [pytest.mark.server, pytest.mark.long]
 ROOT = Path(__file__).parents[3]
-CONTEXT = 128  # tokens, the profile's shortest
-TOKENS = 96  # in a short text
+CONTEXT = 128  # the shortest of the profile's
+TOKENS = 96  # of a short text
 
 
 def serve(name, folder, **environment):
-    """Start a profile's server with the token forcer; a context manager."""
+    """A server of a profile with the token forcer, as a context manager."""
+    one = profile.load(name)
     extra = forced.arguments(*software.vllm_build())
-    planned = plan.make(profile.load(name), port=free_port(), cache_root=folder, model_path=str(EMBEDDED), extra=extra)
+    planned = plan.make(one, port=free_port(), cache_root=folder, model_path=str(EMBEDDED), extra=extra)
     planned = planned.model_copy(update={"environment": planned.environment | environment})
     return server.running(planned, folder, say=lambda line: None)
 
 
 def heldout_texts():
-    """Return `long`: the profile's texts of its shortest context; `short`: the start of four, after 2 tokens."""
+    """`long`: the profile's own texts of its shortest context; `short`: the ends of some, after a prompt of 2."""
     settings = profile.load("fp8").model_settings("tiny_gpt_oss").accuracy
-    long_texts = [text for text in accuracy.texts(find(str(EMBEDDED)), settings) if text.start == CONTEXT]
-    return {"long": long_texts, "short": [Text(ids=text.ids[:TOKENS], start=2) for text in long_texts[:4]]}
+    longs = [text for text in accuracy.texts(find(str(EMBEDDED)), settings) if text.start == CONTEXT]
+    return {"long": longs, "short": [Text(ids=text.ids[:TOKENS], start=2) for text in longs[:4]]}
 
 
-def distance(scores, reference):
-    """Mean |Δ log p|, nats."""
-    texts = zip(scores, reference, strict=True)
-    deltas = [abs(x - y) for a, b in texts for x, y in zip(a.logprobs, b.logprobs, strict=True)]
+def distance(a, b):
+    """Mean |delta log p|, nats."""
+    texts = zip(a, b, strict=True)
+    deltas = [abs(x - y) for one, other in texts for x, y in zip(one.logprobs, other.logprobs, strict=True)]
     return sum(deltas) / len(deltas)
 
 
@@ -51,11 +52,11 @@ def score(running, texts):
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, fp8_cache):
-    """Scores by server (`bf16`, `fp8`, or a mutant of it), then by path; `short`: decode after 2 tokens of prefill."""
+    """Scores by server (`bf16`, `fp8`, or FP8 with a mutant), then by path; `short` is decode with no prefill."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     folder, texts = tmp_path_factory.mktemp("forced"), heldout_texts()
     with serve("baseline", folder) as running:
-        bf16 = score(running, texts)
+        found = {"bf16": score(running, texts)}
         with pytest.raises(Problem, match=r"HTTP 400.*out-of-vocab") as refused:
             forced.decode(running, [7, 8], [9, 4096])
         assert refused.value.kind == "requests"
@@ -63,14 +64,14 @@ def scored(tmp_path_factory, fp8_cache):
             forced._choice(running, {"prompt": [7], "vllm_xargs": {"force_ids": [8]}}, None)
         special = forced.decode(running, [7, 8], [4, 0, 5, 4095])
         assert special.token_ids == [4, 0, 5, 4095], "the end of text does not end the request"
-    return {"bf16": bf16} | (scored_in_fp8(folder, texts, bf16) if fp8_cache else {})
+    return found | (scored_in_fp8(folder, texts, found["bf16"]) if fp8_cache else {})
 
 
 def scored_in_fp8(folder, texts, bf16):
-    """Score FP8 and each mutant of it on one server; print their distance to `bf16`."""
+    """Scores by server, of FP8 and of FP8 with each mutant, beside BF16's for the table that is printed."""
     from kernels_tests.mutants import attention
 
-    scores = {}
+    found = {}
     info = folder / "plugin" / "fp8_sinks_mutants-0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fp8-sinks-mutants\nVersion: 0\n")
@@ -79,48 +80,47 @@ def scored_in_fp8(folder, texts, bf16):
     mutant.write_text(attention.NONE)
     path = os.pathsep.join(map(str, (info.parent, ROOT)))
     with serve("fp8", folder, PYTHONPATH=path, **{attention.VARIABLE: str(mutant)}) as running:
-        for name in (attention.NONE, *attention.NAMES):
+        found["fp8"] = score(running, texts)
+        found["fp8"]["short"] = forced.score_all(running, texts["short"], "decode")
+        for name in attention.NAMES:
             mutant.write_text(name)
-            label = "fp8" if name == attention.NONE else name
-            scores[label] = score(running, texts)
-            if label in ("fp8", "decode", "prefill"):
-                scores[label]["short"] = forced.score_all(running, texts["short"], "decode")
-    print("\nmean |Δ log p|: to bf16 in decode, to bf16 in prefill, decode to prefill of the same server")
-    for name, paths in {"bf16": bf16, **scores}.items():
-        distances = [distance(paths[path], bf16[path]) for path in ("decode", "prefill")]
-        distances.append(distance(paths["decode"], paths["prefill"]))
-        print(f"{name:14}", *(f"{value:.4f}" for value in distances))
-    return scores
+            found[name] = score(running, texts)
+            if name in ("decode", "prefill"):
+                found[name]["short"] = forced.score_all(running, texts["short"], "decode")
+    print("\nmean |delta log p|: against bf16 in decode, in prefill; decode against prefill of the same server")
+    for name, paths in {"bf16": bf16, **found}.items():
+        against = [distance(paths[way], bf16[way]) for way in ("decode", "prefill")]
+        print(f"{name:14}", *(f"{value:.4f}" for value in (*against, distance(paths["decode"], paths["prefill"]))))
+    return found
 
 
 @pytest.fixture
 def judged(scored):
-    """Return a function that judges a server's scores against BF16's by the bounds of profile fp8."""
+    """A function: a server's answers held against BF16's by the bounds of profile fp8."""
     thresholds = profile.load("fp8").model_settings("tiny_gpt_oss").thresholds
 
     def answers(name):
-        pairs = zip(scored[name]["decode"], scored[name]["prefill"], strict=True)
-        contexts = [AtText(context=CONTEXT, decode=decode, prefill=prefill) for decode, prefill in pairs]
-        return Answers(source="heldout", at=contexts)
+        both = zip(scored[name]["decode"], scored[name]["prefill"], strict=True)
+        return Answers(source="heldout", at=[AtText(context=CONTEXT, decode=one, prefill=two) for one, two in both])
 
     return lambda name: accuracy.judge(answers("bf16"), answers(name), thresholds, "baseline")
 
 
 @pytest.mark.parametrize("name", ["bf16", pytest.param("fp8", marks=pytest.mark.fp8_cache)])
 def test_forced_decode_agrees_with_prefill_on_the_same_server(scored, name):
-    """Both paths read the same cache: only the order of BF16 sums differs, and the FP8 codes that it changes."""
+    """Another path over the same cache: what remains is the order of BF16 sums, and codes that it tips over."""
     assert distance(scored[name]["decode"], scored[name]["prefill"]) < 0.02
 
 
-def test_every_position_has_its_top_tokens_and_the_forced_token(scored):
+def test_every_position_has_its_best_tokens_and_the_one_given(scored):
     for path in ("decode", "prefill"):
-        for text in scored["bf16"][path]:
-            for token, value, top in zip(text.token_ids, text.logprobs, text.top, strict=True):
+        for one in scored["bf16"][path]:
+            for token, value, top in zip(one.token_ids, one.logprobs, one.top, strict=True):
                 assert len(top) in (20, 21) and top[token] == value
 
 
 @pytest.mark.fp8_cache
-def test_the_distance_of_fp8_is_that_of_rounding(scored):
+def test_fp8_costs_what_rounding_costs(scored):
     for path in ("decode", "prefill"):
         assert 0.05 < distance(scored["fp8"][path], scored["bf16"][path]) < 0.2
 
@@ -158,7 +158,7 @@ def test_rounding_costs_at_most_six_tenths_of_truncation(scored, path):
     assert rounded <= 0.6 * truncated
 
 
-# Against BF16 a 5% error hides behind FP8's own (0.14 instead of 0.13 nats): these compare FP8 servers.
+# A 5% error hides behind FP8's own against BF16 (0.14 for 0.13 nats), so these two look at FP8 servers alone.
 
 
 @pytest.mark.fp8_cache
@@ -170,7 +170,7 @@ def test_a_broken_decode_kernel_moves_decode_alone(scored):
 
 
 @pytest.mark.fp8_cache
-def test_a_broken_prefill_kernel_moves_prefill_and_no_decode_of_short_prompts(scored):
+def test_a_broken_prefill_kernel_moves_prefill_and_no_decode_without_one(scored):
     right, broken = scored["fp8"], scored["prefill"]
     assert distance(broken["prefill"], right["prefill"]) > 0.05
     assert distance(broken["short"], right["short"]) < 0.02
@@ -178,7 +178,7 @@ def test_a_broken_prefill_kernel_moves_prefill_and_no_decode_of_short_prompts(sc
 
 @pytest.mark.fp8_cache
 @pytest.mark.parametrize("mutant", ["decode", "prefill"])
-def test_a_broken_kernel_shows_as_decode_against_prefill_of_its_server(scored, mutant):
-    """No reference server is needed: the rounding of the cache cancels."""
+def test_one_broken_kernel_shows_as_decode_against_prefill_of_its_server(scored, mutant):
+    """Without any reference server: the rounding of the cache cancels."""
     right, broken = (distance(scored[name]["decode"], scored[name]["prefill"]) for name in ("fp8", mutant))
     assert broken > 0.05 and broken > 4 * right
