@@ -3,7 +3,7 @@
 import random
 from datetime import UTC, datetime
 
-from bench.accuracy.scores import FIGURES
+from bench.accuracy.gate_words import FIGURES
 from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
 from bench.record.envelope import Wiped
 from bench.servers.result import Requested, Start

@@ -12,7 +12,7 @@ from bench import kinds as result
 from bench.record import files, schema
 from bench.record.run_folder import Request
 from bench.record.steps import load
-from bench.servers.run import requested
+from bench.servers.starts import requested
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.samples import two_profiles
 from vllm_launch import plan, profile, provenance

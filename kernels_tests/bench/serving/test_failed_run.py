@@ -4,9 +4,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bench import kinds as result
+from bench import suite
+from bench.accuracy import greedy
+from bench.accuracy.greedy import Answer
 from bench.record.steps import load
-from bench.servers import client as completion
-from bench.servers.client import Answer
 from kernels_tests.bench.serving import small
 from kernels_tests.processes import completed, free_port
 from vllm_launch import model, plan, profile, server
@@ -45,10 +46,11 @@ def test_zeroed_sinks_fail_the_gate(failed, tmp_path):
     assert zeroed
     save_file(tensors | zeroed, folder / "model.safetensors", {"format": "pt"})
 
-    baseline = profile.load("baseline")
-    planned = plan.make(baseline, port=free_port(), cache_root=tmp_path / "cache", model_path=str(folder))
+    planned = plan.make(
+        profile.load("baseline"), port=free_port(), cache_root=tmp_path / "cache", model_path=str(folder)
+    )
     references = load(run / "small-baseline" / "greedy.json", list[Answer])
     with server.running(planned, tmp_path, say=lambda line: None) as running:
-        answers = [completion.greedy(running, answer.prompt, len(answer.token_ids)) for answer in references]
-    pairs = zip(answers, references, strict=True)
-    assert not any(completion.match(a, b, "baseline", baseline.greedy).passed for a, b in pairs)
+        answers = [greedy.answer(running, expected.prompt, len(expected.token_ids)) for expected in references]
+    gate, pairs = suite.load(None, "tiny_gpt_oss").greedy, zip(answers, references, strict=True)
+    assert not any(greedy.match(answer, expected, "baseline", gate).passed for answer, expected in pairs)
