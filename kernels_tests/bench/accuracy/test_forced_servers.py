@@ -15,7 +15,7 @@ from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
 from vllm_launch.model import EMBEDDED, find
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 ROOT = Path(__file__).parents[3]
 SUITE = suite.load(None, "tiny_gpt_oss")
 CONTEXT = 128  # the shortest of the suite's
