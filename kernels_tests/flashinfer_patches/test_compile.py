@@ -30,7 +30,7 @@ NORMAL = (VERSIONS[0], "121a")
 
 
 def cases():
-    return [pytest.param(*case, marks=[] if case == NORMAL else [pytest.mark.compile]) for case in ALL]
+    return [pytest.param(*case, marks=pytest.mark.long if case == NORMAL else pytest.mark.compile) for case in ALL]
 
 
 @pytest.mark.parametrize(("version", "arch"), cases(), indirect=["version"])
