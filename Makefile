@@ -26,6 +26,8 @@ report: setup
 lint: setup
 	"$$VENV/bin/ruff" check .
 	"$$VENV/bin/ruff" format --check .
+	"$$VENV/bin/lint-imports" --no-cache --no-logo
+	"$$VENV/bin/python" scripts/vague_names.py
 
 # Rewrite locks/*.txt from locks/*.in.
 lock:

@@ -15,7 +15,7 @@ from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Device, Profile
-from vllm_launch.secret_names import is_secret
+from vllm_launch.redaction import is_secret
 
 KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
 CACHE_VARIABLES = {
@@ -40,13 +40,13 @@ FIXED_ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",  # `python -m` would take modules from the run folder, which may be anybody's
     "SPT_NOENV": "1",  # setproctitle, by which vLLM renames its processes, leaves their environment readable
 }
-# What a server must not inherit, since it would defeat what the launcher guards.
+# Variables that a server must not inherit, since they would defeat what the launcher guards.
 DROPPED = (
-    # what is read back from the log
+    # how the log that we read is written
     *("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_PREFIX"),
     *("VLLM_LOGGING_STREAM", "VLLM_LOGGING_COLOR", "FORCE_COLOR"),
     "VLLM_PLUGINS",  # a list without our plugin leaves it out
-    # doors that ask for no key, and another model than the one that was checked
+    # routes without a key, and another model than the one that was checked
     *("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
     *("VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST", "VLLM_MEDIA_CONNECTOR"),
     "VLLM_MODEL_REDIRECT_PATH",
@@ -59,8 +59,8 @@ PROGRAMS = Path(sys.executable).parent
 class Plan(Strict):
     """One server, ready to be checked and started.
 
-    command: the words after the interpreter's environment; environment: what is added to the caller's.
-    nonce: a second served name that only this server knows. expected_backends: see Profile.
+    command: its command line; environment: variables added to the caller's. nonce: a second served name that only
+    this server has. expected_backends: see Profile.
     """
 
     profile: str
@@ -103,18 +103,18 @@ def make(
     overrides: list[str] | None = None,
     extra: dict[str, Argument] | None = None,
 ) -> Plan:
-    """Decide everything about one server of `profile` on this machine. Raises Problem, Problem; starts nothing.
+    """Plan one server of `profile` on this machine; starts nothing. Raises Problem.
 
-    overrides: a user's words for vLLM; extra: what the caller itself needs, over everything else.
+    overrides: a user's command-line words for vLLM; extra: the caller's own arguments, which win over all others.
     """
     device, vllm_version = software.vllm_build()
     machine = _machine(device)
     settings = profile.device_settings(device)
-    found = model.find(model_path or model.of_default(settings.default_model))
+    served = model.find(model_path or model.of_default(settings.default_model))
     merged = arguments.merge(
         profile.vllm,
         settings.vllm,
-        profile.model_settings(found.name).vllm,
+        profile.model_settings(served.name).vllm,
         arguments.parse(overrides or []),
     )
     guard.check_arguments(merged)
@@ -127,14 +127,14 @@ def make(
         device=device,
         vllm_version=vllm_version,
         machine=machine,
-        model=found,
+        model=served,
         host=host,
         port=port,
         nonce=nonce,
         arguments=merged,
         command=[
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", found.path, "--served-model-name", found.name, nonce),
+            *("--model", served.path, "--served-model-name", served.name, nonce),
             *("--host", host, "--port", str(port)),
             *([] if is_loopback(host) else ["--middleware", KEY_GATE]),
             *arguments.words(merged),
@@ -151,7 +151,7 @@ def make(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server on `host` is for this machine alone; odd forms such as 127.1 or 0 count as open to others."""
+    """Whether a server on `host` is open to this machine alone; odd forms such as 127.1 or 0 count as open to all."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -161,13 +161,13 @@ def is_loopback(host: str) -> bool:
 def child_environment(plan: Plan) -> dict[str, str]:
     """The environment of the server process: the caller's without DROPPED and secrets, and the plan's."""
     dropped = {*DROPPED, *_inherited_secrets(plan)}
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    kept["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
-    return kept | plan.environment
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    inherited["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
+    return inherited | plan.environment
 
 
 def as_shell(plan: Plan) -> str:
-    """The plan as one line that gives the server the same environment from a shell like this one; holds no secret."""
+    """The plan as one shell line, which gives the server the same environment; holds no secret."""
     dropped = [word for name in (*DROPPED, *_inherited_secrets(plan)) for word in ("-u", shlex.quote(name))]
     path = f'PATH={shlex.quote(str(PROGRAMS))}{os.pathsep}"$PATH"'
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
@@ -175,13 +175,13 @@ def as_shell(plan: Plan) -> str:
 
 
 def _inherited_secrets(plan: Plan) -> list[str]:
-    """Names of the caller's variables that hold secrets, but VLLM_API_KEY where the server is open to others."""
+    """Names of the caller's variables that hold secrets, without VLLM_API_KEY where the server is not on loopback."""
     needed = set() if is_loopback(plan.host) else {"VLLM_API_KEY"}
     return sorted(name for name in os.environ if is_secret(name) and name not in needed)
 
 
 def _check_kv_cache(merged: dict[str, Argument]) -> None:
-    """The KV cache's dtype decides what is checked and read back, so it must be there, as a name."""
+    """Raise Problem("profile") unless the KV cache's dtype is set to a name: it decides what is checked."""
     dtype, layers = merged.get("kv-cache-dtype"), merged.get("kv-cache-dtype-skip-layers", [])
     if not isinstance(dtype, str):
         raise Problem(
@@ -194,7 +194,7 @@ def _check_kv_cache(merged: dict[str, Argument]) -> None:
 
 
 def _kernel_cache(root: Path) -> dict[str, str]:
-    """Where an installed FlashInfer keeps its kernels: below `root`, apart for each patch set and version."""
+    """The kernel cache of an installed FlashInfer: below `root`, a folder for each patch set and version."""
     return {KERNEL_CACHE: str(jit_cache.workspace(root))} if package.installed() else {}
 
 

@@ -6,7 +6,7 @@ from bench.kernels.request import KernelsRun
 from bench.record import run_folder
 from flashinfer_patches import engine, package
 from flashinfer_patches.errors import Problem
-from vllm_launch import machine, provenance
+from vllm_launch import machine, provenance, redaction
 from vllm_launch.provenance import Provenance
 
 MAX_CEILING_CHANGE = 0.01  # of one GPU from run to run, with room; GPUs of one name differ by 3%
@@ -91,7 +91,7 @@ def _flashinfer(kernels: list[Kernel]) -> Problem | None:
     options = " ".join(f"--kernel {name}" for name in dict.fromkeys(kernel.name for kernel in available))
     return Problem(
         "software",
-        f"FlashInfer {status.version} in {provenance.redact(str(status.target))} is {status.state};"
+        f"FlashInfer {status.version} in {redaction.redact(str(status.target))} is {status.state};"
         f" {', '.join(patched)}: expected the patch series applied",
         f"run: fp8-sinks patch apply{f'; without them: {options}' if options else ''}",
     )

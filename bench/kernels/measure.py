@@ -12,7 +12,7 @@ from bench.kernels.peers import Kernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow
 from bench.kernels.shape import Shape
-from vllm_launch import provenance
+from vllm_launch import redaction
 
 MESSAGE_CHARACTERS = 300
 
@@ -75,7 +75,7 @@ def rows(run: KernelsRun, shape: Shape, failures: Failures, ceiling: float) -> l
 
 def message(error: Exception) -> str:
     """An exception on one line, without this machine's folders."""
-    text = " ".join(provenance.redact(f"{type(error).__name__}: {error}").split())
+    text = " ".join(redaction.redact(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."
 
 

@@ -19,7 +19,7 @@ from bench.record.steps import step
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import provenance
+from vllm_launch import redaction
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE
 from vllm_launch.provenance import Provenance
 
@@ -126,7 +126,7 @@ def _skipped_vllm(run: KernelsRun) -> list[Skipped]:
     skipped = []
     for kernel in run.kernels:
         if kernel.source == "vllm" and (reason := vllm_peers.unusable_reason(kernel.name)):
-            reason = provenance.redact(" ".join(reason.split()))[: measure.MESSAGE_CHARACTERS]
+            reason = redaction.redact(" ".join(reason.split()))[: measure.MESSAGE_CHARACTERS]
             if run.kernels_named:
                 raise no_vllm(kernel, reason)
             run.report(f"{kernel} is skipped: {reason}")

@@ -8,8 +8,8 @@ file, so that one server serves them all.
 def register() -> None:
     """Let our registered CPU backend make the mutant implementation, whichever plugin vLLM loads first."""
     from kernels_tests.mutants.attention import MutantImpl
-    from vllm_launch.plugin.cpu_cache import RoundingCpuBackend
-    from vllm_launch.plugin.cpu_widen import WideningCpuBackend
+    from vllm_launch.plugin.attention.cpu_cache import RoundingCpuBackend
+    from vllm_launch.plugin.attention.cpu_widen import WideningCpuBackend
 
     for backend in (RoundingCpuBackend, WideningCpuBackend):
         backend.get_impl_cls = staticmethod(lambda: MutantImpl)

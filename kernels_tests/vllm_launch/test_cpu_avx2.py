@@ -4,9 +4,8 @@ import numpy as np
 import psutil
 import pytest
 
-from bench.accuracy import forced, sink_check
-from bench.accuracy.forced import Text
-from bench.servers import client as completion
+from bench.accuracy import forced, greedy, sink_check
+from bench.accuracy.texts import Text, tokenize
 from kernels_tests import narrow_cpu
 from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
@@ -48,7 +47,7 @@ def test_vllm_runs_its_library_for_avx2_and_our_widening(running):
 
 def test_its_answers_are_right_in_decode_and_prefill(running):
     """Against transformers in FP32, with the true sinks and with wrong ones; over pages that were others' before."""
-    ids = forced.tokenize(EMBEDDED, (EMBEDDED / "heldout.jsonl").read_text(encoding="utf-8"))
+    ids = tokenize(EMBEDDED, (EMBEDDED / "heldout.jsonl").read_text(encoding="utf-8"))
     texts = [Text(ids=ids[i * 1000 : i * 1000 + PROMPT + SCORED], start=PROMPT) for i in range(TEXTS)]
     exact = sink_check.of_transformers(find(str(EMBEDDED)), texts)
     for by in ("decode", "prefill", "decode"):
@@ -56,4 +55,4 @@ def test_its_answers_are_right_in_decode_and_prefill(running):
         distances = {name: np.abs(scored - np.array(values)).mean() for name, values in exact.items()}
         assert distances["true"] < 0.12, distances
         assert all(distances[wrong] > 4 * distances["true"] for wrong in sink_check.WRONG), distances
-    assert completion.greedy(running, "The capital of France is", 8).text.startswith(" Paris")
+    assert greedy.answer(running, "The capital of France is", 8).text.startswith(" Paris")
