@@ -16,6 +16,7 @@ def setup(**environment):
     return completed([str(REPO / "scripts" / "setup.sh")], 120, env=os.environ | environment)
 
 
+@pytest.mark.long
 def test_a_missing_network_is_a_message_with_its_remedy(tmp_path):
     (tmp_path / "empty").mkdir()
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "empty"), "PIP_CONFIG_FILE": os.devnull}

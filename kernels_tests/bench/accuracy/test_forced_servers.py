@@ -15,7 +15,7 @@ from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
 from vllm_launch.model import EMBEDDED, find
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 ROOT = Path(__file__).parents[3]
 SUITE = suite.load(None, "tiny_gpt_oss")
 CONTEXT = 128  # the shortest of the suite's
@@ -27,7 +27,7 @@ def serve(name, folder, **environment):
     extra = forced.arguments(*software.vllm_build())
     planned = plan.make(profile.load(name), port=free_port(), cache_root=folder, model_path=str(EMBEDDED), extra=extra)
     planned = planned.model_copy(update={"environment": planned.environment | environment})
-    return server.running(planned, folder, say=lambda line: None)
+    return server.running(planned, folder, show_status=lambda line: None)
 
 
 def heldout_texts():

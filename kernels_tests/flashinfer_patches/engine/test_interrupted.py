@@ -74,7 +74,7 @@ def killed_before_every_line(root, start, action, files):
     assert len(seen) > 15, "the kills left too few different trees"
 
 
-@pytest.mark.parametrize("interrupted", ENDS)
+@pytest.mark.parametrize("interrupted", ["apply", pytest.param("revert", marks=pytest.mark.long)])
 def test_killed_before_every_line(tmp_path, root, interrupted):
     """Each line of locking, storing, swapping and tidying in an apply or a revert."""
     start = install(tmp_path / "start")
@@ -83,6 +83,7 @@ def test_killed_before_every_line(tmp_path, root, interrupted):
     killed_before_every_line(root, start, ENDS[interrupted], APPLIED)
 
 
+@pytest.mark.long
 def test_killed_before_every_line_between_two_patch_sets(tmp_path, root):
     start = install(tmp_path / "start")
     engine.apply(start, root)
@@ -90,6 +91,7 @@ def test_killed_before_every_line_between_two_patch_sets(tmp_path, root):
     killed_before_every_line(root, start, engine.apply, NEWER)
 
 
+@pytest.mark.long
 def test_killed_before_every_line_of_a_linked_package(tmp_path, root):
     """As uv links it: the targets of the links are never changed."""
     source = install(tmp_path / "source")

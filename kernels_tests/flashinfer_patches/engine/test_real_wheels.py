@@ -37,6 +37,7 @@ def identities(folder):
     return inodes
 
 
+@pytest.mark.long
 def test_apply_and_revert(release):
     version, folder = release
     clean = identities(folder)
@@ -58,6 +59,7 @@ def test_apply_and_revert(release):
     assert engine.status(fetch.pristine(version)).state == "clean", "the hard-linked copy is as it was"
 
 
+@pytest.mark.long
 def test_a_linked_package_finds_its_own_headers(release, tmp_path):
     """FlashInfer looks beside its resolved jit/env.py: with links it would compile those of another package."""
     version, _ = release
