@@ -7,7 +7,7 @@ from typing import NamedTuple
 from bench.kernels.gain import BASE, QUANTISED, verdict
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
-from bench.kernels.shape import LAYOUT, Shape
+from lowp.paged.shapes import LAYOUT, Shape
 
 LAW_US, LAW_SHARE = 3.5, 0.93  # a call may take that long, beside its bytes at that share of the read ceiling
 RAGGED_SLACK = 1.05  # times the law

@@ -11,12 +11,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import kinds as results
 from bench.kernels import grid, measure, peers, run
-from bench.kernels.shape import Shape
 from bench.record.files import write
 from bench.record.run_folder import LOCK
 from flashinfer_patches import locking
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
+from lowp.paged.shapes import Shape
 from vllm_launch.terminal import signals_as_exit, talk
 
 FOLDER = click.Path(path_type=Path, file_okay=False)

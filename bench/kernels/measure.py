@@ -10,7 +10,7 @@ from statistics import median
 from bench.kernels import grid
 from bench.kernels.peers import Kernel
 from bench.kernels.result import KernelRow, Tolerance
-from bench.kernels.shape import Shape
+from lowp.paged.shapes import Shape
 from vllm_launch import provenance
 
 MESSAGE_CHARACTERS = 300
@@ -51,7 +51,8 @@ def build_of(kernel: Kernel, shape: Shape) -> Build:
 
 def rows(request: Request, shape: Shape, broken: Broken, ceiling: float) -> list[KernelRow]:
     """Every kernel that is measured at a shape, on the same inputs."""
-    from bench.kernels import exact, inputs
+    from bench.kernels import exact
+    from lowp.paged import inputs
 
     request.say(f"{shape}: inputs")
     kernels = [kernel for kernel in request.kernels if not kernel.lacks(shape)]
@@ -77,7 +78,7 @@ def rows(request: Request, shape: Shape, broken: Broken, ceiling: float) -> list
 
 def tolerances(request: Request, shape: Shape, broken: Broken) -> list[Tolerance]:
     """Each kernel's output at one of the original plan's shapes, against its tolerance."""
-    from bench.kernels import inputs
+    from lowp.paged import inputs
 
     kernels = [kernel for kernel in request.kernels if not broken.reason(kernel, shape)]
     if not kernels:
@@ -112,7 +113,8 @@ def message(error: Exception) -> str:
 
 def _figures(kernel: Kernel, made, expected) -> dict:
     """The fastest setting's samples, and the error of what its timed calls wrote."""
-    from bench.kernels import exact, inputs, timing
+    from bench.kernels import exact, timing
+    from lowp.paged import inputs
 
     samples, errors = {}, {}
     for setting in kernel.settings:
@@ -131,7 +133,8 @@ def _figures(kernel: Kernel, made, expected) -> dict:
 
 def _distances(kernel: Kernel, made) -> dict:
     """How far one call's output is from attention over the cache as stored, and over the BF16 values."""
-    from bench.kernels import exact, inputs
+    from bench.kernels import exact
+    from lowp.paged import inputs
 
     inputs.poison(made)
     for call in kernel.calls(made, kernel.settings[0]):

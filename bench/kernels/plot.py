@@ -10,8 +10,8 @@ from bench.kernels.claims import floor_us, law_us, ours, over, peers_at
 from bench.kernels.gain import BASE, QUANTISED, compared, gains, short
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
-from bench.kernels.shape import Shape
 from bench.serving.plot import MARKERS, STYLE, colour_of, legend, new_figure, save
+from lowp.paged.shapes import Shape
 
 PANEL_INCHES, REST_INCHES = 2.2, 2.2
 FORMATS = {QUANTISED: "FP8 (E4M3) cache", BASE: "BF16 cache"}

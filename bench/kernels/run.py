@@ -14,12 +14,12 @@ from bench.kernels import grid, measure, vllm_peers
 from bench.kernels.measure import Broken, Request, build_of, message
 from bench.kernels.peers import Kernel
 from bench.kernels.result import Build, KernelRow, KernelsResult, LeftOut
-from bench.kernels.shape import Shape
 from bench.record import run_folder
 from bench.record.steps import step
 from flashinfer_patches import engine, jit_cache, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
+from lowp.paged.shapes import Shape
 from vllm_launch import machine, provenance
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE
 from vllm_launch.provenance import Provenance
@@ -216,7 +216,7 @@ def _first_call(kernel: Kernel, tiny: Shape) -> tuple[float | None, str | None]:
     """Seconds, or the error."""
     import torch
 
-    from bench.kernels import inputs
+    from lowp.paged import inputs
 
     try:
         made = inputs.build(tiny, layers=1)

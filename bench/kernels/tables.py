@@ -4,9 +4,9 @@ from bench.kernels import claims
 from bench.kernels.gain import BASE, QUANTISED
 from bench.kernels.peers import OURS
 from bench.kernels.result import Build, KernelRow, KernelsResult
-from bench.kernels.shape import HEAD_DIM
 from bench.report import markdown as md
 from bench.serving import plot as plots
+from lowp.paged.shapes import HEAD_DIM
 
 # What a kernel that keeps BF16 accuracy may be off, relL2; the bound of the tests in kernels_tests.
 KERNEL_BOUND = 4e-3

@@ -12,9 +12,8 @@ from bench import cli
 from bench import kinds as result
 from bench.accuracy import forced, metrics, sink_check
 from bench.accuracy.forced import Scored
-from bench.kernels import exact, inputs, measure, peers, timing
+from bench.kernels import exact, measure, peers, timing
 from bench.kernels import run as runs
-from bench.kernels.shape import even
 from bench.servers import client as completion
 from bench.servers.client import Answer
 from bench.serving import benchy
@@ -22,6 +21,8 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.state import Status
 from kernels_tests.bench.samples import a_rate, a_resolved, a_result
 from kernels_tests.vllm_launch.machines import HOST
+from lowp.paged import inputs
+from lowp.paged.shapes import even
 from vllm_launch import plan, provenance, server
 
 LOAD = (0.25, 0, 0)  # averages of a machine at rest

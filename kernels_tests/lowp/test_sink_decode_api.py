@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
-from lowp.sink_decode import reference, sink_decode
-from lowp.sink_decode.inputs import POISON_PAGE, Case, build
+from lowp.paged.cases import POISON_PAGE, Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import sink_decode
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
@@ -112,7 +113,7 @@ def test_combinations_that_are_not_built_are_told():
 @pytest.mark.parametrize(("window_left", "left_out"), [(-1, 0), (15, 1), (16, 0), (2**40, 0)])
 def test_entries_that_are_not_read_may_be_anything(page, window_left, left_out):
     """Behind the end of a sequence, and pages that its window leaves out whole: here those of the first 16 tokens."""
-    case = dataclasses.replace(SMALL, lengths=(32, 1), max_length=64, window_left=window_left)
+    case = dataclasses.replace(SMALL, lengths=(32, 1), table_tokens=64, window_left=window_left)
     arguments = build(case)
     exact = sink_decode(**arguments)
     for row, columns in ((0, (*range(left_out), 2, 3)), (1, (1, 2, 3))):

@@ -8,8 +8,9 @@ import torch
 
 from kernels_tests.lowp import tight
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, run
-from lowp.sink_decode import make_workspace, reference, sink_decode
-from lowp.sink_decode.inputs import Case, build
+from lowp.paged.cases import Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import make_workspace, sink_decode
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +48,7 @@ def test_a_sink_of_minus_infinity_is_none(fixed):
 @pytest.mark.parametrize("page", [-1, 2**30])
 @pytest.mark.parametrize("window_left", [-1, 15, 127])
 def test_entries_that_are_not_read_may_be_anything(fixed, page, window_left):
-    arguments = build(dataclasses.replace(CASE, window_left=window_left, max_length=4096), "cuda")
+    arguments = build(dataclasses.replace(CASE, window_left=window_left, table_tokens=4096), "cuda")
     for row, length in enumerate(CASE.lengths):
         first = max(0, length - 1 - window_left) // CASE.page_size if window_left >= 0 else 0
         arguments["block_table"][row, : min(first, math.ceil(length / CASE.page_size))] = page

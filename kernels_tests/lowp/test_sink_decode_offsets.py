@@ -5,11 +5,16 @@ import dataclasses
 import pytest
 import torch
 
+from lowp.paged.cases import Case, build
 from lowp.sink_decode import launch, sink_decode
-from lowp.sink_decode.inputs import Case, build
+from lowp.sink_decode.call import Call
 from lowp.sink_decode.params import params_of
 
 SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
+
+
+def call_of(arguments):
+    return Call(**arguments, out=arguments["q"], lse=None, workspace=None)
 
 
 def wide(changes):
@@ -70,18 +75,15 @@ def test_keys_and_values_in_one_line_are_found(layout, kv_format, head_dim, in_o
     """Copied in whole, where neither's own line is whole: in two places it would be two requests."""
     case = dataclasses.replace(SMALL, layout=layout, kv_format=kv_format, head_dim=head_dim)
     arguments = build(case)
-    names = ("q", "k_cache", "v_cache", "k_scale", "v_scale", "layout", "window_left")
-    problem = launch.problem_of(*(arguments[name] for name in names))
-    assert problem.interleaved == (in_one_line and "interleaved" in layout)
+    assert launch.problem_of(call_of(arguments)).interleaved == (in_one_line and "interleaved" in layout)
     swapped = arguments | {"k_cache": arguments["v_cache"], "v_cache": arguments["k_cache"]}
-    assert not launch.problem_of(*(swapped[name] for name in names)).interleaved
+    assert not launch.problem_of(call_of(swapped)).interleaved
 
 
 def test_a_window_longer_than_an_int32_is_full_attention():
     arguments = build(SMALL)
-    for window_left, given in ((2**31 + 5, 2**30), (127, 127), (-1, -1)):
-        call = arguments | {"window_left": window_left, "out": arguments["q"], "lse": None}
-        assert params_of(**call).window_left == given
+    for window_left, expected in ((2**31 + 5, 2**30), (127, 127), (-1, -1)):
+        assert params_of(call_of(arguments | {"window_left": window_left})).window_left == expected
     assert torch.equal(sink_decode(**arguments | {"window_left": 2**31 + 5}), sink_decode(**arguments))
 
 
@@ -98,9 +100,9 @@ def test_a_window_longer_than_an_int32_is_full_attention():
     ids=["dtype", "device", "strides", "address", "size", "small"],
 )
 def test_a_workspace_that_does_not_fit_is_told(workspace, error, words):
-    q = torch.zeros(1)
+    device = torch.device("cpu")
     with pytest.raises(error, match=words):
-        launch._checked_workspace(workspace, 70, q)
-    whole = torch.zeros(80, dtype=torch.uint8)
-    assert launch._checked_workspace(whole, 70, q) is whole
-    assert launch._checked_workspace(None, 70, q).tolist() == [0] * 80
+        launch.checked_workspace(workspace, 70, device)
+    fitting = torch.zeros(80, dtype=torch.uint8)
+    assert launch.checked_workspace(fitting, 70, device) is fitting
+    assert launch.checked_workspace(None, 70, device).tolist() == [0] * 80

@@ -5,9 +5,9 @@ import pytest
 from bench.kernels import claims
 from bench.kernels import plot as kernels_plot
 from bench.kernels.peers import OURS
-from bench.kernels.shape import Shape, even
 from bench.report import document
 from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result, our_rows
+from lowp.paged.shapes import Shape, even
 
 SMALL, LARGE = even(1, 2048), even(32, 8192)
 RAGGED = Shape((8192, 512, 512, 512))

@@ -10,11 +10,12 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import grid, inputs, peers, timing
+from bench.kernels import grid, peers, timing
 from bench.kernels import run as runs
-from bench.kernels.shape import Shape, even
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import refused
+from lowp.paged import inputs
+from lowp.paged.shapes import Shape, even
 
 
 def run(*words: str):

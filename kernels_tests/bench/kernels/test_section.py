@@ -7,7 +7,6 @@ import pytest
 from bench.kernels import gain
 from bench.kernels import plot as kernels_plot
 from bench.kernels.result import LeftOut
-from bench.kernels.shape import even
 from bench.record.files import write
 from bench.report import document
 from kernels_tests.bench.kernels.samples import (
@@ -19,6 +18,7 @@ from kernels_tests.bench.kernels.samples import (
     our_rows,
 )
 from kernels_tests.bench.samples import two_profiles
+from lowp.paged.shapes import even
 
 
 def text_of(result) -> str:
