@@ -27,18 +27,18 @@ def noted(*module) -> None:
 
 
 def faults() -> list[str]:
-    """What is wrong with attention through the modules, as the process finds them now."""
+    """List the faults of attention through the modules that this process now loads."""
     import torch
 
     from kernels_tests.flashinfer_patches import cases, runs
 
-    workspace, found = torch.zeros(128 << 20, dtype=torch.uint8, device="cuda"), []
+    workspace, failures = torch.zeros(128 << 20, dtype=torch.uint8, device="cuda"), []
     for _, kv_type, _ in sink_kernels.GPT_OSS:
         cache, q = cases.paged([1, 17, 300], getattr(torch, kv_type)), cases.queries(3, torch.bfloat16)
         sinks = cases.sinks_near(cases.attention(q, cache, None)[1])
         output = runs.plan_decode(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks)
-        found += cases.faults(output, cases.attention(q, cache, sinks)[0])
-    return found
+        failures += cases.faults(output, cases.attention(q, cache, sinks)[0])
+    return failures
 
 
 sink_kernels.compile_module = noted
@@ -47,4 +47,4 @@ kernels = sink_kernels.build(ROOT)
 objects = {str(path): path.stat().st_mtime_ns for path in ROOT.rglob("*.o")}
 wrong = faults()
 same = objects == {str(path): path.stat().st_mtime_ns for path in ROOT.rglob("*.o")}
-print(json.dumps({"built": [one.built for one in kernels.modules], "faults": wrong, "ran what was built": same}))
+print(json.dumps({"built": [module.built for module in kernels.modules], "faults": wrong, "ran what was built": same}))

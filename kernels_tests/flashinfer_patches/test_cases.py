@@ -98,7 +98,7 @@ def rounded_as_fa2_does(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, split
     return (torch.stack(outputs) * weights).sum(0).to(bf16)
 
 
-def test_the_bound_on_an_element_is_what_fa2s_roundings_need():
+def test_the_bound_on_an_element_is_as_wide_as_fa2s_roundings():
     """The very element that FA2 gave on an H200 (head 55, column 18), 5% over a bound of 2^-7 of the row's RMS."""
     cache, q = paged(LENGTHS, E4M3, device="cpu"), queries(len(LENGTHS), torch.bfloat16, device="cpu")
     expected = attention(q, cache, None)[0][3]

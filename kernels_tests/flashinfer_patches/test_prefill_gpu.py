@@ -60,7 +60,7 @@ def test_types_and_head_dims_of_prefill(workspace, q_type, kv_type, head_dim):
     assert faults(output, attention(q, cache, sinks, **shape)[0]) == []
 
 
-def test_decode_is_prefill_of_one_token(workspace):
+def test_decode_is_prefill_of_a_single_token(workspace):
     from kernels_tests.flashinfer_patches.runs import plan_decode, plan_prefill
 
     cache, q = paged([1, 17, 128, 1000], E4M3), queries(4, BF16)
@@ -73,7 +73,7 @@ def test_decode_is_prefill_of_one_token(workspace):
     assert faults(prefilled, expected) == []
 
 
-def test_plans_with_and_without_sinks_alternate_on_one_wrapper(workspace):
+def test_plans_with_and_without_sinks_alternate_on_a_wrapper(workspace):
     from kernels_tests.flashinfer_patches.runs import plan_decode
 
     cache, q = paged([200, 31], BF16), queries(2, BF16)

@@ -6,8 +6,8 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-
 compute-sanitizer --tool racecheck $ours python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool synccheck $ours python -m kernels_tests.lowp.sanitize
 
-The kernels of the reference are left out, and API errors: cuda.bindings asks the driver for functions that it may not
-have. Without torch's caching every tensor is an allocation, over whose end memcheck sees.
+The kernels of the reference are left out, and so are API errors: cuda.bindings asks the driver for functions that it
+may lack. Without torch's caching every tensor is an allocation of its own, whose bounds memcheck checks.
 """
 
 from kernels_tests.lowp import tight
@@ -70,12 +70,12 @@ CASES = [
 
 
 def check(case):
-    """Exits with 1 where the kernel's output is not the reference's."""
+    """Exit with 1 where the kernel's output is not the reference's."""
     arguments = build(case, "cuda")
     # 5e-3: one of the cases has 10,400 rows of BF16 probabilities, whose worst is at 4.2e-3.
-    found = tight.problems(sink_decode(**arguments), reference(**arguments)[0], rel_l2=5e-3)
-    print(case, found or "agrees", flush=True)
-    if found:
+    problems = tight.problems(sink_decode(**arguments), reference(**arguments)[0], rel_l2=5e-3)
+    print(case, problems or "agrees", flush=True)
+    if problems:
         raise SystemExit(1)
 
 

@@ -167,13 +167,13 @@ def test_clusters_and_workspace_fit_the_device(arch):
             assert heuristic.workspace_bytes(batch, columns, kv_heads, p.head_dim, device) >= needed
 
 
-def test_a_problem_that_does_not_fit_is_told():
+def test_a_problem_that_does_not_fit_raises():
     small = Device("sm_80", False, 1, 16_384, 16_384)
     with pytest.raises(NotImplementedError, match="does not fit 16384 bytes"):
         heuristic.choose(Problem(128, 16, True, torch.bfloat16, False, False), 1, 8, 100, small)
 
 
-def test_a_missing_toolkit_is_told(monkeypatch):
+def test_a_missing_toolkit_raises(monkeypatch):
     driver.bindings.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     device = DEVICES["sm_90a"]

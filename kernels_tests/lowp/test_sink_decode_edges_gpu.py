@@ -1,4 +1,4 @@
-"""What is odd but allowed, and what is refused, on a GPU as on a CPU."""
+"""Unusual arguments that are taken, and those that are refused, on a GPU as on a CPU."""
 
 import dataclasses
 import math
@@ -30,9 +30,9 @@ def test_a_sink_without_a_value_makes_its_head_nan(sink, query_tokens, fixed):
     exact, exact_lse = reference(**arguments)
     assert torch.equal(out.isnan(), exact.isnan()) and torch.equal(lse.isnan(), exact_lse.isnan())
     assert out.isnan().all(-1)[..., heads].all() and out.isnan().any(-1).sum() == len(heads) * out[..., 0, 0].numel()
-    others = [head for head in range(64) if head not in heads]
-    assert tight.problems(out[..., others, :], exact[..., others, :]) == []
-    assert (lse[..., others].double() - exact_lse[..., others]).abs().max() < 2e-3
+    unaffected = [head for head in range(64) if head not in heads]
+    assert tight.problems(out[..., unaffected, :], exact[..., unaffected, :]) == []
+    assert (lse[..., unaffected].double() - exact_lse[..., unaffected]).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("fixed", LAUNCHES)

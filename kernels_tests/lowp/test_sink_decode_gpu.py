@@ -58,7 +58,7 @@ def test_odd_lengths(fixed, kv_format, window_left):
 @pytest.mark.parametrize("fixed", LAUNCHES)
 @pytest.mark.parametrize(("kv_format", "granularity"), [("e4m3", "head"), ("int8", "token_head")])
 @pytest.mark.parametrize(("layout", "window_left"), [("interleaved", -1), ("NHD interleaved", 127)])
-def test_keys_and_values_of_a_token_in_one_line(fixed, kv_format, granularity, layout, window_left):
+def test_interleaved_keys_and_values(fixed, kv_format, granularity, layout, window_left):
     case = Case(ODD, kv_format=kv_format, granularity=granularity, layout=layout, window_left=window_left)
     check(build(case, "cuda"), LAUNCHES[fixed])
 
@@ -117,8 +117,8 @@ def test_ragged_batches(lengths, fixed):
     check(build(Case(lengths, granularity="head", poison=False), "cuda"), LAUNCHES[fixed])
 
 
-def test_one_long_row_over_one_kv_head():
-    """As many parts as there may be."""
+def test_a_long_row_over_a_single_kv_head():
+    """As many KV splits as there may be."""
     check(build(Case((140_001, 5), query_heads=8, kv_heads=1), "cuda"))
 
 
@@ -183,7 +183,7 @@ def test_strided_queries_and_tables_are_taken_as_they_are():
     check(arguments | {"q": wide_q[:, 8:24], "block_table": wide_table[:, 3:-4]})
 
 
-def test_a_workspace_too_small_is_told():
+def test_a_workspace_that_is_too_small_raises():
     arguments = build(Case((100,) * 32, table_tokens=40000), "cuda")
     with pytest.raises(ValueError, match="workspace has 16 bytes; this call needs"):
         sink_decode(**arguments, workspace=torch.zeros(16, dtype=torch.uint8, device="cuda"))

@@ -138,7 +138,7 @@ def test_query_tokens_are_as_many_calls(kv_format, window_left, head_dim):
         assert (lse[:, i] - alone_lse).abs().max() < 1e-3
 
 
-def test_one_query_token_may_have_its_axis():
+def test_a_single_query_token_may_have_its_axis():
     arguments = build(Case((300, 0, 17)), "cuda")
     with_axis, lse = run(arguments | {"q": arguments["q"][:, None]})
     out, plain_lse = run(arguments)

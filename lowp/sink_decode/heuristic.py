@@ -94,7 +94,7 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     return fit(problem, _few_rows(problem, rows, row_bytes, tiles, device), device)
 
 
-def _one_cluster_a_gpc(problem, row_bytes, tiles, device):
+def _a_cluster_per_gpc(problem, row_bytes, tiles, device):
     steps = row_bytes // (STEP_BYTES * 8 * 8)  # of a warp, in a cluster of 8 CTAs of 8 warps
     if tiles == 1:  # 8 bits are twice the arithmetic a byte: the ring is worth more sooner
         stages, step_tiles, most = 3, 1, 8 if problem.kv_dtype.itemsize == 1 else 32
@@ -120,7 +120,7 @@ def _halved_to_fit(problem, launch, device):
 
 def _few_rows(problem, rows, row_bytes, tiles, device):
     if 16 * rows <= device.sms:
-        return _one_cluster_a_gpc(problem, row_bytes, tiles, device)
+        return _a_cluster_per_gpc(problem, row_bytes, tiles, device)
     small = Launch(4, 3, tiles, 4, 8)
     if row_bytes <= SHORT_BYTES:
         return _all_resident(problem, rows, small, device)
@@ -207,8 +207,8 @@ def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
     # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
     # state needs 168, then 255. The simplest problems do with 96, which 20 warps have.
     state = problem.head_dim // 64 * problem.group_tiles
-    one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
-    warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
+    single_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
+    warps_per_sm = 16 if single_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
     if state == 1 and problem.query_tokens == 1 and not problem.token_scales and problem.kv_dtype != torch.int8:
         warps_per_sm = 20
     columns_of_warps = math.ceil(problem.group_tiles / 4)  # each thread copies a column's sink
