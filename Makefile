@@ -8,13 +8,19 @@ VLLM ?= 0.26
 export PYTHON VENV DEVICE VLLM
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: setup test bench report lint lock schema patch clean
+.PHONY: setup test test-all bench report lint lock schema patch clean
 
 setup:
 	@scripts/setup.sh
 
+PYTEST = "$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	"$$VENV/bin/python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# `make test`, then the tests that are long by their nature: everything that needs no GPU, but for `-m compile`.
+test-all: test
+	$(PYTEST) -m long
 
 bench: export FP8_SINKS_BENCH_MODEL = $(MODEL)
 bench: setup
@@ -26,6 +32,8 @@ report: setup
 lint: setup
 	"$$VENV/bin/ruff" check .
 	"$$VENV/bin/ruff" format --check .
+	"$$VENV/bin/lint-imports" --no-cache --no-logo
+	"$$VENV/bin/python" scripts/vague_names.py
 
 # Rewrite locks/*.txt from locks/*.in.
 lock:

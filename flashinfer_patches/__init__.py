@@ -1,1 +1,1 @@
-"""Patch FlashInfer: the series for each supported release, the engine that applies them, and the kernels' cache."""
+"""Patch FlashInfer: a series for each supported release, the engine that applies it, and the cache of its kernels."""

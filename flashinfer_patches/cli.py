@@ -12,16 +12,16 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 target = click.option(
     "--target",
     type=click.Path(path_type=Path),
-    help="Folder that holds a flashinfer package, instead of the installed one, or else of the copy of `make patch`.",
+    help="Folder that has a flashinfer package. Default: the installed one, or else the copy of `make patch`.",
 )
 
 
 @click.group()
 def patch() -> None:
-    """Give FlashInfer attention sinks with an FP8 KV cache, or take that out again.
+    """Patch FlashInfer for attention sinks with an FP8 KV cache, or revert the patch.
 
-    Exit codes: 40 no FlashInfer there, or one in a folder that others share; 41 release without a series; 42 edited
-    files; 43 upstream has it; 44 no git; 45 cannot be written; 46 locked; 47 broken series.
+    Exit codes: 0 done; 1 a patch of the series fails; 2 usage; 4 no supported FlashInfer, edited files, no git, not
+    writable, or locked.
     """
 
 
@@ -29,7 +29,7 @@ def patch() -> None:
 @target
 @as_json
 def status(target, as_json):
-    """Print what the FlashInfer is: clean, applied, partial, superseded, unknown version or edited."""
+    """Print the state of FlashInfer: clean, applied, partial, superseded, unknown version or edited."""
     _print(engine.status(_target(target)), as_json)
 
 
@@ -37,7 +37,7 @@ def status(target, as_json):
 @target
 @as_json
 def check(target, as_json):
-    """Apply the series to copies: exits with 0 if it is applied or would be. Changes nothing."""
+    """Apply the series to copies: exit with 0 if it applies or is applied. Changes nothing."""
     _print(engine.check(_target(target)), as_json)
 
 
@@ -45,7 +45,7 @@ def check(target, as_json):
 @target
 @as_json
 def apply(target, as_json):
-    """Apply the series; finishes an interrupted apply or revert; does nothing where it is applied."""
+    """Apply the series, or finish an interrupted apply or revert; does nothing if it is applied."""
     _print(engine.apply(_target(target)), as_json)
 
 
@@ -53,34 +53,34 @@ def apply(target, as_json):
 @target
 @as_json
 def revert(target, as_json):
-    """Restore the release's exact bytes; finishes an interrupted apply or revert."""
+    """Restore the release's exact bytes, also after an interrupted apply or revert."""
     _print(engine.revert(_target(target)), as_json)
 
 
 def _target(target: Path | None) -> Path | None:
-    """The folder to work on: the one that was named, else the installed FlashInfer's (None), else that of our copy."""
+    """Return the folder to patch: `target`, or None for the installed FlashInfer, or the copy of `make patch`."""
     if target is None and package.installed() is None and (copy := fetch.copy()):
-        click.echo("no FlashInfer is installed in this environment: this is the copy that `make patch` made", err=True)
+        click.echo("no FlashInfer is installed in this environment: using the copy of `make patch`", err=True)
         return copy
     return target
 
 
-def _print(found: Status, as_json: bool) -> None:
-    if found.patched_source:
+def _print(status: Status, as_json: bool) -> None:
+    if status.patched_source:
         click.echo(
-            f"warning: files of {found.target} are symbolic links into {found.patched_source}, which an older fp8-sinks"
-            " patched for every environment that shares it\n"
-            f"  remedy: fp8-sinks patch apply in those that need it; then fp8-sinks patch revert --target"
-            f" {found.patched_source}",
+            f"warning: files of {status.target} link to {status.patched_source}, which an older fp8-sinks patched for"
+            " every environment that shares it\n"
+            f"  remedy: fp8-sinks patch apply in each environment that needs it; then fp8-sinks patch revert --target"
+            f" {status.patched_source}",
             err=True,
         )
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        click.echo(status.model_dump_json(indent=2))
         return
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(found.files.values()).items()))
-    click.echo(f"{found.state}: FlashInfer {found.version} in {found.target}" + (f" ({counts})" if counts else ""))
-    if found.patch_set:
-        click.echo(f"patch set {found.patch_set}")
-    for path, state in found.files.items():
-        if found.state in ("partial", "edited"):
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(status.files.values()).items()))
+    click.echo(f"{status.state}: FlashInfer {status.version} in {status.target}" + (f" ({counts})" if counts else ""))
+    if status.patch_set:
+        click.echo(f"patch set {status.patch_set}")
+    for path, state in status.files.items():
+        if status.state in ("partial", "edited"):
             click.echo(f"{state:8} {path}")

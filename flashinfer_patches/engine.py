@@ -1,10 +1,10 @@
-"""Apply a series to a FlashInfer and take it out again, whatever an interruption left.
+"""Apply a series to a FlashInfer and revert it, also after an interruption.
 
-Every file is recognised by its sha256 alone (state.py). Beside the package, `.flashinfer_patches` holds the originals,
-the manifests of what is applied, and the files about to be swapped in. New bytes come in by rename, never by writing:
-installers share files between environments by hard links, and by symbolic ones, which apply replaces first. Originals
-and manifest are written before the first swap and removed after the last, so that at any moment the next apply or
-revert can finish.
+A file is recognised by its sha256 alone (state.py). The folder `.flashinfer_patches` beside the package holds the
+originals, the manifests of the applied patch sets, and staged files. New files replace old ones by rename, never in
+place: installers share files between environments by hard links, and by symbolic links, which apply replaces first.
+Originals and manifest are written before the first rename and removed after the last, so that after a kill at any
+moment the next apply or revert can finish.
 """
 
 import os
@@ -15,161 +15,165 @@ from flashinfer_patches import locking, package, staging, swap
 from flashinfer_patches.errors import Problem, writing
 from flashinfer_patches.series import PACKAGE, File
 from flashinfer_patches.staging import Contents
-from flashinfer_patches.state import KEPT, LOCK, Look, Status, judge, look_at
+from flashinfer_patches.state import LOCK, STORE, Inspection, Status, classify, inspect
 
 LOCK_TIMEOUT_S = 30.0
 
 
 def status(target: Path | None = None, root: Path | None = None) -> Status:
-    """What the FlashInfer in `target` (default: the installed one) is. Writes nothing, imports nothing of it.
+    """Return the state of the FlashInfer in `target` (default: the installed one), without importing or changing it.
 
-    root: the folder of all series. Raises Problem: "target" where there is none, "series".
+    root: the folder of all series. Raises Problem: "target" if there is none, "series".
     """
-    return judge(look_at(package.find(target), root), root)
+    return classify(inspect(package.find(target), root), root)
 
 
 def check(target: Path | None = None, root: Path | None = None) -> Status:
-    """Prove that the series is applied, or that apply would succeed, by doing it on copies. Changes nothing.
+    """Apply the series to copies of the files: prove that apply would succeed, or has. Changes nothing.
 
     Raises Problem as apply does.
     """
-    look = look_at(package.find(target), root)
-    found = judge(look, root)
-    _refuse_to_apply(found, look)
-    staging.forward(look.series, _pristine(look, _unapplied(look)))
-    return found
+    inspection = inspect(package.find(target), root)
+    current = classify(inspection, root)
+    _refuse_to_apply(current, inspection)
+    staging.forward(inspection.series, _pristine(inspection, _unapplied(inspection)))
+    return current
 
 
 def apply(target: Path | None = None, root: Path | None = None, timeout_s: float = LOCK_TIMEOUT_S) -> Status:
-    """Bring the FlashInfer in `target` to exactly applied; where it is, nothing is written.
+    """Apply the series to the FlashInfer in `target`; writes nothing if it is applied.
 
-    Raises Problem: "target", "version", "edited", "superseded", "git", "series", "write", "lock" (held for
-    timeout_s seconds). All but "write" leave every file of the package as it was.
+    Raises Problem: "target", "version", "edited", "superseded", "git", "series", "write", "lock" (held for more than
+    timeout_s seconds). After all but "write" every file of the package is unchanged.
     """
-    place = package.find(target)
-    look = look_at(place, root)
-    found = judge(look, root)
-    _refuse_to_apply(found, look)
-    if found.state == "applied" and not look.leftovers and not swap.links(place):
-        return found
-    with writing(place), locking.held(place / LOCK, "fp8-sinks patch apply", timeout_s):
-        look = look_at(place, root)
-        _refuse_to_apply(judge(look, root), look)
-        unapplied = _unapplied(look)
-        before = _pristine(look, {**unapplied, **look.strays})
-        new = staging.forward(look.series, {path: before[path] for path in unapplied})
-        swap.own(look)
-        swap.keep(look, before)
-        swap.swap_in(look, new | {path: before[path] for path in look.strays})
-        swap.tidy(look)
-    return status(target, root).model_copy(update={"patched_source": found.patched_source})
+    target = package.find(target)
+    inspection = inspect(target, root)
+    current = classify(inspection, root)
+    _refuse_to_apply(current, inspection)
+    if current.state == "applied" and not inspection.leftovers and not swap.links(target):
+        return current
+    with writing(target), locking.held(target / LOCK, "fp8-sinks patch apply", timeout_s):
+        inspection = inspect(target, root)
+        _refuse_to_apply(classify(inspection, root), inspection)
+        unapplied = _unapplied(inspection)
+        before = _pristine(inspection, {**unapplied, **inspection.strays})
+        after = staging.forward(inspection.series, {path: before[path] for path in unapplied})
+        swap.replace_links(inspection)
+        swap.store(inspection, before)
+        swap.swap_in(inspection, after | {path: before[path] for path in inspection.strays})
+        swap.tidy(inspection)
+    return status(target, root).model_copy(update={"patched_source": current.patched_source})
 
 
 def revert(target: Path | None = None, root: Path | None = None, timeout_s: float = LOCK_TIMEOUT_S) -> Status:
-    """Bring the FlashInfer in `target` back to the release's exact bytes, and remove all that apply added.
+    """Restore the release's exact bytes in `target`, and remove everything that apply added.
 
-    Raises Problem as apply does; "edited" also where an original is lost and cannot be computed.
+    Raises Problem as apply does; "edited" also if an original is lost and cannot be computed.
     """
-    place = package.find(target)
-    look = look_at(place, root)
-    found = judge(look, root)
-    nothing_left = not look.kept.exists() and not look.leftovers and not look.strays
-    if nothing_left and found.state == "clean":
-        return found
-    if nothing_left:
-        _refuse_to_revert(found, look)
-    with writing(place), locking.held(place / LOCK, "fp8-sinks patch revert", timeout_s):
-        look = look_at(place, root)
-        _refuse_to_revert(judge(look, root), look)
-        changed = {path: file for path, file in {**look.own, **look.strays}.items() if look.files[path] != "clean"}
-        swap.swap_in(look, _pristine(look, changed))
-        if look.kept.exists():
-            shutil.rmtree(look.kept)
+    target = package.find(target)
+    inspection = inspect(target, root)
+    current = classify(inspection, root)
+    no_leftovers = not inspection.store.exists() and not inspection.leftovers and not inspection.strays
+    if no_leftovers and current.state == "clean":
+        return current
+    if no_leftovers:
+        _refuse_to_revert(current, inspection)
+    with writing(target), locking.held(target / LOCK, "fp8-sinks patch revert", timeout_s):
+        inspection = inspect(target, root)
+        _refuse_to_revert(classify(inspection, root), inspection)
+        files = {**inspection.series_files, **inspection.strays}
+        changed = {path: file for path, file in files.items() if inspection.files[path] != "clean"}
+        swap.swap_in(inspection, _pristine(inspection, changed))
+        if inspection.store.exists():
+            shutil.rmtree(inspection.store)
     return status(target, root)
 
 
-def _refuse_to_apply(found: Status, look: Look) -> None:
-    if found.state == "superseded":
+def _refuse_to_apply(current: Status, inspection: Inspection) -> None:
+    if current.state == "superseded":
         raise Problem(
             "superseded",
-            f"FlashInfer {found.version} in {found.target} holds these changes already: there is nothing to apply",
+            f"FlashInfer {current.version} in {current.target} has the changes of the series already",
             "use it as it is",
         )
-    if found.state == "unknown version":
+    if current.state == "unknown version":
         raise Problem(
             "version",
-            f"{found.target} holds FlashInfer {found.version}, which has no patch series here; supported:"
-            f" {', '.join(look.supported) or 'none'}",
+            f"no patch series for FlashInfer {current.version} in {current.target}; supported:"
+            f" {', '.join(inspection.supported) or 'none'}",
             f"install a supported release, without its dependencies: pip install --no-deps {PACKAGE}==<version>",
         )
-    _refuse_edited(found, look)
-    _refuse_linked_folders(look)
+    _refuse_edited(current, inspection)
+    _refuse_linked_folders(inspection)
 
 
-def _refuse_to_revert(found: Status, look: Look) -> None:
-    leftovers = look.kept.exists() or look.strays
-    if found.state in ("superseded", "unknown version") and not leftovers:
-        _refuse_to_apply(found, look)
-    _refuse_edited(found, look)
-    _refuse_linked_folders(look)
+def _refuse_to_revert(current: Status, inspection: Inspection) -> None:
+    leftovers = inspection.store.exists() or inspection.strays
+    if current.state in ("superseded", "unknown version") and not leftovers:
+        _refuse_to_apply(current, inspection)
+    _refuse_edited(current, inspection)
+    _refuse_linked_folders(inspection)
 
 
-def _refuse_edited(found: Status, look: Look) -> None:
-    edited = [path for path, state in found.files.items() if state == "edited"]
+def _refuse_edited(current: Status, inspection: Inspection) -> None:
+    edited = [path for path, state in current.files.items() if state == "edited"]
     if not edited:
         return
     details = []
     for path in edited:
-        file, got = look.own[path], look.digests[path]
+        file, digest = inspection.series_files[path], inspection.digests[path]
         details.append(
-            f"{path} ({f'sha256 {got[:12]}' if got else 'missing'}, expected"
+            f"{path} ({f'sha256 {digest[:12]}' if digest else 'missing'}, expected"
             f" {file.before[:12] if file.before else 'none'} or {file.after[:12]})"
         )
     raise Problem(
         "edited",
-        f"{found.target}: neither FlashInfer {found.version} nor what the series makes of it: {', '.join(details)}",
-        _reinstall(look),
+        f"{current.target}: files neither of FlashInfer {current.version} nor of the series: {', '.join(details)}",
+        _reinstall(inspection),
     )
 
 
-def _refuse_linked_folders(look: Look) -> None:
-    """A file is replaced in its folder: in a linked one, for everybody who shares that."""
-    parents = {str(folder) for path in (*look.own, *look.strays) for folder in Path(path).parents} - {"."}
-    kept = [Path(above, name) for above, names, _ in os.walk(look.kept) for name in names]
-    for linked in [look.target / folder for folder in sorted({*parents, KEPT})] + kept:
-        if linked.is_symlink():
+def _refuse_linked_folders(inspection: Inspection) -> None:
+    """Raise Problem("target") for a linked folder: a file replaced in it would change for everybody who shares it."""
+    paths = (*inspection.series_files, *inspection.strays)
+    parents = {str(folder) for path in paths for folder in Path(path).parents} - {"."}
+    stored = [Path(above, name) for above, names, _ in os.walk(inspection.store) for name in names]
+    for folder in [inspection.target / name for name in sorted({*parents, STORE})] + stored:
+        if folder.is_symlink():
             raise Problem(
                 "target",
-                f"{linked} is a symbolic link to {linked.resolve()}, which others may share; expected a folder",
-                "put a copy in place of that link; or patch what it leads to: patch ... --target DIR",
+                f"{folder} is a symbolic link to {folder.resolve()}, which may be shared; expected a folder",
+                "replace the link by a copy; or patch its target: patch ... --target DIR",
             )
 
 
-def _reinstall(look: Look) -> str:
-    where = "--force-reinstall" if look.target == package.installed() else f"--upgrade --target {look.target}"
-    return f"install the release again: pip install --no-deps {where} {PACKAGE}=={look.version}"
+def _reinstall(inspection: Inspection) -> str:
+    installed = inspection.target == package.installed()
+    options = "--force-reinstall" if installed else f"--upgrade --target {inspection.target}"
+    return f"install the release again: pip install --no-deps {options} {PACKAGE}=={inspection.version}"
 
 
-def _unapplied(look: Look) -> dict[str, File]:
-    return {path: file for path, file in look.own.items() if look.files[path] != "applied"}
+def _unapplied(inspection: Inspection) -> dict[str, File]:
+    return {path: file for path, file in inspection.series_files.items() if inspection.files[path] != "applied"}
 
 
-def _pristine(look: Look, files: dict[str, File]) -> Contents:
-    """The bytes before any patch: the file's own where it is clean, else the original kept, else computed."""
-    found: Contents = {}
+def _pristine(inspection: Inspection, files: dict[str, File]) -> Contents:
+    """Return the bytes before any patch: from the file if clean, from its stored original, or computed."""
+    contents: Contents = {}
     for path, file in files.items():
-        places = (look.target / path, look.kept / "originals" / path)
-        candidates = (None,) if file.before is None else map(package.content, places)
+        sources = (inspection.target / path, inspection.store / "originals" / path)
+        candidates = (None,) if file.before is None else map(package.content, sources)
         for data in candidates:
             if package.sha256(data) == file.before:
-                found[path] = data
-    lost = [path for path in files if path not in found]
+                contents[path] = data
+    lost = [path for path in files if path not in contents]
     if not lost:
-        return found
-    if not all(path in look.own and look.files[path] == "applied" for path in lost):
+        return contents
+    if not all(path in inspection.series_files and inspection.files[path] == "applied" for path in lost):
         raise Problem(
             "edited",
-            f"{look.target}: an older patch set is applied and the originals of {', '.join(lost)} are gone",
-            _reinstall(look),
+            f"{inspection.target}: an older patch set is applied and the originals of {', '.join(lost)} are missing",
+            _reinstall(inspection),
         )
-    return found | staging.backward(look.series, {path: package.content(look.target / path) for path in lost})
+    applied = {path: package.content(inspection.target / path) for path in lost}
+    return contents | staging.backward(inspection.series, applied)

@@ -1,4 +1,4 @@
-"""Every way a command can fail: one message, one remedy, and one of three exit codes (docs/exit-codes.md)."""
+"""The errors of all commands: a kind, its exit code (docs/exit-codes.md), a message and a remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ FAILED, USAGE, GATE, ENVIRONMENT = 1, 2, 3, 4
 EXIT_CODES = {
     # The request cannot be carried out as written.
     "profile": USAGE,  # a profile, or an argument in it
+    "suite": USAGE,  # a suite of a bench
     "file": USAGE,  # a file or folder that was named is missing, unreadable or of another run
     "compare": USAGE,  # two results differ in more than the KV cache
     # This machine or this environment lacks something.
@@ -18,29 +19,29 @@ EXIT_CODES = {
     "memory": ENVIRONMENT,  # the model or its KV cache does not fit
     "disk": ENVIRONMENT,  # no space, or a folder that cannot be written
     "software": ENVIRONMENT,  # vLLM, FlashInfer or llama-benchy missing or of an unsupported version
-    "target": ENVIRONMENT,  # no FlashInfer there, or in a folder that others share
-    "version": ENVIRONMENT,  # a FlashInfer release without a series
-    "edited": ENVIRONMENT,  # a file is neither the release's nor ours, or FlashInfer is half patched
-    "superseded": ENVIRONMENT,  # upstream has the change already
+    "target": ENVIRONMENT,  # no FlashInfer, or its folder is shared
+    "version": ENVIRONMENT,  # a FlashInfer release without a patch series
+    "edited": ENVIRONMENT,  # FlashInfer has edited files, or is partially patched
+    "superseded": ENVIRONMENT,  # FlashInfer has the changes already
     "git": ENVIRONMENT,  # git is missing
     "write": ENVIRONMENT,  # read-only, or no space
     "lock": ENVIRONMENT,  # lock held by another process
-    "cache": ENVIRONMENT,  # not a kernel cache of ours, or one that prebuilt kernels would hide
-    "fetch": ENVIRONMENT,  # the wheel cannot be had, or is not the one that we know
-    "build": ENVIRONMENT,  # kernels cannot be compiled here
-    # It was tried, and failed.
+    "cache": ENVIRONMENT,  # no kernel cache of ours, or prebuilt kernels hide it
+    "fetch": ENVIRONMENT,  # the wheel cannot be downloaded, or has another hash
+    "build": ENVIRONMENT,  # kernels cannot be compiled
+    # The command ran and failed.
     "server": FAILED,  # the server died, hung, or left a process behind
-    "resolved": FAILED,  # vLLM runs something else than the profile expects
+    "resolved": FAILED,  # vLLM resolved other settings than the profile expects
     "requests": FAILED,  # a request or llama-benchy failed
-    "series": FAILED,  # the series does not do what its manifest says
+    "series": FAILED,  # a patch does not apply, or gives other hashes than its manifest
     "gate": GATE,  # an accuracy gate failed
 }
 
 
 class Problem(click.ClickException):
-    """A failure that a user can do something about; click prints it and exits with its code.
+    """A failure with a remedy; click prints it and exits with its code.
 
-    kind: a key of EXIT_CODES. message: one line, with what was got and what was expected. remedy: one line.
+    kind: a key of EXIT_CODES. message: a line with the actual and the expected state. remedy: a line.
     """
 
     def __init__(self, kind: str, message: str, remedy: str):
@@ -55,13 +56,12 @@ class Problem(click.ClickException):
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Any system error of the block as Problem("write") that names the file, or else `folder`."""
+    """Raise an OSError of the block as Problem("write"), with the name of the file or else `folder`."""
     try:
         yield
     except OSError as error:
         raise Problem(
             "write",
             f"{error.filename or folder} cannot be written: {error.strerror}",
-            "run this as the owner of that folder, with space on its disk; what was interrupted is finished by the"
-            " next run",
+            "run this again as the owner of that folder, with free disk space; it finishes what was interrupted",
         ) from error

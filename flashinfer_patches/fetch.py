@@ -1,7 +1,7 @@
-"""Copies of FlashInfer's wheels for machines that have none installed: to read, patch, import and compile.
+"""Fetch copies of FlashInfer's wheels, to read, patch, import and compile where none is installed.
 
-`.flashinfer/<version>/pristine` is the unpacked wheel, `.flashinfer/<version>/patched` the same with our series. Both
-are made under another name and renamed, so that a folder that is there is whole.
+`.flashinfer/<version>/pristine` is the unpacked wheel, `.flashinfer/<version>/patched` the same with our series. Each
+is made under a temporary name and renamed, so that it is either absent or complete.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from flashinfer_patches import engine, package
@@ -27,72 +28,72 @@ WHEELS = {
 
 
 def pristine(version: str = DEFAULT, folder: Path = FOLDER) -> Path:
-    """A folder that holds the unpacked `flashinfer` package of a release; fetched with pip where it is missing.
+    """Return the folder of a release's unpacked wheel; download it with pip if it is missing.
 
-    Raises Problem: "version" for a release without a known wheel, "fetch" where it cannot be had or is another.
+    Raises Problem: "version" for a release without a known wheel, "fetch" if the download fails or has another hash.
     """
     if version not in WHEELS:
         known = ", ".join(WHEELS)
-        raise Problem("version", f"no wheel of FlashInfer {version} is known here", f"name one of {known}")
-    place = folder / version / "pristine"
-    if not place.exists():
-        _make(place, lambda new: _unpack(_download(version, new.parent), new))
-    return place
+        raise Problem("version", f"no known wheel of FlashInfer {version}", f"name another release: {known}")
+    path = folder / version / "pristine"
+    if not path.exists():
+        _make(path, lambda new: _unpack(_download(version, new.parent), new))
+    return path
 
 
 def patched(version: str = DEFAULT, folder: Path = FOLDER, root: Path | None = None) -> Path:
-    """A folder that holds the package with our series applied; brought up to date if the series has changed.
+    """Return the folder of the package with our series applied; make it, or apply a changed series.
 
     Its files are hard links to the pristine ones, except for those that the series changes. Raises Problem.
     """
-    place = folder / version / "patched"
-    if not place.exists():
+    path = folder / version / "patched"
+    if not path.exists():
         source = pristine(version, folder)
-        _make(place, lambda new: shutil.copytree(source, new, copy_function=os.link))
-    engine.apply(place, root)
-    return place
+        _make(path, lambda new: shutil.copytree(source, new, copy_function=os.link))
+    engine.apply(path, root)
+    return path
 
 
 def copy() -> Path | None:
-    """The patched copy that `make patch` made in this checkout; None where there is none."""
-    place = FOLDER / DEFAULT / "patched"
-    return place if place.is_dir() else None
+    """Return the patched copy of `make patch` in this checkout; None if it is absent."""
+    path = FOLDER / DEFAULT / "patched"
+    return path if path.is_dir() else None
 
 
-def _make(place: Path, fill) -> None:
-    """A folder made whole by fill(new) or not at all; of two that make it at once, the first one wins."""
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as scratch:
-            new = Path(scratch) / place.name
+def _make(path: Path, fill: Callable[[Path], object]) -> None:
+    """Make a folder by fill(temporary folder) and a rename; of concurrent calls the first wins."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
+            new = Path(scratch) / path.name
             fill(new)
             try:
-                os.rename(new, place)
+                os.rename(new, path)
             except OSError:
-                if not place.exists():
+                if not path.exists():
                     raise
 
 
 def _download(version: str, folder: Path) -> Path:
-    """The wheel of a release, through pip and whatever index it is set up for."""
+    """Download the wheel of a release with pip, from its configured index."""
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, f"{PACKAGE}=={version}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    process = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if process.returncode != 0 or len(wheels) != 1:
+        reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Problem(
             "fetch",
-            f"pip cannot download {PACKAGE} {version}: {said}",
+            f"pip cannot download {PACKAGE} {version}: {reason}",
             "check the network and pip's index, then run this again",
         )
     with open(wheels[0], "rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != WHEELS[version]:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WHEELS[version]:
         raise Problem(
             "fetch",
-            f"the wheel of {PACKAGE} {version} has sha256 {got}, expected {WHEELS[version]}",
-            "use an index that serves the released wheel",
+            f"the wheel of {PACKAGE} {version} has sha256 {digest}, expected {WHEELS[version]}",
+            "use an index that has the released wheel",
         )
     return wheels[0]
 
@@ -103,15 +104,13 @@ def _unpack(wheel: Path, folder: Path) -> None:
 
 
 def main(folder: Path = FOLDER) -> None:
-    """`make patch`: patch the installed FlashInfer; where there is none, a copy of our own."""
-    if place := package.installed():
-        found, what = engine.apply(place), "the installed FlashInfer"
+    """Run `make patch`: patch the installed FlashInfer; if none is installed, a copy of its wheel."""
+    if installed := package.installed():
+        status = engine.apply(installed)
     else:
-        found, what = (
-            engine.status(patched(folder=folder)),
-            "no FlashInfer is installed, so a copy to read, import and compile:",
-        )
-    print(f"make patch: {what} {found.version} in {found.target} is patched ({found.patch_set})", file=sys.stderr)
+        print("make patch: no FlashInfer is installed: patching a copy of its wheel", file=sys.stderr)
+        status = engine.status(patched(folder=folder))
+    print(f"make patch: patched FlashInfer {status.version} in {status.target} ({status.patch_set})", file=sys.stderr)
 
 
 if __name__ == "__main__":

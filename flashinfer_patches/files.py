@@ -1,13 +1,13 @@
-"""How this room writes files."""
+"""Write files."""
 
 import os
 from pathlib import Path
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a new file to the disk in place of what has that name; of a link the target stays as it is."""
+    """Write and sync a new file in place of an existing one; the target of a link is unchanged."""
     path.unlink(missing_ok=True)
-    with open(path, "xb") as file:  # follows no link that came in between
+    with open(path, "xb") as file:  # fails on a link created since then
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -1,8 +1,8 @@
-"""Where FlashInfer keeps the kernels that it compiles, so that kernels of different sources can never meet.
+"""Folders for the kernels that FlashInfer compiles, one for each set of sources.
 
-FlashInfer names its own folder by release and GPU alone, and judges by file times what is up to date. Ours is named by
-the bytes of the files that the series is about, the release, torch and CUDA, and holds a marker file; FlashInfer gets
-it as FLASHINFER_WORKSPACE_BASE.
+FlashInfer names its own folder by release and GPU, and finds outdated kernels by file times. Ours is named by the
+content of the series' files, the release, torch and CUDA, and has a marker file; FlashInfer gets it as
+FLASHINFER_WORKSPACE_BASE.
 """
 
 import importlib.util
@@ -27,16 +27,17 @@ BUILDING = "building"
 BUILT = "built"
 BUILD_TIMEOUT_S = 3600.0
 FREE_BYTES = 1 << 29
+POLL_S = 0.05
 
 
 class Marker(Strict):
-    """Says that a folder is a kernel cache of ours. name: the folder's own."""
+    """The content of the marker file of a kernel cache of ours. name: that of the folder."""
 
     name: str
 
 
 class Cache(Strict):
-    """One kernel cache: its folder, bytes in it, modules that built_once() finished, and whether one was cut off."""
+    """A kernel cache. built: the modules that built_once() finished. interrupted: whether a build was."""
 
     path: Path
     bytes: int
@@ -45,54 +46,52 @@ class Cache(Strict):
 
 
 def workspace(root: Path = ROOT, series_root: Path | None = None) -> Path:
-    """The folder for the kernels of the installed FlashInfer, below `root`. Makes nothing.
+    """Return the folder for the kernels of the installed FlashInfer, below `root`. Creates nothing.
 
-    Raises Problem: "target" where none is installed, "edited" where it is half patched, "cache" where prebuilt
-    kernels would hide a patch, "series".
+    Raises Problem: "target" without FlashInfer, "edited" if it is partially patched, "cache" if prebuilt kernels would
+    hide a patch, "series".
     """
-    found = engine.status(root=series_root)
-    if found.state == "partial":
+    status = engine.status(root=series_root)
+    if status.state == "partial":
         raise Problem(
             "edited",
-            f"FlashInfer {found.version} in {found.target} is half patched",
-            "finish it: fp8-sinks patch apply, or take it out: fp8-sinks patch revert",
+            f"FlashInfer {status.version} in {status.target} is partially patched",
+            "finish the patch: fp8-sinks patch apply; or revert it: fp8-sinks patch revert",
         )
-    if reason := hidden(found):
+    if reason := hidden(status):
         raise Problem("cache", *reason)
-    return root / name(found, _torch())
+    return root / name(status, _torch())
 
 
-def name(found: Status, torch: str) -> str:
-    """What a cache is called: release and fingerprint of the sources, torch and its CUDA."""
-    return f"flashinfer-{found.version}+{found.fingerprint}-{torch}"
+def name(status: Status, torch: str) -> str:
+    """Return the name of a cache: release and fingerprint of the sources, torch and its CUDA."""
+    return f"flashinfer-{status.version}+{status.fingerprint}-{torch}"
 
 
-def hidden(found: Status) -> tuple[str, str] | None:
-    """(what, remedy) if FlashInfer would load prebuilt kernels in place of the patched sources; else None."""
-    if found.state != "applied":
+def hidden(status: Status) -> tuple[str, str] | None:
+    """Return (message, remedy) if FlashInfer would load prebuilt kernels instead of the patched sources; else None."""
+    if status.state != "applied":
         return None
     if importlib.util.find_spec("flashinfer_jit_cache"):
         return (
-            "flashinfer-jit-cache is installed: FlashInfer loads its prebuilt kernels in place of the patched sources",
-            "pip uninstall flashinfer-jit-cache, or take the patch out: fp8-sinks patch revert",
+            "flashinfer-jit-cache is installed: FlashInfer loads its prebuilt kernels instead of the patched sources",
+            "pip uninstall flashinfer-jit-cache, or revert the patch: fp8-sinks patch revert",
         )
-    if any((found.target / "flashinfer" / "data" / "aot").rglob("*.so")):
+    if any((status.target / "flashinfer" / "data" / "aot").rglob("*.so")):
         return (
-            f"{found.target}/flashinfer/data/aot holds prebuilt kernels, which FlashInfer loads in place of the patched"
+            f"{status.target}/flashinfer/data/aot has prebuilt kernels, which FlashInfer loads instead of the patched"
             " sources",
-            "remove that folder, or take the patch out: fp8-sinks patch revert",
+            "remove that folder, or revert the patch: fp8-sinks patch revert",
         )
     return None
 
 
 def make(folder: Path) -> Path:
-    """Make a kernel cache and mark it as ours; one that is there stays as it is. Raises Problem."""
+    """Create a kernel cache with our marker, unless it exists. Raises Problem: "cache" for another folder."""
     with writing(folder):
         if not _is_ours(folder):
             if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
-                raise Problem(
-                    "cache", f"{folder} is there already, and is no kernel cache of ours", "choose another folder"
-                )
+                raise Problem("cache", f"{folder} exists and is no kernel cache of ours", "choose another folder")
             folder.mkdir(parents=True, exist_ok=True)
             new = folder.parent / f".{folder.name}.marker-{os.getpid()}"
             files.write_new(new, Marker(name=folder.name).model_dump_json().encode())
@@ -101,12 +100,12 @@ def make(folder: Path) -> Path:
 
 
 def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: float = BUILD_TIMEOUT_S) -> bool:
-    """Run build() unless an earlier process finished it for this folder; True if it ran. One builder at a time.
+    """Run build(), one process at a time, unless it has finished for this folder before; return whether it ran.
 
-    After a builder that was killed, the compiled files of all modules are suspect and go before the next build, once
-    the compilers that it left running have ended. What build() raises is raised, and the next call builds again.
-    Raises Problem: "lock", naming the holder, after timeout_s seconds for the lock or for those compilers; "write";
-    "cache".
+    After a killed builder all compiled files may be incomplete: they are removed before the next build, once the
+    compilers that it left running have ended. An exception of build() is raised, and the next call builds again.
+    Raises Problem: "lock", with the holder, after timeout_s seconds of waiting for the lock or for those compilers;
+    "write"; "cache".
     """
     if not re.fullmatch(r"\w[\w.+-]*", module):
         raise ValueError(f"module {module!r}: expected a letter or digit, then letters, digits and . _ + -")
@@ -141,7 +140,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
 
 
 def caches(root: Path = ROOT) -> list[Cache]:
-    """Every kernel cache of ours directly below `root`, by name."""
+    """List the kernel caches of ours directly below `root`, by name."""
     if not root.is_dir():
         return []
     return [
@@ -157,57 +156,57 @@ def caches(root: Path = ROOT) -> list[Cache]:
 
 
 def wipe(folder: Path) -> int:
-    """Remove a kernel cache; returns the bytes freed. Follows no symbolic link.
+    """Remove a kernel cache and return the bytes freed. Follows no symbolic link.
 
-    Raises Problem: "cache" for a folder that is not ours, "lock" while it is built into, "write".
+    Raises Problem: "cache" for a folder that is not ours, "lock" during a build, "write".
     """
     if not _is_ours(folder):
         raise Problem(
             "cache",
-            f"{folder} is no kernel cache of ours: no {MARKER} with its name, or a link",
-            "see what is: fp8-sinks cache list",
+            f"{folder} is no kernel cache of ours: a link, or without {MARKER} of its name",
+            "list the caches: fp8-sinks cache list",
         )
     with _lock(folder, "wipes", 0), writing(folder):
         _wait_for_compilers(folder, 0)
         freed = _size(folder)
         _empty(folder)
-        # The marker goes last: what is left of an interrupted wipe can be wiped.
+        # The marker is removed last, so that an interrupted wipe can be repeated.
         (folder / MARKER).unlink()
         folder.rmdir()
     return freed
 
 
-def _lock(folder: Path, what: str, timeout_s: float) -> AbstractContextManager[None]:
-    """The lock of a cache: beside it, so that it outlives the folder."""
-    return locking.held(folder.parent / f".{folder.name}.lock", what, timeout_s)
+def _lock(folder: Path, action: str, timeout_s: float) -> AbstractContextManager[None]:
+    """Lock a cache, with a file beside its folder, since a wipe removes that."""
+    return locking.held(folder.parent / f".{folder.name}.lock", action, timeout_s)
 
 
 def _wait_for_compilers(folder: Path, timeout_s: float) -> None:
-    """After a killed builder, return when no process works in `folder` any more: compilers outlive it, and write on."""
+    """Wait for the compilers of a killed builder, which outlive it and go on writing into `folder`."""
     deadline = time.monotonic() + timeout_s
-    while (folder / BUILDING).exists() and (left := _working_in(folder)):
+    while (folder / BUILDING).exists() and (running := _processes_in(folder)):
         if time.monotonic() > deadline:
             raise Problem(
                 "lock",
-                f"{folder}: a build was cut off, and after {timeout_s:g} s its processes still run: {', '.join(left)}",
+                f"{folder}: compilers of an interrupted build still run after {timeout_s:g} s: {', '.join(running)}",
                 "wait until they have ended, or end them; then run this again",
             )
-        time.sleep(locking.POLL_S)
+        time.sleep(POLL_S)
 
 
-def _working_in(folder: Path) -> list[str]:
-    """ "pid N (name)" of this user's processes whose working directory is below `folder`, as ninja's and nvcc's is."""
-    place, found = str(folder.resolve()) + os.sep, []
+def _processes_in(folder: Path) -> list[str]:
+    """List "pid N (name)" of this user's processes that work below `folder`, as ninja and nvcc do."""
+    prefix, processes = str(folder.resolve()) + os.sep, []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended, or another user's
-            if os.readlink(process / "cwd").startswith(place):
-                found.append(f"pid {process.name} ({(process / 'comm').read_text().strip()})")
-    return found
+            if os.readlink(process / "cwd").startswith(prefix):
+                processes.append(f"pid {process.name} ({(process / 'comm').read_text().strip()})")
+    return processes
 
 
 def _is_ours(folder: Path) -> bool:
-    marker, users_own = folder / MARKER, Path.home() / ".cache" / "flashinfer"
-    if folder.is_symlink() or marker.is_symlink() or not marker.is_file() or folder.resolve() == users_own.resolve():
+    marker, users_cache = folder / MARKER, Path.home() / ".cache" / "flashinfer"
+    if folder.is_symlink() or marker.is_symlink() or not marker.is_file() or folder.resolve() == users_cache.resolve():
         return False
     try:
         return Marker.model_validate_json(marker.read_bytes()).name == folder.name
@@ -230,8 +229,8 @@ def _empty(folder: Path) -> None:
 
 
 def _torch() -> str:
-    """ "torch<version>-cuda<version>" as torch's build wrote it down; torch is not imported."""
+    """Return "torch<version>-cuda<version>" from torch's build metadata, without importing torch."""
     spec = importlib.util.find_spec("torch")
     text = (Path(spec.origin).parent / "version.py").read_text() if spec and spec.origin else ""
-    found = dict(re.findall(r"""^(__version__|cuda)\b[^=\n]*=\s*["']([^"']+)["']""", text, re.MULTILINE))
-    return f"torch{found.get('__version__', 'none')}-cuda{found.get('cuda', 'none')}"
+    versions = dict(re.findall(r"""^(__version__|cuda)\b[^=\n]*=\s*["']([^"']+)["']""", text, re.MULTILINE))
+    return f"torch{versions.get('__version__', 'none')}-cuda{versions.get('cuda', 'none')}"

@@ -1,52 +1,63 @@
-"""A lock that dies with its holder and says who holds it."""
+"""Lock files that name their holder: filelock, with the holder's process and action as the file's text."""
 
-import errno
-import fcntl
 import os
 import re
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from flashinfer_patches.errors import Problem, writing
 
-POLL_S = 0.05
-HOLDER = re.compile(rb"(pid \d+ \(.*\) since \d\d:\d\d:\d\d)?")  # what held() writes, or nothing yet
-MOST_BYTES = 4096
+HOLDER = re.compile(rb"(pid \d+ \(.*\) since \d\d:\d\d:\d\d)?")  # empty until the holder has written it
+MAX_HOLDER_BYTES = 4096
 
 
 @contextmanager
-def held(path: Path, what: str, timeout_s: float) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; `what` tells others what for. The file is gone afterwards.
+def held(path: Path, action: str, timeout_s: float) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs, then remove it; `action` tells waiting processes what it does.
 
-    Raises Problem: "lock", naming the holder, if it is not to be had within timeout_s seconds, or naming the file
-    where it holds what no lock of ours does; "write" where the file cannot be made, or `path` is anything but a plain
-    file of one name. A killed holder leaves the file, but not the lock.
+    Raises Problem: "lock" if another process still holds it after timeout_s seconds, or if the file has other text than
+    a holder's; "write" if it cannot be created, is a link or no regular file. The lock of a killed process is free.
     """
-    deadline = time.monotonic() + timeout_s
-    while (handle := _taken(path)) is None:
-        if time.monotonic() > deadline:
+
+    def write_holder(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise _no_regular_file(path)
+        if not HOLDER.fullmatch(os.pread(descriptor, MAX_HOLDER_BYTES, 0)):
             raise Problem(
                 "lock",
-                f"{path} is still held after {timeout_s:g} s by {_holder(path)}",
-                "wait until that has ended, or end it; then run this again",
+                f"{path} is no lock file: expected an empty or absent file, or the text of a lock's holder",
+                "move that file away, then run this again",
             )
-        time.sleep(POLL_S)
-    try:
-        os.truncate(handle, 0)
-        os.write(handle, f"pid {os.getpid()} ({what}) since {datetime.now():%H:%M:%S}".encode())
-        yield
-    finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
-        os.close(handle)
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"pid {os.getpid()} ({action}) since {datetime.now():%H:%M:%S}".encode())
+
+    if path.is_symlink():
+        raise _no_regular_file(path)
+    lock = FileLock(path, timeout=timeout_s, fallback_to_soft=False, on_acquired=write_holder)
+    with writing(path):
+        try:
+            acquired = lock.acquire()
+        except Timeout as error:
+            raise Problem(
+                "lock",
+                f"{path}: lock held by another process after {timeout_s:g} s: {_holder(path)}",
+                "wait until that process has ended, or end it; then run this again",
+            ) from error
+    with acquired:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the release: a process that waits opens a new file
 
 
 def is_free_to_take(path: Path) -> bool:
-    """Whether held() would overwrite nobody's text: no plain file is there, or an empty one, or a holder's."""
+    """Whether held() overwrites no text but a holder's: `path` is absent, no regular file, empty or a lock file."""
     try:
         text = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
     except OSError:
@@ -54,48 +65,15 @@ def is_free_to_take(path: Path) -> bool:
     return HOLDER.fullmatch(text) is not None
 
 
-def _taken(path: Path) -> int | None:
-    """An open, locked descriptor of the file that `path` names now; None while somebody else has it."""
-    with writing(path):
-        try:
-            # Not blocking: it may be a pipe.
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise _no_lock(path) from error
-            raise
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise _no_lock(path)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The last holder removes the file: a lock on a removed one excludes nobody.
-        if status.st_ino == path.lstat().st_ino:
-            if not HOLDER.fullmatch(os.pread(handle, MOST_BYTES, 0)):
-                raise Problem(
-                    "lock",
-                    f"{path} holds what no lock file of ours does; expected an empty file, or none",
-                    "see what it is for, and rename it; then run this again",
-                )
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(handle)
-        raise
-    os.close(handle)
-    return None
-
-
-def _no_lock(path: Path) -> Problem:
+def _no_regular_file(path: Path) -> Problem:
     return Problem(
         "write",
-        f"{path} is a link, or no plain file; expected a lock file of ours, or none",
-        "see what it is for, and remove it; then run this again",
+        f"{path} is a link or no regular file; expected a lock file, or none",
+        "remove it, then run this again",
     )
 
 
 def _holder(path: Path) -> str:
     with suppress(OSError):
-        return path.read_text(errors="replace") or "another process"
-    return "another process"
+        return path.read_text(errors="replace") or "unknown"
+    return "unknown"

@@ -1,6 +1,6 @@
-"""Write a series' manifest: the hash of every file it touches, before and after.
+"""Write the manifest of a series: the hashes of every file that it changes, before and after.
 
-For a maintainer who has changed a patch: `python -m flashinfer_patches.make_manifest 0.6.14`.
+Run it after a change of a patch: `python -m flashinfer_patches.make_manifest 0.6.14`.
 """
 
 import re
@@ -12,10 +12,10 @@ from flashinfer_patches import fetch, package, series, staging
 from flashinfer_patches.series import PACKAGE, File, Manifest
 
 
-def manifest(version: str, pristine: Path) -> Manifest:
-    """What the patches of a release make of `pristine`, a folder that holds its untouched `flashinfer` package.
+def make(version: str, pristine: Path) -> Manifest:
+    """Apply the patches of a release to copies from `pristine`, a folder with its original `flashinfer` package.
 
-    Raises Problem: "git", "series" where a patch does not apply.
+    Raises Problem: "git", "series" if a patch fails.
     """
     patches = series.patches(version)
     paths = {path for patch in patches for path in re.findall(r"^\+\+\+ b/(.+)$", patch.read_text(), re.MULTILINE)}
@@ -25,16 +25,16 @@ def manifest(version: str, pristine: Path) -> Manifest:
     return Manifest(package=PACKAGE, version=version, files=files)
 
 
-def text(found: Manifest) -> str:
-    """The manifest as its file holds it."""
-    return found.model_dump_json(indent=1) + "\n"
+def text(manifest: Manifest) -> str:
+    """Return the text of a manifest's file."""
+    return manifest.model_dump_json(indent=1) + "\n"
 
 
 @click.command()
 @click.argument("version", type=click.Choice(list(fetch.WHEELS)))
 def main(version):
     """Write the manifest of VERSION's series, from its wheel."""
-    (series.ROOT / version / "manifest").write_text(text(manifest(version, fetch.pristine(version))))
+    (series.ROOT / version / "manifest").write_text(text(make(version, fetch.pristine(version))))
 
 
 if __name__ == "__main__":

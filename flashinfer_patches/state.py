@@ -1,7 +1,7 @@
-"""What a FlashInfer is, judged by the sha256 of its files alone.
+"""The state of a FlashInfer, from the sha256 of its files alone.
 
-A file is `clean` (the release's bytes), `applied` (what the series makes of it), `older` (what another patch set of
-ours made of it) or `edited` (anything else).
+A file is `clean` (the release's bytes), `applied` (the result of the series), `older` (the result of another patch set
+of ours) or `edited` (any other bytes).
 """
 
 from contextlib import suppress
@@ -19,17 +19,17 @@ from flashinfer_patches.strict import Strict
 FileState = Literal["clean", "applied", "older", "edited"]
 State = Literal["clean", "applied", "partial", "superseded", "unknown version", "edited"]
 
-KEPT = ".flashinfer_patches"
+STORE = ".flashinfer_patches"  # beside the package: originals, manifests, staged files
 LOCK = ".flashinfer_patches.lock"
 
 
 class Status(Strict):
-    """What a FlashInfer is, judged by its bytes.
+    """The state of a FlashInfer.
 
-    target: the folder that holds the package. files: by path; beside those of the series, what an older patch set of
-    ours left. patch_set: "<version>+<hash>" where applied. fingerprint: 12 hex digits of the bytes that the series is
-    about; equal to the patch set's hash exactly if applied. patched_source: the folder that the package's files are
-    symbolic links into, where that is patched itself, as older versions of ours did it.
+    target: the folder that holds the package. files: state by path, for the files of the series and for leftovers of
+    an older patch set. patch_set: "<version>+<hash>" if applied. fingerprint: 12 hex digits of the content of the
+    series' files; the hash of the patch set if and only if applied. patched_source: the folder that the package's files
+    link to, if an older version of fp8-sinks patched the files there.
     """
 
     target: Path
@@ -41,54 +41,59 @@ class Status(Strict):
     patched_source: Path | None = None
 
 
-class Look(Strict):
-    """One look at a target.
+class Inspection(Strict):
+    """The files of a target, and the manifests to compare them with.
 
-    supported: the releases with a series. others: manifests that were applied here beside the release's own series, by
-    which older files of ours are recognised. digests: sha256 by path, None where there is no file. installed: the paths
-    that the installer wrote.
+    supported: the releases with a series. past_manifests: manifests of other patch sets that were applied here.
+    digests: sha256 by path, None for an absent file. installed: the paths that the installer recorded.
     """
 
     target: Path
     version: str
     supported: list[str]
     series: Series | None
-    others: list[Manifest]
+    past_manifests: list[Manifest]
     digests: dict[str, str | None]
     installed: frozenset[str]
 
     @property
-    def kept(self) -> Path:
-        return self.target / KEPT
+    def store(self) -> Path:
+        """The folder of originals, manifests and staged files."""
+        return self.target / STORE
 
     @property
-    def own(self) -> dict[str, File]:
-        """The files of the release's own series."""
+    def series_files(self) -> dict[str, File]:
+        """The files of the release's series, by path."""
         return {file.path: file for file in self.series.manifest.files} if self.series else {}
 
     @property
     def patched_source(self) -> Path | None:
         """As in Status."""
         source = (self.target / "flashinfer" / "_build_meta.py").resolve().parent.parent
-        return source if source != self.target and (source / KEPT).is_dir() else None
+        return source if source != self.target and (source / STORE).is_dir() else None
 
     @property
     def created(self) -> list[str]:
         """Every path that a patch set of ours creates."""
-        known = [*self.others, *([self.series.manifest] if self.series else [])]
-        return [file.path for manifest in known for file in manifest.files if file.before is None]
+        manifests = [*self.past_manifests, *([self.series.manifest] if self.series else [])]
+        return [file.path for manifest in manifests for file in manifest.files if file.before is None]
 
     @property
     def strays(self) -> dict[str, File]:
-        """Files that another patch set of ours made and this one knows nothing about."""
-        others = [file for manifest in self.others for file in manifest.files if file.path not in self.own]
-        ours = {file.path: file for file in others if self.digests[file.path] == file.after}
-        # A later release may have taken a file of ours as it is: then it is the release's.
-        return {path: file for path, file in ours.items() if file.before is not None or path not in self.installed}
+        """Files that another patch set of ours left and that are not in the series, by path."""
+        past = [file for manifest in self.past_manifests for file in manifest.files]
+        left = {file.path: file for file in past if self.digests[file.path] == file.after}
+        # A created file that the installer recorded belongs to a later release, which has adopted it.
+        return {
+            path: file
+            for path, file in left.items()
+            if path not in self.series_files and (file.before is not None or path not in self.installed)
+        }
 
     @property
     def files(self) -> dict[str, FileState]:
-        older = {(file.path, file.after) for manifest in self.others for file in manifest.files}
+        """The state of each file, by path."""
+        older = {(file.path, file.after) for manifest in self.past_manifests for file in manifest.files}
 
         def state(file: File) -> FileState:
             digest = self.digests[file.path]
@@ -98,63 +103,63 @@ class Look(Strict):
                 return "clean"
             return "older" if (file.path, digest) in older else "edited"
 
-        return {path: state(file) for path, file in self.own.items()} | dict.fromkeys(self.strays, "older")
+        return {path: state(file) for path, file in self.series_files.items()} | dict.fromkeys(self.strays, "older")
 
     @property
     def leftovers(self) -> bool:
-        """Whether an earlier run was interrupted, is at it now, or left what only another release needs."""
+        """Whether a run was interrupted or is running, or the store has files that only another release needs."""
         name = self.series and f"{self.series.manifest.patch_set}.json"
-        manifests = {path.name for path in (self.kept / "manifests").glob("*")}
-        return (self.target / LOCK).exists() or (self.kept / "staged").exists() or bool(manifests - {name})
+        manifests = {path.name for path in (self.store / "manifests").glob("*")}
+        return (self.target / LOCK).exists() or (self.store / "staged").exists() or bool(manifests - {name})
 
 
-def look_at(target: Path, root: Path | None) -> Look:
-    """Read the series and hash the files. Raises Problem: "series", "target" where a file cannot be read."""
+def inspect(target: Path, root: Path | None) -> Inspection:
+    """Read the series and hash the files. Raises Problem: "series"; "target" if a file cannot be read."""
     version = package.version(target)
     supported = all_series.versions(root)
     series = all_series.read(version, root) if version in supported else None
-    own = series.manifest if series else None
-    others = []
-    for path in sorted((target / KEPT / "manifests").glob("*.json")):
-        with suppress(ValidationError, OSError):  # cut off: apply writes them before it changes anything
-            others.append(Manifest.model_validate_json(path.read_bytes()))
-    others = [other for other in others if other != own]
-    paths = {file.path for manifest in ([own] if own else []) + others for file in manifest.files}
+    manifests = [series.manifest] if series else []
+    for path in sorted((target / STORE / "manifests").glob("*.json")):
+        with suppress(ValidationError, OSError):  # half-written: apply writes it before it changes a file
+            manifests.append(Manifest.model_validate_json(path.read_bytes()))
+    paths = {file.path for manifest in manifests for file in manifest.files}
     try:
         digests = {path: package.sha256(package.content(target / path)) for path in sorted(paths)}
     except OSError as error:
-        raise Problem("target", f"{error.filename} cannot be read: {error.strerror}", "mend its rights") from error
-    return Look(
+        remedy = "make the file readable"
+        raise Problem("target", f"{error.filename} cannot be read: {error.strerror}", remedy) from error
+    return Inspection(
         target=target,
         version=version,
         supported=supported,
         series=series,
-        others=others,
+        past_manifests=[manifest for manifest in manifests if not series or manifest != series.manifest],
         digests=digests,
         installed=package.installed_paths(target),
     )
 
 
-def judge(look: Look, root: Path | None) -> Status:
-    """The status of what was looked at."""
-    states = set(look.files.values())
+def classify(inspection: Inspection, root: Path | None) -> Status:
+    """Return the status of an inspected target."""
+    states = set(inspection.files.values())
     state: State
-    if look.series is None:
-        known = (all_series.read(version, root) for version in look.supported)
-        state = "superseded" if any(staging.contained(one, look.target) for one in known) else "unknown version"
+    if inspection.series is None:
+        every_series = (all_series.read(version, root) for version in inspection.supported)
+        superseded = any(staging.contained(series, inspection.target) for series in every_series)
+        state = "superseded" if superseded else "unknown version"
     elif "edited" in states:
-        upstream = not look.kept.exists() and staging.contained(look.series, look.target)
-        state = "superseded" if upstream else "edited"
+        superseded = not inspection.store.exists() and staging.contained(inspection.series, inspection.target)
+        state = "superseded" if superseded else "edited"
     elif len(states) == 1 and states <= {"clean", "applied"}:
         (state,) = states
     else:
         state = "partial"
     return Status(
-        target=look.target,
-        version=look.version,
+        target=inspection.target,
+        version=inspection.version,
         state=state,
-        files=look.files,
-        patch_set=look.series.manifest.patch_set if state == "applied" else None,
-        fingerprint=all_series.fingerprint({path: look.digests[path] for path in look.own}),
-        patched_source=look.patched_source,
+        files=inspection.files,
+        patch_set=inspection.series.manifest.patch_set if state == "applied" else None,
+        fingerprint=all_series.fingerprint({path: inspection.digests[path] for path in inspection.series_files}),
+        patched_source=inspection.patched_source,
     )

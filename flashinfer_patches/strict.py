@@ -1,4 +1,4 @@
-"""Plain data that is checked where it is read: the base of every model, and the numbers that they share."""
+"""Validated data: the base class of every model, and the numeric types that they share."""
 
 from typing import Annotated
 
@@ -10,6 +10,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, every number is finite, and nothing changes after it is read."""
+    """Forbid unknown keys and numbers that are not finite; immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Bring new bytes into a package, so that an interruption at any moment can be finished."""
+"""Replace the files of a package, so that the next run can finish after an interruption at any moment."""
 
 import os
 import shutil
@@ -8,72 +8,72 @@ from pathlib import Path
 
 from flashinfer_patches import files, package
 from flashinfer_patches.staging import Contents
-from flashinfer_patches.state import Look
+from flashinfer_patches.state import Inspection
 
 
 def links(target: Path) -> list[Path]:
-    """The files of the package in `target` that are symbolic links, as uv's --link-mode symlink makes them."""
+    """List the package's files that are symbolic links, as uv --link-mode symlink installs them."""
     paths = (Path(folder, name) for folder, _, names in os.walk(target / "flashinfer") for name in names)
     return [path for path in paths if path.is_symlink() and path.is_file()]
 
 
-def own(look: Look) -> None:
-    """Replace the package's symbolic links by hard links or copies, each by one rename; what they name stays as it is.
+def replace_links(inspection: Inspection) -> None:
+    """Replace the package's symbolic links by hard links or copies, each by a rename; their targets are unchanged.
 
-    FlashInfer finds its headers beside its own resolved files: of a linked package it would compile another's.
+    FlashInfer looks for its headers beside its resolved files: with links it would compile those of another package.
     """
-    for path in links(look.target):
-        new, source = look.kept / "staged" / path.relative_to(look.target), path.resolve()
+    for path in links(inspection.target):
+        new, source = inspection.store / "staged" / path.relative_to(inspection.target), path.resolve()
         new.parent.mkdir(parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
         try:
             os.link(source, new)
-        except OSError:  # on another disk, or another user's
+        except OSError:  # on another file system, or owned by another user
             shutil.copy2(source, new)
         os.replace(new, path)
 
 
-def keep(look: Look, before: Contents) -> None:
-    """Store what the swap is about to replace, and the manifest that recognises what it brings."""
-    originals = look.kept / "originals"
+def store(inspection: Inspection, before: Contents) -> None:
+    """Store the originals of the files to be replaced, and the manifest that recognises the new ones."""
+    originals = inspection.store / "originals"
     for path, data in before.items():
         if data is not None and package.content(originals / path) != data:
             _replace(originals / path, data)
-    manifest = look.series.manifest
-    _replace(look.kept / "manifests" / f"{manifest.patch_set}.json", manifest.model_dump_json(indent=1).encode())
+    manifest = inspection.series.manifest
+    _replace(inspection.store / "manifests" / f"{manifest.patch_set}.json", manifest.model_dump_json(indent=1).encode())
 
 
-def swap_in(look: Look, new: Contents) -> None:
-    """Put the new bytes in place, each file by one rename; None removes it. A created file comes before its users."""
-    staged = look.kept / "staged"
-    order = sorted(new, key=lambda path: (new[path] is None, (look.target / path).exists(), path))
+def swap_in(inspection: Inspection, contents: Contents) -> None:
+    """Write the contents, each file by a rename; None removes it. Created files come before those that use them."""
+    staged = inspection.store / "staged"
+    order = sorted(contents, key=lambda path: (contents[path] is None, (inspection.target / path).exists(), path))
     for path in order:
-        if new[path] is not None:
-            _write_like(look.target / path, staged / path, new[path])
+        if contents[path] is not None:
+            _write_like(inspection.target / path, staged / path, contents[path])
     for path in order:
-        place = look.target / path
-        # Removed while the old source is still there: bytecode is never older than what Python finds beside it.
-        for bytecode in (place.parent / "__pycache__").glob(f"{place.stem}.*.pyc"):
+        target = inspection.target / path
+        # Removed before the new source comes: no bytecode of the old source is left for it.
+        for bytecode in (target.parent / "__pycache__").glob(f"{target.stem}.*.pyc"):
             bytecode.unlink()
-        if new[path] is not None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged / path, place)
+        if contents[path] is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged / path, target)
         else:
-            place.unlink()
-    for path in look.created:
-        _prune((look.target / path).parent, look.target / "flashinfer")
+            target.unlink()
+    for path in inspection.created:
+        _prune((inspection.target / path).parent, inspection.target / "flashinfer")
     if staged.exists():
         shutil.rmtree(staged)
 
 
 def _write_like(old: Path, new: Path, data: bytes) -> None:
-    """Write `new` with the mode of `old`, and younger by a whole second at least: caches look at seconds and size."""
+    """Write `new` with the mode of `old` and a time at least a second later: caches compare seconds and size."""
     new.parent.mkdir(parents=True, exist_ok=True)
     files.write_new(new, data)
     if old.exists():
-        before, now = old.stat(), new.stat()
-        os.chmod(new, stat.S_IMODE(before.st_mode))
-        modified = max(now.st_mtime, int(before.st_mtime) + 1)
+        old_status, new_status = old.stat(), new.stat()
+        os.chmod(new, stat.S_IMODE(old_status.st_mode))
+        modified = max(new_status.st_mtime, int(old_status.st_mtime) + 1)
         os.utime(new, (modified, modified))
 
 
@@ -85,7 +85,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _prune(folder: Path, top: Path) -> None:
-    """Remove the folders below `top` that are empty now, from `folder` upwards."""
+    """Remove empty folders from `folder` upwards, below `top`."""
     while folder != top:
         for empty in (folder / "__pycache__", folder):
             with suppress(OSError):  # absent, or not empty
@@ -93,15 +93,15 @@ def _prune(folder: Path, top: Path) -> None:
         folder = folder.parent
 
 
-def tidy(look: Look) -> None:
-    """Remove what only another patch set needs."""
-    own = f"{look.series.manifest.patch_set}.json"
-    for manifest in (look.kept / "manifests").iterdir():
-        if manifest.name != own:
+def tidy(inspection: Inspection) -> None:
+    """Remove the manifests and originals that only another patch set needs."""
+    name = f"{inspection.series.manifest.patch_set}.json"
+    for manifest in (inspection.store / "manifests").iterdir():
+        if manifest.name != name:
             manifest.unlink()
-    originals = look.kept / "originals"
+    originals = inspection.store / "originals"
     for path in [path for path in originals.rglob("*") if path.is_file()]:
-        file = look.own.get(str(path.relative_to(originals)))
+        file = inspection.series_files.get(str(path.relative_to(originals)))
         if file is None or package.sha256(path.read_bytes()) != file.before:
             path.unlink()
             _prune(path.parent, originals)

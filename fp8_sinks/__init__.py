@@ -1,1 +1,1 @@
-"""The command `fp8-sinks`: joins each room's own click group, and the rooms' kernel caches in one."""
+"""The command `fp8-sinks`: it joins the command groups of the other packages, and their kernel caches."""

@@ -1,4 +1,4 @@
-"""`python -m fp8_sinks`: the same as the command `fp8-sinks`."""
+"""Run the command `fp8-sinks` as `python -m fp8_sinks`."""
 
 from fp8_sinks.cli import main
 

@@ -1,4 +1,4 @@
-"""`fp8-sinks cache`: the compiled kernels of FlashInfer and our own, each kept by its room."""
+"""`fp8-sinks cache`: the caches of compiled kernels, FlashInfer's and our own."""
 
 import json
 from pathlib import Path
@@ -14,23 +14,25 @@ flashinfer_root = click.option(
     "--root",
     type=click.Path(path_type=Path),
     default=jit_cache.ROOT,
-    help="Folder that holds FlashInfer's caches, not ~/.cache/fp8-sinks/flashinfer; a run's is"
+    help="Folder of FlashInfer's caches. Default: ~/.cache/fp8-sinks/flashinfer; that of a run:"
     " runs/<id>/cache/flashinfer.",
 )
 any_root = click.option(
     "--root",
     type=click.Path(path_type=Path),
-    help="Folder that holds caches, not ~/.cache/fp8-sinks/flashinfer and FP8_SINKS_KERNEL_CACHE (by default"
-    " ~/.cache/fp8-sinks/lowp); a run's are runs/<id>/cache/flashinfer and runs/<id>/cache/lowp.",
+    help="Folder of caches. Default: ~/.cache/fp8-sinks/flashinfer and FP8_SINKS_KERNEL_CACHE (by default"
+    " ~/.cache/fp8-sinks/lowp); those of a run: runs/<id>/cache/flashinfer and runs/<id>/cache/lowp.",
 )
 
 
 @click.group()
 def cache() -> None:
-    """Compiled kernels: of FlashInfer, one folder for each patch set, release, torch and CUDA, and of our own.
+    """List, build and wipe the caches of compiled kernels, FlashInfer's and our own.
 
-    Exit codes: 40 no FlashInfer; 42 half patched; 45 cannot be written; 46 being built into; 47 broken series; 48 not a
-    cache of ours, or hidden by prebuilt kernels; 50 cannot be compiled.
+    FlashInfer's kernels have a folder for each patch set, release, torch and CUDA.
+
+    Exit codes: 0 done; 1 broken series; 2 usage; 4 no FlashInfer, partially patched, hidden by prebuilt kernels, no
+    compiler, not writable, locked, or no cache of ours.
     """
 
 
@@ -40,10 +42,10 @@ def cache() -> None:
 def path(root, as_json):
     """Print the folder for the kernels of the installed FlashInfer (FLASHINFER_WORKSPACE_BASE).
 
-    With --json also where our own kernels are, which need no setting.
+    With --json also the folder of our own kernels, which needs no variable.
     """
-    found = str(jit_cache.workspace(root))
-    click.echo(json.dumps({"path": found, "lowp": str(kernel_cache.root())}) if as_json else found)
+    workspace = str(jit_cache.workspace(root))
+    click.echo(json.dumps({"path": workspace, "lowp": str(kernel_cache.root())}) if as_json else workspace)
 
 
 @cache.command()
@@ -52,55 +54,55 @@ def path(root, as_json):
 def build(root, as_json):
     """Compile the sink kernels that gpt-oss needs (BF16 query, BF16 and E4M3 KV cache, head_dim 64) for this GPU.
 
-    For programs that call the patched FlashInfer: start them with FLASHINFER_WORKSPACE_BASE set to what
-    `fp8-sinks cache path` prints, and none of them waits for a compiler. What is compiled already stays. Our own
-    kernels need no building: each is compiled by its first call, in a second or less.
+    For programs that call the patched FlashInfer: start them with FLASHINFER_WORKSPACE_BASE set to the output of
+    `fp8-sinks cache path`, and they do not wait for a compiler. Compiled kernels are not compiled again. Our own
+    kernels need no build: each is compiled by its first call, in a second or less.
     """
-    found = sink_kernels.build(root)
+    kernels = sink_kernels.build(root)
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        click.echo(kernels.model_dump_json(indent=2))
         return
-    for one in found.modules:
-        click.echo(f"{one.name}: " + (f"built in {one.seconds:.1f} s" if one.built else "there already"))
-    click.echo(found.path)
+    for module in kernels.modules:
+        click.echo(f"{module.name}: " + (f"built in {module.seconds:.1f} s" if module.built else "cached"))
+    click.echo(kernels.path)
 
 
 @cache.command("list")
 @any_root
 @as_json
 def list_(root, as_json):
-    """Print every cache of ours: FlashInfer's kernels, and our own."""
-    caches = [one for folder in _roots(root) for one in _caches(folder)]
+    """List every cache, of FlashInfer's kernels and of our own."""
+    caches = [entry for folder in _roots(root) for entry in _caches(folder)]
     if as_json:
-        click.echo(json.dumps([one.model_dump(mode="json") for one in caches], indent=2))
+        click.echo(json.dumps([entry.model_dump(mode="json") for entry in caches], indent=2))
         return
-    for one in caches:
-        state = "interrupted" if one.interrupted else f"{len(one.built)} built"
-        click.echo(f"{one.path}  {one.bytes / (1 << 20):.1f} MiB  {state}")
+    for entry in caches:
+        state = "interrupted" if entry.interrupted else f"{len(entry.built)} built"
+        click.echo(f"{entry.path}  {entry.bytes / (1 << 20):.1f} MiB  {state}")
 
 
 @cache.command()
 @any_root
 @as_json
 def wipe(root, as_json):
-    """Remove every cache of ours, and nothing else."""
+    """Remove every cache of ours, and no other file."""
     freed = {}
     for folder in _roots(root):
-        for one in jit_cache.caches(folder):
-            freed[str(one.path)] = jit_cache.wipe(one.path)
-            _say_freed(one.path, freed, as_json)
-        for one in kernel_cache.caches(folder):
-            with writing(one.path):
-                freed[str(one.path)] = kernel_cache.wipe(one.path)
-            _say_freed(one.path, freed, as_json)
+        for entry in jit_cache.caches(folder):
+            freed[str(entry.path)] = jit_cache.wipe(entry.path)
+            _print_freed(entry.path, freed, as_json)
+        for entry in kernel_cache.caches(folder):
+            with writing(entry.path):
+                freed[str(entry.path)] = kernel_cache.wipe(entry.path)
+            _print_freed(entry.path, freed, as_json)
         if left := sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []:
-            click.echo(f"left alone in {folder}, not or not only ours: {', '.join(left)}", err=True)
+            click.echo(f"left in {folder}, with files that are not ours: {', '.join(left)}", err=True)
     if as_json:
         click.echo(json.dumps(freed, indent=2))
 
 
-def _say_freed(path: Path, freed: dict[str, int], as_json: bool) -> None:
-    if not as_json:  # at once: the next cache may be locked
+def _print_freed(path: Path, freed: dict[str, int], as_json: bool) -> None:
+    if not as_json:  # before the next cache, which may be locked
         click.echo(f"{path}  {freed[str(path)] / (1 << 20):.1f} MiB freed")
 
 
@@ -109,9 +111,9 @@ def _roots(root: Path | None) -> list[Path]:
 
 
 def _caches(folder: Path) -> list[jit_cache.Cache]:
-    """FlashInfer's caches in a folder, then our own kernels', which are never half built."""
+    """List FlashInfer's caches in a folder, then those of our own kernels, which are never incomplete."""
     ours = [
-        jit_cache.Cache(path=one.path, bytes=one.bytes, built=one.kernels, interrupted=False)
-        for one in kernel_cache.caches(folder)
+        jit_cache.Cache(path=entry.path, bytes=entry.bytes, built=entry.kernels, interrupted=False)
+        for entry in kernel_cache.caches(folder)
     ]
     return [*jit_cache.caches(folder), *ours]

@@ -1,23 +1,23 @@
-"""`fp8-sinks`: the command. Each command's module is imported when that command runs: vLLM's world is slow to load."""
+"""The command `fp8-sinks`. A subcommand's module is imported only when it runs, since vLLM is slow to import."""
 
 from importlib import import_module
 
 import click
 
-# Name -> (module, what the list of commands says of it).
+# Name -> (module, short help as in the command itself).
 COMMANDS = {
     "bench": ("bench.cli", "Measure servers and kernels, and make reports from the result files."),
     "cache": (
         "fp8_sinks.cache",
-        "Compiled kernels: of FlashInfer, one folder for each patch set, release, torch and CUDA, and of our own.",
+        "List, build and wipe the caches of compiled kernels, FlashInfer's and our own.",
     ),
     "doctor": (
         "vllm_launch.doctor.command",
-        "Look at this machine and say what would keep `bench serving baseline fp8` from running, each with its remedy.",
+        "Report what would keep `bench serving baseline fp8` from running on this machine, each with its remedy.",
     ),
     "patch": (
         "flashinfer_patches.cli",
-        "Give FlashInfer attention sinks with an FP8 KV cache, or take that out again.",
+        "Patch FlashInfer for attention sinks with an FP8 KV cache, or revert the patch.",
     ),
     "roofline": (
         "bench.roofline.command",
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """COMMANDS as a click group that imports a command only to run it."""
+    """A click group of COMMANDS that imports a command only to run it."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -41,7 +41,7 @@ class Commands(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

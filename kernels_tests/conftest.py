@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms."""
+"""Fixtures and markers shared by all rooms."""
 
 import json
 import signal
@@ -11,42 +11,63 @@ import pytest
 from flashinfer_patches.errors import Problem
 from vllm_launch import machine, software
 
+NEEDS_GPU = "needs an NVIDIA GPU"
 
-def device() -> machine.Machine | None:
-    """What the vLLM that is installed serves on here; None without one that runs here."""
+
+def detect(device: str) -> machine.Machine | None:
+    """The machine as `device` ("cpu" or "gpu") sees it; None without that device."""
     try:
-        found = machine.detect(software.vllm_build()[0])
-    except (Problem, LookupError):  # no vLLM, or not the one for what is here
+        return machine.detect(device)
+    except LookupError:
         return None
-    return found if found.avx2 else None
+
+
+def vllm_machine() -> machine.Machine | None:
+    """The machine that the installed vLLM serves on; None if it cannot run here."""
+    try:
+        detected = detect(software.vllm_build()[0])
+    except Problem:  # no vLLM
+        return None
+    return detected if detected and detected.avx2 else None
 
 
 def pytest_configure():
-    """A TERM, as `timeout` sends it, ends a test run like Ctrl-C does: through every fixture's end."""
+    """End a test run on TERM, which `timeout` sends, as on Ctrl-C: with all fixtures torn down."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
-    lacks = {} if machine.has_gpu() else {"gpu": "needs an NVIDIA GPU; none here"}
-    if not device():
-        lacks["fp8_cache"] = "needs a vLLM that runs on what is here"
-    if not (device() and device().fp8_kernels):
-        lacks["native_fp8"] = "needs vLLM's own FP8 kernels: on a CPU, AVX-512 or AMX; not here"
+    """Skip tests by marker where the machine lacks something; start the long server files first."""
+    server_machine = vllm_machine()
+    missing = {} if detect("gpu") else {"gpu": NEEDS_GPU}
+    if not server_machine:
+        missing["fp8_cache"] = "needs a vLLM that runs on this machine"
+    if not (server_machine and server_machine.fp8_kernels):
+        missing["native_fp8"] = "needs vLLM's own FP8 kernels: on a CPU, AVX-512 or AMX"
     for item in items:
-        for marker, reason in lacks.items():
+        for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=lambda item: item.get_closest_marker("server") is None)  # stable
+
+
+def pytest_report_teststatus(report):
+    """Count GPU tests that are skipped as "need a GPU" in the last line, instead of listing their reasons."""
+    if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[-1] == f"Skipped: {NEEDS_GPU}":
+        return "need a GPU", "g", "NEEDS GPU"
+    return None
 
 
 @pytest.fixture(scope="session")
 def fp8_cache() -> bool:
-    return device() is not None
+    """Whether a server with an FP8 KV cache runs here."""
+    return vllm_machine() is not None
 
 
 @pytest.fixture
 def model_folder(tmp_path):
-    """A function that writes a model folder with a config and a safetensors header of the given tensor names."""
+    """Return a function that writes a model folder: a config and a safetensors header with the given tensor names."""
 
     def write(names=("model.layers.0.self_attn.sinks",), name="some-model", **config) -> Path:
         folder = tmp_path / name

@@ -1,7 +1,7 @@
-"""A CPU with AVX-512 or AMX as one with AVX2 alone, for a vLLM server: a plugin of group `vllm.platform_plugins`.
+"""Emulate a CPU with AVX2 only for a vLLM server, by a plugin of group `vllm.platform_plugins`.
 
-vLLM then takes its library for AVX2, and torch and oneDNN their kernels for it. What is not emulated: libraries that
-ask the CPU themselves (tcmalloc, numpy, tokenizers), and the CPU's speed.
+vLLM then loads its library for AVX2, and torch and oneDNN use their AVX2 kernels. Not emulated: libraries that query
+the CPU themselves (tcmalloc, numpy, tokenizers), and the CPU's speed.
 """
 
 import os
@@ -13,7 +13,7 @@ LIBRARIES = ("_C.abi3.so", "_C_AVX512.abi3.so", LIBRARY)
 
 
 def register() -> None:
-    """Hide AVX-512 and AMX from whoever asks torch. vLLM calls this before it loads a library; None: no platform."""
+    """Hide AVX-512 and AMX in torch. vLLM calls this before it loads a library; None means no platform."""
     import torch
 
     for name in dir(torch.cpu):
@@ -22,7 +22,7 @@ def register() -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a server with this plugin, which is installed into `folder`."""
+    """Install this plugin into `folder`; return the environment of a server that loads it."""
     info = folder / "fp8_sinks_narrow_cpu-0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fp8-sinks-narrow-cpu\nVersion: 0\n")
@@ -36,6 +36,6 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def loaded(pid: int) -> set[str]:
-    """Which of vLLM's CPU libraries a process has mapped."""
+    """Return the CPU libraries of vLLM that a process has mapped."""
     files = {line.rpartition("/")[2].strip() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
     return files & set(LIBRARIES)

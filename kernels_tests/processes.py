@@ -1,8 +1,7 @@
-"""Real processes and ports in tests: start them, watch them, and leave none behind.
+"""Start, watch and end real processes in tests.
 
-How a test sees processes has nothing to do with how the product does: a test is a child subreaper, so the kernel keeps
-whatever was started below it as its descendant, whether that leaves its session, loses its parents, wipes its
-environment or closes its files.
+This shares no code with the product: a test is a child subreaper, so every process started below it stays its
+descendant, even if that process leaves its session, loses its parents, wipes its environment or closes its files.
 """
 
 import contextlib
@@ -18,18 +17,18 @@ import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
-CORES = 2  # of the machine, idle, that limits are given for
+CORES = 2  # limits are given for this many idle cores
 libc = ctypes.CDLL(None)
 
 
 def scaled(seconds):
-    """A limit for what takes less than `seconds` on two idle cores: longer with fewer cores or other work on them."""
+    """Scale a limit for two idle cores to the cores and the load of this machine."""
     cores = len(os.sched_getaffinity(0))
     return seconds * max(1.0, CORES / cores, os.getloadavg()[0] / cores)
 
 
 def wait_for(condition, seconds=20.0):
-    """Poll until `condition()` is true; fails after `seconds`, scaled by the load while it waits."""
+    """Poll until `condition()` is true; fail after `seconds`, scaled by the load meanwhile."""
     started, limit = time.monotonic(), 0.0
     while not condition():
         limit = max(limit, scaled(seconds))
@@ -38,7 +37,7 @@ def wait_for(condition, seconds=20.0):
 
 
 def spawn(command, **options):
-    """A Popen that is killed when this test process dies, by any signal."""
+    """Start a process that is killed when this test process dies, by any signal."""
     parent = os.getpid()
 
     def die_with_parent():
@@ -50,7 +49,7 @@ def spawn(command, **options):
 
 
 def output(process, seconds):
-    """Its standard output and error once it has ended; fails after `seconds`, scaled by the load while it waits."""
+    """Wait for the end of `process`; return its standard output and error. `seconds` as in wait_for."""
     ends = []
 
     def ended():
@@ -63,7 +62,7 @@ def output(process, seconds):
 
 
 def completed(command, seconds, **options):
-    """subprocess.run with text captured, a limit that scales, and no process left, however it ends."""
+    """Like subprocess.run with captured text, but with a scaled limit, and all descendants are killed."""
     with watched():
         process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         out, err = output(process, seconds)
@@ -72,7 +71,7 @@ def completed(command, seconds, **options):
 
 @contextmanager
 def watched():
-    """Yields a function that lists the live processes started since then; whatever is left at the end is killed."""
+    """Yields a function that lists the live processes started since; kills what is left at the end."""
     previous = ctypes.c_int()
     libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(previous), 0, 0, 0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""What tests rely on to leave nothing behind: limits that scale, and a run that is cut off ends what it started."""
+"""Tests leave no process behind: limits scale with load, and an interrupted run ends what it started."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 from kernels_tests import processes
 from kernels_tests.processes import completed, scaled, spawn, wait_for, watched
 
-# A test that starts a process which starts another, as a launcher does, and never ends by itself.
+# A test that starts a process with a child, as a launcher does, and hangs.
 HANGING = """
 import sys, time
 from kernels_tests.processes import spawn, watched
@@ -28,7 +28,7 @@ def test_hangs():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_interrupted_ends_what_its_tests_started(tmp_path, number):
+def test_an_interrupted_run_ends_all_processes_of_its_tests(tmp_path, number):
     test = tmp_path / "test_hanging.py"
     test.write_text(HANGING)
     with watched() as live:
@@ -40,7 +40,7 @@ def test_a_run_that_is_interrupted_ends_what_its_tests_started(tmp_path, number)
         wait_for(lambda: not live())
 
 
-def test_what_a_test_spawned_dies_with_it_when_it_is_killed():
+def test_spawned_processes_die_with_a_killed_parent():
     code = "import sys, time; from kernels_tests.processes import spawn\n"
     code += "spawn([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); time.sleep(600)"
     with watched() as live:
@@ -51,7 +51,7 @@ def test_what_a_test_spawned_dies_with_it_when_it_is_killed():
 
 
 def test_a_command_over_its_limit_fails_and_is_ended_with_its_children(monkeypatch):
-    """Its child holds the pipes open: subprocess.run would wait for that one without a limit."""
+    """Its child holds the pipes open, so subprocess.run would wait for the child without a limit."""
     monkeypatch.setattr(processes, "scaled", lambda seconds: seconds)
     with watched() as live:
         with pytest.raises(AssertionError, match="timed out"):

@@ -1,7 +1,7 @@
-"""What this machine lacks for a set-up, told before anything is installed: check_machine.py cpu|gpu VENV [MODEL]
+"""Check this machine before anything is installed: check_machine.py cpu|gpu VENV [MODEL]
 
-Prints a line for each problem and one for its remedy, and exits 15 where there is a problem. scripts/setup.sh runs it
-with the plain interpreter, so it uses the standard library alone.
+Prints each problem and its remedy, a line each; exits with 4 if there is a problem. scripts/setup.sh runs it with the
+system's Python, so it imports the standard library alone.
 """
 
 import sys
@@ -20,32 +20,33 @@ try:
 except ImportError as error:  # Debian's python3-minimal has a small part of the standard library
     print(f"setup: {sys.executable} lacks {error.name} of the standard library", file=sys.stderr)
     print("setup: remedy: on Debian and Ubuntu: apt-get install python3 python3-venv", file=sys.stderr)
-    sys.exit(15)
+    sys.exit(4)
 
+ENVIRONMENT = 4  # the exit code, as in flashinfer_patches/errors.py
 PYTHONS = (11, 12, 13)
-# The oldest glibc (2.x) that every locked package has a wheel for; scripts/lock.py holds the locks to it.
+# The oldest glibc (2.x) that every locked package has a wheel for; scripts/lock.py checks the locks against it.
 GLIBC = {"x86_64": 31, "aarch64": 34}
 GB = 10**9
-# On disk when all is installed; what pip holds while it downloads; memory that a server of the small model takes. Those
-# of a GPU are estimated from its wheels, 4.3 GB.
+# Disk space of an environment, disk space for downloads, memory of a server with the small model. For a GPU they are
+# estimated from the size of its wheels, 4.3 GB.
 ENVIRONMENT_BYTES = {"cpu": 22 * GB // 10, "gpu": 12 * GB}
 DOWNLOAD_BYTES = {"cpu": 5 * GB // 10, "gpu": 5 * GB}
 SERVER_BYTES = {"cpu": 28 * GB // 10, "gpu": 0}
-# Of the standard library; distributions split some off, and a Python built from source goes without what it lacked.
+# Standard library modules that distributions package separately, or that a Python built from source may lack.
 MODULES = ("venv", "ensurepip", "ssl", "zlib", "bz2", "lzma", "ctypes", "sqlite3")
-# What the wheels load and do not bring, with the package of Debian and Ubuntu that has it.
+# Shared libraries that the wheels load but do not contain, and their packages in Debian and Ubuntu.
 LIBRARIES = {"libstdc++.so.6": "libstdc++6", "libgcc_s.so.1": "libgcc-s1", "libz.so.1": "zlib1g"}
 CPU_LIBRARIES = {"libnuma.so.1": "libnuma1"}
-# What torch, numpy and vLLM's least demanding CPU kernels are compiled for, as /proc/cpuinfo names it.
+# Processor flags, as in /proc/cpuinfo, that torch, numpy and vLLM's baseline CPU kernels are compiled for.
 FEATURES = {"cpu": {"avx2", "f16c"}, "gpu": {"sse4_2", "popcnt", "ssse3"}}
 
-Problem = tuple[str, str]  # what is wrong, and its remedy
+Problem = tuple[str, str]  # message, remedy
 
 
 def problems(device: str, venv: Path, model: str) -> Iterator[Problem]:
-    """Every reason why set-up for `device` ("cpu" or "gpu") into `venv` cannot work here.
+    """Yield every problem of a set-up for `device` ("cpu" or "gpu") into `venv`.
 
-    model: what is to be benched after it, a folder or owner/name; empty for a set-up alone, or the embedded model.
+    model: a folder or owner/name to bench afterwards; empty for a set-up alone or the embedded model.
     """
     yield from interpreter_problems()
     yield from system_problems(device)
@@ -57,7 +58,7 @@ def problems(device: str, venv: Path, model: str) -> Iterator[Problem]:
 
 
 def interpreter_problems() -> Iterator[Problem]:
-    """A Python that the wheels are not for, or without a part of the standard library."""
+    """Yield a problem if the wheels do not support this Python, or if it lacks standard library modules."""
     another = "name another Python: make setup PYTHON=python3.12"
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED") or sys.maxsize < 2**32:
         yield f"{sys.executable} is not an ordinary 64-bit CPython, which the wheels are for", another
@@ -69,7 +70,7 @@ def interpreter_problems() -> Iterator[Problem]:
 
 
 def importable(module: str) -> bool:
-    """Whether a module can be imported, with the libraries that it loads."""
+    """Whether a module and the libraries that it loads can be imported."""
     try:
         importlib.import_module(module)
     except ImportError:
@@ -78,27 +79,27 @@ def importable(module: str) -> bool:
 
 
 def system_problems(device: str) -> Iterator[Problem]:
-    """An operating system, C library or processor that the wheels are not for."""
+    """Yield a problem for each of processor, C library and lscpu that the wheels do not support."""
     machines = ("x86_64",) if device == "cpu" else ("x86_64", "aarch64")
     if platform.machine() not in machines:
-        yield f"set-up for a {device} wants {' or '.join(machines)}, here is {platform.machine()}", "use such a machine"
+        yield f"set-up for a {device} needs {' or '.join(machines)}, got {platform.machine()}", "use such a machine"
         return
     oldest = GLIBC[platform.machine()]
     if glibc() < (2, oldest):
         yield (
-            f"the wheels want glibc 2.{oldest} or newer, here is {libc() or 'another C library'}",
+            f"the wheels need glibc 2.{oldest} or newer, got {libc() or 'another C library'}",
             "use a newer system",
         )
     lacking = FEATURES[device] - cpu_features() if platform.machine() == "x86_64" else set()
     if lacking:
-        yield f"this processor lacks {', '.join(sorted(lacking))}, which the wheels are compiled for", "use a newer one"
+        yield f"this processor lacks {', '.join(sorted(lacking))}, which the wheels need", "use a newer machine"
     if device == "cpu" and not runs("lscpu", "--json", "--extended=CPU,CORE,NODE", "--online"):
         remedy = "on Debian and Ubuntu: apt-get install util-linux; in a container or chroot: mount /proc and /sys"
-        yield "lscpu, which vLLM asks for the processor's cores, is missing or fails here", remedy
+        yield "lscpu, which vLLM runs to list the processor's cores, is missing or fails", remedy
 
 
 def runs(*command: str) -> bool:
-    """Whether a command ends well."""
+    """Whether a command exits with 0."""
     try:
         return subprocess.run(command, capture_output=True).returncode == 0
     except OSError:
@@ -106,7 +107,7 @@ def runs(*command: str) -> bool:
 
 
 def libc() -> str | None:
-    """ "glibc 2.36", or None for a C library that does not say."""
+    """Return "glibc 2.36"; None for a C library that does not report its version."""
     try:
         return os.confstr("CS_GNU_LIBC_VERSION")
     except (OSError, ValueError):
@@ -114,31 +115,31 @@ def libc() -> str | None:
 
 
 def glibc() -> tuple[int, int]:
-    """(2, 36) for glibc 2.36, (0, 0) for another C library."""
+    """Return (2, 36) for glibc 2.36, (0, 0) for another C library."""
     name, _, version = (libc() or "").partition(" ")
     major, minor = version.split(".")[:2] if name == "glibc" else ("0", "0")
     return int(major), int(minor)
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """The processor's features."""
+    """Return the processor's flags."""
     flags = (line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
     return set(next(flags, "").split())
 
 
 def library_problems(device: str) -> Iterator[Problem]:
-    """System libraries that cannot be loaded."""
+    """Yield a problem if system libraries cannot be loaded."""
     if not importable("ctypes"):
-        return  # told above, and nothing can be loaded without it
-    wanted = LIBRARIES | (CPU_LIBRARIES if device == "cpu" else {})
-    missing = [name for name in wanted if not loads(name)]
+        return  # reported by interpreter_problems
+    packages = LIBRARIES | (CPU_LIBRARIES if device == "cpu" else {})
+    missing = [name for name in packages if not loads(name)]
     if missing:
-        packages = " ".join(wanted[name] for name in missing)
-        yield f"{', '.join(missing)} cannot be loaded", f"on Debian and Ubuntu: apt-get install {packages}"
+        install = "apt-get install " + " ".join(packages[name] for name in missing)
+        yield f"{', '.join(missing)} cannot be loaded", f"on Debian and Ubuntu: {install}"
 
 
 def loads(library: str) -> bool:
-    """Whether the system's loader has a shared library."""
+    """Whether the dynamic loader can load a shared library."""
     import ctypes
 
     try:
@@ -149,13 +150,13 @@ def loads(library: str) -> bool:
 
 
 def folder_problems(device: str, venv: Path) -> Iterator[Problem]:
-    """Folders that cannot be written, hold no programs, or are too full."""
+    """Yield a problem for folders that are not writable, forbid programs, are full, or whose name breaks vLLM."""
     parent = next(folder for folder in (venv, *venv.parents) if os.path.isdir(folder))
     elsewhere = "name another folder: make setup VENV=DIR"
     if os.pathsep in str(venv):
         yield f"{venv}: no environment can have '{os.pathsep}' in its path", elsewhere
     if device == "cpu" and any(map(str.isspace, str(venv))):
-        # LD_PRELOAD, by which vLLM loads the OpenMP and the allocator of the environment, is divided at spaces.
+        # vLLM preloads the environment's OpenMP and allocator through LD_PRELOAD, which splits at spaces.
         yield (
             f"{venv}: vLLM's CPU build cannot run well from a path with a space in it",
             f"{elsewhere}, or move the checkout",
@@ -184,7 +185,7 @@ def folder_problems(device: str, venv: Path) -> Iterator[Problem]:
 
 
 def memory_problems(device: str) -> Iterator[Problem]:
-    """Less memory than vLLM takes for the small model."""
+    """Yield a problem if a server of the small model does not fit into memory."""
     available = available_bytes()
     if available < SERVER_BYTES[device]:
         yield (
@@ -194,7 +195,7 @@ def memory_problems(device: str) -> Iterator[Problem]:
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """Memory that a program can still take, and no more than its container may have."""
+    """Return the available memory, limited to that of the container."""
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     allowed = limit.read_text().strip() if limit.exists() else "max"
@@ -202,11 +203,11 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/
 
 
 def model_problems(device: str, venv: Path, model: str) -> Iterator[Problem]:
-    """A GPU that nothing drives, or a model that is not on this machine: the bench would end at them."""
+    """Yield a problem if the NVIDIA driver or the model is missing."""
     if device == "gpu" and not runs("nvidia-smi", "-L"):
         yield (
-            "nvidia-smi, which comes with the NVIDIA driver, is missing or fails here",
-            "install or mend the driver, or bench on the CPU: make bench DEVICE=cpu",
+            "nvidia-smi, which comes with the NVIDIA driver, is missing or fails",
+            "install or repair the driver, or bench on the CPU: make bench DEVICE=cpu",
         )
     if os.path.isdir(os.path.expanduser(model)):
         return
@@ -220,7 +221,7 @@ def model_problems(device: str, venv: Path, model: str) -> Iterator[Problem]:
 
 
 def hub_cache() -> Path:
-    """The folder of huggingface_hub's downloads."""
+    """Return the folder of huggingface_hub's downloads."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or os.path.join(caches, "huggingface")
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
@@ -228,11 +229,12 @@ def hub_cache() -> Path:
 
 
 def main(device: str, venv: str, model: str = "") -> int:
-    """Print every problem; the exit code."""
-    listed = list(problems(device, Path(venv), model))
-    for what, remedy in listed:
-        print(f"setup: {what}\nsetup: remedy: {remedy}", file=sys.stderr)
-    return 15 if listed else 0
+    """Print every problem and return the exit code."""
+    code = 0
+    for message, remedy in problems(device, Path(venv), model):
+        print(f"setup: {message}\nsetup: remedy: {remedy}", file=sys.stderr)
+        code = ENVIRONMENT
+    return code
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Remove what the verbs of the Makefile have made, but for runs/: what was measured stays.
+# Remove everything that the Makefile's targets create, except runs/.
 set -euo pipefail
-me=clean
+script=clean
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 cd "$checkout"
 
 require_ours
 if [ -f "$stamp" ]; then
     exec 9>>"$stamp"
-    flock -n 9 || fail "a set-up works in $venv" "wait until it has ended"
+    flock -n 9 || fail "a set-up is running in $venv" "wait until it has ended"
     empty_ours
     rm -r "$venv"
-    say "removed $venv"
+    info "removed $venv"
 fi
-for made in .flashinfer .pytest_cache .ruff_cache .hypothesis fp8_sinks.egg-info; do
-    [ -e "$made" ] || continue
-    rm -rf "$made"
-    say "removed $made"
+for path in .flashinfer .pytest_cache .ruff_cache .hypothesis fp8_sinks.egg-info; do
+    [ -e "$path" ] || continue
+    rm -rf "$path"
+    info "removed $path"
 done
-[ ! -e runs ] || say "kept runs, with what was measured; remove it yourself"
+[ ! -e runs ] || info "kept runs, with its measurements; remove it yourself"

@@ -1,6 +1,6 @@
-"""Keep of a lock what our platforms install, with the hashes of their wheels: lock.py NAME.txt PYLOCK "MACHINE..."
+"""Reduce a lock to our platforms, with the hashes of their wheels: lock.py NAME.txt PYLOCK "MACHINE..."
 
-NAME.txt and PYLOCK are what uv resolved, for every platform: the requirements with their markers, and the files.
+NAME.txt and PYLOCK are uv's universal resolution: the requirements with their markers, and the files.
 """
 
 import sys
@@ -17,7 +17,7 @@ NEWEST_GLIBC = 60  # pip takes the newest build that a machine can load, so the 
 
 
 def main(path: str, pylock: str, machines: str) -> None:
-    """Rewrite the lock at `path`; exit with a line for each package that some platform could not install."""
+    """Rewrite the lock at `path`; exit with a line for each package without a wheel for one of the platforms."""
     packages = tomllib.loads(Path(pylock).read_text())["packages"]
     wheels = {(canonicalize_name(p["name"]), p["version"]): p.get("wheels", []) for p in packages}
     platforms = [(minor, machine) for minor in PYTHONS for machine in machines.split()]
@@ -47,13 +47,13 @@ def main(path: str, pylock: str, machines: str) -> None:
 
 
 def requirements(text: str) -> list[Requirement]:
-    """The requirements in a lock, without hashes and comments."""
+    """Parse the requirements of a lock, without hashes and comments."""
     lines = (line.split(" \\")[0].strip() for line in text.splitlines())
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "--hash"))]
 
 
 def holds(requirement: Requirement, minor: int, machine: str) -> bool:
-    """Whether Python 3.`minor` on a Linux `machine` installs it."""
+    """Whether the requirement's marker holds for Python 3.`minor` on a Linux `machine`."""
     environment = {
         "python_version": f"3.{minor}",
         "python_full_version": f"3.{minor}.0",
@@ -69,7 +69,7 @@ def holds(requirement: Requirement, minor: int, machine: str) -> bool:
 
 
 def wheels_for(files: list[dict], minor: int, machine: str) -> dict[str, int]:
-    """sha256 of each wheel that Python 3.`minor` on a Linux `machine` installs -> the oldest glibc (2.x) for it."""
+    """Map the sha256 of each wheel for Python 3.`minor` on a Linux `machine` to the oldest glibc (2.x) for it."""
     accepted = tags(minor, machine)
     usable = {}
     for file in files:
@@ -82,7 +82,7 @@ def wheels_for(files: list[dict], minor: int, machine: str) -> dict[str, int]:
 
 @cache
 def tags(minor: int, machine: str) -> dict[Tag, int]:
-    """Every wheel tag that such a Python takes -> the oldest glibc (2.x) that the tag promises to run on."""
+    """Map each wheel tag that such a Python accepts to the oldest glibc (2.x) that the tag runs on."""
     old = {f"manylinux{name}_{machine}": glibc for name, glibc in (("1", 5), ("2010", 12), ("2014", 17))}
     old[f"linux_{machine}"] = 0
     platforms = {f"manylinux_2_{glibc}_{machine}": glibc for glibc in range(5, NEWEST_GLIBC + 1)} | old

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Regenerates locks/*.txt from locks/*.in. Versions already locked are kept as long as the .in
-# files allow them, so a second run changes nothing; `scripts/lock.sh --upgrade` takes the newest.
+# Rewrite locks/*.txt from locks/*.in. Locked versions are kept where the .in files allow them, so that a second run
+# changes nothing; `scripts/lock.sh --upgrade` takes the newest.
 set -euo pipefail
 cd "$(dirname "$0")/../locks"
 
@@ -9,8 +9,8 @@ trap 'rm -rf "$scratch"' EXIT
 python3 -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" install -q --disable-pip-version-check uv==0.13.9 packaging==26.3
 
-# lock NAME MACHINES [uv option...]: NAME.in -> NAME.txt, without a host or a path in it. The second run of uv, over
-# the versions of the first, names every file with its hash.
+# lock NAME MACHINES [uv option...]: NAME.in -> NAME.txt, without a host or a path in it. The second run of uv lists
+# the files of these versions with their hashes.
 lock() {
     local name=$1 machines=$2; shift 2
     local pylock=$scratch/pylock.${name//./-}.toml uv=("$scratch/venv/bin/uv" --no-config pip compile --quiet --universal

@@ -1,4 +1,4 @@
-"""From a profile to the exact command and environment of one server."""
+"""Plan one server: its exact command and environment, from a profile."""
 
 import ipaddress
 import os
@@ -15,7 +15,7 @@ from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Device, Profile
-from vllm_launch.secret_names import is_secret
+from vllm_launch.redaction import is_secret
 
 KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
 CACHE_VARIABLES = {
@@ -23,11 +23,11 @@ CACHE_VARIABLES = {
     "VLLM_CACHE_ROOT": "vllm",
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "CUDA_CACHE_PATH": "cuda",  # the driver's, of what it and NVRTC compile
+    "CUDA_CACHE_PATH": "cuda",  # the driver's, for what it and NVRTC compile
     "FP8_SINKS_KERNEL_CACHE": "lowp",
 }
 KEY_GATE = "vllm_launch.plugin.key_gate.RequireKey"
-# The same for both spellings of NO_PROXY: where both are set, some programs read one and some the other.
+# The same value for both spellings of NO_PROXY: if both are set, programs differ in which they read.
 UNPROXIED = "127.0.0.1,localhost,::1,[::1]"
 FIXED_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -37,30 +37,30 @@ FIXED_ENVIRONMENT = {
     "NO_PROXY": UNPROXIED,
     "no_proxy": UNPROXIED,
     "FP8_SINKS_PLUGIN": "1",
-    "PYTHONSAFEPATH": "1",  # `python -m` would take modules from the run folder, which may be anybody's
-    "SPT_NOENV": "1",  # setproctitle, by which vLLM renames its processes, leaves their environment readable
+    "PYTHONSAFEPATH": "1",  # `python -m` would import modules from the run folder, which any user may write
+    "SPT_NOENV": "1",  # keeps setproctitle, with which vLLM renames its processes, from overwriting their environment
 }
-# What a server must not inherit, since it would defeat what the launcher guards.
+# Variables that a server must not inherit: they would defeat the launcher's checks.
 DROPPED = (
-    # what is read back from the log
+    # the log that `resolved` reads
     *("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_PREFIX"),
     *("VLLM_LOGGING_STREAM", "VLLM_LOGGING_COLOR", "FORCE_COLOR"),
     "VLLM_PLUGINS",  # a list without our plugin leaves it out
-    # doors that ask for no key, and another model than the one that was checked
+    # routes without a key, and another model than the one that was checked
     *("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
     *("VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST", "VLLM_MEDIA_CONNECTOR"),
     "VLLM_MODEL_REDIRECT_PATH",
-    *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # when and how the server ends
+    *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # how the server ends
 )
-# FlashInfer's builds look for the environment's ninja on the path.
+# Holds the environment's ninja, which FlashInfer's builds look up on PATH.
 PROGRAMS = Path(sys.executable).parent
 
 
 class Plan(Strict):
     """One server, ready to be checked and started.
 
-    command: the words after the interpreter's environment; environment: what is added to the caller's.
-    nonce: a second served name that only this server knows. expected_backends: see Profile.
+    command: the words to execute. environment: the variables to add to the caller's. nonce: a second served model name,
+    which only this server has. expected_backends: see Profile.
     """
 
     profile: str
@@ -103,18 +103,18 @@ def make(
     overrides: list[str] | None = None,
     extra: dict[str, Argument] | None = None,
 ) -> Plan:
-    """Decide everything about one server of `profile` on this machine. Raises Problem, Problem; starts nothing.
+    """Plan one server of `profile` on this machine; starts nothing. Raises Problem.
 
-    overrides: a user's words for vLLM; extra: what the caller itself needs, over everything else.
+    overrides: a user's words for vLLM. extra: arguments that the caller needs, on top of all others.
     """
     device, vllm_version = software.vllm_build()
     machine = _machine(device)
     settings = profile.device_settings(device)
-    found = model.find(model_path or model.of_default(settings.default_model))
+    served = model.find(model_path or model.of_default(settings.default_model))
     merged = arguments.merge(
         profile.vllm,
         settings.vllm,
-        profile.model_settings(found.name).vllm,
+        profile.model_settings(served.name).vllm,
         arguments.parse(overrides or []),
     )
     guard.check_arguments(merged)
@@ -127,14 +127,14 @@ def make(
         device=device,
         vllm_version=vllm_version,
         machine=machine,
-        model=found,
+        model=served,
         host=host,
         port=port,
         nonce=nonce,
         arguments=merged,
         command=[
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", found.path, "--served-model-name", found.name, nonce),
+            *("--model", served.path, "--served-model-name", served.name, nonce),
             *("--host", host, "--port", str(port)),
             *([] if is_loopback(host) else ["--middleware", KEY_GATE]),
             *arguments.words(merged),
@@ -151,7 +151,7 @@ def make(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server on `host` is for this machine alone; odd forms such as 127.1 or 0 count as open to others."""
+    """Whether only this machine can reach a server on `host`; forms such as 127.1 or 0 count as open to others."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -159,15 +159,15 @@ def is_loopback(host: str) -> bool:
 
 
 def child_environment(plan: Plan) -> dict[str, str]:
-    """The environment of the server process: the caller's without DROPPED and secrets, and the plan's."""
+    """The environment of the server process: the caller's without DROPPED and secrets, with the plan's on top."""
     dropped = {*DROPPED, *_inherited_secrets(plan)}
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    kept["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
-    return kept | plan.environment
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    inherited["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
+    return inherited | plan.environment
 
 
 def as_shell(plan: Plan) -> str:
-    """The plan as one line that gives the server the same environment from a shell like this one; holds no secret."""
+    """Write the plan as a shell command that starts the server in the same environment; contains no secret."""
     dropped = [word for name in (*DROPPED, *_inherited_secrets(plan)) for word in ("-u", shlex.quote(name))]
     path = f'PATH={shlex.quote(str(PROGRAMS))}{os.pathsep}"$PATH"'
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
@@ -175,26 +175,26 @@ def as_shell(plan: Plan) -> str:
 
 
 def _inherited_secrets(plan: Plan) -> list[str]:
-    """Names of the caller's variables that hold secrets, but VLLM_API_KEY where the server is open to others."""
+    """Names of the caller's secrets, except VLLM_API_KEY if the server is open to others."""
     needed = set() if is_loopback(plan.host) else {"VLLM_API_KEY"}
     return sorted(name for name in os.environ if is_secret(name) and name not in needed)
 
 
 def _check_kv_cache(merged: dict[str, Argument]) -> None:
-    """The KV cache's dtype decides what is checked and read back, so it must be there, as a name."""
+    """Raise Problem("profile") unless the KV cache's dtype is a name: preflight and `resolved` depend on it."""
     dtype, layers = merged.get("kv-cache-dtype"), merged.get("kv-cache-dtype-skip-layers", [])
     if not isinstance(dtype, str):
         raise Problem(
             "profile",
             f"kv-cache-dtype is {dtype!r}, not a name such as auto or fp8",
-            "write a name after it; in YAML, off, on, yes and no are booleans unless they are quoted",
+            "write the name of a dtype; in YAML, off, on, yes and no are booleans unless they are quoted",
         )
     if not isinstance(layers, str | list):
         raise Problem("profile", f"kv-cache-dtype-skip-layers is {layers!r}, not layers", "write a list of layers")
 
 
 def _kernel_cache(root: Path) -> dict[str, str]:
-    """Where an installed FlashInfer keeps its kernels: below `root`, apart for each patch set and version."""
+    """The kernel cache of an installed FlashInfer: a folder below `root` for each patch set and version."""
     return {KERNEL_CACHE: str(jit_cache.workspace(root))} if package.installed() else {}
 
 
@@ -205,5 +205,5 @@ def _machine(device: Device) -> Machine:
         raise Problem(
             "software",
             f"this environment has vLLM for CUDA, but {error}",
-            "mend the driver, or set up for the CPU in a new environment: make setup DEVICE=cpu",
+            "repair the driver, or set up for the CPU in a new environment: make setup DEVICE=cpu",
         ) from error

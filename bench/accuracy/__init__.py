@@ -1,1 +1,1 @@
-"""Are a profile's answers right? Log-probabilities, greedy text and sinks against a reference."""
+"""Accuracy of a profile's answers against a reference: log-probabilities, greedy text and sinks."""

@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens from a running server: through its decode kernel, and through prefill.
 
 Decode is teacher-forced: the server's token forcer (vllm_launch.plugin.forcer) makes it "sample" the reference
-tokens one by one, so that each is scored by the decode kernel on the KV cache. Prefill scores them all at once.
+tokens one by one, so that each is scored by the decode kernel on the KV cache. Prefill scores all tokens at once.
 """
 
 import math
@@ -9,11 +9,9 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Literal
 
-from tokenizers import Tokenizer
-
+from bench.accuracy.texts import Text
 from bench.servers.client import post
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
@@ -24,17 +22,10 @@ TOP = 20  # log-probabilities a position, the most that OpenAI's interface and v
 FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits processors; before, they bring back V1
 
 
-class Text(Strict):
-    """Token ids, of which those from `start` on are scored."""
-
-    ids: list[int]
-    start: int
-
-
 class Scored(Strict):
-    """Tokens with their raw natural log-probabilities, and the best tokens of each position with theirs.
+    """Tokens with their raw natural log-probabilities, and the most likely tokens of each position with theirs.
 
-    top: at each position at least the TOP best and the token itself, id -> log-probability.
+    top: at each position at least the TOP most likely and the token itself, id -> log-probability.
     """
 
     token_ids: list[int]
@@ -49,22 +40,14 @@ def arguments(device: Device, vllm_version: str) -> dict[str, Argument]:
     return {"logits-processors": f"vllm_launch.plugin.{module}:ForceTokens", "max-logprobs": TOP}
 
 
-def tokenize(model_path: str | Path, text: str) -> list[int]:
-    """The ids of `text` by the model folder's tokenizer.json, without special tokens added. Raises Problem("model")."""
-    path = Path(model_path) / "tokenizer.json"
-    if not path.is_file():
-        raise Problem("model", f"no {path}", "give --model a complete model folder (tokenizer.json)")
-    return Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
-
-
 def decode(
     server: Server, prompt_ids: list[int], reference_ids: list[int], *, top: int = TOP, cache_salt: str | None = None
 ) -> Scored:
     """Score reference_ids after prompt_ids (at least two), each in a decode step of its own.
 
-    The first token that a server samples comes from prefill: here that is the prompt's last one, and it is
-    dropped. cache_salt: only requests of the same salt share cached prefixes. Raises Problem("requests"), also if
-    the server decoded other tokens.
+    The first token that a server samples comes from prefill: here that is the prompt's last one, which is dropped.
+    cache_salt: only requests of the same salt share cached prefixes. Raises Problem("requests"), also if the server
+    decoded other tokens.
     """
     if len(prompt_ids) < 2 or not reference_ids:
         raise ValueError(f"expected 2 prompt tokens and 1 to score, got {len(prompt_ids)} and {len(reference_ids)}")
@@ -80,11 +63,11 @@ def decode(
     }
     choice = _choice(server, body, cache_salt)
     _check_same(choice["token_ids"], forced)
-    got = choice["logprobs"] or {"token_logprobs": [], "top_logprobs": []}
-    top_ids = [
-        {int(name.removeprefix("token_id:")): value for name, value in best.items()} for best in got["top_logprobs"]
+    logprobs = choice["logprobs"] or {"token_logprobs": [], "top_logprobs": []}
+    tops = [
+        {int(name.removeprefix("token_id:")): value for name, value in top.items()} for top in logprobs["top_logprobs"]
     ]
-    return _scored(reference_ids, got["token_logprobs"][1:], top_ids[1:])
+    return _scored(reference_ids, logprobs["token_logprobs"][1:], tops[1:])
 
 
 def prefill(server: Server, ids: list[int], start: int, *, top: int = TOP, cache_salt: str | None = None) -> Scored:
@@ -96,24 +79,24 @@ def prefill(server: Server, ids: list[int], start: int, *, top: int = TOP, cache
         raise ValueError(f"expected 1 <= start < {len(ids)} tokens, got {start}")
     choice = _choice(server, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
     _check_same(choice["prompt_token_ids"], ids)
-    answered = (choice["prompt_logprobs"] or [])[start:]
-    found = [{int(token): one["logprob"] for token, one in best.items()} for best in answered]
-    values = [best.get(token) for best, token in zip(found, ids[start:], strict=False)]
-    return _scored(ids[start:], values, found)
+    positions = (choice["prompt_logprobs"] or [])[start:]
+    tops = [{int(token): entry["logprob"] for token, entry in position.items()} for position in positions]
+    values = [top.get(token) for top, token in zip(tops, ids[start:], strict=False)]
+    return _scored(ids[start:], values, tops)
 
 
 def score_all(
     server: Server,
     texts: list[Text],
-    by: Literal["decode", "prefill"],
+    path: Literal["decode", "prefill"],
     *,
-    at_once: int = 16,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    concurrency: int = 16,
+    progress: Callable[[int, int], None] = lambda count, total: None,
 ) -> list[Scored]:
-    """Score every text, `at_once` requests at a time; no cached prefix of an earlier call is used.
+    """Score every text, `concurrency` requests at a time; no cached prefix of an earlier call is used.
 
-    progress: called with (texts done, texts in all). Raises Problem("requests") at the first failure, once the
-    requests already under way have ended; the others are not sent.
+    progress: called with the number of texts scored so far, and of all. Raises Problem("requests") at the first
+    failure, once the requests already under way have ended; no further ones are sent.
     """
     salt, failed = secrets.token_hex(8), threading.Event()
 
@@ -122,25 +105,25 @@ def score_all(
         if failed.is_set():
             return None
         try:
-            return _score(server, by, salt, text)
+            return _score(server, path, salt, text)
         except BaseException:
             failed.set()
             raise
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(concurrency) as pool:
         futures = [pool.submit(score, text) for text in texts]
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
+            for count, future in enumerate(as_completed(futures), start=1):
                 if future.result() is not None:
-                    progress(done, len(texts))
+                    progress(count, len(texts))
         except BaseException:  # Ctrl-C too
             failed.set()
             raise
     return [future.result() for future in futures]
 
 
-def _score(server: Server, by: Literal["decode", "prefill"], salt: str, text: Text) -> Scored:
-    if by == "decode":
+def _score(server: Server, path: Literal["decode", "prefill"], salt: str, text: Text) -> Scored:
+    if path == "decode":
         return decode(server, text.ids[: text.start], text.ids[text.start :], cache_salt=salt)
     return prefill(server, text.ids, text.start, cache_salt=salt)
 
@@ -151,16 +134,16 @@ def _choice(server: Server, body: dict, cache_salt: str | None) -> dict:
     return post(server, common | body | salt)["choices"][0]
 
 
-def _check_same(got: list[int], expected: list[int]) -> None:
-    if got == expected:
+def _check_same(served: list[int], expected: list[int]) -> None:
+    if served == expected:
         return
-    pairs = enumerate(zip(got, expected, strict=False))
-    first = next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(got), len(expected)))
+    pairs = enumerate(zip(served, expected, strict=False))
+    first = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(served), len(expected)))
     raise Problem(
         "requests",
-        f"the server took {len(got)} tokens, expected {len(expected)}; they differ from position {first} on: "
-        f"got {got[first : first + 3]}, expected {expected[first : first + 3]}",
-        "start the server with the token forcer: --logits-processors, as bench.forced.arguments says",
+        f"the server took {len(served)} tokens, expected {len(expected)}; they differ from position {first} on: "
+        f"got {served[first : first + 3]}, expected {expected[first : first + 3]}",
+        "start the server with the token forcer: --logits-processors, as bench.accuracy.forced.arguments has it",
     )
 
 
@@ -168,16 +151,16 @@ def _scored(token_ids: list[int], logprobs: list[float | None], top: list[dict[i
     if not len(token_ids) == len(logprobs) == len(top):
         raise Problem(
             "requests",
-            f"the server returned log-probabilities of {len(logprobs)} tokens and the best of {len(top)} positions,"
+            f"the server returned log-probabilities of {len(logprobs)} tokens and the top ones of {len(top)} positions,"
             f" expected {len(token_ids)} of each",
             "look into the server's log; is this vLLM release supported?",
         )
-    for at, (value, best) in enumerate(zip(logprobs, top, strict=True)):
-        for one in (value, *best.values()):
-            if one is None or not math.isfinite(one):
+    for index, (given_value, likely) in enumerate(zip(logprobs, top, strict=True)):
+        for value in (given_value, *likely.values()):
+            if value is None or not math.isfinite(value):
                 raise Problem(
                     "requests",
-                    f"a log-probability at token {at} is {one}, expected a finite number",
+                    f"a log-probability at token {index} is {value}, expected a finite number",
                     "the model's output is broken on this server: try another attention backend or KV cache dtype",
                 )
     return Scored(token_ids=token_ids, logprobs=logprobs, top=top)

@@ -15,8 +15,8 @@ from bench.accuracy.forced import Scored
 from bench.accuracy.verdicts import Agreement, Figure
 
 TOP = 20
-TINY = 1e-6  # the least mass of the rest bucket: float32 log-probabilities leave about as much of an empty one
-MOST_NATS = 700  # e to the power of more is no float64; a server that masks a given token scores it -9999
+TINY = 1e-6  # minimum mass of the rest bucket: float32 log-probabilities leave about as much of an empty one
+MAX_NATS = 700  # e to the power of more is no float64; a server that masks a given token scores it -9999
 RESAMPLES, SEED, MIN_TEXTS = 1000, 2026, 8
 Z = 1.959964  # of the normal distribution, 97.5%
 
@@ -31,7 +31,7 @@ def agreement(reference: Sequence[Scored], candidate: Sequence[Scored]) -> Agree
     sizes = np.array([len(delta) for delta in deltas])
 
     def mean_of(per_text: Sequence[Sequence[float]]) -> Callable[[np.ndarray], np.ndarray]:
-        sums = np.array([np.sum(one) for one in per_text])
+        sums = np.array([np.sum(values) for values in per_text])
         return lambda draws: (draws @ sums) / (draws @ sizes)
 
     mean_delta = mean_of(deltas)
@@ -41,10 +41,10 @@ def agreement(reference: Sequence[Scored], candidate: Sequence[Scored]) -> Agree
         texts=len(pairs),
         tokens=int(sizes.sum()),
         mean_abs_delta=_figure(mean_of(absolute), draws),
-        p99_abs_delta=_figure(lambda chosen: _quantile(absolute, chosen, 0.99), draws),
+        p99_abs_delta=_figure(lambda counts: _quantile(absolute, counts, 0.99), draws),
         kl=_figure(mean_of(kl), draws),
         top1=_figure(mean_of(same), draws),
-        perplexity_ratio=_figure(lambda chosen: np.exp(np.clip(-mean_delta(chosen), -MOST_NATS, MOST_NATS)), draws),
+        perplexity_ratio=_figure(lambda counts: np.exp(np.clip(-mean_delta(counts), -MAX_NATS, MAX_NATS)), draws),
     )
 
 
@@ -53,39 +53,39 @@ def divergence(reference: dict[int, float], candidate: dict[int, float]) -> floa
 
         sum over i of p_i ln(p_i / q_i) + p_rest ln(p_rest / q_rest),  p_rest = max(TINY, 1 - sum p_i), same for q
 
-    A token that the candidate does not list has at most the probability of the candidate's last of TOP: that is
-    taken for its q_i, so the figure errs to the candidate's favour, by little. Merging the others into one bucket
-    can only lower a KL.
+    A token that the candidate does not list has at most the probability of the candidate's last of TOP, which is used
+    as its q_i, so the figure errs in the candidate's favour, by little. Merging all others into one bucket can only
+    lower a KL.
     """
-    chosen = _best(reference)
-    least = candidate[_best(candidate)[-1]]
-    log_p = np.array([reference[token] for token in chosen])
-    log_q = np.array([candidate.get(token, least) for token in chosen])
+    tokens = _most_likely(reference)
+    lowest = candidate[_most_likely(candidate)[-1]]
+    log_p = np.array([reference[token] for token in tokens])
+    log_q = np.array([candidate.get(token, lowest) for token in tokens])
     p_rest, q_rest = (max(TINY, 1 - float(np.exp(x).sum())) for x in (log_p, log_q))
     return float((np.exp(log_p) * (log_p - log_q)).sum()) + p_rest * math.log(p_rest / q_rest)
 
 
 def same_top(reference: dict[int, float], candidate: dict[int, float]) -> bool:
-    """Whether a most likely token of one is one of the other's; BF16 logits tie exactly now and then."""
-    return not _most_likely(reference).isdisjoint(_most_likely(candidate))
+    """Whether the two share a most likely token; BF16 logits tie exactly now and then."""
+    return not _argmax(reference).isdisjoint(_argmax(candidate))
 
 
-def _most_likely(top: dict[int, float]) -> set[int]:
+def _argmax(top: dict[int, float]) -> set[int]:
     highest = max(top.values())
     return {token for token, value in top.items() if value == highest}
 
 
-def _best(top: dict[int, float]) -> list[int]:
-    """The TOP most likely tokens; a list has one more where the given token was not among them."""
+def _most_likely(top: dict[int, float]) -> list[int]:
+    """The TOP most likely tokens; `top` has one more where the scored token is not among them."""
     return sorted(top, key=top.__getitem__, reverse=True)[:TOP]
 
 
 def _draws(texts: int) -> np.ndarray:
     """How often each text counts: first row once each, then RESAMPLES draws with replacement. [1 + n, texts]."""
-    chosen = np.random.default_rng(SEED).integers(texts, size=(RESAMPLES, texts))
+    drawn = np.random.default_rng(SEED).integers(texts, size=(RESAMPLES, texts))
     counts = np.zeros((RESAMPLES + 1, texts))
     counts[0] = 1
-    np.add.at(counts, (np.arange(1, RESAMPLES + 1)[:, None], chosen), 1)
+    np.add.at(counts, (np.arange(1, RESAMPLES + 1)[:, None], drawn), 1)
     return counts
 
 
@@ -109,23 +109,24 @@ def _tail(texts: int) -> float:
 
 
 def _quantile(per_text: Sequence[np.ndarray], draws: np.ndarray, share: float) -> np.ndarray:
-    """For each draw the least value with at least `share` of the tokens at or below it."""
+    """For each draw the smallest value with at least `share` of the tokens at or below it."""
     values = np.concatenate(per_text)
     order = np.argsort(values)
-    text_of = np.repeat(np.arange(len(per_text)), [len(one) for one in per_text])[order]
-    found = np.empty(len(draws))
-    for place, counts in enumerate(draws):
-        reached = np.cumsum(counts[text_of])
-        found[place] = values[order[np.searchsorted(reached, share * reached[-1])]]
-    return found
+    text_of = np.repeat(np.arange(len(per_text)), [len(text) for text in per_text])[order]
+    quantiles = np.empty(len(draws))
+    for draw, counts in enumerate(draws):
+        cumulative = np.cumsum(counts[text_of])
+        quantiles[draw] = values[order[np.searchsorted(cumulative, share * cumulative[-1])]]
+    return quantiles
 
 
 def _check(reference: Sequence[Scored], candidate: Sequence[Scored]) -> None:
-    if not reference or [one.token_ids for one in reference] != [one.token_ids for one in candidate]:
+    if not reference or [text.token_ids for text in reference] != [text.token_ids for text in candidate]:
         raise ValueError("reference and candidate did not score the same tokens")
-    for one in (*reference, *candidate):
-        if not len(one.token_ids) == len(one.logprobs) == len(one.top) or not all(one.top):
+    for text in (*reference, *candidate):
+        if not len(text.token_ids) == len(text.logprobs) == len(text.top) or not all(text.top):
             lengths = (
-                f"{len(one.token_ids)} tokens, {len(one.logprobs)} log-probabilities, {len(one.top)} lists of best"
+                f"{len(text.token_ids)} tokens, {len(text.logprobs)} log-probabilities, {len(text.top)} lists of top"
+                " tokens"
             )
             raise ValueError(f"a text has {lengths}, expected as many of each and no empty list")

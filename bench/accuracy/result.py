@@ -1,4 +1,4 @@
-"""The result of kind `accuracy`: what each profile answers."""
+"""The result of kind `accuracy`: each profile's answers."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from vllm_launch.resolved import Resolved
 
 
 class AccuracyRow(Strict):
-    """What one profile answers; what failed or was not reached is absent, and in `failures`."""
+    """A profile's answers; what was not measured is absent, and the reason is in `failures`."""
 
     profile: str
     description: str

@@ -1,4 +1,4 @@
-"""A profile's answers and how they are judged: greedy text, log-probabilities of held-out text, and the sinks.
+"""An accuracy run: each profile's greedy text, log-probabilities and sinks, judged against the reference's.
 
 The log-probabilities need a server with our token forcer. A forcer costs a little time in every step, so rates are
 never measured on such a server.
@@ -9,25 +9,28 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 
-from bench.accuracy import forced, sink_check
-from bench.accuracy import scores as accuracy
-from bench.accuracy.forced import Text
+from bench.accuracy import answers, forced, greedy, sink_check
+from bench.accuracy.greedy import Answer
+from bench.accuracy.judge import judge
 from bench.accuracy.result import AccuracyResult, AccuracyRow
+from bench.accuracy.texts import Text, texts_of
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch, SinkCheck
 from bench.record.steps import load, step
-from bench.servers import client as completion
 from bench.servers import run as runs
-from bench.servers.client import Answer
 from bench.servers.result import Failure
-from bench.servers.run import Run, doing, plan_of, said
-from bench.servers.starts import row_settings, started
-from vllm_launch import profile
+from bench.servers.run import Entry, Run, in_step
+from bench.servers.starts import row_settings, serve, status_of
 from vllm_launch.model import Model
-from vllm_launch.profile import Argument, Profile
+from vllm_launch.profile import Argument
 from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
 
-SCORES, AGAIN = "scores.json.gz", "scores-again.json.gz"
+GREEDY, SCORES, REPEATED, SINKS = "greedy.json", "scores.json.gz", "scores-again.json.gz", "sinks.json"
+
+
+def execute(run: Run, command: list[str]) -> AccuracyResult:
+    """Take and judge the answers of a run's profiles, without any speed. Writes and raises as runs.execute."""
+    return runs.execute(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
 
 
 def forcer() -> dict[str, Argument]:
@@ -35,151 +38,130 @@ def forcer() -> dict[str, Argument]:
     return forced.arguments(*vllm_build())
 
 
-def greedy(run: Run, one: Profile, running: Server) -> list[Answer]:
+def ask_greedy(run: Run, entry: Entry, running: Server) -> list[Answer]:
     """The greedy answers of a running server (step greedy.json)."""
-    run.say(f"{one.name}: greedy answers")
-    gate = one.greedy
-    with doing("greedy"):
-        answers = step(
-            run.folder / one.name / "greedy.json",
+    run.status(f"{entry.name}: greedy answers")
+    gate = run.suite.greedy
+    with in_step("greedy"):
+        replies = step(
+            entry.folder / GREEDY,
             list[Answer],
-            lambda: [completion.greedy(running, prompt, gate.tokens) for prompt in gate.prompts],
+            lambda: [greedy.answer(running, prompt, gate.tokens) for prompt in gate.prompts],
         )
-    run.done(f"{one.name}: {len(answers)} greedy answers")
-    return answers
+    run.report(f"{entry.name}: {len(replies)} greedy answers")
+    return replies
 
 
-def scores(run: Run, one: Profile, running: Server, again: int | None = None) -> None:
+def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None = None) -> None:
     """The log-probabilities of a running server with the forcer, and its sinks (steps scores.json.gz, sinks.json).
 
-    The reference profile is asked twice (AGAIN), at the first `again` of its contexts, None: all: how far it is from
-    itself is the noise. Transformers computes beside the server, which keeps one core of a small machine idle.
+    The reference profile is scored twice (REPEATED), at the first `repeat_contexts` of the contexts, None: all: its
+    distance from itself is the noise. Transformers computes in parallel; on a small machine one core would idle.
     """
-    model, folder = running.plan.model, run.folder / one.name
-    settings = one.model_settings(model.name)
-    bounds, at = settings.thresholds.sinks, settings.accuracy.shortest_prefill
-    with doing("log-probabilities"):
-        texts = [text for text in accuracy.texts(model, settings.accuracy) if text.start == at]
-    obstacle = sink_check.obstacle(model, texts)
-    with ThreadPoolExecutor(1) as beside:
-        exact = None if obstacle else beside.submit(_exact, run, model, texts)
-        with doing("log-probabilities"):
-            answers = accuracy.collect(running, settings.accuracy, folder / SCORES, said(run, one))
-            if profile.load(one.greedy.reference).name == one.name:
-                some = settings.accuracy.model_copy(update={"at": settings.accuracy.at[:again]})
-                accuracy.collect(running, some, folder / AGAIN, said(run, one))
-        run.done(f"{one.name}: log-probabilities of {settings.accuracy.tokens:,} tokens, through decode and prefill")
+    model, settings, bounds = running.plan.model, run.suite.texts, entry.thresholds.sinks
+    source, context, status = settings.source, settings.shortest_prefill, status_of(run, entry)
+    with in_step("log-probabilities"):
+        texts = texts_of(model, settings)
+    checked = [text for text in texts if text.start == context]
+    obstacle = sink_check.obstacle(model, checked)
+    with ThreadPoolExecutor(1) as executor:
+        exact = None if obstacle else executor.submit(_exact, run, model, checked)
+        with in_step("log-probabilities"):
+            scores = answers.collect(running, source, texts, entry.folder / SCORES, status)
+            if run.is_reference(entry):
+                contexts = {group.context for group in settings.contexts[:repeat_contexts]}
+                repeated = [text for text in texts if text.start in contexts]
+                answers.collect(running, source, repeated, entry.folder / REPEATED, status)
+        run.report(f"{entry.name}: log-probabilities of {settings.tokens:,} tokens, through decode and prefill")
 
         def check() -> SinkCheck:
-            run.say(f"{one.name}: sinks against transformers")
-            served = [text.prefill for text in answers.at if text.context == at]
+            status("sinks against transformers")
+            served = [text.prefill for text in scores.texts if text.context == context]
             return sink_check.check(served, exact.result(), bounds) if exact else sink_check.not_run(obstacle, bounds)
 
-        with doing("sinks"):
-            found = step(folder / "sinks.json", SinkCheck, check)
-    run.done(f"{one.name}: sinks {found.status}" + (f": {found.reason}" if found.reason else ""))
+        with in_step("sinks"):
+            sinks = step(entry.folder / SINKS, SinkCheck, check)
+    run.report(f"{entry.name}: sinks {sinks.status}" + (f": {sinks.reason}" if sinks.reason else ""))
 
 
-def _exact(run: Run, model: Model, texts: list[Text]) -> dict[str, list[float]]:
-    """Transformers' log-probabilities, the same for every profile of a run with these texts (step transformers-*)."""
-    action = partial(sink_check.of_transformers, model, texts)
-    key = hashlib.sha256(repr(texts).encode()).hexdigest()[:8]
-    return step(run.folder / f"transformers-{key}.json", dict[str, list[float]], action)
+def is_scored(entry: Entry) -> bool:
+    """Whether a profile's log-probabilities and sink check are in its folder."""
+    return all((entry.folder / name).exists() for name in (SCORES, SINKS))
 
 
-def answered(run: Run, one: Profile) -> bool:
-    """Whether all of a profile's answers are there."""
-    folder = run.folder / one.name
-    return (folder / "greedy.json").exists() and scored(run, one)
-
-
-def scored(run: Run, one: Profile) -> bool:
-    """Whether a profile's log-probabilities and sink check are there."""
-    folder = run.folder / one.name
-    return all((folder / name).exists() for name in (SCORES, "sinks.json"))
-
-
-def ensure_reference(run: Run, one: Profile) -> None:
-    """Serve the profile that `one` is compared with, for its answers alone, if they are not there yet."""
-    reference = profile.load(one.greedy.reference)
-    if reference.name != one.name and not answered(run, reference):
-        run.done(f"{one.name}: its answers are compared with {reference.name}'s, which is served for that first")
+def ensure_reference(run: Run, entry: Entry) -> None:
+    """Serve the reference profile for its answers alone, unless it is `entry` or they are in its folder."""
+    reference = run.reference
+    if not run.is_reference(entry) and not _is_answered(reference):
+        run.report(f"{entry.name}: its answers are compared with {reference.name}'s, which is served for that first")
         try:
-            answer(run, reference)
+            _answer(run, reference)
         except Exception as error:
             error.step = f"reference {reference.name}: {getattr(error, 'step', 'preparation')}"
             raise
 
 
-def answer(run: Run, one: Profile) -> None:
-    """Serve a profile with the forcer and take all of its answers."""
-    with started(run, one, "scored", forcer()) as running:
-        greedy(run, one, running)
-        scores(run, one, running)
-
-
-def greedy_matches(run: Run, one: Profile) -> list[GreedyMatch]:
+def greedy_matches(run: Run, entry: Entry) -> list[GreedyMatch]:
     """The greedy answers against the reference's; none for the reference itself, and while answers are missing."""
-    name = profile.load(one.greedy.reference).name
-    paths = [run.folder / of / "greedy.json" for of in (one.name, name)]
-    if name == one.name or not all(path.exists() for path in paths):
+    paths = [folder / GREEDY for folder in (entry.folder, run.reference.folder)]
+    if run.is_reference(entry) or not all(path.exists() for path in paths):
         return []
-    own, reference = (load(path, list[Answer]) for path in paths)
-    return [completion.match(a, b, name, one.greedy) for a, b in zip(own, reference, strict=True)]
+    pairs = zip(*(load(path, list[Answer]) for path in paths), strict=True)
+    return [greedy.match(reply, expected, run.reference.name, run.suite.greedy) for reply, expected in pairs]
 
 
-def record(run: Run, one: Profile) -> AccuracyRecord | None:
+def record(run: Run, entry: Entry) -> AccuracyRecord | None:
     """The log-probabilities against the reference's, judged; None while they are missing.
 
     The first verdict on complete answers is the run's own (step verdict.json); one that differs is dated.
     """
-    name = profile.load(one.greedy.reference).name
-    paths = [run.folder / name / SCORES, run.folder / one.name / (AGAIN if name == one.name else SCORES)]
+    is_reference, name = run.is_reference(entry), run.reference.name
+    paths = [run.reference.folder / SCORES, entry.folder / (REPEATED if is_reference else SCORES)]
     if not all(path.exists() for path in paths):
         return None
-    reference, own = (accuracy.read(path) for path in paths)
-    if name == one.name:
-        reference = accuracy.where_both(reference, own)
-    thresholds = one.model_settings(plan_of(run, one).model.name).thresholds
-    folder = run.folder / one.name
-    if not scored(run, one):
-        return accuracy.judge(reference, own, thresholds, name)
-    sinks = sink_check.judged(load(folder / "sinks.json", SinkCheck), thresholds.sinks)
-    judged = accuracy.judge(reference, own, thresholds, name, sinks)
-    if judged == step(folder / "verdict.json", AccuracyRecord, lambda: judged):
-        return judged
-    return judged.model_copy(update={"judged_at": datetime.now(UTC).replace(microsecond=0)})
+    reference, candidate = (answers.read(path) for path in paths)
+    if is_reference:
+        reference = reference.at_contexts({text.context for text in candidate.texts})
+    if not is_scored(entry):
+        return judge(reference, candidate, entry.thresholds, name)
+    sinks = sink_check.judged(load(entry.folder / SINKS, SinkCheck), entry.thresholds.sinks)
+    verdict = judge(reference, candidate, entry.thresholds, name, sinks)
+    if verdict == step(entry.folder / "verdict.json", AccuracyRecord, lambda: verdict):
+        return verdict
+    return verdict.model_copy(update={"judged_at": datetime.now(UTC).replace(microsecond=0)})
 
 
-def failed_gates(row: AccuracyRow) -> list[str]:
-    """What a profile failed, a line each; empty if nothing."""
-    lines = [
-        f"greedy match {one.matched} of {one.tokens} ({one.distinct} distinct) after {one.prompt!r}"
-        for one in row.greedy
-        if not one.passed
-    ]
-    if row.accuracy:
-        lines += accuracy.failures(row.accuracy)
-    return lines
+def _measure(run: Run, entry: Entry) -> None:
+    ensure_reference(run, entry)
+    if not _is_answered(entry):
+        _answer(run, entry)
 
 
-def execute(run: Run, command: list[str]) -> AccuracyResult:
-    """Take and judge the answers of run.request's profiles, without any speed. Writes and raises as a serving run."""
-    return runs.execute(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
+def _is_answered(entry: Entry) -> bool:
+    """Whether all of a profile's answers are in its folder."""
+    return (entry.folder / GREEDY).exists() and is_scored(entry)
 
 
-def _measure(run: Run, one: Profile) -> None:
-    ensure_reference(run, one)
-    if not answered(run, one):
-        answer(run, one)
+def _answer(run: Run, entry: Entry) -> None:
+    """Serve a profile with the forcer and take all of its answers."""
+    with serve(run, entry, "scored", forcer()) as running:
+        ask_greedy(run, entry, running)
+        score(run, entry, running)
 
 
-def _row(run: Run, one: Profile, failure: Failure | None) -> AccuracyRow:
+def _exact(run: Run, model: Model, checked: list[Text]) -> dict[str, list[float]]:
+    """Transformers' log-probabilities, the same for every profile of a run with these texts (step transformers-*)."""
+    key = hashlib.sha256(repr(checked).encode()).hexdigest()[:8]
+    action = partial(sink_check.of_transformers, model, checked)
+    return step(run.folder / f"transformers-{key}.json", dict[str, list[float]], action)
+
+
+def _row(run: Run, entry: Entry, failure: Failure | None) -> AccuracyRow:
     return AccuracyRow(
-        profile=one.name,
-        description=one.description,
-        **row_settings(run, one),
-        greedy=greedy_matches(run, one),
-        accuracy=record(run, one),
+        profile=entry.name,
+        description=entry.profile.description,
+        **row_settings(entry),
+        greedy=greedy_matches(run, entry),
+        accuracy=record(run, entry),
         failures=[failure] if failure else [],
     )

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from bench.accuracy.gate_words import FIGURES, PATHS, gate_words, sink_words
 from bench.accuracy.result import AccuracyRow
-from bench.accuracy.scores import FIGURES, PATHS, gate_words, sink_words
 from bench.accuracy.verdicts import AccuracyRecord, Agreement, Figure
 from bench.report import markdown as md
 from bench.serving import plot as plots

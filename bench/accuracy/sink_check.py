@@ -15,24 +15,26 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from bench.accuracy.forced import Scored, Text
+from bench.accuracy.forced import Scored
+from bench.accuracy.texts import Text
 from bench.accuracy.verdicts import TRUE_SINKS, SinkCheck, sink_status
+from bench.suite import SinkBounds
 from flashinfer_patches.errors import Problem
 from vllm_launch.model import Model
-from vllm_launch.profile import SinkBounds
 
 GIB = 1 << 30
 ARCHITECTURE = "GptOssForCausalLM"
 WRONG = ("zeroed", "shifted by one head", "doubled")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a stored weight
 MXFP4_BYTES = 17 / 32  # 4 bits, and 8 bits of scale for 32 of them
-SPARE = 1.2  # activations, and what loading holds for a while
+OVERHEAD = 1.2  # activations, and what loading holds for a while
 
 
 def check(served: Sequence[Scored], exact: dict[str, list[float]], bounds: SinkBounds) -> SinkCheck:
     """A server's prefill log-probabilities of some texts against `of_transformers` of the same texts."""
-    values = np.concatenate([one.logprobs for one in served])
-    return verdict({name: float(np.abs(values - of).mean()) for name, of in exact.items()}, len(values), bounds)
+    values = np.concatenate([text.logprobs for text in served])
+    distances = {name: float(np.abs(values - expected).mean()) for name, expected in exact.items()}
+    return verdict(distances, len(values), bounds)
 
 
 def not_run(reason: str, bounds: SinkBounds) -> SinkCheck:
@@ -45,7 +47,7 @@ def not_run(reason: str, bounds: SinkBounds) -> SinkCheck:
 def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> SinkCheck:
     """Passed if the true sinks are near enough and the nearest wrong ones far enough (`bounds`).
 
-    Distances that are not all finite are a failed check, which says so and has none.
+    Distances that are not all finite make a failed check, with a reason instead of distances.
     """
     finite = all(map(math.isfinite, distances.values()))
     return SinkCheck(
@@ -59,7 +61,7 @@ def verdict(distances: dict[str, float], tokens: int, bounds: SinkBounds) -> Sin
 
 
 def judged(check: SinkCheck, bounds: SinkBounds) -> SinkCheck:
-    """A kept check by the bounds of now."""
+    """A saved check, judged by other bounds."""
     if check.reason is not None:  # it has no distances
         return check.model_copy(update={"bound": bounds.mean_abs_delta, "factor": bounds.factor})
     return verdict(check.mean_abs_delta, check.tokens, bounds)
@@ -68,19 +70,19 @@ def judged(check: SinkCheck, bounds: SinkBounds) -> SinkCheck:
 def obstacle(model: Model, texts: Sequence[Text]) -> str | None:
     """Why the check cannot run on this machine with this model and these texts; None if it can."""
     if not texts:
-        return "the profile asks for no prompt log-probabilities"
+        return "the suite asks for no prompt log-probabilities"
     if model.architecture != ARCHITECTURE:
         return f"only {ARCHITECTURE} is checked; this model is a {model.architecture}"
     if not model.has_sinks:
         return "the model has no sinks"
-    needed, free = int(fp32_bytes(model) * SPARE), psutil.virtual_memory().available
+    needed, free = int(fp32_bytes(model) * OVERHEAD), psutil.virtual_memory().available
     if needed > free:
         return f"transformers in FP32 needs {needed / GIB:,.1f} GiB of memory, {free / GIB:,.1f} GiB are free"
     return None
 
 
 def fp32_bytes(model: Model) -> int:
-    """The weights' bytes in FP32, from their bytes on disk and the config's word on how they are stored."""
+    """The weights' bytes in FP32, from their bytes on disk and their storage type in config.json."""
     path = Path(model.path) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -105,7 +107,7 @@ def _not_as_expected(path: Path, name: str) -> Problem:
 
 
 @contextmanager
-def environment_kept() -> Iterator[None]:
+def environment_restored() -> Iterator[None]:
     """Undo what a block does to this process's environment: later servers would inherit it."""
     before = dict(os.environ)
     try:
@@ -116,7 +118,7 @@ def environment_kept() -> Iterator[None]:
         os.environ.update(before)
 
 
-@environment_kept()  # libraries that transformers imports set KMP_* and others
+@environment_restored()  # libraries that transformers imports set KMP_* and others
 def of_transformers(model: Model, texts: list[Text]) -> dict[str, list[float]]:
     """Log-probabilities (nats, FP32) of the texts' scored tokens: sinks -> values, with TRUE_SINKS and each of WRONG.
 
@@ -139,20 +141,20 @@ def of_transformers(model: Model, texts: list[Text]) -> dict[str, list[float]]:
         "shifted by one head": lambda sinks: sinks.roll(1),
         "doubled": lambda sinks: 2 * sinks,
     }
-    kept = [layer.sinks.detach().clone() for layer in layers]
+    originals = [layer.sinks.detach().clone() for layer in layers]
     threads = torch.get_num_threads()
     if fp32_bytes(model) < GIB:
         torch.set_num_threads(1)  # on busy cores, threads that wait for each other cost a small model 20 times
-    found = {}
+    values = {}
     try:
         with torch.no_grad():
             for name, change in changes.items():
-                for layer, sinks in zip(layers, kept, strict=True):
+                for layer, sinks in zip(layers, originals, strict=True):
                     layer.sinks.copy_(change(sinks))
-                found[name] = _log_probabilities(loaded, texts)
+                values[name] = _log_probabilities(loaded, texts)
     finally:
         torch.set_num_threads(threads)
-    return found
+    return values
 
 
 def _log_probabilities(loaded, texts: list[Text]) -> list[float]:

@@ -1,27 +1,26 @@
-"""Figures of a profile's answers and the verdicts on them. A verdict that its own figures contradict is an error."""
+"""Figures of a profile's answers, and the verdicts on them. A verdict that its figures contradict raises."""
 
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flashinfer_patches.strict import NotNegative, Positive, Strict
+from flashinfer_patches.strict import Count, NotNegative, Positive, Strict
 
-Count = Annotated[int, Field(ge=1)]
 FigureName = Literal["mean_abs_delta", "p99_abs_delta", "kl", "top1", "perplexity_ratio"]
 SinkStatus = Literal["passed", "FAILED", "not judged", "not run"]
-TRUE_SINKS = "true"  # among the kinds of sinks that a server is held against; all others are wrong ones
+TRUE_SINKS = "true"  # among the kinds of sinks in a sink check; every other kind is wrong
 
 
 def greedy_passes(
     matched: int, tokens: int, distinct: int, min_match: float, min_distinct: int, missing: int = 0
 ) -> bool:
-    """Whether more than min_match of the tokens are the reference's, none is missing, and it is no loop of few."""
+    """Whether more than min_match of the tokens match, none is missing, and there are at least min_distinct of them."""
     return not missing and matched > min_match * tokens and distinct >= min_distinct
 
 
 def holds(figure: FigureName, value: float, bound: float) -> bool:
-    """Whether a figure of an Agreement keeps its bound; a NaN keeps none."""
+    """Whether a figure of an Agreement is within its bound; NaN never is."""
     if figure == "top1":
         return value >= bound
     if figure == "perplexity_ratio":
@@ -36,8 +35,8 @@ def sink_status(distances: dict[str, float], bound: float | None, factor: float 
     """
     near = distances[TRUE_SINKS]
     far = min(value for name, value in distances.items() if name != TRUE_SINKS)
-    kept = [None if bound is None else near <= bound, None if factor is None else far >= factor * near]
-    return "FAILED" if False in kept else "not judged" if None in kept else "passed"
+    passed = [None if bound is None else near <= bound, None if factor is None else far >= factor * near]
+    return "FAILED" if False in passed else "not judged" if None in passed else "passed"
 
 
 class GreedyMatch(Strict):
@@ -90,7 +89,7 @@ class Figure(Strict):
 
 
 class Agreement(Strict):
-    """How a profile's log-probabilities of given tokens differ from the reference profile's (bench/metrics.py).
+    """How a profile's log-probabilities of given tokens differ from the reference profile's (metrics.py).
 
     delta: log p here minus log p there of the token that was given, nats. kl: nats a token. top1: share of
     positions with the same most likely token. perplexity_ratio: this profile's perplexity over the reference's.
@@ -126,8 +125,8 @@ class AtContext(Strict):
 class SinkCheck(Strict):
     """The server's prompt log-probabilities against transformers in FP32 with true and with wrong sinks.
 
-    mean_abs_delta: nats, by what was done to the sinks (`true` for nothing). bound: the most that `true` may
-    have; factor: how many times farther the nearest wrong one must be. reason: why there are no figures.
+    mean_abs_delta: nats, by kind of sinks (`true`: unchanged). bound: maximum for `true`; factor: how many times
+    farther the nearest wrong kind must be. reason: why there are no figures.
     """
 
     status: SinkStatus
@@ -153,7 +152,7 @@ class SinkCheck(Strict):
 
 
 class Gate(Strict):
-    """One figure against its bound. context: None for all of them. bound and passed: None if it is not judged."""
+    """One figure against its bound. context: None for all contexts. bound and passed: None if it is not judged."""
 
     path: Literal["decode", "prefill", "paths"]
     context: int | None
@@ -175,7 +174,7 @@ class AccuracyRecord(Strict):
     """A profile's answers against the reference profile's; the reference's own record compares it with itself.
 
     paths: its decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
-    judged_at: when the gates were computed again from the kept scores, after the run; None for the run's own verdict.
+    judged_at: when the saved scores were judged again, after the run; None for the run's own verdict.
     """
 
     reference: str
@@ -202,11 +201,12 @@ class AccuracyRecord(Strict):
 
     @model_validator(mode="after")
     def _gates_judge_these_figures(self):
-        at = {one.context: one for one in self.contexts}
+        by_context = {entry.context: entry for entry in self.contexts}
         for gate in self.gates:
-            agreement = getattr(self if gate.context is None else at.get(gate.context), gate.path, None)
+            agreement = getattr(self if gate.context is None else by_context.get(gate.context), gate.path, None)
             value = agreement and getattr(agreement, gate.figure).value
             if value != gate.value:
-                where = "all contexts" if gate.context is None else f"context {gate.context}"
-                raise ValueError(f"a gate has {gate.path} {gate.figure} {gate.value:g} at {where}, the record {value}")
+                context = "all contexts" if gate.context is None else f"context {gate.context}"
+                message = f"a gate has {gate.path} {gate.figure} {gate.value:g} at {context}, the record {value}"
+                raise ValueError(message)
         return self

@@ -1,1 +1,1 @@
-"""What results of every kind have in common: envelope, schema, run folder, steps, noise."""
+"""What results of every kind share: envelope, schema, run folder, steps, noise."""

@@ -6,7 +6,7 @@ SCHEMA_VERSION = 1
 
 
 class Wiped(Strict):
-    """What emptying this run's JIT caches removed before a cold start."""
+    """What was removed from a run's JIT caches before a cold start."""
 
     files: int
     bytes: int

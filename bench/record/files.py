@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a temporary file, then a rename."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from flashinfer_patches.errors import Problem
 
 
 def write(model: BaseModel, path: Path) -> None:
-    """Write any of our records as JSON, whole or not at all."""
+    """Write a record as JSON, atomically."""
     write_text(model.model_dump_json(indent=1) + "\n", path)
 
 
@@ -24,7 +24,7 @@ def write_text(text: str, path: Path) -> None:
 
 @contextmanager
 def writing(folder: Path, remedy: str = "choose another --run-dir, or mend its rights") -> Iterator[None]:
-    """Turn what the disk refuses in the block, which writes into `folder`, into Problem("disk")."""
+    """Raise any OSError of the block, which writes into `folder`, as Problem("disk")."""
     try:
         yield
     except OSError as error:

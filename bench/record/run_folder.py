@@ -1,10 +1,10 @@
-"""A run's folder on disk: whose it is, who works in it, and its caches. What is not provably ours is never removed."""
+"""A run's folder: its request, its lock and its caches. What is not provably ours is never removed."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,18 +22,22 @@ CACHE_MARK_TEXT = "JIT caches of a run of fp8-sinks: all that is in this folder 
 
 
 class Request(Strict):
-    """What a run was asked to do; kept in its folder so that --resume does the same."""
+    """What a run measures; saved in its folder, so that --resume does the same. suite: None is the model's own."""
 
     kind: Literal["serving", "accuracy"] = "serving"
     profiles: list[str]
     model: str | None
+    suite: str | None = None
     overrides: list[str]
 
 
-def read_request(folder: Path) -> Request:
-    """The request of a run folder; raises Problem("file") for a folder that has none."""
+R = TypeVar("R", bound=Strict)
+
+
+def read_request(folder: Path, model: type[R] = Request) -> R:
+    """The request of a run folder; raises Problem("file") for a folder that has none of this model."""
     try:
-        return Request.model_validate_json((folder / REQUEST).read_bytes())
+        return model.model_validate_json((folder / REQUEST).read_bytes())
     except (OSError, ValidationError) as error:
         raise Problem(
             "file",
@@ -42,36 +46,41 @@ def read_request(folder: Path) -> Request:
         ) from error
 
 
-def check(folder: Path, request: Request) -> None:
-    """Raise Problem unless `folder` is absent, empty, or that of a run of the same request. Makes nothing."""
+def check(folder: Path, request: Strict) -> None:
+    """Raise Problem unless `folder` is absent, empty, or that of a run of the same request; writes nothing."""
     _check_lock(folder / LOCK)
     try:
-        content = [path for path in folder.iterdir() if not _passing(path.name)] if folder.exists() else []
+        content = [path for path in folder.iterdir() if not _is_transient(path.name)] if folder.exists() else []
     except OSError as error:
         raise Problem("disk", f"cannot read {folder}: {error.strerror}", "choose another --run-dir") from error
-    if content and read_request(folder) != request:
+    if content and (changed := _changed(read_request(folder, type(request)), request)):
         raise Problem(
             "file",
-            f"{folder} holds a run of another kind, profiles, model or arguments",
+            f"{folder} holds a run with another request: other {', '.join(changed)}",
             f"go on with it: --resume {folder}; or choose another --run-dir",
         )
     _check_cache(folder / CACHE)
 
 
-def _passing(name: str) -> bool:
-    """Whether a name is that of the lock, or of a request that was not written to its end."""
+def _changed(earlier: Strict, request: Strict) -> list[str]:
+    """Fields that differ between two requests of one model."""
+    return [name for name in type(request).model_fields if getattr(earlier, name) != getattr(request, name)]
+
+
+def _is_transient(name: str) -> bool:
+    """Whether a name is that of the lock, or of a request that was only partly written."""
     return name == LOCK or name.startswith(f".{REQUEST}.")
 
 
 def broken_step(path: Path) -> Problem:
-    """Of a step's file that cannot be read; its run folder is the nearest one with a request."""
+    """The Problem of a step's file that cannot be read; its run folder is the nearest one with a request."""
     run = next((folder for folder in path.parents if (folder / REQUEST).exists()), path.parent)
     return Problem("file", f"{path} cannot be read as a finished step", f"delete that file, then --resume {run}")
 
 
 @contextmanager
-def opened(folder: Path, request: Request) -> Iterator[None]:
-    """Make or take `folder` as that of `request`, with an own cache folder, and hold its lock while the block runs.
+def opened(folder: Path, request: Strict) -> Iterator[None]:
+    """Create `folder` for `request`, or reopen it, with a cache folder, and hold its lock while the block runs.
 
     Raises what check() does, Problem("disk") where it cannot write, and Problem("lock"), naming the holder.
     """
@@ -88,7 +97,7 @@ def opened(folder: Path, request: Request) -> Iterator[None]:
 
 
 def own_cache(cache: Path) -> None:
-    """Make a cache folder with our mark; raises Problem for one that is there without, unless it is empty."""
+    """Create a cache folder with our mark; raises Problem for an existing one without it, unless it is empty."""
     _check_cache(cache)
     with writing(cache):
         cache.mkdir(exist_ok=True)
@@ -96,7 +105,7 @@ def own_cache(cache: Path) -> None:
 
 
 def wipe_cache(cache: Path) -> Wiped:
-    """Empty a cache folder that carries our mark, which stays; says how much was there. Follows no symbolic link."""
+    """Empty a cache folder that has our mark, but for the mark; counts what was removed. Follows no symbolic link."""
     if not _is_ours(cache):
         raise _not_ours(cache)
     with writing(cache):
@@ -117,8 +126,8 @@ def cached_files(cache: Path) -> list[Path]:
 
 def _check_lock(lock: Path) -> None:
     if not locking.is_free_to_take(lock):
-        what = f"{lock} holds something else than a lock of ours, and would be overwritten"
-        raise Problem("file", what, "choose another --run-dir, or move that file away")
+        message = f"{lock} holds something else than a lock of ours, and would be overwritten"
+        raise Problem("file", message, "choose another --run-dir, or move that file away")
 
 
 def _check_cache(cache: Path) -> None:

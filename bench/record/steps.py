@@ -1,4 +1,4 @@
-"""Steps of a run: each a file of its own, which a resumed run finds done."""
+"""Steps of a run: each saves its value in a file, from which a resumed run loads it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
-    """The value that `path` holds, or else what `action` returns, written there; raises Problem("disk")."""
+    """Load `path`, or run `action` and save its value there; raises Problem("disk")."""
     if path.exists():
         return load(path, kind)
     value = action()
@@ -23,7 +23,7 @@ def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
 
 
 def load(path: Path, kind: type[T]) -> T:
-    """A finished step; raises Problem("file") for one that cannot be read."""
+    """Load a finished step; raises Problem("file") for one that cannot be read."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

@@ -1,1 +1,1 @@
-"""Runs that start servers: the plan of each start, its steps, and the HTTP client."""
+"""Runs that start servers: the profiles of a run, their starts, and the HTTP client."""

@@ -1,4 +1,4 @@
-"""What a result keeps of a server: what was asked of it, its starts, and what failed."""
+"""What a result records of a server: its request, its starts, its failures."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from vllm_launch.profile import Argument
 
 
 class Requested(Strict):
-    """What was asked of vLLM: the server's command line and the environment added to the caller's, as executed.
+    """The request to vLLM: the server's command line and the environment added to the caller's, as executed.
 
     command: empty where no server was started.
     """
@@ -21,16 +21,16 @@ class Requested(Strict):
     environment: dict[str, str]
 
 
-RESOLVED_FIGURES = ("kv_capacity_tokens", "max_concurrency", "kv_cache_gib", "weights_gib")  # no settings
+RESOLVED_FIGURES = ("kv_capacity_tokens",)  # no settings
 
 
 class Start(Strict):
-    """One start of the server, in seconds. cold: this run's caches were empty; scored: with our token forcer, in a
-    serving run after a cold start, in an accuracy run the first one on its caches.
+    """One start of the server, in seconds. cold: on empty caches; scored: with our token forcer, in a serving run after
+    a cold start, in an accuracy run on empty caches at first.
 
-    command: as it was executed; empty in results that did not record it. load_average: of the machine over the minute
-    before the start. cached_files: in the run's caches after the first token; where a cold start leaves none, a warm
-    one would find the same and is not made.
+    command: as executed; empty in results that did not record it. load_average: of the machine over the minute before
+    the start. cached_files: in the run's caches after the first token; where a cold start leaves none, no warm start
+    is made.
     """
 
     cache: Literal["cold", "warm", "scored"]

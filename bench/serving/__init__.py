@@ -1,1 +1,1 @@
-"""How fast is a profile, cold and warm? llama-benchy, comparisons and plots."""
+"""Speed of a profile, cold and warm: llama-benchy, comparisons and plots."""

@@ -5,7 +5,6 @@ wants its text over HTTP: all three are handled here.
 """
 
 import json
-import pkgutil
 import subprocess
 import sys
 import threading
@@ -17,23 +16,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bench.accuracy.texts import book
 from bench.serving.result import Rate
+from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import provenance
 from vllm_launch.plan import FIXED_ENVIRONMENT, child_environment
-from vllm_launch.profile import BenchGrid
 from vllm_launch.server import Server
 
 TIMEOUT_S = 4 * 3600
 GPT2_FALLBACK = "Falling back to 'gpt2'"
-
-
-def book() -> bytes:
-    """English text to make prompts of: the Python language reference that every Python ships (PSF licence)."""
-    source = pkgutil.get_data("pydoc_data", "topics.py")
-    if source is None:
-        raise Problem("software", "this Python lacks pydoc_data/topics.py", "install the full standard library")
-    return source
 
 
 @contextmanager
@@ -63,7 +55,7 @@ def book_server() -> Iterator[str]:
 
 
 def measure(
-    server: Server, grid: BenchGrid, depth: int, folder: Path, book_url: str, on_request: Callable[[], None]
+    server: Server, grid: Grid, depth: int, folder: Path, book_url: str, on_request: Callable[[], None]
 ) -> list[Rate]:
     """The rates of every prompt, output and concurrency of `grid` at one depth, in tokens and seconds.
 
@@ -109,17 +101,17 @@ def measure(
 def with_loads(rates: list[Rate], loads: list[float], runs: int) -> list[Rate]:
     """The rates with the load average at the end of each. loads: at the end of each measured request, in their order.
 
-    Where the requests are not those of the rates, it is not known: None.
+    None where the number of requests is not that of the rates.
     """
     ends = list(accumulate(runs * rate.concurrency for rate in rates))
-    known = ends[-1:] == [len(loads)]
+    matches = ends[-1:] == [len(loads)]
     return [
-        rate.model_copy(update={"load_average": loads[end - 1] if known else None})
+        rate.model_copy(update={"load_average": loads[end - 1] if matches else None})
         for rate, end in zip(rates, ends, strict=True)
     ]
 
 
-def read(saved: Path, log_text: str, returncode: int, grid: BenchGrid, depth: int) -> list[Rate]:
+def read(saved: Path, log_text: str, returncode: int, grid: Grid, depth: int) -> list[Rate]:
     """llama-benchy's JSON as Rates; raises Problem("requests") if anything of the grid is missing or null."""
     if GPT2_FALLBACK in log_text:
         raise Problem(
@@ -128,8 +120,8 @@ def read(saved: Path, log_text: str, returncode: int, grid: BenchGrid, depth: in
             "check tokenizer.json in the model folder",
         )
     if returncode != 0 or not saved.exists():
-        telling = [line for line in log_text.splitlines() if "rror" in line or "HTTP" in line or "FAILED" in line]
-        reason = telling[0][:300] if telling else "it gave no reason"
+        errors = [line for line in log_text.splitlines() if "rror" in line or "HTTP" in line or "FAILED" in line]
+        reason = errors[0][:300] if errors else "it gave no reason"
         raise Problem(
             "requests",
             f"llama-benchy failed at depth {depth} (exit code {returncode}): {reason}",
@@ -149,12 +141,12 @@ def _rate(entry: dict, runs: int) -> Rate:
     samples = {}
     for name in ("tg_throughput", "pp_throughput", "e2e_ttft"):
         values = (entry.get(name) or {}).get("values")
-        # One time to first token for each request, one throughput for each repeat.
-        wanted = runs * entry["concurrency"] if name == "e2e_ttft" else runs
-        if not values or len(values) != wanted:
+        # A time to first token for each request, a throughput for each repeat.
+        expected = runs * entry["concurrency"] if name == "e2e_ttft" else runs
+        if not values or len(values) != expected:
             raise Problem(
                 "requests",
-                f"llama-benchy's {name} has {len(values or [])} of {wanted} samples at depth {entry['context_size']}",
+                f"llama-benchy's {name} has {len(values or [])} of {expected} samples at depth {entry['context_size']}",
                 "a request failed or was too short to time; see llama-benchy's log, then run again with --resume",
             )
         samples[name] = values

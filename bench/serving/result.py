@@ -1,4 +1,4 @@
-"""The result of kind `serving`: what each profile answers, and how fast."""
+"""The result of kind `serving`: each profile's answers and speed."""
 
 from typing import Annotated, Literal
 
@@ -14,10 +14,10 @@ Samples = Annotated[list[Positive], Field(min_length=1)]
 
 
 class Rate(Strict):
-    """llama-benchy's samples at one point of the grid; token counts, one sample per repeat.
+    """llama-benchy's samples at one point of the grid; sizes in tokens.
 
-    decode_tok_s and prefill_tok_s sum over the requests at once; first_token_ms is the time to the first token.
-    load_average: of the machine over the minute at whose end the point was measured.
+    decode_tok_s, prefill_tok_s: a sample for each repeat, summed over the concurrent requests. first_token_ms: the time
+    to first token of each request. load_average: of the machine over the minute before the point's end.
     """
 
     depth: int
@@ -36,7 +36,7 @@ class Rate(Strict):
 
 
 class ServingRow(AccuracyRow):
-    """All that was measured with one profile."""
+    """A profile's answers and speed. wiped: before the cold start."""
 
     wiped: Wiped | None
     completion: str | None

@@ -1,106 +1,112 @@
-"""The main job: serve each profile cold, scored and warm, measure it, compare its answers, write one Result.
+"""A serving run: serve each profile cold, scored and warm, measure its speed, judge its answers, write one result.
 
-Every step writes its own JSON into the run folder, so that a run which was interrupted resumes, and what was
-measured before a failure is kept.
+Every step writes its own JSON into the run folder, so that an interrupted run resumes, and measurements from before a
+failure are saved.
 """
 
 from functools import partial
 from pathlib import Path
 
-from bench.accuracy import run as gates
+from bench.accuracy import run as accuracy
+from bench.accuracy.greedy import Answer
 from bench.record.steps import load, step
 from bench.servers import run as runs
-from bench.servers.client import Answer
 from bench.servers.result import Failure
-from bench.servers.run import Run, doing, plan_of
-from bench.servers.starts import kept, row_settings, started
+from bench.servers.run import Entry, Run, in_step
+from bench.servers.starts import ready_starts, row_settings, serve
 from bench.serving import benchy
 from bench.serving.result import Rate, ServingResult, ServingRow
-from vllm_launch.model import Model
-from vllm_launch.profile import Profile
+from bench.suite import Grid
+from flashinfer_patches.errors import Problem
+from vllm_launch import software
 from vllm_launch.server import Server
 
 
+def problems(run: Run) -> list[Problem]:
+    """All that keeps a serving run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
+    software.check_llama_benchy()
+    return runs.problems(run)
+
+
 def execute(run: Run, command: list[str]) -> ServingResult:
-    """Do the whole of run.request. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
+    """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     with benchy.book_server() as book_url:
         return runs.execute(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
 
 
-def requests_per_profile(one: Profile, model: Model) -> int:
+def requests_per_profile(grid: Grid) -> int:
     """How many measured requests llama-benchy sends for a profile."""
-    grid = one.model_settings(model.name).bench
     return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
 
 
-def _measure(run: Run, book_url: str, one: Profile) -> None:
-    gates.ensure_reference(run, one)
-    folder = run.folder / one.name
-    if not (folder / "cold.json").exists():
-        with started(run, one, "cold") as running:
-            if _caches_nothing(run, one):
-                run.done(f"{one.name}: nothing was cached: a warm start would be a cold one")
-                _answers_and_rates(run, one, running, book_url)
-    if not gates.scored(run, one):
-        with started(run, one, "scored", gates.forcer()) as running:
-            gates.scores(run, one, running, again=1)
-    steps = [folder / "greedy.json", *_rate_paths(run, one)]
-    if not _caches_nothing(run, one):
-        steps.append(folder / "warm.json")
-    if not all(path.exists() for path in steps):
-        with started(run, one, "warm") as running:
-            _answers_and_rates(run, one, running, book_url)
+def _measure(run: Run, book_url: str, entry: Entry) -> None:
+    accuracy.ensure_reference(run, entry)
+    if not (entry.folder / "cold.json").exists():
+        with serve(run, entry, "cold") as running:
+            if _caches_nothing(entry):
+                run.report(f"{entry.name}: nothing was cached: a warm start would be a cold one")
+                _measure_warm(run, book_url, entry, running)
+    if not accuracy.is_scored(entry):
+        with serve(run, entry, "scored", accuracy.forcer()) as running:
+            accuracy.score(run, entry, running, repeat_contexts=1)
+    paths = [entry.folder / accuracy.GREEDY, *_rate_paths(run, entry)]
+    if not _caches_nothing(entry):
+        paths.append(entry.folder / "warm.json")
+    if not all(path.exists() for path in paths):
+        with serve(run, entry, "warm") as running:
+            _measure_warm(run, book_url, entry, running)
 
 
-def _caches_nothing(run: Run, one: Profile) -> bool:
-    """Whether the cold start left no file in the caches, so that a warm one would find what it found."""
-    return kept(run, one)["cold"].start.cached_files == 0
+def _caches_nothing(entry: Entry) -> bool:
+    """Whether the cold start left no file in the caches, so that a warm start would be the same."""
+    return ready_starts(entry)["cold"].start.cached_files == 0
 
 
-def _answers_and_rates(run: Run, one: Profile, running: Server, book_url: str) -> None:
-    gates.greedy(run, one, running)
-    _rates(run, one, running, book_url)
+def _measure_warm(run: Run, book_url: str, entry: Entry, running: Server) -> None:
+    accuracy.ask_greedy(run, entry, running)
+    _measure_rates(run, book_url, entry, running)
 
 
-def _rate_paths(run: Run, one: Profile) -> list[Path]:
-    grid = one.model_settings(plan_of(run, one).model.name).bench
-    return [run.folder / one.name / f"rates-{depth}.json" for depth in grid.depth]
+def _rate_path(entry: Entry, depth: int) -> Path:
+    return entry.folder / f"rates-{depth}.json"
 
 
-def _rates(run: Run, one: Profile, running: Server, book_url: str) -> None:
-    model = running.plan.model
-    grid = one.model_settings(model.name).bench
-    folder = run.folder / one.name
-    total, ended = requests_per_profile(one, model), 0
+def _rate_paths(run: Run, entry: Entry) -> list[Path]:
+    return [_rate_path(entry, depth) for depth in run.suite.grid.depth]
+
+
+def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> None:
+    grid = run.suite.grid
+    total, ended = requests_per_profile(grid), 0
 
     def count_request() -> None:
         nonlocal ended
         ended += 1
-        run.say(f"{one.name}: llama-benchy, {ended} of {total} requests")
+        run.status(f"{entry.name}: llama-benchy, {ended} of {total} requests")
 
     for depth in grid.depth:
-        run.say(f"{one.name}: llama-benchy at depth {depth}, {ended} of {total} requests")
-        with doing(f"rates at depth {depth}"):
+        run.status(f"{entry.name}: llama-benchy at depth {depth}, {ended} of {total} requests")
+        with in_step(f"rates at depth {depth}"):
             rates = step(
-                folder / f"rates-{depth}.json",
+                _rate_path(entry, depth),
                 list[Rate],
-                lambda depth=depth: benchy.measure(running, grid, depth, folder, book_url, count_request),
+                lambda depth=depth: benchy.measure(running, grid, depth, entry.folder, book_url, count_request),
             )
-        run.done(f"{one.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
+        run.report(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
 
 
-def _row(run: Run, one: Profile, failure: Failure | None) -> ServingRow:
-    """Whatever the profile's folder has by now."""
-    folder, cold = run.folder / one.name, kept(run, one).get("cold")
-    own = load(folder / "greedy.json", list[Answer]) if (folder / "greedy.json").exists() else []
+def _row(run: Run, entry: Entry, failure: Failure | None) -> ServingRow:
+    """A row of the steps that the profile's folder has by now."""
+    cold, greedy_path = ready_starts(entry).get("cold"), entry.folder / accuracy.GREEDY
+    answers = load(greedy_path, list[Answer]) if greedy_path.exists() else []
     return ServingRow(
-        profile=one.name,
-        description=one.description,
-        **row_settings(run, one),
+        profile=entry.name,
+        description=entry.profile.description,
+        **row_settings(entry),
         wiped=cold.wiped if cold else None,
-        completion=own[0].text if own else None,
-        rates=[rate for path in _rate_paths(run, one) if path.exists() for rate in load(path, list[Rate])],
-        greedy=gates.greedy_matches(run, one),
-        accuracy=gates.record(run, one),
+        completion=answers[0].text if answers else None,
+        rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
+        greedy=accuracy.greedy_matches(run, entry),
+        accuracy=accuracy.record(run, entry),
         failures=[failure] if failure else [],
     )

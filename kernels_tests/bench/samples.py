@@ -3,7 +3,7 @@
 import random
 from datetime import UTC, datetime
 
-from bench.accuracy.scores import FIGURES
+from bench.accuracy.gate_words import FIGURES
 from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
 from bench.record.envelope import Wiped
 from bench.servers.result import Requested, Start
@@ -64,10 +64,7 @@ def a_resolved(kv_cache_dtype="auto", capacity=671_088) -> Resolved:
         kv_cache_dtype=kv_cache_dtype,
         kv_skip_layers=[],
         kv_capacity_tokens=capacity,
-        max_concurrency=12.5,
         kv_block_sizes=None,
-        kv_cache_gib=None,
-        weights_gib=None,
         moe_backend=None,
         cuda_graphs="none",
         cpu_cache_writer=kv_cache_dtype != "auto",

@@ -1,4 +1,4 @@
-"""What `bench serving` tells about its run and its folder; the run itself is pretended."""
+"""What `bench serving` says of its run and its folder, on fake servers; and the commands on result files."""
 
 import json
 
@@ -10,29 +10,37 @@ from bench.kinds import read
 from bench.record import run_folder
 from bench.record.files import write
 from bench.record.run_folder import CACHE, CACHE_MARK, Request
-from bench.servers import run
+from bench.servers.run import PROVENANCE
+from bench.serving import run as serving
 from flashinfer_patches.errors import Problem
-from kernels_tests.bench.samples import a_result, two_profiles
+from kernels_tests.bench.samples import a_match, a_result, two_profiles
 
 REQUEST = Request(profiles=["baseline"], model=None, overrides=[])
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-def test_only_a_run_that_did_not_end_is_to_be_resumed(monkeypatch, tmp_path, ends_well):
-    def execute(begun, command):
-        (begun.folder / run.BEGUN).touch()
-        write(two_profiles(), begun.folder / "result.json")
+def test_only_an_unfinished_run_is_to_be_resumed(servers, monkeypatch, tmp_path, ends_well):
+    def execute(run, command):
+        (run.folder / PROVENANCE).touch()
+        write(two_profiles(), run.folder / "result.json")
         if not ends_well:
             raise Problem("server", "the server ended", "see its log")
         return two_profiles()
 
-    monkeypatch.setattr(cli.serving, "execute", execute)
-    monkeypatch.setattr(cli.runs, "problems", lambda _run: [])
+    monkeypatch.setattr(serving, "execute", execute)
     folder = tmp_path / "a run"
-    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "fp8", "--run-dir", str(folder)])
-    assert (done.exit_code == 0) is ends_well, done.output
-    assert f"result: {folder}/result.json\nreport: {folder}/report.md\n" in done.stderr
-    assert (f"resume: fp8-sinks bench serving --resume '{folder}'" in done.stderr) is not ends_well
+    invocation = CliRunner().invoke(cli.bench, ["serving", "baseline", "fp8", "--run-dir", str(folder)])
+    assert (invocation.exit_code == 0) is ends_well, invocation.output
+    assert f"result: {folder}/result.json\nreport: {folder}/report.md\n" in invocation.stderr
+    assert (f"resume: fp8-sinks bench serving --resume '{folder}'" in invocation.stderr) is not ends_well
+
+
+def test_a_failed_gate_has_an_exit_code_of_its_own(servers, reports, monkeypatch, tmp_path):
+    failed = two_profiles(greedy=[a_match(False)])
+    for folder, result, exit_code in (("failed", failed, 3), ("passed", two_profiles(), 0)):
+        monkeypatch.setattr(serving, "execute", lambda run, command, result=result: result)
+        words = ["serving", "baseline", "fp8", "--run-dir", str(tmp_path / folder)]
+        assert CliRunner().invoke(cli.bench, words).exit_code == exit_code
 
 
 def files(folder):
@@ -44,7 +52,7 @@ def users_cache(folder):
 
 
 def users_run(folder):
-    """A folder of something else that calls its file as we do."""
+    """A folder of something else with a file of the same name."""
     folder.mkdir()
     (folder / "request.json").write_text('{"url": "http://127.0.0.1"}')
 
@@ -78,12 +86,12 @@ def test_a_users_folder_is_no_run_folder_and_stays_as_it_is(servers, tmp_path, m
     folder = tmp_path / "theirs of old"
     make(folder)
     before = files(tmp_path)
-    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(folder)])
-    assert done.exit_code == 2 and "--run-dir" in done.stderr, done.output
+    invocation = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(folder)])
+    assert invocation.exit_code == 2 and "--run-dir" in invocation.stderr, invocation.output
     assert files(tmp_path) == before and servers.plans == []
 
 
-def test_a_cold_start_removes_what_is_in_our_cache_and_nothing_behind_links(tmp_path):
+def test_a_cold_start_empties_our_cache_and_follows_no_links(tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("theirs")
@@ -130,12 +138,12 @@ def test_keep_replaces_the_same_run_alone(tmp_path):
 
     assert keep(day=1).exit_code == 0
     assert keep(day=1, text="judged again").exit_code == 0
-    (kept,) = (tmp_path / "results").iterdir()
-    assert read(kept).rows[1].completion == "judged again"
-    before = kept.read_bytes()
+    (target,) = (tmp_path / "results").iterdir()
+    assert read(target).rows[1].completion == "judged again"
+    before = target.read_bytes()
     refused = keep(day=2)
     assert refused.exit_code == 2 and "--results" in refused.stderr
-    assert files(tmp_path / "results") == {kept.name: before}
+    assert files(tmp_path / "results") == {target.name: before}
 
 
 def test_keep_overwrites_no_file_that_it_cannot_read(tmp_path):
@@ -143,8 +151,8 @@ def test_keep_overwrites_no_file_that_it_cannot_read(tmp_path):
     (tmp_path / "results").mkdir()
     theirs = tmp_path / "results" / f"serving-{two_profiles().id}.json"
     theirs.write_text("theirs")
-    done = CliRunner().invoke(cli.bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
-    assert done.exit_code == 2 and theirs.read_text() == "theirs"
+    invocation = CliRunner().invoke(cli.bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
+    assert invocation.exit_code == 2 and theirs.read_text() == "theirs"
 
 
 def test_report_and_compare_take_run_folders(tmp_path):
@@ -153,11 +161,11 @@ def test_report_and_compare_take_run_folders(tmp_path):
     write(two_profiles(), folder / "result.json")
     (folder / "provenance.json").write_text(json.dumps({"created": "now"}))
     (folder / "request.json").write_text("{}")
-    done = CliRunner().invoke(cli.bench, ["report", str(folder), "--out", str(tmp_path)])
-    assert done.exit_code == 0 and (tmp_path / "BENCHMARK_RESULTS.md").exists(), done.output
+    invocation = CliRunner().invoke(cli.bench, ["report", str(folder), "--out", str(tmp_path)])
+    assert invocation.exit_code == 0 and (tmp_path / "BENCHMARK_RESULTS.md").exists(), invocation.output
     for a, b in ((str(folder), str(folder)), (f"{folder}:baseline", f"{folder}:fp8")):
-        done = CliRunner().invoke(cli.bench, ["compare", a, b])
-        assert done.exit_code == 0, done.output
+        invocation = CliRunner().invoke(cli.bench, ["compare", a, b])
+        assert invocation.exit_code == 0, invocation.output
 
 
 def test_a_folder_without_a_result_is_a_clear_line(tmp_path):
@@ -165,11 +173,11 @@ def test_a_folder_without_a_result_is_a_clear_line(tmp_path):
     assert compared.exit_code == 2 and f"{tmp_path} has no result.json" in compared.stderr
     with run_folder.opened(tmp_path / "run", REQUEST):
         pass
-    (tmp_path / "run" / run.BEGUN).write_text("{}")
+    (tmp_path / "run" / PROVENANCE).write_text("{}")
     for words in (["compare", str(tmp_path / "run"), str(tmp_path / "run")], ["report", str(tmp_path / "run")]):
-        done = CliRunner().invoke(cli.bench, words)
-        assert done.exit_code == 2 and "no result.json" in done.stderr
-        assert f"--resume {tmp_path / 'run'}" in done.stderr
+        invocation = CliRunner().invoke(cli.bench, words)
+        assert invocation.exit_code == 2 and "no result.json" in invocation.stderr
+        assert f"--resume {tmp_path / 'run'}" in invocation.stderr
 
 
 @pytest.mark.parametrize("text", ["precious", "pid 1 of theirs"])
@@ -177,8 +185,8 @@ def test_a_users_lock_file_stays_as_it_is(servers, tmp_path, text):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / run_folder.LOCK).write_text(text)
     before = files(tmp_path)
-    done = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(tmp_path / "theirs")])
-    assert done.exit_code == 2 and run_folder.LOCK in done.stderr
+    invocation = CliRunner().invoke(cli.bench, ["serving", "baseline", "--run-dir", str(tmp_path / "theirs")])
+    assert invocation.exit_code == 2 and run_folder.LOCK in invocation.stderr
     with pytest.raises(Problem), run_folder.opened(tmp_path / "theirs", REQUEST):
         pass
     assert files(tmp_path) == before and servers.plans == []

@@ -122,6 +122,7 @@ def test_every_launch_compiles(arch, problem, tmp_path):
         check(problem, launch, device, tmp_path)
 
 
+@pytest.mark.long
 def test_no_launch_is_left_out():
     """BATCHES and LENGTHS against all batches up to 150 and 160 lengths, and of every problem and device some 700."""
     batches, few = (*range(1, 150), 280, 700), (*range(1, 18), 20, 24, 28, 33, 36, 40, 66, 67, 133, 280)

@@ -1,4 +1,4 @@
-"""The mutants: our CPU attention with one thing wrong, named by the file in FP8_SINKS_MUTANT at every step."""
+"""Mutants of our CPU attention; the file in FP8_SINKS_MUTANT names the current one at every step."""
 
 import itertools
 import os
@@ -8,18 +8,18 @@ import torch
 from vllm.logger import init_logger
 
 from vllm_launch.plugin import cpu_attention
-from vllm_launch.plugin.cpu_cache import RoundingCpuImpl, round_to_grid
-from vllm_launch.plugin.cpu_widen import WideningCpuImpl
+from vllm_launch.plugin.attention.cpu_cache import RoundingCpuImpl, round_to_grid
+from vllm_launch.plugin.attention.cpu_widen import WideningCpuImpl
 
 logger = init_logger("vllm.fp8_sinks_mutants")
 
 VARIABLE = "FP8_SINKS_MUTANT"
 NONE = "none"
-OUTPUT = 1.05  # a broken kernel's output over the right one's
+OUTPUT = 1.05  # factor on a broken kernel's output
 
 
 def truncate(x: torch.Tensor) -> torch.Tensor:
-    """x cut to the E4M3 value next to it towards zero, as vLLM's own cache writer does."""
+    """Truncate to E4M3 towards zero, as vLLM's own cache writer does."""
     near = x.clamp(-448, 448).to(torch.float8_e4m3fn)
     codes = near.view(torch.uint8) - (near.float().abs() > x.float().abs()).to(torch.uint8)
     return codes.view(torch.float8_e4m3fn).to(x.dtype)
@@ -29,7 +29,7 @@ WRITES = {
     "truncated": lambda key, value: (truncate(key), truncate(value)),
     "k_scale": lambda key, value: (key * 2, value),
     "v_scale": lambda key, value: (key, value * 1.5),
-    # E5M2's codes are all E4M3's too, but for the smallest and the largest.
+    # E4M3 holds all values of E5M2 but the smallest and the largest.
     "e5m2": lambda key, value: tuple(round_to_grid(x, 1.0, torch.float8_e5m2) for x in (key, value)),
 }
 SINKS = {
@@ -41,7 +41,7 @@ RightImpl = {"native": RoundingCpuImpl, "widened": WideningCpuImpl}[cpu_attentio
 
 
 class MutantImpl(RightImpl):
-    """Our CPU attention, broken as the file says."""
+    """Our CPU attention with the mutation that the file names."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

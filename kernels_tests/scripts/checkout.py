@@ -1,4 +1,4 @@
-"""For tests of the scripts: a copy of what they need of this repository, and an interpreter that installs nothing."""
+"""Helpers for tests of the scripts: a copy of the files that they need, and a fake Python that installs nothing."""
 
 import os
 import shutil
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from vllm_launch.provenance import REPO
 
-# Stands in for Python: makes an "environment" that holds itself, and notes what pip is asked for and what it inherits.
+# A fake Python: makes an "environment" with itself in it, and logs the arguments and variables of each pip call.
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in
 *"-m venv "*)
     mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python"
-    for program in fp8-sinks ruff; do
+    for program in fp8-sinks ruff lint-imports; do
         printf '#!/bin/bash\\necho "$0 $*"\\n' >"${@: -1}/bin/$program" && chmod +x "${@: -1}/bin/$program"
     done
     ${KILL_SETUP:+kill -9 $PPID}
@@ -25,7 +25,7 @@ esac
 
 
 def make_checkout(folder: Path) -> Path:
-    """A folder with the Makefile, the scripts and the locks."""
+    """Make a folder with the Makefile, the scripts and the locks."""
     folder.mkdir()
     for name in ("scripts", "locks"):
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -35,7 +35,7 @@ def make_checkout(folder: Path) -> Path:
 
 
 def make_program(path: Path, text: str = FAKE_PYTHON) -> Path:
-    """An executable script."""
+    """Write an executable script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
@@ -43,7 +43,7 @@ def make_program(path: Path, text: str = FAKE_PYTHON) -> Path:
 
 
 def run_in(checkout: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command in a checkout, for the CPU and with the fake interpreter unless `environment` says otherwise."""
+    """Run a command in a checkout, by default for the CPU and with the fake Python."""
     python = make_program(checkout.parent / "fakes" / "python")
     inherited = {name: value for name, value in os.environ.items() if name not in ("VENV", "VLLM", "MAKEFLAGS")}
     defaults = {"DEVICE": "cpu", "PYTHON": str(python), "CALLS": str(checkout.parent / "calls")}
@@ -52,6 +52,6 @@ def run_in(checkout: Path, *command: str, **environment: str) -> subprocess.Comp
 
 
 def pip_calls(checkout: Path) -> list[str]:
-    """The installations that the fake interpreter was asked for, one line each."""
+    """Read the log of the fake Python: a line for each `pip install`."""
     calls = checkout.parent / "calls"
     return calls.read_text().splitlines() if calls.exists() else []

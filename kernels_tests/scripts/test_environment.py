@@ -1,4 +1,4 @@
-"""What set-up and clean may do to the environment that VENV names, and what its other users take it for."""
+"""What set-up and clean may do to the environment of VENV, and how the other scripts use it."""
 
 import fcntl
 import os
@@ -17,12 +17,12 @@ def checkout(tmp_path):
     return make_checkout(tmp_path / "checkout")
 
 
-def assert_refused(done):
-    assert done.returncode == 4 and "remedy: " in done.stderr, done.stderr
+def assert_refused(process):
+    assert process.returncode == 4 and "remedy: " in process.stderr, process.stderr
 
 
-def test_a_folder_of_the_user_is_left_alone(checkout, tmp_path):
-    """By set-up and by clean, named by itself or by a link; also one that looks like an environment."""
+def test_a_folder_of_the_user_is_refused(checkout, tmp_path):
+    """By set-up and clean, through its path or a link, even if it looks like an environment."""
     folder = tmp_path / "thesis"
     for name in ("pyvenv.cfg", "thesis.tex"):
         make_program(folder / name, "mine")
@@ -35,7 +35,7 @@ def test_a_folder_of_the_user_is_left_alone(checkout, tmp_path):
     assert_refused(run_in(checkout, "scripts/clean.sh", VENV=str(folder)))
     assert (folder / "thesis.tex").read_text() == "mine"
     assert sorted(os.listdir(folder)) == [STAMP, "pyvenv.cfg", "thesis.tex"] and (tmp_path / "link").is_symlink()
-    assert (checkout / ".flashinfer").exists(), "clean began before it had looked"
+    assert (checkout / ".flashinfer").exists(), "clean removed files before its checks"
 
 
 @pytest.mark.parametrize("venv", [".", "..", "home", "Makefile"])
@@ -51,24 +51,24 @@ def test_a_folder_that_holds_home_or_checkout_is_refused(checkout, tmp_path, ven
 
 
 def test_the_root_is_refused(checkout):
-    """By the guard alone: no test starts a script on it that could remove something."""
+    """Runs the check alone: no test runs a script on / that removes files."""
     assert_refused(run_in(checkout, "bash", "-c", ". scripts/venv.sh && require_ours", VENV="/"))
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "two words", "deeper/down", "[a-b]*"])
-def test_an_absent_or_an_empty_folder_is_taken(checkout, tmp_path, name):
+def test_an_absent_or_empty_folder_is_used(checkout, tmp_path, name):
     venv = tmp_path / name
     if name == "empty":
         venv.mkdir()
-    done = run_in(checkout, "make", "lint", VENV=str(venv))
-    assert done.returncode == 0, done.stderr
-    assert f"{venv}/bin/ruff check ." in done.stdout
-    assert run_in(checkout, "scripts/setup.sh", VENV=str(venv)).stderr == "", "a second set-up did anything"
+    process = run_in(checkout, "make", "lint", VENV=str(venv))
+    assert process.returncode == 0, process.stderr
+    assert f"{venv}/bin/ruff check ." in process.stdout
+    assert run_in(checkout, "scripts/setup.sh", VENV=str(venv)).stderr == "", "a second set-up did something"
     assert run_in(checkout, "scripts/clean.sh", VENV=str(venv)).returncode == 0 and not venv.exists()
 
 
-def test_an_interrupted_set_up_can_be_repeated(checkout):
-    """SIGKILL while the environment is made, then a pip that fails, then what an older lock left."""
+def test_an_interrupted_set_up_is_repeated(checkout):
+    """After SIGKILL, after a failure of pip, and after a change of the locks."""
     venv = checkout / ".venv"
     assert run_in(checkout, "scripts/setup.sh", KILL_SETUP="yes").returncode == -9
     assert_refused(run_in(checkout, "scripts/setup.sh", FAKE_PIP_EXIT="1"))
@@ -81,11 +81,11 @@ def test_an_interrupted_set_up_can_be_repeated(checkout):
     assert not (venv / "left over").exists() and (venv / STAMP).read_text().startswith("cpu ")
 
 
-def test_a_link_stays_and_leads_to_the_environment(checkout, tmp_path):
-    """A link to nowhere as yet, to an environment of ours, and clean, which empties what it leads to."""
+def test_a_link_to_the_environment_stays(checkout, tmp_path):
+    """A dangling link, a link to an environment of ours, and clean, which removes the link's target."""
     target = tmp_path / "disk" / "env"
     (checkout / ".venv").symlink_to(target)
-    for dev in ("one==1\n", "two==2\n"):
+    for dev in ("package==1\n", "package==2\n"):
         (checkout / "locks" / "dev.txt").write_text(dev)
         assert run_in(checkout, "scripts/setup.sh").returncode == 0
         assert (checkout / ".venv").is_symlink() and (target / "bin" / "python").exists()
@@ -93,7 +93,7 @@ def test_a_link_stays_and_leads_to_the_environment(checkout, tmp_path):
     assert not target.exists()
 
 
-def test_two_set_ups_do_not_meet(checkout):
+def test_concurrent_set_ups_are_refused(checkout):
     (checkout / ".venv").mkdir()
     with (checkout / ".venv" / STAMP).open("w") as stamp:
         fcntl.flock(stamp, fcntl.LOCK_EX)
@@ -101,45 +101,45 @@ def test_two_set_ups_do_not_meet(checkout):
     assert run_in(checkout, "scripts/setup.sh").returncode == 0
 
 
-def test_a_checkout_that_was_moved_installs_itself_again(checkout, tmp_path):
+def test_a_moved_checkout_is_installed_again(checkout, tmp_path):
     venv = str(tmp_path / "env")
     assert run_in(checkout, "scripts/setup.sh", VENV=venv).returncode == 0
     moved = checkout.rename(tmp_path / "moved")
     assert run_in(moved, "scripts/setup.sh", VENV=venv).returncode == 0
-    assert pip_calls(moved)[-1].endswith("--editable ."), "the environment still leads to the old folder"
+    assert pip_calls(moved)[-1].endswith("--editable ."), "the environment still refers to the old folder"
 
 
-def test_serve_and_bench_take_the_environment_that_is_named(checkout, tmp_path):
+def test_serve_and_bench_use_the_environment_of_venv(checkout, tmp_path):
     venv = tmp_path / "two words"
     for script, command in (("serve", "serve"), ("bench", "bench serving")):
-        done = run_in(checkout, f"scripts/{script}.sh", "fp8", "--port", "1", VENV=str(venv))
-        assert done.stdout == f"{venv}/bin/fp8-sinks {command} fp8 --port 1\n", done.stderr
+        process = run_in(checkout, f"scripts/{script}.sh", "fp8", "--port", "1", VENV=str(venv))
+        assert process.stdout == f"{venv}/bin/fp8-sinks {command} fp8 --port 1\n", process.stderr
     assert not (checkout / ".venv").exists()
 
 
 def test_an_empty_name_is_the_default(checkout):
-    done = run_in(checkout, "make", "--no-print-directory", "--eval", 'show: ; @echo "$$VENV"', "show", "VENV=")
-    assert done.stdout == ".venv\n"
+    process = run_in(checkout, "make", "--no-print-directory", "--eval", 'show: ; @echo "$$VENV"', "show", "VENV=")
+    assert process.stdout == ".venv\n"
 
 
-def test_clean_keeps_what_was_measured_and_what_is_not_ours(checkout):
+def test_clean_keeps_runs_and_files_of_the_user(checkout):
     assert run_in(checkout, "scripts/setup.sh").returncode == 0
     ours = [".flashinfer/0.6.14/x", ".pytest_cache/x", ".ruff_cache/x", ".hypothesis/x", "fp8_sinks.egg-info/x"]
     theirs = ["runs/20261121-120000/result.json", "other.egg-info/x", "notes/x"]
     for name in ours + theirs:
         make_program(checkout / name, "")
-    done = run_in(checkout, "make", "clean")
-    assert done.returncode == 0, done.stderr
+    process = run_in(checkout, "make", "clean")
+    assert process.returncode == 0, process.stderr
     assert all((checkout / name).exists() for name in theirs)
     assert not any((checkout / Path(name).parts[0]).exists() for name in [*ours, ".venv"])
-    assert all(Path(name).parts[0] in done.stderr for name in [*ours, ".venv", "runs"]), (
-        "said what it removed, and kept"
+    assert all(Path(name).parts[0] in process.stderr for name in [*ours, ".venv", "runs"]), (
+        "each removed or kept path is reported"
     )
 
 
-def test_every_lock_is_installed_with_hashes_and_nothing_of_the_users_python(checkout, tmp_path):
-    done = run_in(checkout, "scripts/setup.sh", PYTHONPATH=str(tmp_path), PYTHONHOME=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_every_lock_is_installed_with_hashes_without_the_users_python_path(checkout, tmp_path):
+    process = run_in(checkout, "scripts/setup.sh", PYTHONPATH=str(tmp_path), PYTHONHOME=str(tmp_path))
+    assert process.returncode == 0, process.stderr
     *locked, ours = pip_calls(checkout)
     assert {word for call in locked for word in call.split() if word.endswith(".txt")} == {
         f"{flag}locks/{name}.txt" for flag, name in (("", "cpu-torch"), ("-r", "cpu"), ("-r", "dev"))
@@ -149,14 +149,14 @@ def test_every_lock_is_installed_with_hashes_and_nothing_of_the_users_python(che
 
 
 @pytest.mark.parametrize("line", ["global.target='/x'", "install.user='true'", ":env:.prefix='/x'"])
-def test_pip_settings_that_lead_elsewhere_are_named(checkout, line):
-    done = run_in(checkout, "scripts/setup.sh", FAKE_PIP_CONFIG=f"global.index-url='x'\n{line}")
-    assert_refused(done)
-    assert line in done.stderr and "index-url" not in done.stderr and not pip_calls(checkout)
+def test_pip_settings_that_change_the_installation_are_refused(checkout, line):
+    process = run_in(checkout, "scripts/setup.sh", FAKE_PIP_CONFIG=f"global.index-url='x'\n{line}")
+    assert_refused(process)
+    assert line in process.stderr and "index-url" not in process.stderr and not pip_calls(checkout)
 
 
-def test_nothing_is_made_where_the_machine_is_not_enough(checkout):
-    assert run_in(checkout, "scripts/setup.sh", FAKE_CHECK_EXIT="15").returncode == 4
+def test_a_failed_check_of_the_machine_creates_nothing(checkout):
+    assert run_in(checkout, "scripts/setup.sh", FAKE_CHECK_EXIT="4").returncode == 4
     assert not (checkout / ".venv").exists()
 
 
@@ -173,13 +173,13 @@ def test_nothing_is_made_where_the_machine_is_not_enough(checkout):
     ],
     ids=str,
 )
-def test_the_model_of_a_bench_is_looked_for_before_its_set_up(checkout, tmp_path, words, model):
+def test_the_model_of_a_bench_is_checked_before_its_set_up(checkout, tmp_path, words, model):
     run_in(checkout, "make", *words, CHECKED=str(tmp_path / "checked"))
     (checked,) = (tmp_path / "checked").read_text().splitlines()
     assert checked.endswith(f"/.venv {model}"), checked
 
 
-def test_a_path_that_cannot_be_made(checkout):
+def test_a_path_that_cannot_be_created(checkout):
     for venv in ("Makefile/below", "x" * 300):
         assert_refused(run_in(checkout, "scripts/setup.sh", VENV=venv))
 
@@ -189,21 +189,21 @@ def test_another_system_than_linux(checkout, tmp_path):
     assert_refused(run_in(checkout, "scripts/setup.sh", PATH=f"{tmp_path / 'mac'}:{os.environ['PATH']}"))
 
 
-def test_the_first_line_says_how_long(checkout):
+def test_the_first_line_has_the_duration(checkout):
     assert "minutes" in run_in(checkout, "scripts/setup.sh").stderr.splitlines()[0]
 
 
-def test_a_python_that_suits_is_looked_for(checkout, tmp_path):
-    """Where python3 is too old, as on Debian 11, or too new, one with its version in its name is taken."""
+def test_a_supported_python_is_searched(checkout, tmp_path):
+    """If python3 is too old, as on Debian 11, or too new, python3.13 to python3.11 are tried."""
     programs = tmp_path / "programs"
     programs.mkdir()
     for program in Path("/usr/bin").iterdir():
         if "python" not in program.name:
             (programs / program.name).symlink_to(program)
     make_program(programs / "python3", "#!/bin/bash\n[ $1 = -V ] && echo Python 3.9.2\nexit 1\n")
-    done = run_in(checkout, "scripts/setup.sh", PATH=str(programs), PYTHON="")
-    assert_refused(done)
-    assert "Python 3.9.2" in done.stderr
+    process = run_in(checkout, "scripts/setup.sh", PATH=str(programs), PYTHON="")
+    assert_refused(process)
+    assert "Python 3.9.2" in process.stderr
     make_program(programs / "python3.12", FAKE_PYTHON)
-    done = run_in(checkout, "scripts/setup.sh", PATH=str(programs), PYTHON="")
-    assert done.returncode == 0 and "python3.12" in done.stderr
+    process = run_in(checkout, "scripts/setup.sh", PATH=str(programs), PYTHON="")
+    assert process.returncode == 0 and "python3.12" in process.stderr

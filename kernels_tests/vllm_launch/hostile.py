@@ -1,8 +1,8 @@
-"""A server that does not want to end: `python hostile.py FOLDER`; every process's pid is in FOLDER, by its role.
+"""A server that ignores signals: `python hostile.py FOLDER` writes each process's pid into FOLDER, by its role.
 
-All ignore TERM, HUP and INT. `api`, `engine` and `worker` have their environment wiped, as setproctitle does. `runaway`
-has that too, and has left its session and its parents. `silent` has left its session and closed the log. `api` alone
-ends by itself: when its engine does.
+All ignore TERM, HUP and INT. `api`, `engine` and `worker` wipe their environment, as setproctitle does. `runaway` does
+so too, and leaves its session and its parents. `silent` leaves its session and closes the log. Only `api` ends by
+itself: when its engine does.
 """
 
 import ctypes
@@ -21,13 +21,13 @@ def wipe_environment():
     ctypes.memset(start, 0, end - start)
 
 
-def tell(folder, role):
+def report(folder, role):
     (folder / f".{role}").write_text(str(os.getpid()))
     (folder / f".{role}").rename(folder / role)
 
 
 def stay(folder, role):
-    tell(folder, role)
+    report(folder, role)
     time.sleep(600)
     os._exit(0)
 
@@ -51,7 +51,7 @@ def main(folder):
         if os.fork() == 0:
             stay(folder, "worker")
         stay(folder, "engine")
-    tell(folder, "api")
+    report(folder, "api")
     os.waitpid(engine, 0)
     os._exit(1)
 

@@ -1,18 +1,17 @@
-"""A real server with an FP8 cache on a CPU with AVX2 alone, emulated where the CPU has more: BF16 layers in it too."""
+"""A real server with FP8 and BF16 layers on a CPU with AVX2 only, emulated where the CPU has more."""
 
 import numpy as np
 import psutil
 import pytest
 
-from bench.accuracy import forced, sink_check
-from bench.accuracy.forced import Text
-from bench.servers import client as completion
+from bench.accuracy import forced, greedy, sink_check
+from bench.accuracy.texts import Text, tokenize
 from kernels_tests import narrow_cpu
 from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
 from vllm_launch.model import EMBEDDED, find
 
-pytestmark = [pytest.mark.server, pytest.mark.fp8_cache]
+pytestmark = [pytest.mark.server, pytest.mark.fp8_cache, pytest.mark.long]
 PROMPT, SCORED, TEXTS = 128, 64, 4
 
 
@@ -22,9 +21,8 @@ def running(tmp_path_factory):
     if device != "cpu":
         pytest.skip("vLLM here is not the CPU build")
     folder = tmp_path_factory.mktemp("avx2")
-    one = profile.load("fp8-skip-sliding")
     planned = plan.make(
-        one,
+        profile.load("fp8-skip-sliding"),
         port=free_port(),
         cache_root=folder,
         model_path=str(EMBEDDED),
@@ -32,7 +30,7 @@ def running(tmp_path_factory):
     )
     environment = planned.environment | narrow_cpu.environment(folder / "plugin")
     with server.running(
-        planned.model_copy(update={"environment": environment}), folder, say=lambda line: None
+        planned.model_copy(update={"environment": environment}), folder, show_status=lambda line: None
     ) as ready:
         yield ready
 
@@ -47,13 +45,13 @@ def test_vllm_runs_its_library_for_avx2_and_our_widening(running):
 
 
 def test_its_answers_are_right_in_decode_and_prefill(running):
-    """Against transformers in FP32, with the true sinks and with wrong ones; over pages that were others' before."""
-    ids = forced.tokenize(EMBEDDED, (EMBEDDED / "heldout.jsonl").read_text(encoding="utf-8"))
+    """Compare with transformers in FP32, with the true sinks and with wrong ones, on reused pages."""
+    ids = tokenize(EMBEDDED, (EMBEDDED / "heldout.jsonl").read_text(encoding="utf-8"))
     texts = [Text(ids=ids[i * 1000 : i * 1000 + PROMPT + SCORED], start=PROMPT) for i in range(TEXTS)]
     exact = sink_check.of_transformers(find(str(EMBEDDED)), texts)
-    for by in ("decode", "prefill", "decode"):
-        scored = np.concatenate([one.logprobs for one in forced.score_all(running, texts, by)])
+    for path in ("decode", "prefill", "decode"):
+        scored = np.concatenate([text.logprobs for text in forced.score_all(running, texts, path)])
         distances = {name: np.abs(scored - np.array(values)).mean() for name, values in exact.items()}
         assert distances["true"] < 0.12, distances
         assert all(distances[wrong] > 4 * distances["true"] for wrong in sink_check.WRONG), distances
-    assert completion.greedy(running, "The capital of France is", 8).text.startswith(" Paris")
+    assert greedy.answer(running, "The capital of France is", 8).text.startswith(" Paris")

@@ -17,9 +17,9 @@ current_platform.import_kernels()
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa  # noqa: E402
 
 from vllm_launch import plugin  # noqa: E402
-from vllm_launch.plugin import cpu_widen  # noqa: E402
-from vllm_launch.plugin.cpu_cache import to_fp8  # noqa: E402
-from vllm_launch.plugin.cpu_widen import WideningBuilder, WideningCpuImpl, plan_scratch, widen  # noqa: E402
+from vllm_launch.plugin.attention import cpu_widen  # noqa: E402
+from vllm_launch.plugin.attention.cpu_cache import to_fp8  # noqa: E402
+from vllm_launch.plugin.attention.cpu_widen import WideningBuilder, WideningCpuImpl, plan_scratch, widen  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK, PAGES, WINDOW = 16, 2, 64, 128, 64, 128
 # The window of the one with 255 begins with the last token of a page.
@@ -52,17 +52,19 @@ class Batch:
         self.texts = []
         for row, tokens in zip(self.table, SEQ_LENS, strict=True):
             row[: math.ceil(tokens / BLOCK)] = torch.tensor([next(free) for _ in range(math.ceil(tokens / BLOCK))])
-            both = [torch.randn(tokens, KV_HEADS, HEAD_DIM).bfloat16() for _ in range(2)]
+            key_value = [torch.randn(tokens, KV_HEADS, HEAD_DIM).bfloat16() for _ in range(2)]
             position = torch.arange(tokens)
             self.impl.do_kv_cache_update(
-                self.layer, *both, self.cache, row[position // BLOCK].long() * BLOCK + position % BLOCK
+                self.layer, *key_value, self.cache, row[position // BLOCK].long() * BLOCK + position % BLOCK
             )
-            self.texts.append([to_fp8(x, scale, fp8).double() * scale for x, scale in zip(both, scales, strict=True)])
+            self.texts.append(
+                [to_fp8(x, scale, fp8).double() * scale for x, scale in zip(key_value, scales, strict=True)]
+            )
         self.starts = torch.tensor([0, *itertools.accumulate(QUERY_LENS)], dtype=torch.int32)
         self.query = torch.randn(int(self.starts[-1]), HEADS, HEAD_DIM).bfloat16()
 
     def metadata(self):
-        """What our builder makes of the batch."""
+        """The metadata that our builder makes of the batch."""
         builder = object.__new__(WideningBuilder)
         vars(builder).update(
             num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, dtype=torch.bfloat16, block_size=BLOCK,
@@ -77,7 +79,7 @@ class Batch:
         return builder.build(0, common)
 
     def error(self) -> float:
-        """The largest relative error of a query token's output; some of the prefills' tokens are looked at."""
+        """The largest relative error of a query token's output; of prefills, only some tokens are compared."""
         out = torch.full_like(self.query, float("nan"))
         self.impl.forward(self.layer, self.query, None, None, self.cache, self.metadata(), out)
         errors = []
@@ -100,7 +102,7 @@ class Batch:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("fp8", [E4M3, E5M2])
-def test_every_code_widens_to_its_value_and_a_nan_stays_one(fp8, dtype):
+def test_every_code_widens_to_its_value_and_nan_to_nan(fp8, dtype):
     codes = torch.arange(256, dtype=torch.uint8)
     values = widen(codes.view(2, 128), fp8, dtype, 0.5).flatten()
     assert torch.equal(values.nan_to_num(7), (codes.view(fp8).float() * 0.5).to(dtype).nan_to_num(7))
@@ -126,8 +128,8 @@ def test_a_nan_that_was_stored_comes_out():
     assert math.isnan(batch.error())
 
 
-def shifted_pages(table, *rest):
-    scratch, over = plan_scratch(table, *rest)
+def shifted_pages(table, *lengths):
+    scratch, over = plan_scratch(table, *lengths)
     return scratch, over.roll(1, dims=1)
 
 
@@ -165,8 +167,8 @@ def test_only_the_pages_in_a_window_are_read_once_and_no_more():
     assert scratch.pages.tolist() == [0, 5, 7, 8, 9]
     assert over.tolist() == [[0, 0, 2, 3], [1, 4, 0, 0]]
     assert (scratch.slots.view(-1, BLOCK) >= 0).sum(1).tolist() == [0, 128, 128, 65, 72]
-    everything, _ = plan_scratch(table, seq_lens, query_lens, BLOCK, -1)
-    assert everything.pages.tolist() == [0, 5, 6, 7, 8, 9]
+    all_pages, _ = plan_scratch(table, seq_lens, query_lens, BLOCK, -1)
+    assert all_pages.pages.tolist() == [0, 5, 6, 7, 8, 9]
 
 
 def test_the_cache_holds_the_rounded_codes_and_padding_is_not_written():
@@ -182,7 +184,7 @@ def test_the_cache_holds_the_rounded_codes_and_padding_is_not_written():
 
 
 @pytest.mark.parametrize(
-    ("asked", "avx512", "amx", "chosen"),
+    ("setting", "avx512", "amx", "chosen"),
     [
         (None, True, False, "native"),
         (None, False, True, "native"),
@@ -192,12 +194,12 @@ def test_the_cache_holds_the_rounded_codes_and_padding_is_not_written():
         ("native", False, False, "native"),
     ],
 )
-def test_which_attention_is_chosen(monkeypatch, asked, avx512, amx, chosen):
+def test_which_attention_is_chosen(monkeypatch, setting, avx512, amx, chosen):
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.delenv(plugin.CPU_ATTENTION, raising=False)
-    if asked is not None:
-        monkeypatch.setenv(plugin.CPU_ATTENTION, asked)
+    if setting is not None:
+        monkeypatch.setenv(plugin.CPU_ATTENTION, setting)
     assert plugin.cpu_attention() == chosen
 
 

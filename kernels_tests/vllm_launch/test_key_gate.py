@@ -1,4 +1,4 @@
-"""An exposed server asks for its key on every route but the health checks."""
+"""An exposed server requires its key on every route but /health."""
 
 import asyncio
 import importlib
@@ -13,7 +13,7 @@ RIGHT = (b"Authorization", f"Bearer {KEY}".encode())
 
 
 def answer(scope):
-    """What is sent to a client, and whether the application behind the gate was reached."""
+    """Return what the gate sends to a client, and whether the request reached the application."""
     sent, reached = [], []
 
     async def app(scope, receive, send):
@@ -38,7 +38,7 @@ def key(monkeypatch):
      [(b"authorization", RIGHT[1] + b"x")], [(b"x-authorization", RIGHT[1])]],
 )  # fmt: skip
 def test_no_route_answers_without_the_key(path, headers):
-    for method in ("POST", "GET", "OPTIONS", "HEAD"):  # what serves /metrics looks at no method
+    for method in ("POST", "GET", "OPTIONS", "HEAD"):  # /metrics is served for any method
         sent, reached = answer({"type": "http", "method": method, "path": path, "headers": headers})
         assert sent[0]["status"] == 401 and not reached and KEY not in str(sent)
     sent, reached = answer({"type": "websocket", "path": path, "headers": headers})
@@ -69,5 +69,5 @@ def test_an_exposed_server_has_the_gate_and_no_other_has(tmp_path):
     module, _, name = plan.KEY_GATE.rpartition(".")
     assert getattr(importlib.import_module(module), name) is RequireKey
     for host, gated in (("0.0.0.0", True), ("127.0.0.1", False), ("::1", False)):
-        made = plan.make(profile.load("fp8"), port=1, host=host, cache_root=tmp_path)
-        assert (plan.KEY_GATE in made.command) is gated
+        planned = plan.make(profile.load("fp8"), port=1, host=host, cache_root=tmp_path)
+        assert (plan.KEY_GATE in planned.command) is gated

@@ -1,6 +1,6 @@
-"""Any two of launcher, both supervisors, API server, engine and worker are killed at once: nothing is left.
+"""Kill any two of launcher, both supervisors, API server, engine and worker at once: no process is left.
 
-The server is a hostile one of our own, so that this needs no vLLM; test_server.py does the same with the real one.
+The server is hostile.py, so this needs no vLLM; test_server.py does the same with the real server.
 """
 
 import os
@@ -28,14 +28,14 @@ KILLED = ("launcher", "outer supervisor", "inner supervisor", "api", "engine", "
 
 
 def pids_of(folder):
-    """The processes of a hostile server by role, once all are there."""
+    """Wait for all processes of a hostile server; return their pids by role."""
     wait_for(lambda: all((folder / role).exists() for role in hostile.ROLES))
     return {role: int((folder / role).read_text()) for role in hostile.ROLES}
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """(pids by role, a function that lists the live ones) of a launcher with a hostile server, as the kernel has it."""
+    """Start a launcher with a hostile server; yields (pids by role, a function that lists the live processes)."""
     with watched() as live:
         command = [sys.executable, hostile.__file__, str(tmp_path)]
         launcher = spawn([sys.executable, "-c", LAUNCHER, str(tmp_path / "log"), str(tmp_path), *command])
@@ -44,10 +44,11 @@ def tree(tmp_path):
         (outer,) = (p for p in supervisors if p.ppid() == launcher.pid)
         (inner,) = (p for p in supervisors if p.ppid() == outer.pid)
         pids |= {"outer supervisor": outer.pid, "inner supervisor": inner.pid}
-        wait_for(lambda: {p.pid for p in live()} == set(pids.values()))  # the watcher sees each of them, and no other
+        wait_for(lambda: {p.pid for p in live()} == set(pids.values()))  # the watcher sees exactly these
         yield pids, live
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", list(combinations(KILLED, 2)), ids=" and ".join)
 def test_any_two_killed_at_once_leave_nothing(tree, pair):
     pids, live = tree
@@ -56,8 +57,8 @@ def test_any_two_killed_at_once_leave_nothing(tree, pair):
     wait_for(lambda: not live())
 
 
-def test_the_watcher_reports_an_orphan_whatever_it_did(tmp_path):
-    """Without supervisors its parents are gone at once; the runaway one kept nothing but the log."""
+def test_the_watcher_reports_every_orphan(tmp_path):
+    """Without supervisors the parents die at once; `runaway` keeps nothing but the log."""
     with watched() as live:
         spawn([sys.executable, hostile.__file__, str(tmp_path)])
         pids = pids_of(tmp_path)
@@ -70,18 +71,18 @@ def test_the_watcher_reports_an_orphan_whatever_it_did(tmp_path):
 
 @pytest.fixture
 def server(tmp_path):
-    """(marks, pids by role) of a hostile server that no supervisor keeps."""
+    """Start a hostile server without a supervisor; yields (marks, pids by role)."""
     with watched(), (tmp_path / "log").open("w") as log:
         command = [sys.executable, hostile.__file__, str(tmp_path)]
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | {"FP8_SINKS_RUN": str(tmp_path)}, start_new_session=True
         )
-        carried, pids = marks.of(str(tmp_path), process.pid, tmp_path / "log"), pids_of(tmp_path)
+        carried, pids = marks.of_server(str(tmp_path), process.pid, tmp_path / "log"), pids_of(tmp_path)
         wait_for(lambda: {p.pid for p in marks.processes(carried)} == set(pids.values()))
         yield carried, pids
 
 
-def test_one_mark_is_enough(server):
+def test_each_mark_alone_finds_its_processes(server):
     carried, pids = server
     for lost, unseen in (({"nonce": "x"}, "silent"), ({"session": 1}, None), ({"log": carried.log.parent}, "runaway")):
         fewer = marks.Marks(**(vars(carried) | lost))
@@ -90,16 +91,16 @@ def test_one_mark_is_enough(server):
     assert marks.kill(carried, 20) == [] and not any(alive(pid) for pid in pids.values())
 
 
-def test_what_is_not_ours_is_spared(server, tmp_path):
-    """An older process that writes to the log, as a launcher may, and a younger one of another server."""
+def test_processes_without_our_marks_are_spared(server):
+    """An older process that writes to the log, as a launcher may, and a younger process of another server."""
     carried, pids = server
     with watched() as live, carried.log.open("a") as log:
-        quick = [sys.executable, "-c", "import time; time.sleep(600)"]
-        other = spawn(quick, stdout=log, env=os.environ | {"FP8_SINKS_RUN": "another"}, start_new_session=True)
-        unrelated = spawn(quick, start_new_session=True)
-        wait_for(lambda: psutil.Process(other.pid).cmdline() == quick)
+        sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+        foreign = spawn(sleeper, stdout=log, env=os.environ | {"FP8_SINKS_RUN": "another"}, start_new_session=True)
+        unrelated = spawn(sleeper, start_new_session=True)
+        wait_for(lambda: psutil.Process(foreign.pid).cmdline() == sleeper)
         assert {p.pid for p in marks.processes(carried)} == set(pids.values())
         later = marks.Marks(**(vars(carried) | {"since": carried.since + 10**9}))
         assert marks.processes(later) == []
         marks.kill(carried, 20)
-        assert {p.pid for p in live()} == {other.pid, unrelated.pid}
+        assert {p.pid for p in live()} == {foreign.pid, unrelated.pid}

@@ -6,63 +6,42 @@ from flashinfer_patches.errors import Problem
 from vllm_launch import arguments, profile
 
 
-def test_the_three_profiles_differ_in_the_kv_cache_and_its_accuracy_gates_alone():
+def test_the_three_profiles_differ_in_the_kv_cache_alone():
     base, fp8, skip = (profile.load(name) for name in ("baseline", "fp8", "fp8-skip-sliding"))
     assert base.vllm["kv-cache-dtype"] == "auto"
     assert fp8.vllm["kv-cache-dtype"] == "fp8"
     assert skip.vllm["kv-cache-dtype-skip-layers"] == ["sliding_window"]
     kv_keys = {"kv-cache-dtype", "kv-cache-dtype-skip-layers"}
-    for other in (fp8, skip):
-        for name in base.models:
-            own, common = (one.model_settings(name).model_dump(exclude={"thresholds"}) for one in (other, base))
-            assert own == common
-        assert other.backends == base.backends
-        assert {k: v for k, v in other.vllm.items() if k not in kv_keys} == {
+    for variant in (fp8, skip):
+        assert (variant.models, variant.devices, variant.backends) == (base.models, base.devices, base.backends)
+        assert {k: v for k, v in variant.vllm.items() if k not in kv_keys} == {
             k: v for k, v in base.vllm.items() if k not in kv_keys
         }
 
 
-@pytest.mark.parametrize("name", ["baseline", "fp8", "fp8-skip-sliding"])
-def test_the_embedded_model_is_judged_and_the_real_ones_only_measured(name):
-    one = profile.load(name)
-    judged = one.model_settings("tiny_gpt_oss").thresholds
-    assert None not in judged.decode.model_dump().values() and None not in judged.sinks.model_dump().values()
-    assert judged.paths.mean_abs_delta and judged.decode_at_context.mean_abs_delta > judged.decode.mean_abs_delta
-    for model in ("gpt-oss-20b", "gpt-oss-120b", "anything else"):
-        assert one.model_settings(model).thresholds == profile.Thresholds()
+def test_the_lineage_is_the_chain_of_extends(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: fp8-skip-sliding\n")
+    lineage = profile.load(str(tmp_path / "mine.yaml")).lineage
+    assert lineage == ["mine", "fp8-skip-sliding", "fp8", "baseline"]
+    assert profile.load("baseline").lineage == ["baseline"]
 
 
-def test_every_model_is_scored_on_4000_tokens_or_more_within_its_context():
-    for settings in profile.load("baseline").models.values():
-        longest = max(place.context + place.tokens for place in settings.accuracy.at)
-        assert settings.accuracy.tokens >= 4000
-        assert longest < settings.vllm.get("max-model-len", 4096)
-        assert min(place.texts for place in settings.accuracy.at) >= 8, "fewer have no interval"
-
-
-def test_the_original_plan_is_in_the_profile():
-    settings = profile.load("fp8").model_settings("gpt-oss-120b")
-    assert settings.vllm["max-model-len"] == 131072
-    assert settings.vllm["gpu-memory-utilization"] == 0.70
-    assert settings.vllm["load-format"] == "fastsafetensors"
-    assert "enforce-eager" not in settings.vllm
-    assert (settings.bench.prompt, settings.bench.output, settings.bench.runs) == ([2048], [32, 128], 10)
-    assert (settings.bench.depth[0], settings.bench.depth[-1]) == (0, 122880)
+def test_how_the_real_models_are_served():
+    vllm = profile.load("fp8").model_settings("gpt-oss-120b").vllm
+    assert (vllm["max-model-len"], vllm["gpu-memory-utilization"]) == (131072, 0.70)
+    assert vllm["load-format"] == "fastsafetensors" and "enforce-eager" not in vllm
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "key"),
     [
         ("extends: baseline\nkv_cache: fp8\n", "kv_cache"),
         ("extends: baseline\nvllm: [1]\n", "vllm"),
-        ("extends: baseline\ngreedy: {min_match: 1.5}\n", "greedy.min_match"),
-        ("extends: baseline\nmodels: {other: {bench: {runs: 0}}}\n", "runs"),
-        ("extends: baseline\nmodels: {other: {thresholds: {decode: {top1: 95}}}}\n", "top1"),
-        ("extends: baseline\nmodels: {other: {accuracy: {at: []}}}\n", "accuracy.at"),
+        ("extends: baseline\nmodels: [1]\n", "models"),
+        ("extends: baseline\nmodels: {other: [1]}\n", "models.other"),
+        ("extends: baseline\nlineage: [fp8]\n", "`lineage`"),
+        ("extends: baseline\nvllm: {gpu-memory-utilization: .inf}\n", "finite"),
         ("extends: nowhere\n", "nowhere"),
-        ("extends: baseline\nmodels: {tiny_gpt_oss: {thresholds: {decode: {kl: .inf}}}}\n", "finite"),
-        ("extends: baseline\nmodels: {other: {bench: {depth: []}}}\n", "bench.depth"),
-        ("extends: baseline\ngreedy: {prompts: []}\n", "greedy.prompts"),
         ("extends: baseline\nvllm: {seed: 1}\nvllm: {seed: 2}\n", "'vllm' is there twice"),
         ("extends: baseline\nvllm: {seed: 1, seed: 2}\n", "'seed' is there twice"),
         ("extends: baseline\nvllm: {hf-overrides: {a: 2020-01-01}}\n", "mine.yaml holds"),
@@ -78,14 +57,33 @@ def test_the_original_plan_is_in_the_profile():
         ("a: [\n", "cannot read"),
     ],
 )
-def test_a_bad_profile_is_one_line_that_names_the_key(tmp_path, text, named):
+def test_a_bad_profile_is_a_single_line_that_names_the_key(tmp_path, text, key):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(Problem) as caught:
         profile.load(str(path))
-    assert named in caught.value.message
+    assert key in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("greedy: {reference: fp8}", "greedy"),
+        ("models: {other: {bench: {runs: 3}}}", "bench"),
+        ("models: {tiny_gpt_oss: {accuracy: {source: book}}}", "accuracy"),
+        ("models: {tiny_gpt_oss: {thresholds: {decode: {kl: 1}}}}", "thresholds"),
+    ],
+)
+def test_settings_of_a_suite_are_refused_with_the_way_to_move_them(tmp_path, text, key):
+    (tmp_path / "base.yaml").write_text(f"extends: baseline\n{text}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
+    for name in ("base", "mine"):
+        with pytest.raises(Problem) as caught:
+            profile.load(str(tmp_path / f"{name}.yaml"))
+        assert caught.value.kind == "profile" and f"`{key}`" in caught.value.message
+        assert "--suite" in caught.value.remedy and "bench/suites/default.yaml" in caught.value.remedy
 
 
 def test_a_profile_that_extends_itself_is_refused(tmp_path):
@@ -129,7 +127,7 @@ def test_names_that_no_profile_can_have(tmp_path, stem):
 
 
 @pytest.mark.parametrize("name", ["../baseline", "/etc/passwd", "..", "", "profiles/baseline", "Baseline"])
-def test_a_name_without_a_file_is_one_of_ours(name):
+def test_a_name_that_is_no_path_must_be_a_shipped_profile(name):
     with pytest.raises(Problem, match="no profile") as caught:
         profile.load(name)
     assert "baseline" in caught.value.remedy
@@ -145,21 +143,17 @@ def test_our_names_are_for_our_files_alone(tmp_path):
         assert profile.load(str(profile.FOLDER / f"{name}.yaml")) == profile.load(name)
 
 
+def test_a_file_with_a_shipped_name_cannot_be_extended(tmp_path):
+    (tmp_path / "fp8.yaml").write_text("extends: baseline\n")
+    (tmp_path / "mine.yaml").write_text("extends: fp8.yaml\n")
+    with pytest.raises(Problem, match="name of a profile of fp8-sinks"):
+        profile.load(str(tmp_path / "mine.yaml"))
+
+
 def test_the_name_is_the_files(tmp_path):
     path = tmp_path / "my-fp8.v2_a.yaml"
     path.write_text("name: my-fp8.v2_a\nextends: fp8\n")
     assert profile.load(str(path)).name == "my-fp8.v2_a"
-
-
-def test_a_reference_is_found_beside_the_file_that_names_it(tmp_path, monkeypatch):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "mine-base.yaml").write_text("extends: baseline\ngreedy: {reference: mine-base.yaml}\n")
-    (tmp_path / "deep" / "mine.yaml").write_text("extends: mine-base.yaml\nvllm: {kv-cache-dtype: fp8}\n")
-    (tmp_path / "over.yaml").write_text("extends: deep/mine.yaml\n")
-    monkeypatch.chdir(tmp_path)
-    for path in ("deep/mine.yaml", "deep/mine-base.yaml", "over.yaml"):
-        assert profile.load(profile.load(path).greedy.reference).name == "mine-base"
-    assert profile.load(profile.load("fp8").greedy.reference).name == "baseline"
 
 
 FOR_SERVING = """
@@ -172,25 +166,20 @@ models: {other: {vllm: {max-model-len: 2048}}}
 
 
 @pytest.fixture
-def for_serving(tmp_path):
-    path = tmp_path / "serving-alone.yaml"
+def standalone(tmp_path):
+    path = tmp_path / "standalone.yaml"
     path.write_text(FOR_SERVING)
     return profile.load(str(path))
 
 
-def test_a_profile_for_serving_alone_needs_nothing_of_benches(for_serving):
-    assert for_serving.model_settings("any").vllm == {"max-model-len": 2048}
-    with pytest.raises(Problem) as caught:
-        for_serving.check_measurable("any")
-    assert caught.value.kind == "profile" and "extends: baseline" in caught.value.remedy
-    assert all(word in caught.value.message for word in ("bench", "accuracy", "greedy"))
-    for name in profile.names():
-        profile.load(name).check_measurable("any")
+def test_a_profile_may_extend_nothing(standalone):
+    assert standalone.model_settings("any").vllm == {"max-model-len": 2048}
+    assert standalone.lineage == ["standalone"]
 
 
-def test_a_device_that_a_profile_has_not(for_serving):
-    with pytest.raises(Problem, match="serving-alone has no entry for gpu"):
-        for_serving.device_settings("gpu")
+def test_a_device_that_a_profile_has_not(standalone):
+    with pytest.raises(Problem, match="standalone has no entry for gpu"):
+        standalone.device_settings("gpu")
 
 
 def test_a_profile_without_settings_for_other_models(tmp_path):

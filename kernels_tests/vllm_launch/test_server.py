@@ -1,4 +1,4 @@
-"""The real vLLM server with the embedded model: it serves, and however it ends, nothing is left."""
+"""`fp8-sinks serve` with the real vLLM and the embedded model: it answers, and leaves no process however it ends."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import psutil
 import pytest
 import requests
 
+from flashinfer_patches.errors import EXIT_CODES
 from kernels_tests.processes import free_port, listens, scaled, spawn, wait_for, watched
 
 pytestmark = pytest.mark.server
@@ -22,7 +23,7 @@ KILLED = ("launcher", "supervisor", "API server", "EngineCore", "Worker")
 
 @contextmanager
 def serve(tmp_path, profile_name, *options):
-    """`fp8-sinks serve` as a user runs it; yields (process, port, a function that lists all that is alive of it)."""
+    """Run `fp8-sinks serve` as a user does; yields (process, port, a function that lists its live processes)."""
     port = free_port()
     command = [sys.executable, "-m", "fp8_sinks", "serve", profile_name, "--port", str(port), "--json"]
     with watched() as live, (tmp_path / "stderr").open("w") as stderr:
@@ -31,7 +32,7 @@ def serve(tmp_path, profile_name, *options):
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            # A key that must not show, and a level that would leave the log without what is read back from it.
+            # A key that must not show, and a level that would drop the lines which are read back from the log.
             env=os.environ | {"VLLM_API_KEY": "a-key-that-must-not-show", "VLLM_LOGGING_LEVEL": "WARNING"},
             start_new_session=True,
         )
@@ -39,14 +40,14 @@ def serve(tmp_path, profile_name, *options):
 
 
 def ready(process):
-    """What `serve` prints once the server is ready."""
+    """Return the JSON that `serve` prints once the server is ready."""
     line = process.stdout.readline()
-    assert line, "it ended before it was ready"
+    assert line, "serve ended before the server was ready"
     return json.loads(line)
 
 
 def by_role(process, supervisor_pid, live):
-    """The processes of a ready server by role, both supervisors as one; each is alive and one that the watcher sees."""
+    """Return the processes of a ready server by role, both supervisors as one; all are alive."""
     outer = psutil.Process(supervisor_pid)
     (inner,) = outer.children()
     (api_server,) = inner.children()
@@ -59,14 +60,18 @@ def by_role(process, supervisor_pid, live):
 
 
 @pytest.mark.parametrize(
-    ("name", "kv_cache_dtype"), [("baseline", "auto"), pytest.param("fp8", "fp8", marks=pytest.mark.fp8_cache)]
+    ("name", "kv_cache_dtype"),
+    [
+        pytest.param("baseline", "auto", marks=pytest.mark.long),
+        pytest.param("fp8", "fp8", marks=pytest.mark.fp8_cache),
+    ],
 )
 def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path, name, kv_cache_dtype):
     with serve(tmp_path, name) as (process, port, live):
-        told = ready(process)
-        assert told["resolved"]["attention_backends"] == ["CPU_ATTN"]
-        assert told["resolved"]["kv_cache_dtype"] == kv_cache_dtype
-        assert told["resolved"]["cpu_cache_writer"] is (name == "fp8")
+        resolved = ready(process)["resolved"]
+        assert resolved["attention_backends"] == ["CPU_ATTN"]
+        assert resolved["kv_cache_dtype"] == kv_cache_dtype
+        assert resolved["cpu_cache_writer"] is (name == "fp8")
         base = f"http://127.0.0.1:{port}/v1"
         chat = {
             "model": "tiny_gpt_oss",
@@ -87,16 +92,18 @@ def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path, name, kv_c
         wait_for(lambda: not live() and not listens(port), END_S)
 
 
+@pytest.mark.long
 def test_a_killed_server_ends_the_command_with_its_code(tmp_path):
     with serve(tmp_path, "baseline") as (process, port, live):
         roles = by_role(process, ready(process)["supervisor_pid"], live)
         roles["API server"][0].kill()
-        assert process.wait(timeout=scaled(END_S)) == 20
+        assert process.wait(timeout=scaled(END_S)) == EXIT_CODES["server"]
         wait_for(lambda: not live() and not listens(port), END_S)
-    said = (tmp_path / "stderr").read_text()
-    assert "exit code 137" in said and "remedy:" in said
+    stderr = (tmp_path / "stderr").read_text()
+    assert "exit code 137" in stderr and "remedy:" in stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", list(combinations(KILLED, 2)), ids=" and ".join)
 def test_any_two_killed_at_once_leave_nothing(tmp_path, pair):
     with serve(tmp_path, "baseline") as (process, port, live):
@@ -107,6 +114,7 @@ def test_any_two_killed_at_once_leave_nothing(tmp_path, pair):
         wait_for(lambda: not live() and not listens(port), END_S)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_loading_leaves_nothing(tmp_path, number):
     with serve(tmp_path, "baseline") as (process, port, live):
@@ -116,9 +124,10 @@ def test_a_signal_while_loading_leaves_nothing(tmp_path, number):
         wait_for(lambda: not live() and not listens(port), END_S)
 
 
+@pytest.mark.long
 def test_a_server_that_cannot_start_shows_its_log_and_a_remedy(tmp_path):
     with serve(tmp_path, "baseline", "--", "--max-model-len", "999999999") as (process, _, live):
-        assert process.wait(timeout=scaled(START_S)) == 20
+        assert process.wait(timeout=scaled(START_S)) == EXIT_CODES["server"]
         assert not live()
-    said = (tmp_path / "stderr").read_text()
-    assert "  | " in said and "remedy: lower --max-model-len" in said
+    stderr = (tmp_path / "stderr").read_text()
+    assert "  | " in stderr and "remedy: lower --max-model-len" in stderr

@@ -1,4 +1,4 @@
-"""What makes a server's cold start shorter."""
+"""The plugin shortens a server's cold start."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from vllm.platforms import current_platform
 from vllm_launch import plugin
 
 
-def test_on_a_cpu_vllm_starts_no_process_to_look_at_the_model(monkeypatch, tmp_path):
+def test_on_a_cpu_vllm_starts_no_process_to_inspect_the_model(monkeypatch, tmp_path):
     if not current_platform.is_cpu():
         pytest.skip("vLLM here is not the CPU build")
     from vllm.model_executor.models import registry
 
     def no_process(*_):
-        raise AssertionError("a process was started to look at the model")
+        raise AssertionError("vLLM started a process to inspect the model")
 
     monkeypatch.setattr(registry, "_run_in_subprocess", no_process)
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))

@@ -9,7 +9,7 @@ import torch
 from lowp.jit import compiler, launcher
 from lowp.sink_decode.heuristic import Launch, Problem, shared_bytes
 
-SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "share.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
+SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "split.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
 SOURCE = compiler.Source("sink_decode", Path(__file__).parent, SOURCES)
 
 

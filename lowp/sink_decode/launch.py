@@ -48,7 +48,7 @@ def run(call: Call, fixed: Launch | None = None) -> None:
         counter_bytes = batch * kv_heads * 4
         needed = kv_heads * splits * partial_bytes(problem.group_tiles, problem.head_dim) + counter_bytes
         workspace = checked_workspace(call.workspace, needed, call.q.device)
-        params.shares = splits
+        params.splits = splits
         params.partials = workspace.data_ptr()
         params.arrived = workspace.data_ptr() + workspace.numel() - counter_bytes
     with torch.cuda.device(call.q.device):

@@ -18,7 +18,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_uint) for name in ["page_stride", "head_stride", "slot_stride"]),
         *((name, ctypes.c_int) for name in ["k_scale_head", "v_scale_head", "scale_page", "scale_head", "scale_slot"]),
         ("window_left", ctypes.c_int),
-        ("shares", ctypes.c_int),
+        ("splits", ctypes.c_int),
         ("q_token_stride", ctypes.c_int),
     )
 

@@ -5,41 +5,41 @@ from pathlib import Path
 
 import pytest
 
+from bench import suite
 from bench.accuracy import forced
-from bench.accuracy import scores as accuracy
-from bench.accuracy.forced import Text
-from bench.accuracy.scores import Answers, AtText
+from bench.accuracy.answers import Answers, TextAnswer
+from bench.accuracy.judge import judge
+from bench.accuracy.texts import Text, texts_of
 from flashinfer_patches.errors import Problem
 from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
 from vllm_launch.model import EMBEDDED, find
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 ROOT = Path(__file__).parents[3]
-CONTEXT = 128  # the shortest of the profile's
+SUITE = suite.load(None, "tiny_gpt_oss")
+CONTEXT = 128  # the shortest of the suite's
 TOKENS = 96  # of a short text
 
 
 def serve(name, folder, **environment):
     """A server of a profile with the token forcer, as a context manager."""
-    one = profile.load(name)
     extra = forced.arguments(*software.vllm_build())
-    planned = plan.make(one, port=free_port(), cache_root=folder, model_path=str(EMBEDDED), extra=extra)
+    planned = plan.make(profile.load(name), port=free_port(), cache_root=folder, model_path=str(EMBEDDED), extra=extra)
     planned = planned.model_copy(update={"environment": planned.environment | environment})
-    return server.running(planned, folder, say=lambda line: None)
+    return server.running(planned, folder, show_status=lambda line: None)
 
 
 def heldout_texts():
-    """`long`: the profile's own texts of its shortest context; `short`: the ends of some, after a prompt of 2."""
-    settings = profile.load("fp8").model_settings("tiny_gpt_oss").accuracy
-    longs = [text for text in accuracy.texts(find(str(EMBEDDED)), settings) if text.start == CONTEXT]
+    """`long`: the suite's texts of its shortest context; `short`: the ends of some, after a prompt of 2."""
+    longs = [text for text in texts_of(find(str(EMBEDDED)), SUITE.texts) if text.start == CONTEXT]
     return {"long": longs, "short": [Text(ids=text.ids[:TOKENS], start=2) for text in longs[:4]]}
 
 
 def distance(a, b):
     """Mean |delta log p|, nats."""
     texts = zip(a, b, strict=True)
-    deltas = [abs(x - y) for one, other in texts for x, y in zip(one.logprobs, other.logprobs, strict=True)]
+    deltas = [abs(x - y) for text_a, text_b in texts for x, y in zip(text_a.logprobs, text_b.logprobs, strict=True)]
     return sum(deltas) / len(deltas)
 
 
@@ -56,7 +56,7 @@ def scored(tmp_path_factory, fp8_cache):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     folder, texts = tmp_path_factory.mktemp("forced"), heldout_texts()
     with serve("baseline", folder) as running:
-        found = {"bf16": score(running, texts)}
+        bf16 = score(running, texts)
         with pytest.raises(Problem, match=r"HTTP 400.*out-of-vocab") as refused:
             forced.decode(running, [7, 8], [9, 4096])
         assert refused.value.kind == "requests"
@@ -64,14 +64,14 @@ def scored(tmp_path_factory, fp8_cache):
             forced._choice(running, {"prompt": [7], "vllm_xargs": {"force_ids": [8]}}, None)
         special = forced.decode(running, [7, 8], [4, 0, 5, 4095])
         assert special.token_ids == [4, 0, 5, 4095], "the end of text does not end the request"
-    return found | (scored_in_fp8(folder, texts, found["bf16"]) if fp8_cache else {})
+    return {"bf16": bf16} | (scored_in_fp8(folder, texts, bf16) if fp8_cache else {})
 
 
 def scored_in_fp8(folder, texts, bf16):
     """Scores by server, of FP8 and of FP8 with each mutant, beside BF16's for the table that is printed."""
     from kernels_tests.mutants import attention
 
-    found = {}
+    scores = {}
     info = folder / "plugin" / "fp8_sinks_mutants-0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fp8-sinks-mutants\nVersion: 0\n")
@@ -80,30 +80,31 @@ def scored_in_fp8(folder, texts, bf16):
     mutant.write_text(attention.NONE)
     path = os.pathsep.join(map(str, (info.parent, ROOT)))
     with serve("fp8", folder, PYTHONPATH=path, **{attention.VARIABLE: str(mutant)}) as running:
-        found["fp8"] = score(running, texts)
-        found["fp8"]["short"] = forced.score_all(running, texts["short"], "decode")
+        scores["fp8"] = score(running, texts)
+        scores["fp8"]["short"] = forced.score_all(running, texts["short"], "decode")
         for name in attention.NAMES:
             mutant.write_text(name)
-            found[name] = score(running, texts)
+            scores[name] = score(running, texts)
             if name in ("decode", "prefill"):
-                found[name]["short"] = forced.score_all(running, texts["short"], "decode")
+                scores[name]["short"] = forced.score_all(running, texts["short"], "decode")
     print("\nmean |delta log p|: against bf16 in decode, in prefill; decode against prefill of the same server")
-    for name, paths in {"bf16": bf16, **found}.items():
-        against = [distance(paths[way], bf16[way]) for way in ("decode", "prefill")]
+    for name, paths in {"bf16": bf16, **scores}.items():
+        against = [distance(paths[path], bf16[path]) for path in ("decode", "prefill")]
         print(f"{name:14}", *(f"{value:.4f}" for value in (*against, distance(paths["decode"], paths["prefill"]))))
-    return found
+    return scores
 
 
 @pytest.fixture
 def judged(scored):
     """A function: a server's answers held against BF16's by the bounds of profile fp8."""
-    thresholds = profile.load("fp8").model_settings("tiny_gpt_oss").thresholds
+    thresholds = SUITE.thresholds_of(profile.load("fp8"))
 
     def answers(name):
-        both = zip(scored[name]["decode"], scored[name]["prefill"], strict=True)
-        return Answers(source="heldout", at=[AtText(context=CONTEXT, decode=one, prefill=two) for one, two in both])
+        pairs = zip(scored[name]["decode"], scored[name]["prefill"], strict=True)
+        texts = [TextAnswer(context=CONTEXT, decode=decode, prefill=prefill) for decode, prefill in pairs]
+        return Answers(source="heldout", texts=texts)
 
-    return lambda name: accuracy.judge(answers("bf16"), answers(name), thresholds, "baseline")
+    return lambda name: judge(answers("bf16"), answers(name), thresholds, "baseline")
 
 
 @pytest.mark.parametrize("name", ["bf16", pytest.param("fp8", marks=pytest.mark.fp8_cache)])
@@ -112,15 +113,15 @@ def test_forced_decode_agrees_with_prefill_on_the_same_server(scored, name):
     assert distance(scored[name]["decode"], scored[name]["prefill"]) < 0.02
 
 
-def test_every_position_has_its_best_tokens_and_the_one_given(scored):
+def test_every_position_has_its_top_tokens_and_the_scored_token(scored):
     for path in ("decode", "prefill"):
-        for one in scored["bf16"][path]:
-            for token, value, top in zip(one.token_ids, one.logprobs, one.top, strict=True):
+        for text in scored["bf16"][path]:
+            for token, value, top in zip(text.token_ids, text.logprobs, text.top, strict=True):
                 assert len(top) in (20, 21) and top[token] == value
 
 
 @pytest.mark.fp8_cache
-def test_fp8_costs_what_rounding_costs(scored):
+def test_fp8_costs_as_much_as_rounding(scored):
     for path in ("decode", "prefill"):
         assert 0.05 < distance(scored["fp8"][path], scored["bf16"][path]) < 0.2
 
@@ -170,7 +171,7 @@ def test_a_broken_decode_kernel_moves_decode_alone(scored):
 
 
 @pytest.mark.fp8_cache
-def test_a_broken_prefill_kernel_moves_prefill_and_no_decode_without_one(scored):
+def test_a_broken_prefill_kernel_moves_prefill_and_no_decode_after_a_short_prompt(scored):
     right, broken = scored["fp8"], scored["prefill"]
     assert distance(broken["prefill"], right["prefill"]) > 0.05
     assert distance(broken["short"], right["short"]) < 0.02
@@ -178,7 +179,7 @@ def test_a_broken_prefill_kernel_moves_prefill_and_no_decode_without_one(scored)
 
 @pytest.mark.fp8_cache
 @pytest.mark.parametrize("mutant", ["decode", "prefill"])
-def test_one_broken_kernel_shows_as_decode_against_prefill_of_its_server(scored, mutant):
+def test_a_broken_kernel_shows_as_decode_against_prefill_of_its_server(scored, mutant):
     """Without any reference server: the rounding of the cache cancels."""
     right, broken = (distance(scored[name]["decode"], scored[name]["prefill"]) for name in ("fp8", mutant))
     assert broken > 0.05 and broken > 4 * right

@@ -26,30 +26,30 @@ def logs(*shares) -> dict[int, float]:
 
 
 def test_a_server_against_itself_differs_in_nothing():
-    one = [scored(-1.0, -2.5, top=[logs(0.6, 0.3), logs(0.1, 0.2)])] * metrics.MIN_TEXTS
-    found = metrics.agreement(one, one)
-    assert (found.texts, found.tokens) == (8, 16)
-    for figure, value in (("mean_abs_delta", 0), ("p99_abs_delta", 0), ("kl", 0), ("top1", 1), ("perplexity_ratio", 1)):
-        got = getattr(found, figure)
-        assert (got.value, got.low, got.high) == pytest.approx((value, value, value)), figure
+    texts = [scored(-1.0, -2.5, top=[logs(0.6, 0.3), logs(0.1, 0.2)])] * metrics.MIN_TEXTS
+    agreement = metrics.agreement(texts, texts)
+    assert (agreement.texts, agreement.tokens) == (8, 16)
+    for name, value in (("mean_abs_delta", 0), ("p99_abs_delta", 0), ("kl", 0), ("top1", 1), ("perplexity_ratio", 1)):
+        figure = getattr(agreement, name)
+        assert (figure.value, figure.low, figure.high) == pytest.approx((value, value, value)), name
 
 
 def test_known_deltas():
-    found = metrics.agreement([scored(-1.0, -2.0)], [scored(-1.5, -1.75)])
-    assert found.mean_abs_delta.value == pytest.approx((0.5 + 0.25) / 2)
-    assert found.perplexity_ratio.value == pytest.approx(math.exp(3.25 / 2 - 3.0 / 2))
-    assert found.mean_abs_delta.low is None, "two texts of one kind make no interval"
+    agreement = metrics.agreement([scored(-1.0, -2.0)], [scored(-1.5, -1.75)])
+    assert agreement.mean_abs_delta.value == pytest.approx((0.5 + 0.25) / 2)
+    assert agreement.perplexity_ratio.value == pytest.approx(math.exp(3.25 / 2 - 3.0 / 2))
+    assert agreement.mean_abs_delta.low is None, "two texts of one kind make no interval"
 
 
 def test_texts_count_by_their_tokens():
-    found = metrics.agreement([scored(0.0), scored(0.0, 0.0, 0.0)], [scored(-4.0), scored(0.0, 0.0, 0.0)])
-    assert found.mean_abs_delta.value == pytest.approx(1.0)
+    agreement = metrics.agreement([scored(0.0), scored(0.0, 0.0, 0.0)], [scored(-4.0), scored(0.0, 0.0, 0.0)])
+    assert agreement.mean_abs_delta.value == pytest.approx(1.0)
 
 
 def test_p99_is_the_value_that_99_of_100_do_not_exceed():
     deltas = [i / 100 for i in range(200)]
-    found = metrics.agreement([scored(*[0.0] * 200)], [scored(*deltas)])
-    assert found.p99_abs_delta.value == pytest.approx(np.quantile(deltas, 0.99, method="inverted_cdf"))
+    agreement = metrics.agreement([scored(*[0.0] * 200)], [scored(*deltas)])
+    assert agreement.p99_abs_delta.value == pytest.approx(np.quantile(deltas, 0.99, method="inverted_cdf"))
 
 
 def test_divergence_of_two_tokens_by_hand():
@@ -58,7 +58,7 @@ def test_divergence_of_two_tokens_by_hand():
     assert metrics.divergence(logs(0.5, 0.3), logs(0.4, 0.4)) == pytest.approx(expected)
 
 
-def test_the_rest_is_a_bucket_of_its_own():
+def test_the_remaining_tokens_are_a_bucket_of_their_own():
     expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
     assert metrics.divergence(logs(0.5), logs(0.9)) == pytest.approx(expected)
 
@@ -74,13 +74,13 @@ def test_a_token_that_the_candidate_does_not_list_has_its_last_probability():
     assert metrics.divergence({0: math.log(0.9)}, candidate) == pytest.approx(expected)
 
 
-def test_the_given_token_beyond_the_best_20_is_not_one_of_them():
+def test_the_given_token_beyond_the_top_20_is_not_counted():
     best = {token: math.log(0.04) for token in range(metrics.TOP)}
     with_given = best | {99: math.log(1e-6)}
     assert metrics.divergence(with_given, best) == metrics.divergence(best, with_given) == pytest.approx(0)
 
 
-def test_divergence_is_a_lower_bound_of_the_whole_one():
+def test_divergence_is_a_lower_bound_of_the_full_divergence():
     chance = np.random.default_rng(3)
     for _ in range(50):
         p, q = (chance.dirichlet(np.full(300, 0.1)) + 1e-9 for _ in range(2))
@@ -96,12 +96,12 @@ def test_the_most_likely_token_and_ties(candidate, same):
     assert metrics.same_top(logs(0.5, 0.2), candidate) is same
 
 
-def test_one_wrong_top_of_four():
+def test_a_wrong_top_of_four():
     good, wrong = logs(0.6, 0.3), logs(0.3, 0.6)
-    found = metrics.agreement(
+    agreement = metrics.agreement(
         [scored(-1, -1, -1, -1, top=[good] * 4)], [scored(-1, -1, -1, -1, top=[good, good, wrong, good])]
     )
-    assert found.top1.value == 0.75
+    assert agreement.top1.value == 0.75
 
 
 @pytest.mark.parametrize(("texts", "least"), [(8, 0.88), (16, 0.9), (48, 0.9)])
@@ -112,8 +112,8 @@ def test_intervals_cover_the_truth_when_tokens_are_correlated(texts, least):
         # Each text has a level of its own; the mean over all texts there could be is 1.
         levels = np.exp(0.4 * chance.standard_normal(texts) - 0.08)
         values = levels[:, None] * chance.exponential(1, (texts, 64))
-        found = metrics._figure(lambda counts, values=values: counts @ values.mean(1) / texts, draws)
-        covered += found.low <= 1 <= found.high
+        figure = metrics._figure(lambda counts, values=values: counts @ values.mean(1) / texts, draws)
+        covered += figure.low <= 1 <= figure.high
         error = 1.96 * values.std() / values.size**0.5
         of_tokens += abs(values.mean() - 1) <= error
     assert covered / 300 >= least
@@ -127,15 +127,15 @@ def test_the_same_data_give_the_same_interval():
     assert first == second and first.kl.low is not None
 
 
-def test_other_tokens_and_no_texts_are_refused():
-    other = scored(-1.0).model_copy(update={"token_ids": [9]})
-    for reference, candidate in (([], []), ([scored(-1.0)], [other])):
+def test_unlike_tokens_and_no_texts_are_refused():
+    unlike = scored(-1.0).model_copy(update={"token_ids": [9]})
+    for reference, candidate in (([], []), ([scored(-1.0)], [unlike])):
         with pytest.raises(ValueError):
             metrics.agreement(reference, candidate)
 
 
 @pytest.mark.parametrize("broken", [{"logprobs": [math.nan]}, {"top": [{0: -math.inf}]}])
-def test_what_is_scored_has_finite_log_probabilities(broken):
+def test_scored_tokens_have_finite_log_probabilities(broken):
     with pytest.raises(ValidationError):
         Scored(**(scored(-1.0).model_dump() | broken))
 

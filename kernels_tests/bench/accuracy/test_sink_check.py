@@ -8,22 +8,24 @@ import numpy as np
 import psutil
 import pytest
 
+from bench import suite
 from bench.accuracy import sink_check
 from bench.accuracy.forced import Scored
-from bench.accuracy.scores import texts as texts_of
+from bench.accuracy.texts import texts_of
 from bench.accuracy.verdicts import SinkCheck
+from bench.suite import SinkBounds
+from bench.suite import Texts as TextSettings
 from flashinfer_patches.errors import Problem
 from vllm_launch import model, profile
-from vllm_launch.profile import AccuracyTexts, SinkBounds
 
 MODEL = model.find(str(model.EMBEDDED))
 PROFILES = ("baseline", "fp8", "fp8-skip-sliding")
-SETTINGS = AccuracyTexts(source="heldout", at=[{"context": 128, "texts": 3, "tokens": 64}])
+SETTINGS = TextSettings(source="heldout", contexts=[{"context": 128, "texts": 3, "tokens": 64}])
 TEXTS = texts_of(MODEL, SETTINGS)
 
 
 def bounds(name: str) -> SinkBounds:
-    return profile.load(name).model_settings(MODEL.name).thresholds.sinks
+    return suite.load(None, MODEL.name).thresholds_of(profile.load(name)).sinks
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +52,9 @@ def test_transformers_leaves_the_environment_that_servers_inherit(monkeypatch):
 
 
 def served(values, tokens=64) -> list[Scored]:
-    """A server's prefill that gives these log-probabilities."""
-    cut = np.asarray(values).reshape(-1, tokens)
-    return [Scored(token_ids=[0] * tokens, logprobs=row.tolist(), top=[{0: 0.0}] * tokens) for row in cut]
+    """A server's prefill with these log-probabilities."""
+    rows = np.asarray(values).reshape(-1, tokens)
+    return [Scored(token_ids=[0] * tokens, logprobs=row.tolist(), top=[{0: 0.0}] * tokens) for row in rows]
 
 
 @pytest.fixture
@@ -64,23 +66,23 @@ def checked(exact):
 @pytest.mark.parametrize("name", PROFILES)
 @pytest.mark.parametrize("sinks", sink_check.WRONG)
 def test_a_server_with_wrong_sinks_fails(checked, exact, name, sinks):
-    found = checked(exact[sinks], bounds(name))
-    assert found.status == "FAILED" and found.mean_abs_delta[sinks] == 0
-    assert found.mean_abs_delta["true"] > 3 * bounds(name).mean_abs_delta
+    check = checked(exact[sinks], bounds(name))
+    assert check.status == "FAILED" and check.mean_abs_delta[sinks] == 0
+    assert check.mean_abs_delta["true"] > 3 * bounds(name).mean_abs_delta
 
 
 @pytest.mark.parametrize(("name", "noise"), [("baseline", 0.02), ("fp8", 0.1)])
 def test_a_server_with_the_true_sinks_passes_with_its_rounding(checked, exact, name, noise):
     rough = np.array(exact["true"]) + np.random.default_rng(1).laplace(0, noise, len(exact["true"]))
-    found = checked(rough, bounds(name))
-    assert found.status == "passed" and found.tokens == 3 * 64
-    assert found.mean_abs_delta["true"] == pytest.approx(noise, rel=0.2)
-    assert set(found.mean_abs_delta) == {"true", *sink_check.WRONG}
+    check = checked(rough, bounds(name))
+    assert check.status == "passed" and check.tokens == 3 * 64
+    assert check.mean_abs_delta["true"] == pytest.approx(noise, rel=0.2)
+    assert set(check.mean_abs_delta) == {"true", *sink_check.WRONG}
 
 
 def test_a_server_halfway_to_wrong_sinks_fails(checked, exact):
-    found = checked(np.add(exact["true"], exact["shifted by one head"]) / 2, bounds("fp8"))
-    assert found.status == "FAILED"
+    check = checked(np.add(exact["true"], exact["shifted by one head"]) / 2, bounds("fp8"))
+    assert check.status == "FAILED"
 
 
 def test_the_factor_alone_judges_too(checked, exact):
@@ -91,9 +93,9 @@ def test_the_factor_alone_judges_too(checked, exact):
 
 def test_distances_that_are_no_numbers_are_a_failed_check_that_can_be_written(tmp_path):
     distances = dict.fromkeys(("true", *sink_check.WRONG), 3.0) | {"doubled": float("nan")}
-    found = sink_check.verdict(distances, 64, bounds("fp8"))
-    assert found.status == "FAILED" and "not finite" in found.reason
-    assert SinkCheck.model_validate_json(found.model_dump_json()) == found
+    check = sink_check.verdict(distances, 64, bounds("fp8"))
+    assert check.status == "FAILED" and "not finite" in check.reason
+    assert SinkCheck.model_validate_json(check.model_dump_json()) == check
 
 
 def test_transformers_values_are_those_of_its_plain_forward(exact):
@@ -104,7 +106,7 @@ def test_transformers_values_are_those_of_its_plain_forward(exact):
     ids = torch.tensor([TEXTS[1].ids])
     with torch.no_grad():
         logp = plain(input_ids=ids).logits.log_softmax(-1)[0]
-    expected = [logp[place - 1, ids[0, place]].item() for place in range(128, 128 + 64)]
+    expected = [logp[position - 1, ids[0, position]].item() for position in range(128, 128 + 64)]
     assert exact["true"][64:128] == pytest.approx(expected, abs=1e-4)
     assert np.mean(exact["true"]) > -4, "a trained model on held-out text"
 
@@ -123,8 +125,8 @@ def test_models_that_it_cannot_check_are_an_obstacle(change, reason):
 
 
 def test_without_prompt_log_probabilities_it_is_not_run():
-    found = sink_check.not_run(sink_check.obstacle(MODEL, []), bounds("fp8"))
-    assert found.status == "not run" and "prompt log-probabilities" in found.reason and found.mean_abs_delta == {}
+    check = sink_check.not_run(sink_check.obstacle(MODEL, []), bounds("fp8"))
+    assert check.status == "not run" and "prompt log-probabilities" in check.reason and check.mean_abs_delta == {}
 
 
 def test_the_embedded_model_has_no_obstacle():
@@ -141,8 +143,8 @@ def test_the_embedded_model_has_no_obstacle():
 )
 def test_bytes_in_fp32_follow_how_the_weights_are_stored(tmp_path, config, factor):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    one = MODEL.model_copy(update={"path": str(tmp_path), "weight_bytes": 13_000_000_000})
-    assert sink_check.fp32_bytes(one) == pytest.approx(13e9 * factor)
+    stored = MODEL.model_copy(update={"path": str(tmp_path), "weight_bytes": 13_000_000_000})
+    assert sink_check.fp32_bytes(stored) == pytest.approx(13e9 * factor)
 
 
 def test_the_real_model_does_not_fit_a_small_machine(tmp_path, monkeypatch):
@@ -153,13 +155,13 @@ def test_the_real_model_does_not_fit_a_small_machine(tmp_path, monkeypatch):
     assert "587.3 GiB" in reason and "128.0 GiB are free" in reason
 
 
-def test_a_kept_check_is_judged_by_the_bounds_of_now(checked, exact):
-    kept = checked(exact["true"], SinkBounds(mean_abs_delta=0.1, factor=4))
-    assert sink_check.judged(kept, SinkBounds(mean_abs_delta=0.1, factor=4)) == kept
+def test_a_saved_check_is_judged_by_changed_bounds(checked, exact):
+    saved = checked(exact["true"], SinkBounds(mean_abs_delta=0.1, factor=4))
+    assert sink_check.judged(saved, SinkBounds(mean_abs_delta=0.1, factor=4)) == saved
     moved = checked(np.add(exact["true"], 0.05), SinkBounds(mean_abs_delta=0.1))
     assert sink_check.judged(moved, SinkBounds(mean_abs_delta=0.01)).status == "FAILED"
-    never = sink_check.not_run("no memory", SinkBounds())
-    assert sink_check.judged(never, SinkBounds(factor=2)) == sink_check.not_run("no memory", SinkBounds(factor=2))
+    not_run = sink_check.not_run("no memory", SinkBounds())
+    assert sink_check.judged(not_run, SinkBounds(factor=2)) == sink_check.not_run("no memory", SinkBounds(factor=2))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_a_kept_check_is_judged_by_the_bounds_of_now(checked, exact):
         ({"dtype": ["bfloat16"]}, False),
     ],
 )
-def test_a_config_of_another_form_is_one_problem(tmp_path, changes, accepted):
+def test_a_config_of_an_unknown_form_is_a_problem(tmp_path, changes, accepted):
     (tmp_path / "config.json").write_text(json.dumps({"dtype": "bfloat16"} | changes))
     model = MODEL.model_copy(update={"path": str(tmp_path)})
     if accepted:

@@ -1,4 +1,4 @@
-"""Runs on pretended servers: what is refused, before anything is served or when a run is gone on with."""
+"""Runs on fake servers: what is refused, before a server starts or when a run is resumed."""
 
 import json
 import re
@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bench import kinds as result
 from bench.record import run_folder
@@ -19,16 +18,46 @@ from vllm_launch import plan, provenance
 
 
 @pytest.mark.parametrize("changes", ["vllm: {seed: 7}", "devices: {cpu: {env: {OMP_NUM_THREADS: '1'}}}"])
-def test_other_settings_are_refused(bench, small, tmp_path, changes):
+def test_a_changed_profile_is_refused(bench, small, tmp_path, changes):
     bench("serving", small())
     before = (tmp_path / "run" / "result.json").read_bytes()
     small(changes)
-    done = bench("serving", "--resume", str(tmp_path / "run"), exit_code=2)
-    assert re.search("argument seed|OMP_NUM_THREADS", done.stderr) and "--run-dir" in done.stderr
+    invocation = bench("serving", "--resume", str(tmp_path / "run"), exit_code=2)
+    assert re.search("argument seed|OMP_NUM_THREADS", invocation.stderr) and "--run-dir" in invocation.stderr
     assert (tmp_path / "run" / "result.json").read_bytes() == before
 
 
-def test_other_versions_model_files_machines_and_environments_are_refused(bench, servers, small, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ("grid: {output: [32]}", "grid"),
+        ("texts: {contexts: [{context: 128, texts: 8, tokens: 64}]}", "texts"),
+        ("greedy: {prompts: [Once]}", "greedy"),
+    ],
+)
+def test_a_changed_suite_is_refused(bench, suite_file, tmp_path, changes, key):
+    bench("serving", "baseline", "--suite", suite_file())
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    suite_file(changes)
+    invocation = bench("serving", "--resume", str(tmp_path / "run"), exit_code=2)
+    assert f"with {key} " in invocation.stderr
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_a_run_with_another_suite_is_another_run(bench, suite_file, tmp_path):
+    bench("serving", "baseline")
+    bench("serving", "baseline", "--suite", suite_file(), "--run-dir", str(tmp_path / "run"), exit_code=2)
+    bench("serving", "--suite", suite_file(), "--resume", str(tmp_path / "run"), exit_code=2)
+    assert json.loads((tmp_path / "run" / "request.json").read_text())["suite"] is None
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.yaml"])
+def test_a_suite_that_does_not_exist_is_refused(bench, tmp_path, name):
+    bench("serving", "baseline", "--suite", name, exit_code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_version_model_machine_or_environment_is_refused(bench, servers, small, tmp_path, monkeypatch):
     model = tmp_path / "tiny_gpt_oss"
     shutil.copytree(plan.model.EMBEDDED, model)
     bench("serving", small(), "--model", str(model))
@@ -63,27 +92,26 @@ def test_steps_without_a_digest_are_refused(bench, tmp_path):
     bench("serving", "--resume", str(tmp_path / "run"), exit_code=2)
 
 
-def test_more_depths_are_measured_in_the_same_run(bench, small, tmp_path):
-    bench("serving", small("models: {tiny_gpt_oss: {bench: {depth: [0]}}}"))
-    small("models: {tiny_gpt_oss: {bench: {depth: [0, 128]}}}")
+def test_additional_depths_are_measured_in_the_same_run(bench, suite_file, tmp_path):
+    bench("serving", "baseline", "--suite", suite_file("grid: {depth: [0]}"))
+    suite_file("grid: {depth: [0, 128]}")
     bench("serving", "--resume", str(tmp_path / "run"))
-    assert [rate.depth for rate in rows(tmp_path / "run")["small"].rates] == [0, 128]
+    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 128]
 
 
-def test_a_verdict_by_other_bounds_is_dated(bench, small, tmp_path):
-    bench("serving", small("greedy: {reference: small.yaml}"))
+def test_a_verdict_by_changed_bounds_is_dated(bench, suite_file, tmp_path):
+    bench("serving", "baseline", "--suite", suite_file())
     bench("serving", "--resume", str(tmp_path / "run"))
-    own = rows(tmp_path / "run")["small"].accuracy
-    assert own.judged_at is None
-    bounds = "models: {tiny_gpt_oss: {thresholds: {decode: {kl: 0.5}}}}"
-    small(f"greedy: {{reference: small.yaml}}\n{bounds}")
+    first = rows(tmp_path / "run")["baseline"].accuracy
+    assert first.judged_at is None
+    suite_file("thresholds: {baseline: {decode: {kl: 0.5}}}")
     bench("serving", "--resume", str(tmp_path / "run"))
-    later = rows(tmp_path / "run")["small"].accuracy
+    later = rows(tmp_path / "run")["baseline"].accuracy
     assert later.judged_at is not None
     assert {gate.bound for gate in later.gates if gate.path == "decode" and gate.figure == "kl"} >= {0.5}
 
 
-def test_two_profiles_of_one_name_are_refused(bench, small, tmp_path):
+def test_two_profiles_of_the_same_name_are_refused(bench, small, tmp_path):
     (tmp_path / "other").mkdir()
     first, second = small(), small(name="other/small")
     (tmp_path / "other" / "small.yaml").write_text("extends: fp8\n")
@@ -92,35 +120,38 @@ def test_two_profiles_of_one_name_are_refused(bench, small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_profile_that_asks_other_things_than_its_reference_is_refused(bench, small, tmp_path):
-    bench("serving", small("greedy: {prompts: [Once]}"), exit_code=2)
+def test_profiles_that_serve_different_models_are_refused(bench, small, tmp_path):
+    shutil.copytree(plan.model.EMBEDDED, tmp_path / "another")
+    profile = small(f"devices: {{cpu: {{default_model: {tmp_path / 'another'}}}}}")
+    bench("serving", "baseline", profile, exit_code=2)
     assert not (tmp_path / "run").exists()
+    bench("serving", "baseline", profile, "--model", str(tmp_path / "another"))
 
 
-def test_a_second_process_on_a_run_folder_gets_one_line(bench, reports, tmp_path):
+def test_a_second_process_on_a_run_folder_gets_message_and_remedy(bench, reports, tmp_path):
     bench("serving", "baseline")
-    assert reports.pop() == "report.md"
+    assert reports.pop() == tmp_path / "run"
     with locking.held(tmp_path / "run" / run_folder.LOCK, "bench serving", 0):
-        done = bench("serving", "--resume", str(tmp_path / "run"), exit_code=4)
-    assert len(done.stderr.splitlines()) == 2 and "bench serving" in done.stderr  # the second is its remedy
+        invocation = bench("serving", "--resume", str(tmp_path / "run"), exit_code=4)
+    assert len(invocation.stderr.splitlines()) == 2 and "bench serving" in invocation.stderr
     assert reports == []
 
 
 def test_a_broken_provenance_names_its_run(bench, tmp_path):
     bench("serving", "baseline")
     (tmp_path / "run" / "provenance.json").write_text("{")
-    done = bench("serving", "--resume", str(tmp_path / "run"), exit_code=2)
-    assert f"--resume {tmp_path / 'run'}\n" in done.stderr
+    invocation = bench("serving", "--resume", str(tmp_path / "run"), exit_code=2)
+    assert f"--resume {tmp_path / 'run'}\n" in invocation.stderr
 
 
-def test_a_run_goes_on_as_the_kind_that_it_is(bench, tmp_path):
+def test_a_run_is_resumed_as_its_own_kind(bench, tmp_path):
     bench("serving", "baseline")
-    done = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=2)
-    assert "bench serving --resume" in done.stderr
+    invocation = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=2)
+    assert "bench serving --resume" in invocation.stderr
     assert result.read(tmp_path / "run").kind == "serving"
 
 
-def test_a_refused_run_leaves_nothing_and_a_dry_run_tells_of_it(bench, monkeypatch, tmp_path):
+def test_a_refused_run_leaves_nothing_and_a_dry_run_is_refused_too(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "detect", lambda _device: HOST.model_copy(update={"avx2": False}))
     refused = bench("serving", "baseline", "fp8", exit_code=4)
     dry = bench("serving", "baseline", "fp8", "--dry-run", exit_code=4)
@@ -129,7 +160,7 @@ def test_a_refused_run_leaves_nothing_and_a_dry_run_tells_of_it(bench, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_that_would_run(bench, tmp_path):
+def test_a_dry_run_prints_the_command_and_writes_nothing(bench, tmp_path):
     assert "vllm.entrypoints" in bench("serving", "fp8", "--dry-run").stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -157,29 +188,20 @@ def test_secrets_reach_no_file_of_a_run(bench, servers, tmp_path, monkeypatch):
     assert environment["OMP_NUM_THREADS"] == "3" and "VLLM_SECRET" not in environment
 
 
-def test_request_of_a_run_is_kept_whole(bench, tmp_path):
+def test_the_request_of_a_run_is_saved(bench, tmp_path):
     bench("serving", "baseline", "--", "--max-num-seqs", "4")
     request = json.loads((tmp_path / "run" / "request.json").read_text())
     assert request["overrides"] == ["--max-num-seqs", "4"] and request["profiles"] == ["baseline"]
 
 
-def test_other_texts_than_the_references_are_refused_before_anything_is_served(bench, servers, small):
-    texts = "models: {tiny_gpt_oss: {accuracy: {at: [{context: 128, texts: 8, tokens: 64}]}}}"
-    bench("serving", small(texts), exit_code=2)
-    assert servers.plans == []
-
-
-def test_what_a_reference_is_itself_compared_with_is_not_asked_about(bench, small):
-    small("models: {tiny_gpt_oss: {accuracy: {at: [{context: 128, texts: 8, tokens: 64}]}}}", name="third")
-    second = small("greedy: {reference: third.yaml}", name="second")
-    bench("serving", second, "--dry-run", exit_code=2)
-    bench("serving", small("greedy: {reference: second.yaml}"), "--dry-run")
-
-
-def test_a_profile_named_like_another_ones_reference_is_refused(bench, small, tmp_path):
+def test_a_profile_that_has_the_name_of_a_different_reference_is_refused(bench, small, suite_file, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "small.yaml").write_text("extends: fp8\n")
-    bench("serving", small(), small("greedy: {reference: other/small.yaml}", name="second"), exit_code=2)
+    suite = suite_file("greedy: {reference: other/small.yaml}")
+    bench("serving", small(), "--suite", suite, exit_code=2)
+    assert not (tmp_path / "run").exists()
+    bench("serving", "baseline", "--suite", suite)
+    assert rows(tmp_path / "run")["baseline"].accuracy.reference == "small"
 
 
 def test_a_model_file_that_cannot_be_read_is_a_clear_line(bench, monkeypatch, tmp_path):
@@ -192,15 +214,4 @@ def test_a_model_file_that_cannot_be_read_is_a_clear_line(bench, monkeypatch, tm
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     assert "tokenizer.json: Permission denied" in bench("serving", "baseline", exit_code=4).stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("lacking", ["greedy", "bench", "accuracy"])
-def test_a_profile_for_serving_alone_is_not_measured(bench, tmp_path, lacking):
-    content = yaml.safe_load((plan.model.EMBEDDED.parents[1] / "vllm_launch/profiles/baseline.yaml").read_text())
-    for settings in (content, *content["models"].values()):
-        settings.pop(lacking, None)
-    path = tmp_path / "alone.yaml"
-    path.write_text(yaml.safe_dump(content))
-    assert lacking in bench("serving", str(path), exit_code=2).stderr
     assert not (tmp_path / "run").exists()

@@ -1,51 +1,50 @@
-"""A whole run on pretended servers: which starts, what is kept of them, and of what fails."""
+"""Runs on fake servers: which starts are made, and what a result has of them and of failures."""
 
 import re
 
 import pytest
 
 from bench import kinds as result
-from bench.record import run_folder
+from bench.record import run_folder, steps
 from bench.report import document
-from bench.servers import digest, run
+from bench.servers import digest
 from bench.serving import section as summary
 from bench.serving import tables
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import LOAD, rows
-from vllm_launch import provenance
+from vllm_launch import redaction
 
 
-def without_what_each_start_has(command):
-    """A command without its port and its nonce."""
+def without_port_and_nonce(command):
     text = "\n".join(command)
     return re.sub(r"--port\n\d+", "--port", re.sub(r"fp8-sinks-[0-9a-f]{16}", "NONCE", text))
 
 
 def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
     bench("serving", "baseline", "fp8")
-    executed = [provenance.redact_all(one.command) for one in servers.plans]
-    assert len({one.nonce for one in servers.plans}) == len(servers.plans) == 6
+    executed = [redaction.redact_all(plan.command) for plan in servers.plans]
+    assert len({plan.nonce for plan in servers.plans}) == len(servers.plans) == 6
     for row in rows(tmp_path / "run").values():
         cold, warm, scored = row.starts
         assert [start.cache for start in row.starts] == ["cold", "warm", "scored"]
         assert all(start.command in executed for start in row.starts)
         assert cold.command != warm.command == row.requested.command
-        assert without_what_each_start_has(cold.command) == without_what_each_start_has(warm.command)
+        assert without_port_and_nonce(cold.command) == without_port_and_nonce(warm.command)
         assert "--logits-processors" in scored.command and "--logits-processors" not in warm.command
         assert row.requested.environment["FP8_SINKS_RUN"] in warm.command
         assert "logits-processors" not in row.requested.arguments
         assert {start.load_average for start in row.starts} == {LOAD[0]}
 
 
-def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_path):
+def test_a_run_that_caches_nothing_makes_no_warm_start(bench, servers, tmp_path):
     servers.state.caches = False
     servers.fail[2048] = Problem("requests", "no answer", "see the log")
     bench("serving", "baseline", exit_code=1)
     del servers.fail[2048]
     bench("serving", "--resume", str(tmp_path / "run"))
     row = rows(tmp_path / "run")["baseline"]
-    assert [start.cache for start in row.starts] == ["cold", "warm", "scored"], "a resumed run needs another server"
-    assert [start.cache for start in tables.timed(row)] == ["cold"], "which found what the cold one found"
+    assert [start.cache for start in row.starts] == ["cold", "warm", "scored"], "a resumed run needs a server"
+    assert [start.cache for start in tables.timed(row)] == ["cold"], "as warm as the cold one"
     servers.plans.clear()
     bench("serving", "baseline", "--run-dir", str(tmp_path / "whole"))
     row = rows(tmp_path / "whole")["baseline"]
@@ -58,13 +57,13 @@ def test_where_nothing_is_cached_a_warm_start_is_not_made(bench, servers, tmp_pa
 @pytest.mark.parametrize(
     ("resolved", "exit_code"), [({"kv_capacity_tokens": 9}, 0), ({"attention_backends": ["FLASH_ATTN"]}, 1)]
 )
-def test_a_second_start_that_resolves_other_settings_is_refused(bench, servers, tmp_path, resolved, exit_code):
+def test_a_second_start_that_resolves_different_settings_is_refused(bench, servers, tmp_path, resolved, exit_code):
     servers.fail["greedy"] = Problem("requests", "no answer", "see the log")
     bench("accuracy", "baseline", exit_code=1)
     del servers.fail["greedy"]
     servers.state.resolved = resolved
-    done = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=exit_code)
-    assert ("FLASH_ATTN" in done.stderr) is bool(exit_code)
+    invocation = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=exit_code)
+    assert ("FLASH_ATTN" in invocation.stderr) is bool(exit_code)
 
 
 def test_a_failed_accuracy_run_misses_no_speed_and_an_untried_serving_profile_does(bench, servers, tmp_path):
@@ -77,11 +76,11 @@ def test_a_failed_accuracy_run_misses_no_speed_and_an_untried_serving_profile_do
             assert ("cold start" in line) is ("all rates" in line) is missed
 
 
-def test_an_accuracy_run_keeps_its_one_start(bench, servers, tmp_path):
+def test_an_accuracy_run_has_a_single_start(bench, servers, tmp_path):
     bench("accuracy", "fp8")
     (start,) = rows(tmp_path / "run")["fp8"].starts
     assert start.cache == "scored"
-    assert start.command == provenance.redact_all(servers.plans[-1].command)
+    assert start.command == redaction.redact_all(servers.plans[-1].command)
     assert rows(tmp_path / "run")["fp8"].requested.command == start.command
 
 
@@ -118,9 +117,9 @@ def test_a_row_that_cannot_be_made_hides_no_error(bench, servers, tmp_path):
     assert "it ended" in bench("serving", "--resume", str(tmp_path / "run"), exit_code=1).stderr
 
 
-def test_a_reference_is_measured_before_what_is_compared_with_it(bench, servers, tmp_path):
+def test_the_reference_is_measured_first(bench, servers, tmp_path):
     bench("serving", "fp8", "baseline")
-    assert [one.profile for one in servers.plans] == ["baseline"] * 3 + ["fp8"] * 3
+    assert [plan.profile for plan in servers.plans] == ["baseline"] * 3 + ["fp8"] * 3
     assert list(rows(tmp_path / "run")) == ["fp8", "baseline"]
 
 
@@ -132,30 +131,30 @@ def test_a_reference_without_greedy_answers_hides_no_error(bench, servers, tmp_p
     assert rows(tmp_path / "run")["fp8"].greedy == []
 
 
-def test_a_disk_that_takes_no_step_is_a_clear_line(bench, monkeypatch):
+def test_a_full_disk_is_a_clear_line(bench, monkeypatch):
     def full(text, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "write_text", full)
+    monkeypatch.setattr(steps, "write_text", full)
     assert "No space left" in bench("serving", "baseline", exit_code=4).stderr
 
 
-def test_what_was_not_written_to_its_end_is_no_step(tmp_path):
+def test_a_file_that_was_only_partly_written_is_no_step(tmp_path):
     (tmp_path / ".request.json.77").write_text("{")
     run_folder.check(tmp_path, run_folder.Request(profiles=["baseline"], model=None, overrides=[]))
     (tmp_path / ".digest.json.77").write_text("{")
     digest.check(tmp_path, {"model": "x"})
 
 
-def test_a_start_that_fails_leaves_its_command_and_one_that_was_not_tried_none(bench, servers, tmp_path):
+def test_a_failed_start_leaves_its_command_and_an_untried_start_none(bench, servers, tmp_path):
     servers.fail["baseline cold"] = Problem("server", "it ended", "see the log")
     bench("serving", "baseline", "fp8", exit_code=1)
     baseline, fp8 = rows(tmp_path / "run").values()
-    assert baseline.requested.command == provenance.redact_all(servers.plans[0].command)
+    assert baseline.requested.command == redaction.redact_all(servers.plans[0].command)
     assert baseline.starts == [] and fp8.requested.command == []
 
 
-def test_what_is_done_is_not_done_again(bench, servers, tmp_path):
+def test_a_resumed_run_repeats_no_finished_step(bench, servers, tmp_path):
     servers.fail[2048] = Problem("requests", "no answer", "see the log")
     bench("serving", "baseline", exit_code=1)
     servers.fail.clear()

@@ -6,12 +6,13 @@ import urllib.request
 
 import pytest
 
+from bench.accuracy.texts import book
 from bench.serving import benchy
+from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from kernels_tests.processes import scaled
-from vllm_launch.profile import BenchGrid
 
-GRID = BenchGrid(prompt=[256], output=[64], depth=[0], concurrency=[1, 2], runs=3)
+GRID = Grid(prompt=[256], output=[64], depth=[0], concurrency=[1, 2], runs=3)
 
 
 def entry(concurrency, **changes):
@@ -37,13 +38,13 @@ def read(tmp_path, benchmarks, log="", returncode=0):
 
 
 def test_a_complete_report(tmp_path):
-    one, two = read(tmp_path, [entry(1), entry(2)])
-    assert (one.concurrency, two.concurrency) == (1, 2)
-    assert len(one.decode_tok_s) == 3 and len(two.first_token_ms) == 6
+    first, second = read(tmp_path, [entry(1), entry(2)])
+    assert (first.concurrency, second.concurrency) == (1, 2)
+    assert len(first.decode_tok_s) == 3 and len(second.first_token_ms) == 6
 
 
 @pytest.mark.parametrize(
-    ("benchmarks", "log", "returncode", "said"),
+    ("benchmarks", "log", "returncode", "message"),
     [
         ([entry(1), entry(2)], "Falling back to 'gpt2' tokenizer as approximation.", 0, "gpt2"),
         (None, "HTTP 500: boom", 1, "HTTP 500"),
@@ -57,10 +58,10 @@ def test_a_complete_report(tmp_path):
         ([entry(1), entry(2, pp_throughput={"values": [1.0, None, 1.0]})], "", 0, "no rates: prefill_tok_s"),
     ],
 )
-def test_anything_less_fails(tmp_path, benchmarks, log, returncode, said):
+def test_an_incomplete_report_fails(tmp_path, benchmarks, log, returncode, message):
     with pytest.raises(Problem) as caught:
         read(tmp_path, benchmarks, log, returncode)
-    assert caught.value.exit_code == 1 and said in caught.value.message
+    assert caught.value.exit_code == 1 and message in caught.value.message
 
 
 def test_the_book_is_served_on_loopback_and_long_enough():
@@ -68,7 +69,7 @@ def test_the_book_is_served_on_loopback_and_long_enough():
         assert url.startswith("http://127.0.0.1:")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         text = opener.open(url, timeout=scaled(10)).read()
-    assert text == benchy.book()
+    assert text == book()
     assert len(text) > 500_000
 
 

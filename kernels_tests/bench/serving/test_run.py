@@ -1,4 +1,4 @@
-"""The main job with real servers and real llama-benchy, on a small grid: killed, resumed, gated, reported."""
+"""`bench serving` with real servers and real llama-benchy on a small grid: killed, resumed, gated, reported."""
 
 import json
 import os
@@ -10,27 +10,19 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from safetensors.torch import load_file, save_file
+from click.testing import CliRunner
 
+from bench import cli
 from bench import kinds as result
-from bench.record.steps import load
-from bench.servers import client as completion
-from bench.servers.client import Answer
-from kernels_tests.processes import completed, free_port, spawn, wait_for, watched
-from vllm_launch import model, plan, profile, provenance, server
+from kernels_tests.bench.serving import small
+from kernels_tests.processes import completed, spawn, wait_for, watched
+from vllm_launch import model, redaction
 
 pytestmark = pytest.mark.server
-RUN_S = 400
-GRID = """
-models:
-  tiny_gpt_oss:
-    bench: {prompt: [256], output: [64], depth: [0, 128], concurrency: [1], runs: 2}
-    accuracy: {at: [{context: 128, texts: 16, tokens: 64}]}
-"""
 
 
 def supervised(processes):
-    """The commands of the supervisors among some processes, as the system tells them."""
+    """Yield the commands that the supervisors among `processes` run."""
     for process in processes:
         with suppress(psutil.Error):
             words = process.cmdline()
@@ -40,17 +32,14 @@ def supervised(processes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, fp8_cache):
-    """A run of two profiles whose launcher was killed halfway and which was then resumed.
+    """Run two profiles, kill the launcher halfway, resume; all tests here share it.
 
-    The second one has an FP8 cache where there can be one, else it is the first once more.
+    The second profile has an FP8 cache, or is the first again where no server with one runs.
     """
     folder = tmp_path_factory.mktemp("serving")
-    profiles = [folder / "small-baseline.yaml", folder / "small-second.yaml"]
-    for path, base in zip(profiles, ("baseline", "fp8" if fp8_cache else "baseline"), strict=True):
-        path.write_text(f"extends: {base}{GRID}greedy: {{reference: {profiles[0]}}}\n")
-    run = folder / "run"
-    bench = [sys.executable, "-m", "fp8_sinks", "bench", "serving"]
-    commands = set()
+    bases = {"small-baseline": "baseline", "small-second": "fp8" if fp8_cache else "baseline"}
+    command = small.command(folder, bases, [0, 128])
+    run, commands = folder / "run", set()
     with watched() as live:
 
         def halfway():
@@ -58,10 +47,10 @@ def finished(tmp_path_factory, fp8_cache):
             commands.update(supervised(live()))
             if (run / "small-baseline" / "cold.json").exists() and not (run / "small-second").exists():
                 (run / "cache" / "planted").write_text("on a CPU vLLM itself may cache nothing")
-            return (run / "small-second" / "scored.json").exists() or killed.poll() is not None
+            return (run / "small-second" / "rates-128.json").exists() or killed.poll() is not None
 
-        killed = spawn([*bench, *map(str, profiles), "--run-dir", str(run)], stderr=subprocess.DEVNULL)
-        wait_for(halfway, RUN_S)
+        killed = spawn([*command, "--run-dir", str(run)], stderr=subprocess.DEVNULL)
+        wait_for(halfway, small.RUN_S)
         assert killed.poll() is None, "it ended before it could be killed"
         killed.send_signal(signal.SIGKILL)
         killed.wait()
@@ -70,18 +59,18 @@ def finished(tmp_path_factory, fp8_cache):
     before = {path: path.read_bytes() for path in (run / "small-baseline").glob("*.json*")}
     assert {"cold.json", "scored.json", "sinks.json", "rates-128.json"} <= {path.name for path in before}
     assert not (run / "result.json").exists()
-    resumed = completed([*bench, "--resume", str(run)], RUN_S)
+    resumed = completed([*small.BENCH, "--resume", str(run)], small.RUN_S)
     assert resumed.returncode == 0, resumed.stderr
-    again = [path.name for path, content in before.items() if path.read_bytes() != content]
-    assert again == [], "a finished step was measured again"
+    repeated = [path.name for path, content in before.items() if path.read_bytes() != content]
+    assert repeated == [], "a finished step was measured again"
     return run
 
 
-def test_the_result_has_everything(finished):
-    got = result.read(finished / "result.json")
-    assert got.model.name == "tiny_gpt_oss"
-    assert got.provenance.patch == "none"
-    for row in got.rows:
+def test_the_result_has_starts_rates_and_provenance(finished):
+    measured = result.read(finished / "result.json")
+    assert measured.model.name == "tiny_gpt_oss"
+    assert measured.provenance.patch == "none"
+    for row in measured.rows:
         warm = [] if row.starts[0].cached_files == 0 else ["warm"]  # where nothing is cached there is no warm start
         assert [start.cache for start in row.starts] == ["cold", *warm, "scored"]
         assert all(start.start_s > start.first_token_s > 0 for start in row.starts)
@@ -97,7 +86,9 @@ def test_the_result_has_everything(finished):
 
 
 def test_the_commands_in_the_result_are_those_of_the_processes(finished):
-    executed = [provenance.redact_all(one) for one in json.loads((finished.parent / "commands.json").read_text())]
+    executed = [
+        redaction.redact_all(command) for command in json.loads((finished.parent / "commands.json").read_text())
+    ]
     baseline, second = result.read(finished / "result.json").rows
     assert all(start.command in executed for start in baseline.starts)
     assert baseline.requested.command == baseline.starts[-2].command, "of the warm start, else of the cold one"
@@ -111,7 +102,7 @@ def test_caches_are_wiped_between_the_profiles(finished):
 
 
 @pytest.mark.fp8_cache
-def test_fp8_holds_twice_the_tokens_and_answers_the_same(finished):
+def test_fp8_holds_2x_the_tokens_and_answers_the_same(finished):
     baseline, fp8 = result.read(finished / "result.json").rows
     ratio = fp8.resolved.kv_capacity_tokens / baseline.resolved.kv_capacity_tokens
     assert ratio == pytest.approx(2.0, abs=1e-5)
@@ -131,44 +122,7 @@ def test_no_path_or_host_of_this_machine_is_in_the_result(finished):
 def test_the_report_is_made_and_makes_itself_again(finished):
     report = finished / "report.md"
     assert "small-second" in report.read_text()
-    first = report.read_bytes()
-    again = [sys.executable, "-m", "fp8_sinks", "bench", "report", str(finished / "result.json")]
-    subprocess.run([*again, "--out", str(finished), "--name", "report.md"], check=True, capture_output=True)
-    assert report.read_bytes() == first
-
-
-def test_a_failed_request_keeps_what_was_measured(finished, tmp_path):
-    """A step that llama-benchy cannot do (longer than the model's context): exit 1, the rest stays in the result."""
-    run = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
-    request = json.loads((run / "request.json").read_text())
-    bad = tmp_path / "small-second.yaml"
-    bad.write_text(f"extends: {request['profiles'][1]}\nmodels: {{tiny_gpt_oss: {{bench: {{depth: [0, 99999]}}}}}}\n")
-    (run / "request.json").write_text(json.dumps(request | {"profiles": [request["profiles"][0], str(bad)]}))
-    command = [sys.executable, "-m", "fp8_sinks", "bench", "serving", "--resume", str(run)]
-    done = completed(command, RUN_S)
-    assert done.returncode == 1, done.stderr
-    assert "remedy:" in done.stderr and "--resume" in done.stderr
-    second = result.read(run / "result.json").rows[1]
-    assert [rate.depth for rate in second.rates] == [0]
-    assert second.greedy and "depth 99999" in second.failures[0].message
-    assert second.failures[0].step == "rates at depth 99999"
-
-
-def test_zeroed_sinks_fail_the_gate(finished, tmp_path):
-    folder = tmp_path / model.EMBEDDED.name
-    folder.mkdir()
-    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / file).write_bytes((model.EMBEDDED / file).read_bytes())
-    tensors = load_file(model.EMBEDDED / "model.safetensors")
-    zeroed = {name: tensor * 0 for name, tensor in tensors.items() if name.endswith(".sinks")}
-    assert zeroed
-    save_file(tensors | zeroed, folder / "model.safetensors", {"format": "pt"})
-
-    baseline = profile.load("baseline")
-    planned = plan.make(baseline, port=free_port(), cache_root=finished / "cache", model_path=str(folder))
-    references = load(finished / "small-baseline" / "greedy.json", list[Answer])
-    with server.running(planned, tmp_path, say=lambda line: None) as running:
-        answers = [completion.greedy(running, one.prompt, len(one.token_ids)) for one in references]
-    pairs = zip(answers, references, strict=True)
-    assert not any(completion.match(a, b, "baseline", baseline.greedy).passed for a, b in pairs)
+    before = report.read_bytes()
+    words = ["report", str(finished / "result.json"), "--out", str(finished), "--name", "report.md"]
+    assert CliRunner().invoke(cli.bench, words).exit_code == 0
+    assert report.read_bytes() == before

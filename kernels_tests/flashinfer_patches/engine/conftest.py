@@ -1,4 +1,4 @@
-"""A small FlashInfer and its series, anew for each test."""
+"""A small FlashInfer and its series, new for each test."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from kernels_tests.flashinfer_patches.engine import worlds
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """The folder of all series; temporary folders of killed processes stay below the test's own."""
+    """The folder of all series; killed processes leave their temporary folders below the test's."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return worlds.write_series(tmp_path / "series", worlds.CLEAN, worlds.STEP, worlds.APPLIED)
@@ -26,7 +26,7 @@ def site(tmp_path):
 
 @pytest.fixture
 def installed(site, root, monkeypatch):
-    """The small package as the environment's FlashInfer, and its series as the shipped ones; returns its folder."""
+    """The small package as the installed FlashInfer, and its series as the shipped ones; returns its folder."""
     monkeypatch.syspath_prepend(str(site))
     for name in ("flashinfer", "flashinfer_jit_cache", "torch"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -37,10 +37,10 @@ def installed(site, root, monkeypatch):
 
 @pytest.fixture
 def unshared():
-    """Words that run a shell script, with its arguments, where it may mount."""
+    """The command that runs a shell script in a mount namespace of its own."""
     words = ["unshare", "--mount", "--map-root-user", "sh", "-ec"]
     try:
         subprocess.run([*words, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this machine lets no test mount: {error}")
+        pytest.skip(f"no mount namespaces on this machine: {error}")
     return words

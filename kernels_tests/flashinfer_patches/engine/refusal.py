@@ -1,4 +1,4 @@
-"""How the tests ask for an error."""
+"""Assert that an action raises a Problem."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from flashinfer_patches.errors import EXIT_CODES, Problem
 
 
 def refused(kind, action, *arguments):
-    """The one error of an action: its kind, and a message and remedy of one line each."""
+    """Run an action that must raise Problem(kind), and return that."""
     with pytest.raises(Problem) as caught:
         action(*arguments)
     error = caught.value

@@ -1,4 +1,4 @@
-"""The commands as a user or a script calls them."""
+"""`fp8-sinks patch`: output and exit codes."""
 
 import json
 
@@ -26,18 +26,18 @@ def run(*words):
 
 def test_patch_on_the_installed_flashinfer(installed):
     for verb, state, files in [("status", "clean", CLEAN), ("check", "clean", CLEAN), ("apply", "applied", APPLIED)]:
-        done = run("patch", verb)
-        assert done.exit_code == 0 and done.stdout.startswith(f"{state}: FlashInfer {VERSION} in {installed}")
+        result = run("patch", verb)
+        assert result.exit_code == 0 and result.stdout.startswith(f"{state}: FlashInfer {VERSION} in {installed}")
         assert {path: data for path, data in package_tree(installed).items() if "torch" not in path} == expected(files)
-    assert f"patch set {VERSION}+" in done.stdout and done.stderr == ""
+    assert f"patch set {VERSION}+" in result.stdout and result.stderr == ""
     assert run("patch", "revert").stdout.startswith("clean: ")
 
 
 def test_patch_on_a_target_as_json(site, root, monkeypatch):
     monkeypatch.setattr("flashinfer_patches.series.ROOT", root)
-    done = json.loads(run("patch", "apply", "--target", site, "--json").stdout)
-    assert done["state"] == "applied" and done["target"] == str(site) and done["files"][DECODE] == "applied"
-    assert done["patch_set"] == f"{VERSION}+{done['fingerprint']}"
+    result = json.loads(run("patch", "apply", "--target", site, "--json").stdout)
+    assert result["state"] == "applied" and result["target"] == str(site) and result["files"][DECODE] == "applied"
+    assert result["patch_set"] == f"{VERSION}+{result['fingerprint']}"
 
 
 def test_files_are_named_where_the_state_is_mixed(installed):
@@ -47,60 +47,60 @@ def test_files_are_named_where_the_state_is_mixed(installed):
 
 def test_the_remedy_for_an_edited_installed_package(installed):
     (installed / DECODE).write_bytes(b"mine\n")
-    done = run("patch", "apply")
-    assert done.exit_code == EXIT_CODES["edited"]
-    assert done.stderr.strip().endswith(f"pip install --no-deps --force-reinstall flashinfer-python=={VERSION}")
+    result = run("patch", "apply")
+    assert result.exit_code == EXIT_CODES["edited"]
+    assert result.stderr.strip().endswith(f"pip install --no-deps --force-reinstall flashinfer-python=={VERSION}")
 
 
-def test_an_error_is_one_line_and_its_remedy_on_stderr(tmp_path):
-    done = run("patch", "apply", "--target", tmp_path, "--json")
-    assert done.exit_code == EXIT_CODES["target"] and done.stdout == ""
-    first, second = done.stderr.splitlines()
+def test_an_error_prints_message_and_remedy_to_stderr(tmp_path):
+    result = run("patch", "apply", "--target", tmp_path, "--json")
+    assert result.exit_code == EXIT_CODES["target"] and result.stdout == ""
+    first, second = result.stderr.splitlines()
     assert first.startswith("Error: ") and second.startswith("  remedy: ")
 
 
 @pytest.fixture
 def copied(root, tmp_path, monkeypatch):
-    """No FlashInfer is installed, but `make patch` has made its copy; returns the copy's folder."""
+    """The copy of `make patch`, without an installed FlashInfer; returns its folder."""
     monkeypatch.setattr(package, "installed", lambda: None)
     monkeypatch.setattr(fetch, "FOLDER", tmp_path / ".flashinfer")
     monkeypatch.setattr("flashinfer_patches.series.ROOT", root)
-    place = install(tmp_path / ".flashinfer" / VERSION / "patched")
-    engine.apply(place)
-    return place
+    folder = install(tmp_path / ".flashinfer" / VERSION / "patched")
+    engine.apply(folder)
+    return folder
 
 
-def test_without_an_installed_flashinfer_the_copy_of_make_patch_is_meant(copied):
+def test_the_default_without_an_installed_flashinfer_is_the_copy_of_make_patch(copied):
     applied, clean = ("applied", APPLIED), ("clean", CLEAN)
     for verb, (state, files) in [("status", applied), ("revert", clean), ("apply", applied)]:
-        done = run("patch", verb)
-        assert done.exit_code == 0 and done.stdout.startswith(f"{state}: FlashInfer {VERSION} in {copied}")
-        assert "no FlashInfer is installed" in done.stderr and package_tree(copied) == expected(files)
-    done = run("patch", "check", "--json")
-    assert json.loads(done.stdout)["target"] == str(copied) and "no FlashInfer is installed" in done.stderr
+        result = run("patch", verb)
+        assert result.exit_code == 0 and result.stdout.startswith(f"{state}: FlashInfer {VERSION} in {copied}")
+        assert "no FlashInfer is installed" in result.stderr and package_tree(copied) == expected(files)
+    result = run("patch", "check", "--json")
+    assert json.loads(result.stdout)["target"] == str(copied) and "no FlashInfer is installed" in result.stderr
 
 
-def test_the_copy_is_not_meant_where_another_is(copied, installed, tmp_path, monkeypatch):
+def test_a_target_or_an_installed_flashinfer_precedes_the_copy(copied, installed, tmp_path, monkeypatch):
     assert f"clean: FlashInfer {VERSION} in {installed}" in run("patch", "status", "--target", installed).stdout
     monkeypatch.setattr(package, "installed", lambda: installed)
-    done = run("patch", "revert")
-    assert f"in {installed}" in done.stdout and done.stderr == "" and package_tree(copied) == expected(APPLIED)
+    result = run("patch", "revert")
+    assert f"in {installed}" in result.stdout and result.stderr == "" and package_tree(copied) == expected(APPLIED)
 
 
 def test_without_any_flashinfer(monkeypatch, tmp_path):
     monkeypatch.setattr(package, "installed", lambda: None)
     monkeypatch.setattr(fetch, "FOLDER", tmp_path / ".flashinfer")
-    done = run("patch", "status")
-    assert done.exit_code == EXIT_CODES["target"] and "--target" in done.stderr
+    result = run("patch", "status")
+    assert result.exit_code == EXIT_CODES["target"] and "--target" in result.stderr
 
 
-def test_a_source_that_an_older_version_patched_is_told(root, tmp_path, monkeypatch):
+def test_a_linked_source_that_an_older_version_patched_is_reported(root, tmp_path, monkeypatch):
     monkeypatch.setattr("flashinfer_patches.series.ROOT", root)
     source = install(tmp_path / "source")
     site = link(source, tmp_path / "site")
     engine.apply(source)
     for verb in ("status", "apply"):
-        done = run("patch", verb, "--target", site, "--json")
-        assert f"fp8-sinks patch revert --target {source}" in done.stderr
-        assert json.loads(done.stdout)["patched_source"] == str(source)
+        result = run("patch", verb, "--target", site, "--json")
+        assert f"fp8-sinks patch revert --target {source}" in result.stderr
+        assert json.loads(result.stdout)["patched_source"] == str(source)
     assert run("patch", "revert", "--target", source).exit_code == 0 and package_tree(site) == expected(APPLIED)

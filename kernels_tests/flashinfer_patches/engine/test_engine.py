@@ -1,4 +1,4 @@
-"""Apply, check and revert on a small package, with real git."""
+"""Apply, check and revert on a small package, with the real git."""
 
 import os
 import py_compile
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from flashinfer_patches import engine, package, series
-from flashinfer_patches.state import KEPT, LOCK
+from flashinfer_patches.state import LOCK, STORE
 from kernels_tests.flashinfer_patches.engine.refusal import refused
 from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
@@ -58,14 +58,14 @@ def test_a_series_whose_last_patch_is_broken_changes_nothing(site, root):
         assert tree(site) == expected(CLEAN)
 
 
-def test_a_series_that_makes_something_else_than_its_manifest_says_changes_nothing(site, root):
+def test_a_series_that_contradicts_its_manifest_changes_nothing(site, root):
     last = root / VERSION / "step-2.patch"
     last.write_bytes(last.read_bytes().replace(b"'more'", b"'evil'"))
     assert DECODE in refused("series", engine.apply, site, root).message
     assert tree(site) == expected(CLEAN)
 
 
-def test_a_patch_that_creates_a_file_its_manifest_does_not_name(site, root):
+def test_a_patch_that_creates_a_file_missing_in_its_manifest(site, root):
     extra = b"diff --git a/flashinfer/extra.py b/flashinfer/extra.py\nnew file mode 100644\n"
     extra += b"--- /dev/null\n+++ b/flashinfer/extra.py\n@@ -0,0 +1 @@\n+x = 1\n"
     last = root / VERSION / "step-2.patch"
@@ -76,10 +76,10 @@ def test_a_patch_that_creates_a_file_its_manifest_does_not_name(site, root):
     assert tree(site) == expected(CLEAN)
 
 
-@pytest.mark.parametrize("where", ["the target", "the temporary folder"])
-def test_inside_a_git_repository(site, root, tmp_path, where, monkeypatch):
-    """Inside a repository `git apply` skips files that it takes for another folder's, and exits with 0."""
-    repository = site if where == "the target" else tmp_path / "tmp"
+@pytest.mark.parametrize("location", ["target", "temporary folder"])
+def test_inside_a_git_repository(site, root, tmp_path, location, monkeypatch):
+    """Inside a repository `git apply` skips files outside of its current folder, and exits with 0."""
+    repository = site if location == "target" else tmp_path / "tmp"
     subprocess.run(["git", "init", "-q", str(repository)], check=True)
     monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(repository))
@@ -96,8 +96,8 @@ def test_git_settings_of_the_user_do_not_matter(site, root, tmp_path, monkeypatc
     assert package_tree(site) == expected(APPLIED), "the header keeps its CRLF"
 
 
-def test_files_shared_by_hard_links_stay_as_they_are_elsewhere(site, root, tmp_path):
-    """As uv installs: every file of the environment is a hard link into a cache that other environments share."""
+def test_hard_linked_files_are_unchanged_elsewhere(site, root, tmp_path):
+    """As uv installs: every file is a hard link into a cache that other environments share."""
     cache = tmp_path / "cache"
     shutil.copytree(site, cache, copy_function=os.link)
     inodes = {path: (cache / path).stat().st_ino for path in CLEAN}
@@ -109,7 +109,7 @@ def test_files_shared_by_hard_links_stay_as_they_are_elsewhere(site, root, tmp_p
     assert package_tree(tmp_path / "patched") == expected(APPLIED), "revert does not write in place either"
 
 
-def test_files_linked_by_symbolic_links_stay_as_they_are(site, root, tmp_path):
+def test_targets_of_symbolic_links_are_unchanged(site, root, tmp_path):
     cache = tmp_path / "cache.py"
     (site / DECODE).rename(cache)
     (site / DECODE).symlink_to(cache)
@@ -118,7 +118,7 @@ def test_files_linked_by_symbolic_links_stay_as_they_are(site, root, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["one byte", "CRLF", "missing", "edited after apply"])
-def test_an_edited_file_is_refused_and_left_alone(site, root, damage):
+def test_an_edited_file_is_refused_and_unchanged(site, root, damage):
     if damage == "edited after apply":
         engine.apply(site, root)
     data = (site / DECODE).read_bytes()
@@ -135,7 +135,7 @@ def test_an_edited_file_is_refused_and_left_alone(site, root, damage):
     assert tree(site) == before
 
 
-def test_a_file_in_the_place_of_a_created_one_is_refused(site, root):
+def test_a_file_at_the_path_of_a_created_file_is_refused(site, root):
     write(site, {SINKS: b"mine\n"})
     assert SINKS in refused("edited", engine.apply, site, root).message
     assert (site / SINKS).read_bytes() == b"mine\n"
@@ -150,15 +150,15 @@ def test_a_release_without_a_series(site, root):
     assert tree(site) == expected(CLEAN, "0.8.0")
 
 
-def test_a_source_tree_says_no_release(site, root):
+def test_a_source_tree_has_no_known_release(site, root):
     (site / "flashinfer/_build_meta.py").unlink()
     assert engine.status(site, root).version == "unknown"
     refused("version", engine.apply, site, root)
 
 
 @pytest.mark.parametrize("version", ["0.8.0", VERSION])
-def test_a_release_that_has_the_change_already(site, root, version):
-    """Upstream took the fix and went on: other bytes, but every change of the series is in them."""
+def test_a_release_that_has_the_changes_already(site, root, version):
+    """Upstream has every change of the series, and more: its bytes differ from both hashes."""
     later = APPLIED | {path: b"# a new header\n" + APPLIED[path] + b"# and an end\n" for path in (DECODE, HEADER)}
     install(site, later, version)
     assert engine.status(site, root).state == "superseded"
@@ -176,7 +176,7 @@ def test_without_git(site, root, monkeypatch):
     assert tree(site) == expected(CLEAN)
 
 
-def test_reverting_needs_no_git_while_the_originals_are_there(site, root, monkeypatch):
+def test_revert_needs_no_git_if_the_originals_exist(site, root, monkeypatch):
     engine.apply(site, root)
     monkeypatch.setenv("PATH", "")
     engine.revert(site, root)
@@ -186,27 +186,27 @@ def test_reverting_needs_no_git_while_the_originals_are_there(site, root, monkey
 @pytest.mark.parametrize("damage", ["gone", "changed"])
 def test_a_lost_original_is_computed_from_the_series(site, root, damage):
     engine.apply(site, root)
-    original = site / KEPT / "originals" / DECODE
+    original = site / STORE / "originals" / DECODE
     original.unlink() if damage == "gone" else original.write_bytes(b"something else\n")
     engine.revert(site, root)
     assert tree(site) == expected(CLEAN)
 
 
 def test_no_flashinfer_in_the_target(tmp_path, root):
-    (tmp_path / "empty" / "flashinfer").mkdir(parents=True)  # what pip leaves when created files remain
+    (tmp_path / "empty" / "flashinfer").mkdir(parents=True)  # what an uninstall leaves if created files remain
     for folder in (tmp_path / "empty", tmp_path / "nowhere"):
         error = refused("target", engine.status, folder, root)
         assert str(folder) in error.message
 
 
-def test_the_installed_package_is_found_without_importing_it(site, root, tmp_path, monkeypatch):
+def test_the_installed_package_is_located_without_an_import(site, root, tmp_path, monkeypatch):
     (site / "flashinfer/__init__.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(site))
     assert package.installed() == site and "flashinfer" not in sys.modules
     assert engine.status(root=root).target == site
 
 
-def test_none_installed(tmp_path, root, monkeypatch):
+def test_without_an_installed_package(tmp_path, root, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *(p for p in sys.path if "site-packages" not in p)])
     monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if "editable" not in str(f)])
     assert package.installed() is None
@@ -216,31 +216,31 @@ def test_none_installed(tmp_path, root, monkeypatch):
 
 
 def test_bytecode_of_the_old_source_is_never_run(site, root):
-    """The patch keeps size and the second of the file; only removed bytecode or a later time tells Python."""
+    """Size and second are unchanged by the patch: Python notices only removed bytecode or a later time."""
     same_size = CLEAN | {DECODE: CLEAN[DECODE].replace(b"line_8 = 8", b"line_8 = 7")}
     write_series(root, CLEAN, same_size)
     for mode in (py_compile.PycInvalidationMode.TIMESTAMP, py_compile.PycInvalidationMode.UNCHECKED_HASH):
         for action, value in ((engine.apply, "7"), (engine.revert, "8")):
             py_compile.compile(str(site / DECODE), invalidation_mode=mode)
             action(site, root)
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", "from flashinfer import decode; print(decode.line_8)"],
                 cwd=site,
                 capture_output=True,
                 text=True,
             )
-            assert done.stdout.strip() == value, (mode, action, done.stderr)
+            assert process.stdout.strip() == value, (mode, action, process.stderr)
 
 
-def test_swapped_files_are_younger_than_what_they_replace(site, root):
-    """ninja and Python's bytecode go by time: a reverted header must not look older than objects built from ours."""
+def test_swapped_files_are_newer_than_the_replaced_files(site, root):
+    """ninja and Python compare times: a reverted header must be newer than the objects built from ours."""
     for action in (engine.apply, engine.revert):
         before = (site / HEADER).stat()
         action(site, root)
         assert int((site / HEADER).stat().st_mtime) > int(before.st_mtime)
 
 
-def test_modes_are_kept(site, root):
+def test_file_modes_are_preserved(site, root):
     (site / DECODE).chmod(0o600)
     engine.apply(site, root)
     assert (site / DECODE).stat().st_mode & 0o777 == 0o600
@@ -255,32 +255,32 @@ PATCH = "import sys; from pathlib import Path; from flashinfer_patches import en
 
 
 def mounted(unshared, mount, verb, site, root, then="true"):
-    """What the engine says where `mount` was run before; $2 is the target."""
+    """Run the engine after `mount` in a mount namespace, and return its output; $2 is the target."""
     script = f'{mount}; "$0" -c "$1" "$2" "$3"; {then}'
     command = [*unshared, script, sys.executable, PATCH.format(verb=verb), str(site), str(root)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_a_read_only_target(site, root, unshared):
     remount = 'mount --bind "$2" "$2"; mount -o remount,bind,ro "$2"'
-    said = mounted(unshared, remount, "apply", site, root)
-    assert said.startswith("write ") and "Read-only file system" in said and str(site / LOCK) in said
+    output = mounted(unshared, remount, "apply", site, root)
+    assert output.startswith("write ") and "Read-only file system" in output and str(site / LOCK) in output
     assert tree(site) == expected(CLEAN)
     engine.apply(site, root)
-    assert mounted(unshared, remount, "apply", site, root) == "applied\n", "where nothing is to do, nothing is written"
+    assert mounted(unshared, remount, "apply", site, root) == "applied\n", "an applied series writes nothing"
 
 
 @pytest.mark.parametrize("kilobytes", [16, 20, 24, 28, 32, 36, 40, 44])
 def test_a_full_disk(site, root, unshared, kilobytes, tmp_path):
-    """The target on a tiny disk: whatever did not fit, a later revert finds the way back."""
+    """The target on a tiny disk: whatever did not fit, a later revert restores the release."""
     after = tmp_path / "after"
     full = site.with_name("full")
     full.mkdir()
     mount = f'mount -t tmpfs -o size={kilobytes}k tiny "{full}"; cp -r "$2/." "{full}"; set -- "$1" "{full}" "$3"'
-    said = mounted(unshared, mount, "apply", site, root, then=f'cp -r "{full}" "{after}"')
-    assert said == "applied\n" or (said.startswith("write ") and "No space left" in said)
+    output = mounted(unshared, mount, "apply", site, root, then=f'cp -r "{full}" "{after}"')
+    assert output == "applied\n" or (output.startswith("write ") and "No space left" in output)
     assert engine.status(after, root).state in ("clean", "partial", "applied")
     engine.revert(after, root)
     assert tree(after) == expected(CLEAN)

@@ -1,4 +1,4 @@
-"""A builder that is waited for, and one that was killed in the middle of a build."""
+"""A builder that holds the lock, and a builder killed during a build."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 class Builder(NamedTuple):
-    """A process in the middle of a build, and the pid of the compiler that it runs there."""
+    """A process during a build, and the pid of its compiler."""
 
     process: subprocess.Popen
     compiler: int
@@ -45,7 +45,7 @@ class Builder(NamedTuple):
 
 @pytest.fixture
 def build(folder):
-    """Starts a builder whose compiler works for so many seconds."""
+    """A function that starts a builder whose compiler runs for so many seconds."""
     running = []
 
     def start(compiler_s: float) -> Builder:
@@ -63,7 +63,7 @@ def build(folder):
             os.kill(builder.compiler, signal.SIGKILL)
 
 
-def test_who_waits_is_told_for_whom(folder, build):
+def test_a_waiting_process_names_the_holder(folder, build):
     builder = build(30)
     for action in (lambda: jit_cache.built_once(folder, "m", pytest.fail, 0.2), lambda: jit_cache.wipe(folder)):
         with pytest.raises(Problem) as caught:
@@ -72,12 +72,12 @@ def test_who_waits_is_told_for_whom(folder, build):
     assert (folder / ".cache" / "half.o").exists()
 
 
-def test_what_a_killed_builder_left_is_not_trusted(folder, build):
+def test_files_of_a_killed_builder_are_removed(folder, build):
     kill(build(0))
     assert jit_cache.caches(folder.parent)[0].interrupted
     seen = []
     assert jit_cache.built_once(folder, "m", lambda: seen.append((folder / ".cache").exists()), timeout_s=scaled(10))
-    assert seen == [False], "half an object was still there"
+    assert seen == [False], "an incomplete object was left"
     assert not jit_cache.caches(folder.parent)[0].interrupted
 
 
@@ -94,7 +94,7 @@ def test_compilers_that_do_not_end_are_named(folder, build):
         with pytest.raises(Problem) as caught:
             action()
         assert caught.value.kind == "lock" and f"pid {builder.compiler} (sleep)" in caught.value.message
-    assert (folder / ".cache" / "half.o").exists(), "nothing is removed under a compiler"
+    assert (folder / ".cache" / "half.o").exists(), "no file is removed while a compiler runs"
 
 
 def kill(builder: Builder) -> None:
@@ -103,6 +103,6 @@ def kill(builder: Builder) -> None:
 
 
 def assert_ended(pid: int) -> None:
-    """The process is gone, or a zombie that nobody has waited for."""
+    """Assert that the process has ended or is a zombie."""
     with suppress(FileNotFoundError):
         assert "State:\tZ" in Path(f"/proc/{pid}/status").read_text()

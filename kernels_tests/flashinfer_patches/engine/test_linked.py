@@ -1,4 +1,4 @@
-"""Packages that share files with other environments by symbolic links: only this environment is patched."""
+"""Packages linked into an installer's cache: only this environment is patched."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 from flashinfer_patches import engine, locking, package
 from flashinfer_patches.errors import Problem
-from flashinfer_patches.state import KEPT, LOCK
+from flashinfer_patches.state import LOCK, STORE
 from kernels_tests.flashinfer_patches.engine.refusal import refused
 from kernels_tests.flashinfer_patches.engine.worlds import (
     APPLIED,
@@ -31,14 +31,14 @@ LINKED = CLEAN | BESIDE
 
 
 def imported(site, monkeypatch):
-    """Make the package in `site` the one that Python would import."""
+    """Make the package in `site` the installed one."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "flashinfer", raising=False)
     assert package.installed() == site
 
 
 def root_of(site):
-    """Where the package in `site` looks for its headers."""
+    """Return the folder in which the package in `site` looks for its headers."""
     code = "from flashinfer import env; print(env.ROOT)"
     return subprocess.run([sys.executable, "-c", code], cwd=site, capture_output=True, text=True).stdout.strip()
 
@@ -50,10 +50,8 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize("hard_links", ["can be made", "cannot"])
-def test_the_installed_package_is_patched_and_what_it_is_linked_to_is_not(
-    source, root, tmp_path, monkeypatch, hard_links
-):
-    site, other = link(source, tmp_path / "site"), link(source, tmp_path / "other")
+def test_the_installed_package_is_patched_and_its_link_targets_are_not(source, root, tmp_path, monkeypatch, hard_links):
+    site, sibling = link(source, tmp_path / "site"), link(source, tmp_path / "sibling")
     imported(site, monkeypatch)
     if hard_links == "cannot":
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
@@ -61,15 +59,15 @@ def test_the_installed_package_is_patched_and_what_it_is_linked_to_is_not(
     applied = engine.apply(root=root)
     assert applied.target == site and applied.state == "applied"
     assert package_tree(site) == expected(APPLIED | BESIDE)
-    assert tree(source) == tree(other) == expected(LINKED)
-    assert engine.status(other, root).state == "clean"
-    assert Path(root_of(site)) == site, "else FlashInfer would compile the other's headers"
+    assert tree(source) == tree(sibling) == expected(LINKED)
+    assert engine.status(sibling, root).state == "clean"
+    assert Path(root_of(site)) == site, "FlashInfer would compile the headers of another package"
     engine.revert(root=root)
     assert tree(site) == tree(source) == expected(LINKED)
 
 
-def test_links_that_come_back_are_replaced_again(source, root, tmp_path):
-    """A reinstall of some files, or an apply that was cut off."""
+def test_new_links_are_replaced_again(source, root, tmp_path):
+    """After a reinstall of some files, or an interrupted apply."""
     site = link(source, tmp_path / "site")
     engine.apply(site, root)
     (site / "flashinfer/env.py").unlink()
@@ -78,7 +76,7 @@ def test_links_that_come_back_are_replaced_again(source, root, tmp_path):
     assert not any(path.is_symlink() for path in site.rglob("*"))
 
 
-def test_a_link_to_nothing_is_left_alone(source, root, tmp_path):
+def test_a_dangling_link_is_unchanged(source, root, tmp_path):
     site = link(source, tmp_path / "site")
     (site / "flashinfer/stale.py").symlink_to(tmp_path / "gone")
     engine.apply(site, root)
@@ -86,33 +84,33 @@ def test_a_link_to_nothing_is_left_alone(source, root, tmp_path):
 
 
 def test_a_source_that_an_older_version_patched(source, root, tmp_path):
-    """Older versions followed the links: what they made of the source is told, and stays until it is asked for."""
-    site, other = link(source, tmp_path / "site"), link(source, tmp_path / "other")
+    """Older versions followed the links: the patched source is reported, and unchanged until a revert of it."""
+    site, sibling = link(source, tmp_path / "site"), link(source, tmp_path / "sibling")
     engine.apply(source, root)
     patched = tree(source)
-    found = engine.status(site, root)
-    assert found.state == "partial" and found.patched_source == source, "the created file is the source's alone"
+    status = engine.status(site, root)
+    assert status.state == "partial" and status.patched_source == source, "only the source has the created file"
     assert engine.apply(site, root).patched_source == source
     assert package_tree(site) == expected(APPLIED | BESIDE) and tree(source) == patched
-    engine.revert(other, root)
-    assert package_tree(other) == expected(LINKED) and tree(source) == patched
-    engine.revert(engine.status(other, root).patched_source, root)
-    assert tree(source) == tree(other) == expected(LINKED) and package_tree(site) == expected(APPLIED | BESIDE)
-    assert engine.status(other, root).patched_source is None
+    engine.revert(sibling, root)
+    assert package_tree(sibling) == expected(LINKED) and tree(source) == patched
+    engine.revert(engine.status(sibling, root).patched_source, root)
+    assert tree(source) == tree(sibling) == expected(LINKED) and package_tree(site) == expected(APPLIED | BESIDE)
+    assert engine.status(sibling, root).patched_source is None
     engine.revert(site, root)
     assert tree(site) == expected(LINKED)
 
 
-@pytest.mark.parametrize("folder", ["flashinfer", "flashinfer/data", KEPT, f"{KEPT}/originals", f"{KEPT}/manifests"])
+@pytest.mark.parametrize("folder", ["flashinfer", "flashinfer/data", STORE, f"{STORE}/originals", f"{STORE}/manifests"])
 def test_a_linked_folder_is_refused(site, root, tmp_path, folder):
-    if folder.startswith(KEPT):
+    if folder.startswith(STORE):
         engine.apply(site, root)
     (site / folder).rename(tmp_path / "shared")
     (site / folder).symlink_to(tmp_path / "shared")
     before = tree(tmp_path / "shared")
     engine.status(site, root)
     for action in (engine.check, engine.apply, engine.revert):
-        if folder.startswith(KEPT) or action is not engine.revert:  # where all is clean there is nothing to revert
+        if folder.startswith(STORE) or action is not engine.revert:  # a clean package has nothing to revert
             message = refused("target", action, site, root).message
             assert str(site / folder) in message and str(tmp_path / "shared") in message
     assert tree(tmp_path / "shared") == before
@@ -129,18 +127,18 @@ def test_folders_above_may_be_linked(site, root, tmp_path, monkeypatch):
 
 
 def test_no_link_is_followed_to_write(site, root, tmp_path):
-    """Where apply writes before it renames."""
+    """At the paths that apply writes before a rename."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"mine\n")
     for name in (f"originals/{DECODE}.new", f"staged/{DECODE}", f"staged/{HEADER}"):
-        (site / KEPT / name).parent.mkdir(parents=True, exist_ok=True)
-        (site / KEPT / name).symlink_to(precious)
+        (site / STORE / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / STORE / name).symlink_to(precious)
     engine.apply(site, root)
     assert precious.read_bytes() == b"mine\n" and package_tree(site) == expected(APPLIED)
 
 
 @pytest.mark.parametrize("content", [b"my notes", b"pid 7 (x)", b"pid 7 (x) since 10:00:00\nmine", b"\0" * 9000])
-def test_a_file_of_the_users_is_no_lock(tmp_path, content):
+def test_a_file_of_the_user_is_no_lock(tmp_path, content):
     path = tmp_path / "lock"
     path.write_bytes(content)
     with pytest.raises(Problem) as caught, locking.held(path, "a test", 0):
@@ -150,7 +148,7 @@ def test_a_file_of_the_users_is_no_lock(tmp_path, content):
 
 
 @pytest.mark.parametrize("left", [b"", b"pid 7 (fp8-sinks patch apply) since 10:00:00"])
-def test_what_a_killed_holder_left_is_taken(tmp_path, left):
+def test_the_file_of_a_killed_holder_is_reused(tmp_path, left):
     path = tmp_path / "lock"
     path.write_bytes(left)
     with locking.held(path, "a test", 0):
@@ -181,17 +179,17 @@ def test_only_a_plain_file_is_a_lock(site, root, tmp_path, kind):
 
 @pytest.fixture
 def uv(tmp_path):
-    """A function that makes an environment with the release, linked from one cache; returns its site-packages."""
+    """A function that makes an environment with the release, linked to uv's cache; returns its site-packages."""
     program = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert program, "no uv: install locks/dev.txt"
     links = wheel(tmp_path / "index", LINKED).parent
-    same = ("--quiet", "--offline", "--no-config", "--cache-dir", str(tmp_path / "uv cache"))
+    common = ("--quiet", "--offline", "--no-config", "--cache-dir", str(tmp_path / "uv cache"))
 
     def install_into(name, mode):
         folder = tmp_path / name
-        subprocess.run([program, "venv", *same, "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([program, "venv", *common, "--python", sys.executable, str(folder)], check=True)
         words = ["--no-index", "--find-links", str(links), "--link-mode", mode, "--python", str(folder / "bin/python")]
-        subprocess.run([program, "pip", "install", *same, *words, "flashinfer-python"], check=True)
+        subprocess.run([program, "pip", "install", *common, *words, "flashinfer-python"], check=True)
         (site,) = (folder / "lib").glob("python3*/site-packages")
         return site
 
@@ -199,8 +197,8 @@ def uv(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["symlink", "hardlink"])
-def test_what_uv_installs_is_patched_in_one_environment(uv, root, tmp_path, monkeypatch, mode):
-    site, other = uv("site", mode), uv("other", mode)
+def test_uv_environments_are_patched_separately(uv, root, tmp_path, monkeypatch, mode):
+    site, sibling = uv("site", mode), uv("sibling", mode)
     assert (site / DECODE).is_symlink() if mode == "symlink" else (site / DECODE).stat().st_nlink > 1
     (source,) = (tmp_path / "uv cache").rglob(DECODE)
     cached = source.parents[1]
@@ -208,18 +206,18 @@ def test_what_uv_installs_is_patched_in_one_environment(uv, root, tmp_path, monk
     imported(site, monkeypatch)
     assert engine.apply(root=root).target == site
     assert package_tree(site) == expected(APPLIED | BESIDE)
-    assert package_tree(other) == expected(LINKED) and tree(cached) == before
-    assert engine.status(other, root).state == "clean" and Path(root_of(site)) == site
+    assert package_tree(sibling) == expected(LINKED) and tree(cached) == before
+    assert engine.status(sibling, root).state == "clean" and Path(root_of(site)) == site
     engine.revert(root=root)
-    assert package_tree(site) == expected(LINKED) and not (site / KEPT).exists() and tree(cached) == before
-    assert package_tree(uv("third", mode)) == expected(LINKED), "what uv installs next is clean"
+    assert package_tree(site) == expected(LINKED) and not (site / STORE).exists() and tree(cached) == before
+    assert package_tree(uv("third", mode)) == expected(LINKED), "a later environment of uv is clean"
 
 
-def test_an_apply_that_cannot_be_computed_leaves_the_links(source, root, tmp_path, monkeypatch):
+def test_a_failed_apply_leaves_the_links(source, root, tmp_path, monkeypatch):
     def fails(*_):
         raise Problem("git", "no git", "install git")
 
     site = link(source, tmp_path / "site")
     monkeypatch.setattr(engine.staging, "forward", fails)
     refused("git", engine.apply, site, root)
-    assert (site / DECODE).is_symlink() and not (site / KEPT).exists()
+    assert (site / DECODE).is_symlink() and not (site / STORE).exists()

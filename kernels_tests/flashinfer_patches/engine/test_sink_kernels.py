@@ -1,4 +1,4 @@
-"""`fp8-sinks cache build` in a process of its own; a torch that says there is a GPU, a FlashInfer that notes."""
+"""`fp8-sinks cache build` in a process of its own, with a fake torch that sees a GPU and a fake FlashInfer."""
 
 import json
 import os
@@ -42,7 +42,7 @@ NAMES = ["sm90a-sinks-bfloat16-bfloat16-64", "sm90a-sinks-bfloat16-float8_e4m3fn
 
 @pytest.fixture
 def world(tmp_path, site, root):
-    """A folder with a patched FlashInfer and torch, a toolkit and ninja: all that a build needs."""
+    """A folder with all that a build needs: a patched FlashInfer, torch, a toolkit and ninja."""
     engine.apply(site, root)
     write(
         site, {"flashinfer/jit/__init__.py": b"", "flashinfer/jit/env.py": ENV, "flashinfer/attention_sinks.py": SINKS}
@@ -54,7 +54,7 @@ def world(tmp_path, site, root):
 
 
 def build(world, *words):
-    """Run the command in the world; /usr/local/cuda and the ninja beside this Python are out of its sight."""
+    """Run the command in the world, without access to /usr/local/cuda and the ninja beside this Python."""
     hide = "from flashinfer_patches import sink_kernels as s; s.sys.executable = '/x/python'; real = s.Path.is_file\n"
     hide += "s.Path.is_file = lambda path: not str(path).startswith('/usr/local/') and real(path)\n"
     command = [sys.executable, "-c", hide + COMMAND, str(world / "series"), "--root", str(world / "caches"), *words]
@@ -66,54 +66,54 @@ def build(world, *words):
 
 def test_the_modules_of_gpt_oss_are_built_once(world):
     first = json.loads(build(world, "--json").stdout)
-    assert [(one["name"], one["built"]) for one in first["modules"]] == [(name, True) for name in NAMES]
-    assert all(one["seconds"] >= 0 for one in first["modules"])
+    assert [(module["name"], module["built"]) for module in first["modules"]] == [(name, True) for name in NAMES]
+    assert all(module["seconds"] >= 0 for module in first["modules"])
     (built,) = (world / "caches").rglob("90a/built")
     assert built.is_relative_to(first["path"]) and Path(first["path"]).name.startswith("flashinfer-0.6.14+")
-    asked = "bfloat16 bfloat16 bfloat16 int32 64 64\nbfloat16 float8_e4m3fn bfloat16 int32 64 64\n"
-    assert built.read_text() == asked
-    again = build(world)
-    assert again.stdout == "".join(f"{name}: there already\n" for name in NAMES) + f"{first['path']}\n"
-    assert built.read_text() == asked
+    arguments = "bfloat16 bfloat16 bfloat16 int32 64 64\nbfloat16 float8_e4m3fn bfloat16 int32 64 64\n"
+    assert built.read_text() == arguments
+    second = build(world)
+    assert second.stdout == "".join(f"{name}: cached\n" for name in NAMES) + f"{first['path']}\n"
+    assert built.read_text() == arguments
 
 
-def test_another_gpu_that_shares_the_cache_builds_its_own(world):
+def test_each_gpu_architecture_is_built_separately(world):
     build(world)
     write(world / "site", {"flashinfer/jit/env.py": ENV.replace(b'"90a"', b'"121a"')})
-    done = build(world)
-    assert done.stdout.startswith("sm121a-sinks-bfloat16-bfloat16-64: built in ")
+    process = build(world)
+    assert process.stdout.startswith("sm121a-sinks-bfloat16-bfloat16-64: built in ")
 
 
-def refused(done, kind, said, remedy):
-    assert done.returncode == EXIT_CODES[kind] and done.stdout == ""
-    first, second = done.stderr.splitlines()
-    assert said in first and remedy in second
+def refused(process, kind, message, remedy):
+    assert process.returncode == EXIT_CODES[kind] and process.stdout == ""
+    first, second = process.stderr.splitlines()
+    assert message in first and remedy in second
 
 
 def test_without_a_patched_flashinfer(world):
     engine.revert(world / "site", world / "series")
-    refused(build(world), "build", "is clean; expected the patch series applied", "fp8-sinks patch apply")
+    refused(build(world), "build", "is clean; expected: applied", "fp8-sinks patch apply")
     (world / "site" / "flashinfer" / "__init__.py").unlink()
     refused(build(world), "target", "no FlashInfer is installed", "--target")
 
 
 def test_without_toolkit_ninja_or_gpu(world):
     write(world / "site", {"torch/__init__.py": GPU.replace(b"True", b"False")})
-    refused(build(world), "build", "torch 2.11.0 sees no GPU", "on a machine with one")
+    refused(build(world), "build", "torch 2.11.0 sees no GPU", "on a machine with a GPU")
     (world / "bin" / "ninja").unlink()
-    refused(build(world), "build", "no ninja on PATH", "pip install ninja")
+    refused(build(world), "build", "ninja, which FlashInfer compiles with, is not on PATH", "pip install ninja")
     (world / "cuda" / "bin" / "nvcc").unlink()
     refused(build(world), "build", "no CUDA toolkit", "set CUDA_HOME")
-    assert not (world / "caches").exists(), "a refusal makes nothing"
+    assert not (world / "caches").exists(), "a refusal creates nothing"
 
 
-def test_what_flashinfer_lacks_and_what_nvcc_says(world):
+def test_a_failed_compilation_and_a_failed_import(world):
     failing = SINKS.replace(
         b"    with", b'    raise RuntimeError("Ninja build failed.\\nx.cu(3): error: no\\nend")\n    with'
     )
     write(world / "site", {"flashinfer/attention_sinks.py": failing})
     refused(build(world), "build", f"cannot compile {NAMES[0]}: x.cu(3): error: no", "FLASHINFER_JIT_VERBOSE=1")
     write(world / "site", {"flashinfer/attention_sinks.py": SINKS})
-    assert json.loads(build(world, "--json").stdout)["modules"][0]["built"], "a failed build is tried again"
+    assert json.loads(build(world, "--json").stdout)["modules"][0]["built"], "a failed build is repeated"
     write(world / "site", {"flashinfer/jit/__init__.py": b"import tvm_ffi_of_another_world"})
-    refused(build(world), "build", "No module named 'tvm_ffi_of_another_world'", "install what it depends on")
+    refused(build(world), "build", "No module named 'tvm_ffi_of_another_world'", "install its dependencies")

@@ -1,4 +1,4 @@
-"""What the launcher, the doctor and results make of a patched FlashInfer."""
+"""A patched FlashInfer in the launcher, the doctor and the results."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from flashinfer_patches import engine, jit_cache
 from flashinfer_patches.errors import Problem
 from kernels_tests.flashinfer_patches.engine.worlds import APPLIED, DECODE, install, write
-from kernels_tests.vllm_launch.doctor.test_command import about, on_gpu
+from kernels_tests.vllm_launch.machines import about, on_gpu
 from vllm_launch import plan, profile, provenance, server, software
 from vllm_launch.doctor import facts as doctor_facts
 from vllm_launch.machine import detect
@@ -34,16 +34,16 @@ def test_a_server_gets_the_kernels_of_its_patch_set(installed, planned, tmp_path
     assert caught.value.kind == "cache"
 
 
-def test_no_server_starts_on_kernels_of_others(installed, planned, tmp_path, monkeypatch):
-    made = planned()
-    write(Path(made.environment[KERNELS]), {"theirs.so": b"x"})
+def test_no_server_starts_on_a_foreign_kernel_cache(installed, planned, tmp_path, monkeypatch):
+    server_plan = planned()
+    write(Path(server_plan.environment[KERNELS]), {"theirs.so": b"x"})
     monkeypatch.setattr(server.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
-    with pytest.raises(Problem) as caught, server.running(made, tmp_path, say=print):
+    with pytest.raises(Problem) as caught, server.running(server_plan, tmp_path, show_status=print):
         pass
     assert caught.value.kind == "cache"
 
 
-def test_without_flashinfer_the_cache_stays_where_it_was(planned, tmp_path, monkeypatch):
+def test_without_flashinfer_the_kernels_have_no_patch_set(planned, tmp_path, monkeypatch):
     monkeypatch.setattr(plan.package, "installed", lambda: None)
     assert planned().environment[KERNELS] == str(tmp_path / "cache" / "flashinfer")
 
@@ -65,23 +65,23 @@ def test_results_record_the_patch_set(installed, monkeypatch):
     assert recorded() == "none"
 
 
-def test_the_doctor_says_what_flashinfer_is(installed):
+def test_the_doctor_reports_the_state_of_flashinfer(installed):
     def finding(topic="FlashInfer", **packages):
-        (found,) = about(on_gpu(patch=doctor_facts._patch(), extra_packages=packages), topic)
-        return found
+        (result,) = about(on_gpu(patch=doctor_facts._patch(), extra_packages=packages), topic)
+        return result
 
-    assert "not patched" in finding().what
-    found = engine.apply()
-    said = finding()
-    assert said.status == "ok" and f"patched ({found.patch_set})" in said.what
-    assert "for those who call FlashInfer themselves" in said.what and "does not use that path" in said.what
+    assert finding().value["patch"] == "clean"
+    applied = engine.apply()
+    patched = finding()
+    assert patched.status == "ok" and patched.value["patch"] == "applied" and not patched.value["drops_sinks"]
+    assert applied.patch_set in patched.message and "does not use that path" in patched.message
     prebuilt = {"flashinfer-jit-cache": "0.6.14"}
     assert finding("prebuilt kernels", **prebuilt).status == "error"
     (installed / DECODE).write_bytes(b"mine\n")
-    assert finding().status == "error" and "edited" in finding().what
+    assert finding().status == "error" and finding().value["patch"] == "edited"
     install(installed)
     assert finding().status == "error" and "fp8-sinks patch apply" in finding().remedy
     engine.revert()
     assert finding("prebuilt kernels", **prebuilt).status == "warning"
     install(installed, APPLIED | {DECODE: b"# later\n" + APPLIED[DECODE]})
-    assert "holds the changes of our patch series already" in finding().what
+    assert finding().value["patch"] == "superseded"

@@ -1,4 +1,4 @@
-"""Small FlashInfer packages and patch series for the tests, made with real git; and processes that die on purpose."""
+"""Small FlashInfer packages and patch series, made with the real git; and processes that kill themselves."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import flashinfer_patches
 
-# The modules that change anything: where a kill can leave something behind.
-ROOM = tuple(
+# The modules that write files: a kill in them can leave some behind.
+WRITERS = tuple(
     str(Path(flashinfer_patches.__file__).with_name(f"{name}.py")) for name in ("engine", "swap", "files", "locking")
 )
 VERSION = "0.6.14"
@@ -32,7 +32,7 @@ APPLIED = STEP | {
     HEADER: b"#pragma once\r\nint a, sink;\r\n",
 }
 TORCH = b"from typing import Optional\n__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\nhip = None\n"
-# A later patch set for the same release: another body, one created file gone, another come, a header not touched.
+# A later patch set for the same release: another body, another created file, the header unchanged.
 NEWER = CLEAN | {DECODE: BODY.replace("line_8 = 8\n", "line_8 = 'better'\n").encode(), "flashinfer/lse.py": b"y = 2\n"}
 
 
@@ -47,7 +47,7 @@ def write(folder, tree):
 
 
 def install(folder, tree=CLEAN, version=VERSION):
-    """Put a release into `folder` as pip does: each file of it removed, then written anew; others stay."""
+    """Install a release into `folder` as pip does: replace each of its files, leave others."""
     tree = tree | build_meta(version)
     for path in tree:
         (folder / path).unlink(missing_ok=True)
@@ -56,16 +56,16 @@ def install(folder, tree=CLEAN, version=VERSION):
 
 
 def link(source, folder):
-    """Put a release into `folder` as uv --link-mode symlink does: own folders, links to the files of `source`."""
+    """Install a release into `folder` as uv --link-mode symlink does: real folders, links to the files of `source`."""
     for path in [path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")]:
-        place = folder / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(path)
+        new = folder / path.relative_to(source)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.symlink_to(path)
     return folder
 
 
 def wheel(folder, tree=CLEAN):
-    """A wheel of the release in `folder`, which is made."""
+    """Write a wheel of the release into the new `folder`."""
     folder.mkdir()
     info, path = f"flashinfer_python-{VERSION}.dist-info", folder / f"flashinfer_python-{VERSION}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -78,7 +78,7 @@ def wheel(folder, tree=CLEAN):
 
 
 def write_series(root, *trees, version=VERSION):
-    """The series that leads from tree to tree, one patch for each step, in place of what was there."""
+    """Write the series that leads from tree to tree, a patch for each step; replace an existing one."""
     folder = root / version
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -88,9 +88,9 @@ def write_series(root, *trees, version=VERSION):
             write(Path(scratch) / "a", before)
             write(Path(scratch) / "b", after)
             command = ["git", "diff", "--no-index", "--no-prefix", "--no-renames", "a", "b"]
-            done = subprocess.run(command, cwd=scratch, capture_output=True)
-            assert done.returncode == 1, done.stderr
-            (folder / name).write_bytes(done.stdout)
+            process = subprocess.run(command, cwd=scratch, capture_output=True)
+            assert process.returncode == 1, process.stderr
+            (folder / name).write_bytes(process.stdout)
     (folder / "series").write_text("# in this order\n" + "".join(f"{name}\n" for name in names))
     first, last = trees[0], trees[-1]
     files = [
@@ -108,7 +108,7 @@ def digest(data):
 
 
 def tree(folder):
-    """Every file below `folder` by path, and every folder, as None."""
+    """Map each path below `folder` to the file's bytes, None for a folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -117,51 +117,51 @@ def tree(folder):
 
 
 def expected(files, version=VERSION):
-    """What tree() shows of a folder that holds exactly the package `files`."""
+    """Return the tree() of a folder that has exactly the package `files`."""
     files = files | build_meta(version)
     folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
     return dict.fromkeys(folders) | files
 
 
 def package_tree(target):
-    """tree() of the package, without what the engine keeps beside it."""
+    """Return the tree() of the package, without the engine's store beside it."""
     return {path: data for path, data in tree(target).items() if path.split("/")[0] == "flashinfer"}
 
 
 def dies_at(line, action):
-    """Run `action` in a forked process that kills itself with SIGKILL before the given line of this room's code.
+    """Run `action` in a forked process that kills itself with SIGKILL before the given line of WRITERS.
 
-    Lines are counted as they are executed. Returns whether it died; an exception in it fails the test.
+    Lines are counted as they are executed. Returns whether it was killed; an exception in it fails the test.
     """
     pid = os.fork()
     if pid == 0:
         count = 0
 
-        def in_room(frame, event, _):
+        def trace(frame, event, _):
             nonlocal count
-            if not frame.f_code.co_filename.startswith(ROOM):
+            if not frame.f_code.co_filename.startswith(WRITERS):
                 return None
             if event == "line":
                 count += 1
                 if count >= line:
                     os.kill(os.getpid(), signal.SIGKILL)
-            return in_room
+            return trace
 
         code = 1
         try:
-            sys.settrace(in_room)
+            sys.settrace(trace)
             action()
             code = 0
         finally:
             sys.settrace(None)
             os._exit(code)
-    _, ended = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(ended) or os.WEXITSTATUS(ended) == 0, "the action failed"
-    return os.WIFSIGNALED(ended)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the action failed"
+    return os.WIFSIGNALED(status)
 
 
 def at_once(*actions):
-    """Run each action in a forked process, all at once; returns whether each ended well."""
+    """Run each action in a forked process, all at once; return whether each exited with 0."""
     pids = []
     for action in actions:
         pid = os.fork()

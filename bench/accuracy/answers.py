@@ -1,0 +1,112 @@
+"""A server's log-probabilities of the texts, taken over HTTP and kept in one packed file.
+
+Decode: the server is made to generate the tokens that really follow a prompt one by one, so every log-probability
+went through the decode path and its KV cache. Prefill: the same tokens at once, as part of the prompt. The two are
+separate figures: a broken decode kernel shows in the first alone.
+"""
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from bench.accuracy import forced
+from bench.accuracy.forced import Scored
+from bench.accuracy.texts import Text
+from bench.record.files import writing
+from bench.record.run_folder import broken_step
+from flashinfer_patches.strict import Strict
+from vllm_launch.server import Server
+
+DIGITS = 5  # of a saved log-probability, nats: far below BF16 noise
+
+
+class TextAnswer(Strict):
+    """One text: its prompt's length, and the log-probabilities of the tokens after it."""
+
+    context: int
+    decode: Scored
+    prefill: Scored | None
+
+
+class Answers(Strict):
+    """What one server answered to all texts, in their order."""
+
+    source: Literal["heldout", "book"]
+    texts: list[TextAnswer]
+
+    def at_contexts(self, contexts: set[int]) -> "Answers":
+        """The answers to the texts of these contexts alone."""
+        return self.model_copy(update={"texts": [text for text in self.texts if text.context in contexts]})
+
+
+def collect(
+    server: Server,
+    source: Literal["heldout", "book"],
+    texts: list[Text],
+    path: Path,
+    status: Callable[[str], None],
+) -> Answers:
+    """Load `path` (.json.gz), or score the texts on a running server and save it.
+
+    The server needs the arguments of forced.arguments. Raises Problem("requests") where it does not answer,
+    Problem("file") for a damaged `path`.
+    """
+    if path.exists():
+        return read(path)
+    decode = _score(server, texts, "decode", status)
+    prefill = iter(_score(server, [text for text in texts if text.prefill], "prefill", status))
+    answers = Answers(
+        source=source,
+        texts=[
+            TextAnswer(
+                context=text.start,
+                decode=_rounded(scored),
+                prefill=_rounded(next(prefill)) if text.prefill else None,
+            )
+            for text, scored in zip(texts, decode, strict=True)
+        ],
+    )
+    write(answers, path)
+    return answers
+
+
+def read(path: Path) -> Answers:
+    """The answers that `collect` saved; raises Problem("file")."""
+    try:
+        return Answers.model_validate_json(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, zlib.error, ValidationError) as error:
+        raise broken_step(path) from error
+
+
+def write(answers: Answers, path: Path) -> None:
+    """Write packed, under a temporary name that is then renamed; the same answers give the same bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path.parent):
+        temporary.write_bytes(gzip.compress(answers.model_dump_json().encode(), mtime=0))
+        temporary.replace(path)
+
+
+def _score(
+    server: Server, texts: list[Text], path: Literal["decode", "prefill"], status: Callable[[str], None]
+) -> list[Scored]:
+    if not texts:
+        return []
+    return forced.score_all(
+        server,
+        texts,
+        path,
+        progress=lambda count, total: status(f"{path} log-probabilities, {count} of {total} texts"),
+    )
+
+
+def _rounded(scored: Scored) -> Scored:
+    return Scored(
+        token_ids=scored.token_ids,
+        logprobs=[round(value, DIGITS) for value in scored.logprobs],
+        top=[{token: round(value, DIGITS) for token, value in top.items()} for top in scored.top],
+    )

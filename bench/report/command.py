@@ -1,0 +1,79 @@
+"""`fp8-sinks bench report`, `keep` and `compare`: what is made from result files alone."""
+
+from pathlib import Path
+
+import click
+
+from bench import kinds
+from bench.record.files import write_text, writing
+from flashinfer_patches.errors import Problem
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a run folder into it, and return its path."""
+    return _document().write([folder / "result.json"], folder, name="report.md")
+
+
+@click.command("report")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for the report.")
+@click.option("--name", default="BENCHMARK_RESULTS.md", show_default=True)
+@click.option("--plots", default="plots", show_default=True, help="Folder for the plots, inside --out.")
+@click.option("--glance", type=click.Path(path_type=Path, dir_okay=False), help="Also renew the results in this file.")
+def report_command(paths, out, name, plots, glance):
+    """Write Markdown and plots from result files, run folders or folders of result files alone."""
+    sources = [kinds.file_of(path) for path in paths]
+    files = [file for path in sources for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    if not files:
+        message = f"no result files in {', '.join(map(str, paths))}"
+        raise Problem("file", message, "run a bench, then: fp8-sinks bench keep RUN")
+    click.echo(_document().write(files, out, name, plots))
+    if glance:
+        click.echo(_document().write_glance(files, glance))
+
+
+@click.command("keep")
+@click.argument("run", type=FOLDER)
+@click.option("--results", "folder", type=FOLDER, default="results", show_default=True)
+def keep_command(run, folder):
+    """Copy a run's result into results/, named by its id, where `make report` reads it."""
+    result = kinds.read(run)
+    remedy = "choose another --results, or mend its rights"
+    with writing(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{result.kind}-{result.id}.json"
+    if target.exists() and _identity(kinds.read(target)) != _identity(result):
+        message = f"{target} is of another run of this id"
+        raise Problem("file", message, "name another folder with --results, or rename that file first")
+    text = kinds.file_of(run).read_text(encoding="utf-8")
+    with writing(folder, remedy):
+        write_text(text, target)
+    click.echo(target)
+
+
+@click.command("compare")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--force", is_flag=True, help="Compare what differs in more than the KV cache, marked as such.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare_command(a, b, force, as_json):
+    """Compare profiles of result files: ratios B over A, with their noise and the accuracy records.
+
+    A and B are result files or run folders, whose profiles of the same name are paired, or FILE:PROFILE.
+    """
+    from bench.serving import compare  # imports matplotlib, which few commands need
+
+    click.echo(compare.compare(a, b, force=force, as_json=as_json))
+
+
+def _document():
+    from bench.report import document  # imports matplotlib, which few commands need
+
+    return document
+
+
+def _identity(result) -> tuple:
+    """What two files of one run have in common."""
+    return result.id, result.provenance.created, result.provenance.git_commit

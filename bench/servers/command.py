@@ -1,0 +1,99 @@
+"""What the commands share that run profiles on servers: options, request, and the run with its progress."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import click
+
+from bench.record import run_folder
+from bench.record.command import execute_run
+from bench.record.run_folder import Request
+from bench.servers import run as runs
+from bench.servers.run import Run
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
+from vllm_launch import arguments, profile, redaction
+from vllm_launch import plan as plans
+from vllm_launch.terminal import refuse
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+R = TypeVar("R", bound=Strict)
+
+
+def run_options(command):
+    """Add the arguments and options of a command that runs profiles."""
+    for option in reversed(
+        (
+            click.argument("words", nargs=-1, metavar="PROFILE... [-- VLLM_ARGUMENTS...]"),
+            click.option("--model", help="Model folder, or owner/name in the local Hugging Face cache."),
+            click.option("--suite", help="Grid, texts and gates: a name or a .yaml file; default: the model's own."),
+            click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>."),
+            click.option("--resume", type=FOLDER, help="Finish the run in this folder; takes all settings from it."),
+            click.option("--dry-run", is_flag=True, help="Print each profile's server command, start nothing."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def run_profiles(
+    kind: Literal["serving", "accuracy"],
+    problems: Callable[[Run], list[Problem]],
+    execute: Callable[..., R],
+    write_report: Callable[[Path], Path],
+    *,
+    words: tuple[str, ...],
+    model: str | None,
+    suite: str | None,
+    run_dir: Path | None,
+    resume: Path | None,
+    dry_run: bool,
+) -> R | None:
+    """Run what the options of run_options ask for, and write its report; None for a dry run.
+
+    problems, execute: the kind's own. write_report: makes the report of a run folder and returns its path.
+    """
+    request = _resumed(kind, words, model, suite, run_dir, resume) if resume else _request(kind, words, model, suite)
+    folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    run = runs.resolve(folder, request)
+    if dry_run:
+        for entry in run.entries:
+            click.echo(plans.as_shell(entry.plan))
+    refuse(problems(run))
+    if dry_run:
+        return None
+    command = ["fp8-sinks", *sys.argv[1:]]
+    return execute_run(
+        folder,
+        request,
+        lambda status, report: execute(replace(run, status=status, report=report), command=command),
+        write_report,
+    )
+
+
+def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model, suite) -> Request:
+    first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    if first_flag == 0:
+        raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
+    profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
+    arguments.parse(overrides)  # what is refused may be a secret, and a request is written
+    if redaction.masked(overrides) != overrides:
+        message = "the arguments for vLLM hold a key, token or password: a run would save it in its files"
+        raise Problem("profile", message, "give it to the server through the environment")
+    return Request(kind=kind, profiles=profiles, model=model, suite=suite, overrides=overrides)
+
+
+def _resumed(kind: Literal["serving", "accuracy"], words, model, suite, run_dir, resume: Path) -> Request:
+    if words or model or suite or run_dir:
+        raise click.UsageError("--resume takes profiles, model, suite and folder from the run; give nothing else")
+    request = run_folder.read_request(resume)
+    if request.kind != kind:
+        message = f"{resume} holds a run of `bench {request.kind}`"
+        raise Problem("file", message, f"fp8-sinks bench {request.kind} --resume {shlex.quote(str(resume))}")
+    return request

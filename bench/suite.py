@@ -1,0 +1,139 @@
+"""Suites: how to measure a model, as YAML: greedy prompts, grid of speeds, texts to score, and the accuracy gates."""
+
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flashinfer_patches.strict import Count, Positive, Strict
+from vllm_launch import yaml_file
+from vllm_launch.profile import Profile
+from vllm_launch.yaml_file import Library
+
+LIBRARY = Library("suite", Path(__file__).resolve().parent / "suites", "default")
+
+Depth = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[float, Field(ge=1)]
+
+
+class Greedy(Strict):
+    """Greedy answers of `tokens` tokens; passed if more than `min_match` of them equal the reference profile's."""
+
+    reference: str
+    prompts: Annotated[list[str], Field(min_length=1)]
+    tokens: Count
+    min_match: Annotated[float, Field(ge=0, lt=1)]
+    min_distinct: Count
+
+
+class Grid(Strict):
+    """What llama-benchy measures: token counts of context depth, prompt and output; requests at once; repeats."""
+
+    prompt: Annotated[list[Count], Field(min_length=1)]
+    output: Annotated[list[Count], Field(min_length=1)]
+    depth: Annotated[list[Depth], Field(min_length=1)]
+    concurrency: Annotated[list[Count], Field(min_length=1)]
+    runs: Count
+
+
+class ContextTexts(Strict):
+    """`texts` pieces of text: `context` tokens of prompt, then `tokens` tokens that are scored.
+
+    prefill: whether the server also returns prompt log-probabilities; with long prompts they are slow, since vLLM
+    computes them for the whole prompt or not at all.
+    """
+
+    context: Count
+    texts: Count
+    tokens: Count
+    prefill: bool = True
+
+
+class Texts(Strict):
+    """What to score. source: the model's own heldout.jsonl, or the book that llama-benchy's prompts come from."""
+
+    source: Literal["heldout", "book"]
+    contexts: Annotated[list[ContextTexts], Field(min_length=1)]
+
+    @property
+    def tokens(self) -> int:
+        return sum(entry.texts * entry.tokens for entry in self.contexts)
+
+    @property
+    def shortest_prefill(self) -> int | None:
+        """The shortest context whose texts are scored by prefill too."""
+        return min((entry.context for entry in self.contexts if entry.prefill), default=None)
+
+
+class Bounds(Strict):
+    """Bounds on accuracy.verdicts.Agreement, in its units: top1 is a minimum, the others are maxima; None: not judged.
+
+    perplexity_ratio bounds the ratio and its inverse.
+    """
+
+    mean_abs_delta: Positive | None = None
+    p99_abs_delta: Positive | None = None
+    kl: Positive | None = None
+    top1: Annotated[float, Field(ge=0, le=1)] | None = None
+    perplexity_ratio: AtLeastOne | None = None
+
+
+class SinkBounds(Strict):
+    """Bounds of the sink check. None: not judged.
+
+    mean_abs_delta: maximum (nats) between server and transformers with the true sinks. factor: how many times farther
+    the nearest wrong sinks must be.
+    """
+
+    mean_abs_delta: Positive | None = None
+    factor: AtLeastOne | None = None
+
+
+class Thresholds(Strict):
+    """The accuracy gates of a profile. What is not given is measured but not judged.
+
+    decode, prefill: against the reference profile, over all contexts; decode_at_context: at each single one. paths:
+    decode against the same server's prefill, which no cache format disturbs. sinks: against transformers.
+    """
+
+    decode: Bounds = Bounds()
+    decode_at_context: Bounds = Bounds()
+    prefill: Bounds = Bounds()
+    paths: Bounds = Bounds()
+    sinks: SinkBounds = SinkBounds()
+
+
+class Suite(Strict):
+    """How to measure a model. thresholds: by profile name."""
+
+    name: str
+    greedy: Greedy
+    grid: Grid
+    texts: Texts
+    thresholds: dict[str, Thresholds]
+
+    def thresholds_of(self, profile: Profile) -> Thresholds:
+        """The gates of a profile: its own on top of those of the profiles that it extends."""
+        entries = [self.thresholds[name] for name in reversed(profile.lineage) if name in self.thresholds]
+        return Thresholds(**reduce(yaml_file.merged, (entry.model_dump(exclude_unset=True) for entry in entries), {}))
+
+
+def names() -> list[str]:
+    """The suites that ship with the package."""
+    return LIBRARY.names
+
+
+def load(name: str | None, model_name: str) -> Suite:
+    """The suite `name` or that of a path ending in .yaml; None: the model's own, else `default`.
+
+    A reference that is a path is relative to the file that names it. Raises Problem("suite").
+    """
+    path = yaml_file.find(LIBRARY, name or (model_name if model_name in names() else "default"))
+    layers = yaml_file.layers(LIBRARY, path)
+    for layer_path, content in layers:
+        greedy = content.get("greedy")
+        if isinstance(greedy, dict) and str(greedy.get("reference")).endswith(".yaml"):
+            greedy["reference"] = str(layer_path.parent / greedy["reference"])
+    content = reduce(yaml_file.merged, (content for _, content in layers), {})
+    return yaml_file.validated(LIBRARY, path, Suite, content | {"name": path.stem})

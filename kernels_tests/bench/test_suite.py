@@ -1,0 +1,110 @@
+"""Suites: which one measures a model, what it holds, and which mistakes are refused."""
+
+import pytest
+
+from bench import suite
+from bench.suite import Thresholds
+from flashinfer_patches.errors import Problem
+from vllm_launch import profile
+
+PROFILES = ("baseline", "fp8", "fp8-skip-sliding")
+
+
+@pytest.fixture
+def suite_of(tmp_path):
+    """A function that loads a suite file of these lines."""
+
+    def load(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return suite.load(str(path), "tiny_gpt_oss")
+
+    return load
+
+
+def test_a_model_has_its_own_suite_or_the_default():
+    for model in ("tiny_gpt_oss", "gpt-oss-20b", "gpt-oss-120b"):
+        assert suite.load(None, model).name == model
+    assert suite.load(None, "any").name == suite.load("default", "tiny_gpt_oss").name == "default"
+    assert suite.load(None, "../suites/default").name == "default"
+
+
+def test_the_embedded_model_is_judged_and_the_real_models_are_measured_only():
+    for name in PROFILES:
+        gates = suite.load(None, "tiny_gpt_oss").thresholds_of(profile.load(name))
+        assert None not in gates.decode.model_dump().values() and None not in gates.sinks.model_dump().values()
+        assert gates.paths.mean_abs_delta and gates.decode_at_context.mean_abs_delta > gates.decode.mean_abs_delta
+        for model in ("gpt-oss-20b", "gpt-oss-120b", "any"):
+            assert suite.load(None, model).thresholds_of(profile.load(name)) == Thresholds()
+
+
+def test_every_model_is_scored_on_4000_tokens_or_more_within_its_context():
+    for name in suite.names():
+        texts = suite.load(name, "any").texts
+        longest = max(entry.context + entry.tokens for entry in texts.contexts)
+        context = profile.load("baseline").model_settings(name).vllm.get("max-model-len", 4096)
+        assert texts.tokens >= 4000 and longest < context
+        assert min(entry.texts for entry in texts.contexts) >= 8, "fewer have no interval"
+
+
+def test_the_grid_of_the_real_models():
+    grid = suite.load(None, "gpt-oss-120b").grid
+    assert (grid.prompt, grid.output, grid.runs) == ([2048], [32, 128], 10)
+    assert (grid.depth[0], grid.depth[-1]) == (0, 122880)
+
+
+def test_the_thresholds_of_the_nearest_profile_win_and_the_others_remain(tmp_path, suite_of):
+    (tmp_path / "my-fp8.yaml").write_text("extends: fp8-skip-sliding\n")
+    (tmp_path / "mine-too.yaml").write_text("extends: my-fp8.yaml\n")
+    gates = "{decode: {kl: 0.5}, sinks: {factor: 9}}"
+    measured = suite_of(f"extends: tiny_gpt_oss\nthresholds: {{my-fp8: {gates}}}\n")
+    skip, fp8 = (measured.thresholds_of(profile.load(name)) for name in ("fp8-skip-sliding", "fp8"))
+    assert skip.sinks == fp8.sinks and skip.decode != fp8.decode, "an entry of its own, but for the sinks"
+    for name in ("my-fp8", "mine-too"):
+        derived = measured.thresholds_of(profile.load(str(tmp_path / f"{name}.yaml")))
+        assert derived.decode == skip.decode.model_copy(update={"kl": 0.5})
+        assert derived.sinks == skip.sinks.model_copy(update={"factor": 9})
+        assert derived.paths == skip.paths
+
+
+def test_a_null_takes_a_threshold_away(tmp_path, suite_of):
+    measured = suite_of("extends: tiny_gpt_oss\nthresholds: {fp8: {decode: {kl: null}}}\n")
+    gates = measured.thresholds_of(profile.load("fp8")).decode
+    assert gates.kl is None and gates.top1
+
+
+def test_a_reference_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "base.yaml").write_text("extends: default\ngreedy: {reference: mine.yaml}\n")
+    (tmp_path / "over.yaml").write_text("extends: deep/base.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    for path in ("deep/base.yaml", "over.yaml"):
+        assert suite.load(path, "any").greedy.reference == "deep/mine.yaml"
+    assert suite.load(None, "any").greedy.reference == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("extends: default\ngreedy: {min_match: 1.5}\n", "greedy.min_match"),
+        ("extends: default\ngreedy: {prompts: []}\n", "greedy.prompts"),
+        ("extends: default\ngrid: {runs: 0}\n", "grid.runs"),
+        ("extends: default\ngrid: {depth: []}\n", "grid.depth"),
+        ("extends: default\ngrid: {depth: [0], depth: [1]}\n", "'depth'"),
+        ("extends: default\ntexts: {contexts: []}\n", "texts.contexts"),
+        ("extends: default\nthresholds: {fp8: {decode: {top1: 95}}}\n", "thresholds.fp8.decode.top1"),
+        ("extends: default\nthresholds: {fp8: {decode: {kl: .inf}}}\n", "finite"),
+        ("extends: default\nvllm: {seed: 1}\n", "vllm"),
+        ("grid: {prompt: [1], output: [1], depth: [0], concurrency: [1], runs: 1}\n", "greedy"),
+        ("extends: nowhere\n", "nowhere"),
+        ("extends: mine.yaml\n", "mine.yaml"),
+        ("extends: baseline\n", "baseline"),
+        ("name: yours\nextends: default\n", "`name`"),
+        ("just text\n", "mine.yaml"),
+    ],
+)
+def test_a_bad_suite_is_a_single_line_that_names_the_key(suite_of, text, key):
+    with pytest.raises(Problem) as caught:
+        suite_of(text)
+    assert caught.value.kind == "suite" and caught.value.exit_code == 2
+    assert key in caught.value.message and "\n" not in caught.value.message
