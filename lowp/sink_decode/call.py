@@ -11,7 +11,7 @@ from lowp.paged.layouts import page_and_head_axis
 class Call:
     """The arguments of `sink_decode`, whose docstring has their shapes, and the sizes that follow from them.
 
-    The granularities and strides mean what they say once `api` has checked the call.
+    The sizes are valid once `api` has checked the call.
     """
 
     q: torch.Tensor
