@@ -7,7 +7,7 @@ import click
 
 from flashinfer_patches import jit_cache, sink_kernels
 from flashinfer_patches.errors import writing
-from lowp import kernel_cache
+from lowp.jit import kernel_cache
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 flashinfer_root = click.option(

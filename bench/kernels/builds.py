@@ -10,8 +10,8 @@ from bench.kernels.measure import key, message
 from bench.kernels.peers import Kernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build
-from bench.kernels.shape import Shape
 from flashinfer_patches import jit_cache
+from lowp.paged.shapes import Shape
 from vllm_launch.plan import KERNEL_CACHE
 
 CORES_PER_BUILD = 3  # one of FlashInfer's modules has ten files to compile
@@ -53,7 +53,7 @@ def _first_call(kernel: Kernel, head_dim: int, windowed: bool) -> tuple[float | 
     """Seconds of the smallest call of all, or its error."""
     import torch
 
-    from bench.kernels import inputs
+    from lowp.paged import inputs
 
     shape = Shape((grid.GEOMETRY.page_size,), grid.WINDOW_LEFT if windowed else -1, head_dim)
     try:

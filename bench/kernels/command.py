@@ -12,10 +12,10 @@ from bench.kernels.environment import problems
 from bench.kernels.peers import Kernel
 from bench.kernels.request import KernelsRequest, resolve
 from bench.kernels.result import KernelsResult
-from bench.kernels.shape import Shape
 from bench.record import run_folder
 from bench.record.command import execute_run
 from flashinfer_patches.errors import Problem
+from lowp.paged.shapes import Shape
 from vllm_launch.terminal import refuse
 
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
-from bench.kernels.shape import Shape
+from lowp.paged.shapes import Shape
 
 KV_FORMATS = QUANTISED, BASE = "e4m3", "bf16"
 LAW_US, LAW_SHARE = (

@@ -4,9 +4,16 @@ import random
 import re
 
 from bench.kernels.result import Geometry
-from bench.kernels.shape import HEAD_DIM, LAYOUT, Shape, even
+from lowp.paged.shapes import HEAD_DIM, KV_HEADS, LAYOUT, PAGE_SIZE, QUERY_HEADS, Shape, even
 
-GEOMETRY = Geometry(query_heads=64, kv_heads=8, head_dim=HEAD_DIM, page_size=16, layout=LAYOUT, query_format="bf16")
+GEOMETRY = Geometry(
+    query_heads=QUERY_HEADS,
+    kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    page_size=PAGE_SIZE,
+    layout=LAYOUT,
+    query_format="bf16",
+)
 FORMAT_BYTES = {"bf16": 2, "e4m3": 1}  # of one stored value
 ROTATE_BYTES = 400_000_000  # several times any GPU's cache, so that no call finds its keys and values there
 MIN_LAYERS = 2

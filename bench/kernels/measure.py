@@ -11,7 +11,7 @@ from bench.kernels import grid
 from bench.kernels.peers import Kernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow
-from bench.kernels.shape import Shape
+from lowp.paged.shapes import Shape
 from vllm_launch import redaction
 
 MESSAGE_CHARACTERS = 300
@@ -49,7 +49,8 @@ def key_of(build: Build) -> BuildKey:
 
 def rows(run: KernelsRun, shape: Shape, failures: Failures, ceiling: float) -> list[KernelRow]:
     """Measure every kernel that has the shape, all on the same inputs."""
-    from bench.kernels import exact, inputs
+    from bench.kernels import exact
+    from lowp.paged import inputs
 
     run.status(f"{shape}: inputs")
     kernels = [kernel for kernel in run.kernels if not kernel.skip_reason(shape)]
@@ -81,7 +82,8 @@ def message(error: Exception) -> str:
 
 def _figures(kernel: Kernel, data, expected) -> dict:
     """The fastest setting's samples, and the error of the output of its timed calls."""
-    from bench.kernels import exact, inputs, timing
+    from bench.kernels import exact, timing
+    from lowp.paged import inputs
 
     samples, errors = {}, {}
     for setting in kernel.settings:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bench.kernels import vllm_peers
 from bench.kernels.grid import GEOMETRY
-from bench.kernels.shape import HEAD_DIM, LAYOUT, Shape
 from bench.kernels.timing import Call
+from lowp.paged.shapes import HEAD_DIM, LAYOUT, Shape
 
 if TYPE_CHECKING:
-    from bench.kernels.inputs import Inputs
+    from lowp.paged.inputs import Inputs
 
 WORKSPACE_BYTES = 512 << 20
 OURS = "sink-decode"

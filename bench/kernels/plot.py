@@ -9,8 +9,8 @@ from matplotlib.ticker import PercentFormatter
 from bench.kernels.comparison import KV_FORMATS, LAW_SHARE, LAW_US, floor_us, law_us, plain
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
-from bench.kernels.shape import Shape
 from bench.report.figure import colour_and_marker, frame, legend, save
+from lowp.paged.shapes import Shape
 
 
 def kernels_plot(title: str, result: KernelsResult, path: Path) -> None:

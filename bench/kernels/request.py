@@ -9,8 +9,8 @@ from pydantic import model_validator
 
 from bench.kernels import grid, peers
 from bench.kernels.peers import Kernel
-from bench.kernels.shape import Shape
 from flashinfer_patches.strict import Strict
+from lowp.paged.shapes import Shape
 
 
 class KernelsRequest(Strict):

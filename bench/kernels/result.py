@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bench.kernels.shape import HEAD_DIM, LAYOUT, Layout, Shape
 from bench.record.envelope import SCHEMA_VERSION
 from flashinfer_patches.strict import NotNegative, Positive, Strict
+from lowp.paged.shapes import HEAD_DIM, LAYOUT, Layout, Shape
 from vllm_launch.provenance import Provenance
 
 

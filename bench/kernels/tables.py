@@ -18,9 +18,9 @@ from bench.kernels.comparison import (
 )
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
-from bench.kernels.shape import HEAD_DIM
 from bench.report import markdown as md
 from bench.report.numbers import number, span
+from lowp.paged.shapes import HEAD_DIM
 
 SHAPE = "batch x context"
 

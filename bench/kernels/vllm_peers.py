@@ -13,7 +13,7 @@ from bench.kernels.timing import Call
 if TYPE_CHECKING:
     import torch
 
-    from bench.kernels.inputs import Inputs
+    from lowp.paged.inputs import Inputs
 
 # FA3 chooses its KV splits in every call, or takes those that vLLM plans once for all layers of a captured step.
 FA3_SETTINGS = (SPLITS_BY_FA3, SPLITS_BY_VLLM) = ("splits by FA3", "splits planned by vLLM")

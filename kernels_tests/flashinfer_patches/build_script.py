@@ -35,9 +35,9 @@ def faults() -> list[str]:
     workspace, errors = torch.zeros(128 << 20, dtype=torch.uint8, device="cuda"), []
     for _, kv_type, _ in sink_kernels.GPT_OSS:
         cache, q = cases.paged([1, 17, 300], getattr(torch, kv_type)), cases.queries(3, torch.bfloat16)
-        sinks = cases.sinks_near(cases.reference(q, cache.tokens, None)[1])
+        sinks = cases.sinks_near(cases.attention(q, cache, None)[1])
         output = runs.plan_decode(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks)
-        errors += cases.faults(output, cases.reference(q, cache.tokens, sinks)[0])
+        errors += cases.faults(output, cases.attention(q, cache, sinks)[0])
     return errors
 
 

@@ -1,31 +1,34 @@
-"""Paged KV caches, the attention that they should give, and when an output is close enough. Needs torch alone."""
+"""Seeded caches as FlashInfer takes them, the attention expected of them, and its bounds. Needs torch and lowp."""
 
 import math
 from typing import NamedTuple
 
 import torch
 
-QO_HEADS, KV_HEADS, HEAD_DIM = 64, 8, 64
+from lowp.paged.layouts import as_bits
+from lowp.paged.reference import reference
+from lowp.paged.shapes import HEAD_DIM, KV_HEADS, PAGE_SIZE, QUERY_HEADS
+from lowp.paged.tables import block_table
+
 SM_SCALE = 1 / math.sqrt(HEAD_DIM)
 E4M3_MAX = 448.0
 
 
 class Cache(NamedTuple):
-    """A paged KV cache as FlashInfer takes it; what lies outside the requests' tokens is NaN.
+    """A paged KV cache whose slots outside the requests' tokens hold NaN.
 
     k, v: [pages, page, KV heads, head_dim] (NHD) or [pages, KV heads, page, head_dim] (HND), in the stored type.
-    indptr [batch + 1], indices [used pages], last_page_len [batch]: int32, on the device; the pages of a request are
-    scattered. tokens: for each request its stored K and V, float64 [length, KV heads, head_dim].
-    exact: the same before they were stored, BF16 values.
+    block_table [batch, widest], seq_lens [batch]: the pages of a request are scattered. indptr [batch + 1],
+    indices [used pages], last_page_len [batch]: the same as FlashInfer takes it. All int32, on the device.
     """
 
     k: torch.Tensor
     v: torch.Tensor
+    block_table: torch.Tensor
+    seq_lens: torch.Tensor
     indptr: torch.Tensor
     indices: torch.Tensor
     last_page_len: torch.Tensor
-    tokens: list[tuple[torch.Tensor, torch.Tensor]]
-    exact: list[tuple[torch.Tensor, torch.Tensor]]
     layout: str
 
     @property
@@ -41,7 +44,7 @@ def paged(
     lengths: list[int],
     dtype: torch.dtype,
     *,
-    page_size: int = 16,
+    page_size: int = PAGE_SIZE,
     layout: str = "NHD",
     device: str = "cuda",
     seed: int = 0,
@@ -49,35 +52,32 @@ def paged(
     head_dim: int = HEAD_DIM,
     key=lambda randn: randn,
 ) -> Cache:
-    """A cache of randn tokens with a fragmented page table. key: changes the keys before they are stored."""
+    """Make a cache of randn tokens, rounded to BF16 and stored in dtype; key: changes the keys before that.
+
+    Caches that differ in dtype and layout alone hold the same tokens.
+    """
     generator = torch.Generator().manual_seed(seed)
     counts = [-(-length // page_size) for length in lengths]
-    total = total_pages or sum(counts) + 3
-    pages = torch.randperm(total, generator=generator)[: sum(counts)]
-    # NaN through uint8: filling an FP8 tensor with NaN is not implemented on every device.
+    spare_pages = total_pages - sum(counts) if total_pages else 3
+    table, total = block_table([(0, count) for count in counts], max(counts), generator, spare_pages=spare_pages)
     store = torch.full((2, total, page_size, KV_HEADS, head_dim), math.nan, dtype=torch.float32).to(dtype)
-    tokens, exact, start = [], [], 0
-    for length, count in zip(lengths, counts, strict=True):
+    for row, length in enumerate(lengths):
         values = torch.randn(2, length, KV_HEADS, head_dim, generator=generator)
         values[0] = key(values[0])
-        values = values.bfloat16()
-        stored = values.float().clamp(-E4M3_MAX, E4M3_MAX).to(dtype)
-        table = pages[start : start + count].repeat_interleave(page_size)[:length]
-        store.view(torch.uint8)[:, table, torch.arange(length) % page_size] = stored.view(torch.uint8)
-        tokens.append(tuple(stored.double().to(device)))
-        exact.append(tuple(values.double().to(device)))
-        start += count
+        stored = values.bfloat16().float().clamp(-E4M3_MAX, E4M3_MAX).to(dtype)
+        token = torch.arange(length)
+        as_bits(store)[:, table[row, token // page_size].long(), token % page_size] = as_bits(stored)
     if layout == "HND":
         store = store.transpose(2, 3).contiguous()
     k, v = (half.to(device) for half in store)
     return Cache(
         k,
         v,
+        table.to(device),
+        torch.tensor(lengths, dtype=torch.int32, device=device),
         torch.tensor([0, *counts], device=device).cumsum(0).int(),
-        pages.int().to(device),
+        torch.cat([table[row, :count] for row, count in enumerate(counts)]).to(device),
         torch.tensor([(n - 1) % page_size + 1 for n in lengths], dtype=torch.int32, device=device),
-        tokens,
-        exact,
         layout,
     )
 
@@ -85,14 +85,14 @@ def paged(
 def queries(
     count: int, dtype: torch.dtype, *, device: str = "cuda", seed: int = 1, head_dim: int = HEAD_DIM
 ) -> torch.Tensor:
-    """randn queries, [count, query heads, head_dim]."""
+    """Draw queries from randn, [count, query heads, head_dim]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, QO_HEADS, head_dim, generator=generator).to(dtype).to(device)
+    return torch.randn(count, QUERY_HEADS, head_dim, generator=generator).to(dtype).to(device)
 
 
-def reference(
+def attention(
     q: torch.Tensor,
-    tokens: list[tuple[torch.Tensor, torch.Tensor]],
+    cache: Cache,
     sinks: torch.Tensor | None,
     *,
     per_request: list[int] | None = None,
@@ -101,48 +101,36 @@ def reference(
     v_scale: float = 1.0,
     window_left: int = -1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention with sinks in float64: out = sum_j e^(s_j) v_j / (e^sink + sum_j e^(s_j)), and its LSE.
+    """Compute causal attention over a cache with `reference`, one request at a time.
 
-    The queries of a request are its last positions; per_request: how many each has (1). s_j = sm_scale k_scale q.k_j;
-    position p sees the keys j with p - window_left <= j <= p. Returns [rows, heads, head_dim] and the logarithm of
-    the denominator to base 2 [rows, heads], as FlashInfer gives it.
+    q: [rows, heads, head_dim], the queries of a request after those of the one before; per_request: how many each has
+    (1). Returns the output and the LSE to base 2 [rows, heads], as FlashInfer gives it, in float64.
     """
-    outputs, denominators, start = [], [], 0
-    for (k, v), count in zip(tokens, per_request or [1] * len(tokens), strict=True):
-        length, group = len(k), q.shape[1] // k.shape[1]
-        logits = torch.einsum(
-            "ihd,jhd->hij", q[start : start + count].double(), k.repeat_interleave(group, 1) * (sm_scale * k_scale)
-        )
-        position = torch.arange(length - count, length, device=q.device)[:, None]
-        other = torch.arange(length, device=q.device)[None]
-        seen = other <= position
-        if window_left >= 0:
-            seen &= other >= position - window_left
-        logits = logits.masked_fill(~seen, -math.inf)
-        lse = logits.logsumexp(-1)
-        if sinks is not None:
-            lse = torch.logaddexp(lse, sinks.double()[:, None])
-        weights = torch.exp(logits - lse[..., None])
-        outputs.append(torch.einsum("hij,jhd->ihd", weights, v.repeat_interleave(group, 1) * v_scale))
-        denominators.append(lse.T / math.log(2))
-        start += count
-    return torch.cat(outputs), torch.cat(denominators)
+    options = {"sm_scale": sm_scale, "window_left": window_left, "layout": cache.layout}
+    options["k_scale"], options["v_scale"] = torch.tensor([k_scale, v_scale], dtype=torch.float64, device=q.device)
+    outputs, lses = [], []
+    for b, rows in enumerate(q.split(per_request or [1] * len(cache.seq_lens))):
+        request = (cache.block_table[b : b + 1], cache.seq_lens[b : b + 1])
+        out, lse = reference(rows[None], cache.k, cache.v, *request, sinks, **options)
+        outputs.append(out[0])
+        lses.append(lse[0] / math.log(2))
+    return torch.cat(outputs), torch.cat(lses)
 
 
 def sinks_near(lse: torch.Tensor) -> torch.Tensor:
-    """Sinks [heads] that take about half of each row's probability. lse: base 2 [rows, heads], without sinks."""
+    """Make sinks [heads] that take about half of each row's probability. lse: base 2 [rows, heads], without sinks."""
     spread = torch.linspace(-0.5, 0.5, lse.shape[1], device=lse.device)
     return (lse.mean(0) * math.log(2) + spread).float()
 
 
 def faults(output: torch.Tensor, expected: torch.Tensor) -> list[str]:
-    """What is wrong with an output (none: empty list).
+    """List where an output exceeds the bounds; empty where it does not.
 
     Bounds of a kernel that rounds to BF16 three times, as FA2 does (probabilities, each split's output, the output):
     each head's relative L2 error at most 4e-3, each element off by at most 2^-7 of itself plus 2^-6 of its row's RMS.
     The first two roundings are each 1.7e-3 of the row's RMS on average; 2^-7 of it would be 3.3 standard deviations.
     """
-    found = []
+    failures = []
     output, bad = output.double(), ~torch.isfinite(output)
     if bad.any():
         return [f"{int(bad.sum())} elements are NaN or infinite"]
@@ -150,18 +138,18 @@ def faults(output: torch.Tensor, expected: torch.Tensor) -> list[str]:
     excess = error - (2**-7 * expected.abs() + 2**-6 * expected.square().mean(-1, keepdim=True).sqrt())
     if excess.max() > 0:
         row, head, column = (int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
-        found.append(
+        failures.append(
             f"row {row}, head {head}, column {column}: got {output[row, head, column]:.6g}, "
             f"expected {expected[row, head, column]:.6g}"
         )
     norm = expected.square().sum((0, 2)).sqrt()
     relative = error.square().sum((0, 2)).sqrt() / norm.clamp_min(torch.finfo(torch.float64).tiny)
     if relative.max() > 4e-3:
-        found.append(f"head {int(relative.argmax())}: relative L2 error {float(relative.max()):.2e}, at most 4e-3")
-    return found
+        failures.append(f"head {int(relative.argmax())}: relative L2 error {float(relative.max()):.2e}, at most 4e-3")
+    return failures
 
 
-# What a wrong kernel would have computed: its sinks, and arguments of `reference` that differ.
+# Mistakes of a kernel: its sinks, and the arguments of `attention` that differ.
 MUTANTS = {
     "sinks dropped": lambda s: (None, {}),
     "sinks of the next head": lambda s: (s.roll(1), {}),

@@ -1,6 +1,6 @@
 """Fixtures: the pristine and the patched FlashInfer of each release, and the modules of the GPU tests.
 
-The GPU tests need only torch and a patched FlashInfer.
+The GPU tests need only this checkout, torch and a patched FlashInfer.
 """
 
 import json
@@ -87,8 +87,8 @@ def built(workspace):
     from flashinfer import attention_sinks, decode
     from flashinfer.prefill import get_batch_prefill_module
 
-    from kernels_tests.flashinfer_patches.cases import HEAD_DIM
     from kernels_tests.flashinfer_patches.runs import sink_wrapper
+    from lowp.paged.shapes import HEAD_DIM
 
     bf16, fp16, e4m3 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
     stock = (bf16, bf16, bf16, torch.int32, HEAD_DIM, HEAD_DIM, 0, False, False)

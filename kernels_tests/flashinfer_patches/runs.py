@@ -4,13 +4,14 @@ import torch
 from flashinfer import BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper
 from flashinfer.attention import BatchAttentionWithAttentionSinkWrapper
 
-from kernels_tests.flashinfer_patches.cases import HEAD_DIM, KV_HEADS, QO_HEADS, Cache
+from kernels_tests.flashinfer_patches.cases import Cache
+from lowp.paged.shapes import HEAD_DIM, KV_HEADS, QUERY_HEADS
 
 
 def _geometry(cache: Cache) -> tuple:
     """Return the arguments that describe a cache to a plan."""
     pages = cache.indptr, cache.indices, cache.last_page_len
-    return *pages, QO_HEADS, KV_HEADS, cache.head_dim, cache.page_size
+    return *pages, QUERY_HEADS, KV_HEADS, cache.head_dim, cache.page_size
 
 
 def plan_decode(workspace, cache: Cache, *, q_type=torch.bfloat16, use_sinks=True, wrapper=None, **options):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels_tests.flashinfer_patches.cases import MUTANTS, QO_HEADS, faults, paged, queries, reference, sinks_near
+from kernels_tests.flashinfer_patches.cases import MUTANTS, attention, faults, paged, queries, sinks_near
+from lowp.paged.shapes import QUERY_HEADS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("built")]
 
@@ -21,21 +22,21 @@ def plan(*arguments, **options):
 
 
 def near(q, cache, **options):
-    return sinks_near(reference(q, cache.tokens, None, **options)[1])
+    return sinks_near(attention(q, cache, None, **options)[1])
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 128), (1, 1024), (4, 128), (4, 1024)])
 @pytest.mark.parametrize("kv_type", [E4M3, BF16], ids=["e4m3", "bf16"])
 def test_shapes_within_the_stated_tolerance(workspace, kv_type, batch, length):
     cache, q = paged([length] * batch, kv_type), queries(batch, BF16)
-    sinks = 5 * torch.rand(QO_HEADS, device="cuda", generator=torch.Generator("cuda").manual_seed(2))
+    sinks = 5 * torch.rand(QUERY_HEADS, device="cuda", generator=torch.Generator("cuda").manual_seed(2))
     output = plan(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks)
-    expected, _ = reference(q, cache.tokens, sinks)
+    expected, _ = attention(q, cache, sinks)
     assert faults(output, expected) == []
     torch.testing.assert_close(output.double(), expected, rtol=1e-2, atol=1e-3)
     # The error of the format has its own bound, far above that tolerance.
-    exact, _ = reference(q, cache.exact, sinks)
-    relative = (output - exact).norm(dim=-1) / exact.norm(dim=-1)
+    of_bf16, _ = attention(q, paged([length] * batch, BF16), sinks)
+    relative = (output - of_bf16).norm(dim=-1) / of_bf16.norm(dim=-1)
     assert relative.max() <= (0.10 if kv_type == E4M3 else 6e-3)
 
 
@@ -48,7 +49,7 @@ def test_pages_layouts_and_windows(workspace, page_size, layout, window_left):
     sinks = near(q, cache, window_left=window_left, k_scale=0.37)
     wrapper = plan(workspace, cache, window_left=window_left)
     output, lse = wrapper.run(q, (cache.k, cache.v), sinks=sinks, return_lse=True, **options)
-    expected, expected_lse = reference(q, cache.tokens, sinks, window_left=window_left, **options)
+    expected, expected_lse = attention(q, cache, sinks, window_left=window_left, **options)
     assert faults(output, expected) == []
     torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=5e-3)
 
@@ -59,7 +60,7 @@ def test_types_of_query_and_cache(workspace, q_type, kv_type):
     sinks = near(q, cache)
     output = plan(workspace, cache, q_type=q_type).run(q, (cache.k, cache.v), sinks=sinks)
     assert output.dtype == q_type
-    assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
+    assert faults(output, attention(q, cache, sinks)[0]) == []
 
 
 def test_head_dim_128(workspace):
@@ -68,7 +69,7 @@ def test_head_dim_128(workspace):
     shape = {"sm_scale": 128**-0.5}
     sinks = near(q, cache, k_scale=0.37, **shape)
     output = plan(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks, **options)
-    assert faults(output, reference(q, cache.tokens, sinks, **shape, **options)[0]) == []
+    assert faults(output, attention(q, cache, sinks, **shape, **options)[0]) == []
 
 
 def test_three_queries_a_request(workspace):
@@ -84,7 +85,7 @@ def test_three_queries_a_request(workspace):
     shape = {"per_request": [3] * len(lengths)}
     sinks = near(q, cache, **shape)
     output = plan(workspace, cache, q_len_per_req=3).run(q, (cache.k, cache.v), sinks=sinks)
-    assert faults(output, reference(q, cache.tokens, sinks, **shape)[0]) == []
+    assert faults(output, attention(q, cache, sinks, **shape)[0]) == []
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 33, 127, 129, 255, 2049, 8191])
@@ -92,15 +93,15 @@ def test_odd_lengths(workspace, length):
     cache, q = paged([length, 3], E4M3), queries(2, BF16)
     sinks = near(q, cache)
     output = plan(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks)
-    assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
+    assert faults(output, attention(q, cache, sinks)[0]) == []
 
 
 def test_sinks_at_their_limits(workspace):
     cache, q = paged(LENGTHS, E4M3), queries(len(LENGTHS), BF16)
     wrapper = plan(workspace, cache)
-    minus_infinity = torch.full((QO_HEADS,), -math.inf, device="cuda")
+    minus_infinity = torch.full((QUERY_HEADS,), -math.inf, device="cuda")
     plain, plain_lse = wrapper.run(q, (cache.k, cache.v), sinks=minus_infinity, return_lse=True)
-    expected, expected_lse = reference(q, cache.tokens, None)
+    expected, expected_lse = attention(q, cache, None)
     assert faults(plain, expected) == []
     torch.testing.assert_close(plain_lse.double(), expected_lse, rtol=0, atol=5e-3)
     absorbed, lse = wrapper.run(q, (cache.k, cache.v), sinks=torch.full_like(minus_infinity, 1e4), return_lse=True)
@@ -111,12 +112,12 @@ def test_sinks_at_their_limits(workspace):
 def test_raw_logits_far_below_the_old_sentinel(workspace):
     # Raw logits of -56,000 to -115,000, scaled by k_scale to -3 to -7; FlashInfer's sentinel of masked logits was -5e4.
     cache = paged([1, 40, 700], E4M3, key=lambda randn: -340 + 35 * randn[..., :1] + 20 * randn)
-    q = torch.full((3, QO_HEADS, 64), 4.0, dtype=BF16, device="cuda")
+    q = torch.full((3, QUERY_HEADS, 64), 4.0, dtype=BF16, device="cuda")
     options = {"k_scale": 2.0**-11, "v_scale": 0.5}
     wrapper = plan(workspace, cache)
-    for sinks in (torch.full((QO_HEADS,), -math.inf, device="cuda"), near(q, cache, k_scale=2.0**-11)):
+    for sinks in (torch.full((QUERY_HEADS,), -math.inf, device="cuda"), near(q, cache, k_scale=2.0**-11)):
         output = wrapper.run(q, (cache.k, cache.v), sinks=sinks, **options)
-        assert faults(output, reference(q, cache.tokens, sinks, **options)[0]) == []
+        assert faults(output, attention(q, cache, sinks, **options)[0]) == []
 
 
 def test_the_module_and_the_kernel_that_ran(workspace):
@@ -149,9 +150,9 @@ def test_the_check_rejects_a_wrong_kernel(workspace, mutant):
     options = {"k_scale": 0.37, "v_scale": 1.03}
     sinks = near(q, cache, window_left=127, k_scale=0.37)
     output = plan(workspace, cache, window_left=127).run(q, (cache.k, cache.v), sinks=sinks, **options)
-    assert faults(output, reference(q, cache.tokens, sinks, window_left=127, **options)[0]) == []
+    assert faults(output, attention(q, cache, sinks, window_left=127, **options)[0]) == []
     wrong, changes = MUTANTS[mutant](sinks)
-    assert faults(output, reference(q, cache.tokens, wrong, **({"window_left": 127} | options | changes))[0])
+    assert faults(output, attention(q, cache, wrong, **({"window_left": 127} | options | changes))[0])
 
 
 def graph_wrapper(workspace, cache, pages: int):
@@ -173,7 +174,7 @@ def plan_like_vllm(wrapper, cache, *, first: bool):
     """Plan like vLLM's fast_plan_decode: host tensors, plan() once, then fast_decode_plan, which copies nothing."""
     from flashinfer.decode import fast_decode_plan
 
-    host = (cache.indptr.cpu(), cache.indices, cache.last_page_len.cpu(), QO_HEADS, 8, 64, 16)
+    host = (cache.indptr.cpu(), cache.indices, cache.last_page_len.cpu(), QUERY_HEADS, 8, 64, 16)
     types = {"q_data_type": BF16, "kv_data_type": E4M3, "fixed_split_size": -1, "disable_split_kv": False}
     if first:
         wrapper.plan(*host, o_data_type=BF16, use_sinks=True, **types)
@@ -210,7 +211,7 @@ def test_a_cuda_graph_replays_new_lengths_pages_and_sinks(workspace, planner):
         sinks.copy_(near(q, cache))
         replan(cache, first=False)
         graph.replay()
-        assert faults(output, reference(q, cache.tokens, sinks, v_scale=1.5)[0]) == []
+        assert faults(output, attention(q, cache, sinks, v_scale=1.5)[0]) == []
 
 
 def test_fast_decode_plan_keeps_the_sinks(workspace):
@@ -219,7 +220,7 @@ def test_fast_decode_plan_keeps_the_sinks(workspace):
     wrapper = plan(workspace, paged([5, 5], E4M3))
     cache, q = paged([300, 77], E4M3, seed=9), queries(2, BF16)
     sinks = near(q, cache)
-    geometry = (cache.indptr, cache.indices, cache.last_page_len, QO_HEADS, 8, 64, 16)
+    geometry = (cache.indptr, cache.indices, cache.last_page_len, QUERY_HEADS, 8, 64, 16)
     fast_decode_plan(wrapper, *geometry, q_data_type=BF16, kv_data_type=E4M3)
     output = wrapper.run(q, (cache.k, cache.v), sinks=sinks)
-    assert faults(output, reference(q, cache.tokens, sinks)[0]) == []
+    assert faults(output, attention(q, cache, sinks)[0]) == []

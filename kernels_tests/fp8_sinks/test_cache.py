@@ -10,7 +10,7 @@ from flashinfer_patches.errors import EXIT_CODES
 from fp8_sinks import cache
 from fp8_sinks.cli import main
 from kernels_tests.flashinfer_patches.engine import worlds
-from lowp import kernel_cache
+from lowp.jit import kernel_cache
 
 NAME = "0123456789abcdef" * 2
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
-from lowp.sink_decode import launch, reference, sink_decode
+from lowp.jit.device import device_of
+from lowp.paged.reference import reference
+from lowp.sink_decode import launch, sink_decode
+from lowp.sink_decode.call import Call
 from lowp.sink_decode.heuristic import Launch, fit
 
-# Every form, and an odd cluster; stages and CTAs an SM are cut down to what fits.
+# Every form, and an odd cluster; stages and CTAs an SM are reduced to what fits.
 LAUNCHES = {
     "chosen": None,
     "cluster 8": Launch(8, 3, 2, 2, cluster=8),
@@ -26,29 +29,28 @@ LAUNCHES = {
 }
 
 
-def run(arguments, fixed=None, **more):
-    """(out, lse) of the kernel in the chosen launch, or in `fixed` as far as it fits; both poisoned before."""
+def run(arguments, fixed=None, workspace=None):
+    """Run the kernel in the chosen launch, or in `fixed` as far as it fits: (out, lse), both NaN before."""
     q = arguments["q"]
     out, lse = torch.full_like(q, math.nan), torch.full(q.shape[:-1], math.nan, device=q.device)
     if fixed is None:
-        sink_decode(**arguments, out=out, lse=lse, **more)
-        return out, lse
-    more.setdefault("workspace", None)
-    launch.run(**arguments, out=out, lse=lse, fixed=fitted(arguments, fixed), **more)
+        sink_decode(**arguments, out=out, lse=lse, workspace=workspace)
+    else:
+        launch.run(Call(**arguments, out=out, lse=lse, workspace=workspace), fitted(arguments, fixed))
     return out, lse
 
 
 def fitted(arguments, fixed):
-    """The launch as far as the device and the problem allow; skips where it needs clusters that the device lacks."""
-    device = launch.device_of(arguments["q"].device)
+    """Fit a launch to the device and the problem; skip where it needs clusters that the device lacks."""
+    device = device_of(arguments["q"].device)
     if fixed.cluster > 1 and not device.clusters:
         pytest.skip(f"{device.arch} has no clusters")
-    names = ("q", "k_cache", "v_cache", "k_scale", "v_scale", "layout", "window_left")
-    return fit(launch.problem_of(*(arguments[name] for name in names)), fixed, device)
+    call = Call(**arguments, out=arguments["q"], lse=None, workspace=None)
+    return fit(launch.problem_of(call), fixed, device)
 
 
-def check(arguments, fixed=None, **more):
-    out, lse = run(arguments, fixed, **more)
+def check(arguments, fixed=None):
+    out, lse = run(arguments, fixed)
     exact, exact_lse = reference(**arguments)
     assert tight.problems(out, exact) == []
     error = (lse.double() - exact_lse).abs().nan_to_num(nan=math.inf)

@@ -6,50 +6,51 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-
 compute-sanitizer --tool racecheck $ours python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool synccheck $ours python -m kernels_tests.lowp.sanitize
 
-The kernels of the reference are left out, and API errors: cuda.bindings asks the driver for functions that it may not
-have. Without torch's caching every tensor is an allocation, over whose end memcheck sees.
+The kernels of the reference are left out, and so are API errors: cuda.bindings asks the driver for functions that it
+may lack. Without torch's caching every tensor is an allocation of its own, whose bounds memcheck checks.
 """
 
 from kernels_tests.lowp import tight
-from lowp.sink_decode import reference, sink_decode
-from lowp.sink_decode.inputs import Case, build
+from lowp.paged.cases import Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import sink_decode
 
 CASES = [
     Case((300,)),
-    Case((600,), max_length=8192),
-    Case((600,), max_length=16384),
-    Case((600,), max_length=20000),
-    Case((600,), max_length=40000),
-    Case((300,) * 2, max_length=8192),
-    Case((300,) * 3, max_length=4096),
-    Case((300,) * 4, max_length=8192),
-    Case((300,) * 5, max_length=2700),
-    Case((300,) * 5, max_length=3072),
-    Case((300,) * 5, max_length=3700),
-    Case((300,) * 10, max_length=8192),
-    Case((300,) * 11, max_length=3700),
-    Case((300,) * 5, max_length=2048),
-    Case((300,) * 5, max_length=4096),
-    Case((100,) * 16, max_length=16384),
-    Case((200,) * 20, max_length=4096),
-    Case((200,) * 24, max_length=16384),
-    Case((200,) * 28, max_length=4096),
-    Case((200,) * 36, max_length=4096),
-    Case((200,) * 24, max_length=32768),
-    Case((200,) * 64, max_length=32768),
-    Case((5000, 17, 4200), max_length=40000),
-    Case((5000, 17, 4200), max_length=40000, query_heads=8, kv_heads=1),
+    Case((600,), table_tokens=8192),
+    Case((600,), table_tokens=16384),
+    Case((600,), table_tokens=20000),
+    Case((600,), table_tokens=40000),
+    Case((300,) * 2, table_tokens=8192),
+    Case((300,) * 3, table_tokens=4096),
+    Case((300,) * 4, table_tokens=8192),
+    Case((300,) * 5, table_tokens=2700),
+    Case((300,) * 5, table_tokens=3072),
+    Case((300,) * 5, table_tokens=3700),
+    Case((300,) * 10, table_tokens=8192),
+    Case((300,) * 11, table_tokens=3700),
+    Case((300,) * 5, table_tokens=2048),
+    Case((300,) * 5, table_tokens=4096),
+    Case((100,) * 16, table_tokens=16384),
+    Case((200,) * 20, table_tokens=4096),
+    Case((200,) * 24, table_tokens=16384),
+    Case((200,) * 28, table_tokens=4096),
+    Case((200,) * 36, table_tokens=4096),
+    Case((200,) * 24, table_tokens=32768),
+    Case((200,) * 64, table_tokens=32768),
+    Case((5000, 17, 4200), table_tokens=40000),
+    Case((5000, 17, 4200), table_tokens=40000, query_heads=8, kv_heads=1),
     Case((300, 1, 0), layout="NHD", granularity="token_head", page_size=32),
     Case((70,) * 8, window_left=31),
     Case((40,) * 16, kv_format="bf16", layout="interleaved"),
     Case((300, 33, 0), layout="interleaved"),
     Case((300, 33), kv_format="int8", granularity="token_head", layout="interleaved", window_left=31),
-    Case((600, *(20,) * 23), granularity="head", max_length=8192),
-    Case((200,) * 66, max_length=512),
+    Case((600, *(20,) * 23), granularity="head", table_tokens=8192),
+    Case((200,) * 66, table_tokens=512),
     Case((20,) * 140),
-    Case((20,) * 140, max_length=512),
-    Case((200,) * 24, max_length=2048),
-    Case((20,) * 100, max_length=8192),
+    Case((20,) * 140, table_tokens=512),
+    Case((200,) * 24, table_tokens=2048),
+    Case((20,) * 100, table_tokens=8192),
     Case((64,) * 130, query_heads=8, kv_heads=8),
     Case((20,) * 80, window_left=15),
     Case((20,) * 140, window_left=15),
@@ -57,10 +58,10 @@ CASES = [
     Case((20,) * 140, query_heads=128, query_tokens=3, window_left=15),
     Case((300, 33), kv_format="int8", granularity="token_head"),
     Case((300, 33, 0), kv_format="int8", granularity="channel", v_granularity="token_head", head_dim=128, layout="NHD"),
-    Case((600,), kv_format="int8", granularity="channel", v_granularity="head", max_length=8192),
+    Case((600,), kv_format="int8", granularity="channel", v_granularity="head", table_tokens=8192),
     Case((300, 2), query_tokens=4, window_left=31),
     Case((300, 2), query_tokens=4, head_dim=128, kv_format="int8", granularity="head"),
-    Case((5000, 17, 4200), query_tokens=3, max_length=40000, query_heads=16, kv_heads=1),
+    Case((5000, 17, 4200), query_tokens=3, table_tokens=40000, query_heads=16, kv_heads=1),
     Case((70,) * 130, query_tokens=2, query_heads=40, kv_heads=8, kv_format="bf16"),
     Case((300, 33), head_dim=128, query_heads=16, kv_heads=1, kv_format="fp16", query="fp16"),
     Case((300, 33), kv_format="bf16", query="fp16"),
@@ -69,12 +70,12 @@ CASES = [
 
 
 def check(case):
-    """Exits with 1 where the kernel's output is not the reference's."""
+    """Exit with 1 where the kernel's output is not the reference's."""
     arguments = build(case, "cuda")
     # 5e-3: one of the cases has 10,400 rows of BF16 probabilities, whose worst is at 4.2e-3.
-    found = tight.problems(sink_decode(**arguments), reference(**arguments)[0], rel_l2=5e-3)
-    print(case, found or "agrees", flush=True)
-    if found:
+    problems = tight.problems(sink_decode(**arguments), reference(**arguments)[0], rel_l2=5e-3)
+    print(case, problems or "agrees", flush=True)
+    if problems:
         raise SystemExit(1)
 
 

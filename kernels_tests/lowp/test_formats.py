@@ -31,9 +31,9 @@ def every_value(kv_format: str) -> torch.Tensor:
 @pytest.mark.parametrize("kv_format", NAMES)
 def test_a_stored_value_survives(kv_format):
     values = every_value(kv_format)
-    again = quantize(values, kv_format)
-    assert torch.equal(dequantize(again.values), values)
-    assert again.saturated == 0 and again.nan == 0
+    rounded = quantize(values, kv_format)
+    assert torch.equal(dequantize(rounded.values), values)
+    assert rounded.saturated == 0 and rounded.nan == 0
     assert values.max() == FORMATS[kv_format].largest
     assert values[values > 0].min() == FORMATS[kv_format].smallest
 
@@ -73,26 +73,26 @@ def test_error_is_bounded_by_the_step(kv_format, x):
 )
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_edge_of_e4m3(value, expected, saturated, sign):
-    got = quantize(torch.tensor([sign * value]), "e4m3")
-    assert dequantize(got.values).item() == sign * expected
-    assert (got.saturated.item(), got.nan.item()) == (saturated, 0)
+    result = quantize(torch.tensor([sign * value]), "e4m3")
+    assert dequantize(result.values).item() == sign * expected
+    assert (result.saturated.item(), result.nan.item()) == (saturated, 0)
 
 
 @pytest.mark.parametrize("kv_format", NAMES)
 def test_infinities_and_nan(kv_format):
     chosen = FORMATS[kv_format]
-    got = quantize(torch.tensor([math.inf, -math.inf, math.nan, 1.0]), kv_format)
-    back = dequantize(got.values)
+    result = quantize(torch.tensor([math.inf, -math.inf, math.nan, 1.0]), kv_format)
+    back = dequantize(result.values)
     assert back[:2].tolist() == [chosen.largest, -chosen.largest]
     assert math.isnan(back[2]) if chosen.has_nan else back[2] == 0
-    assert (got.saturated.item(), got.nan.item()) == (2, 1)
+    assert (result.saturated.item(), result.nan.item()) == (2, 1)
 
 
 @pytest.mark.parametrize("kv_format", ["e4m3", "e5m2"])
 def test_subnormals(kv_format):
     least = FORMATS[kv_format].smallest
-    got = [stored(x * least, kv_format) / least for x in (0.5, 0.51, 1.0, 1.5, 2.5, 3.0)]
-    assert got == [0, 1, 1, 2, 2, 3]
+    result = [stored(x * least, kv_format) / least for x in (0.5, 0.51, 1.0, 1.5, 2.5, 3.0)]
+    assert result == [0, 1, 1, 2, 2, 3]
 
 
 @untimed
@@ -149,7 +149,7 @@ def test_scales_of_zeros_and_of_infinities():
         (lambda: amax_scale(torch.ones(1, 1), "e4m3", "head"), ValueError, "2 axes"),
     ],
 )
-def test_mistakes_are_told(action, error, words):
+def test_mistakes_raise(action, error, words):
     with pytest.raises(error, match=words):
         action()
 

@@ -1,4 +1,4 @@
-"""Decode attention: the reference against plain attention, mutants that the tight test must catch."""
+"""Decode attention: mutants that the tight test must catch, and the API on a CPU."""
 
 import dataclasses
 import math
@@ -8,69 +8,11 @@ import torch
 
 from kernels_tests.lowp import tight
 from lowp.formats import amax_scale, quantize
-from lowp.sink_decode import reference, sink_decode
-from lowp.sink_decode.inputs import POISON_PAGE, Case, build
+from lowp.paged.cases import Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import sink_decode
 
 SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
-
-
-def dense(arguments, case):
-    """Attention written another way: gather all tokens in order, one softmax with the sink as an extra column."""
-    out = []
-    for b, length in enumerate(case.lengths):
-        rows = []
-        for i in range(case.query_heads):
-            h = i // (case.query_heads // case.kv_heads)
-            keys, values = [], []
-            for j in range(length):
-                if case.window_left >= 0 and length - 1 - j > case.window_left:
-                    continue
-                page, slot = int(arguments["block_table"][b, j // case.page_size]), j % case.page_size
-                at = (page, slot, h) if case.axes == "NHD" else (page, h, slot)
-                where = {"none": None, "tensor": (0,), "head": (h,), "channel": (h,), "token_head": at}
-                for name, into, of in (("k", keys, case.granularity), ("v", values, case.v_granularity)):
-                    scale_at = where[of or case.granularity]
-                    scale = 1.0 if scale_at is None else arguments[f"{name}_scale"][scale_at].double()
-                    into.append(arguments[f"{name}_cache"][at].double() * scale)
-            if not keys:
-                rows.append(torch.zeros(case.head_dim, dtype=torch.float64))
-                continue
-            scores = torch.stack(keys) @ arguments["q"][b, i].double() * arguments["sm_scale"]
-            weights = torch.softmax(torch.cat([scores, arguments["sinks"][i : i + 1].double()]), 0)[:-1]
-            rows.append(weights @ torch.stack(values))
-        out.append(torch.stack(rows))
-    return torch.stack(out)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"layout": "NHD", "granularity": "token_head"},
-        {"layout": "interleaved", "granularity": "tensor", "window_left": 20},
-        {"layout": "NHD interleaved", "granularity": "token_head"},
-        {"granularity": "token_head", "page_size": 32, "window_left": 0},
-        {"kv_format": "bf16", "granularity": "none", "head_dim": 128, "sinks": -math.inf},
-        {"kv_format": "fp16", "query": "fp16", "granularity": "none", "query_heads": 6, "sinks": 80.0},
-        {"kv_format": "int8", "granularity": "token_head", "layout": "NHD"},
-        {"kv_format": "int8", "granularity": "channel", "v_granularity": "token_head", "window_left": 9},
-        {"kv_format": "int8", "granularity": "channel", "v_granularity": "head", "head_dim": 128},
-    ],
-    ids=lambda changes: "-".join(str(value) for value in changes.values()) or "plain",
-)
-def test_the_reference_is_attention(changes):
-    case = dataclasses.replace(SMALL, **changes)
-    arguments = build(case)
-    out, lse = reference(**arguments)
-    assert torch.allclose(out, dense(arguments, case), rtol=1e-12, atol=1e-14)
-    assert torch.equal(lse[1].float(), arguments["sinks"])
-
-
-def test_poison_is_where_it_should_be():
-    arguments = build(SMALL)
-    unused = arguments["block_table"] == POISON_PAGE
-    assert unused.sum() == unused.numel() - sum(math.ceil(n / 16) for n in SMALL.lengths)
-    assert arguments["k_cache"].float().isnan().any() and arguments["v_cache"].float().isnan().any()
 
 
 def shifted(arguments, **changes):
@@ -120,18 +62,6 @@ def each_token(arguments, longer=0):
 
 def repeated(arguments, times):
     return {name: arguments[name].repeat_interleave(times, 0) for name in ("block_table", "seq_lens")}
-
-
-@pytest.mark.parametrize("window_left", [-1, 0, 20])
-def test_query_tokens_are_as_many_calls(window_left):
-    case = dataclasses.replace(TOKEN_CASE, lengths=(1, 0, 2, 17, 40, 33), window_left=window_left, poison=True)
-    arguments = build(case)
-    out, lse = reference(**arguments)
-    assert torch.allclose(out, each_token(arguments), rtol=1e-12, atol=1e-14)
-    unseen = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
-    for b, i in unseen:
-        assert (out[b, i] == 0).all() and torch.equal(lse[b, i].float(), arguments["sinks"])
-    assert (out.abs().sum((2, 3)) == 0).sum() == len(unseen)
 
 
 @pytest.mark.parametrize("mutant", TOKEN_MUTANTS)

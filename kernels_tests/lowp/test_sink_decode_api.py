@@ -1,4 +1,4 @@
-"""What the API of the decode kernel refuses, and what is odd but allowed; on a CPU, where the reference computes."""
+"""Arguments that the decode API refuses, and unusual ones that it takes; on a CPU, where the reference computes."""
 
 import dataclasses
 import math
@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kernels_tests.lowp import tight
-from lowp.sink_decode import reference, sink_decode
-from lowp.sink_decode.inputs import POISON_PAGE, Case, build
+from lowp.paged.cases import POISON_PAGE, Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import sink_decode
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
@@ -79,14 +80,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told(mistake):
+def test_mistakes_raise(mistake):
     change, error, words = MISTAKES[mistake]
     arguments = build(SMALL)
     with pytest.raises(error, match=words):
         sink_decode(**arguments | change(arguments))
 
 
-def test_combinations_that_are_not_built_are_told():
+def test_combinations_that_are_not_built_raise():
     arguments = build(dataclasses.replace(SMALL, kv_format="int8"))
     with pytest.raises(NotImplementedError, match="per channel of V; this kernel has them of a K in int8"):
         sink_decode(**arguments | {"v_scale": torch.ones(2, 64)})
@@ -94,12 +95,12 @@ def test_combinations_that_are_not_built_are_told():
         sink_decode(**arguments | {"v_scale": torch.ones(arguments["v_cache"].shape[:3])})
     with pytest.raises(ValueError, match="an int8 cache without k_scale or v_scale"):
         sink_decode(**arguments | {"v_scale": None})
-    many = [
+    too_large = [
         (4, 16, 64, "64; this kernel has up to 48"),
         (3, 16, 128, "48; this kernel has up to 32"),
         (5, 1, 64, "1 to 4"),
     ]
-    for tokens, group, head_dim, words in many:
+    for tokens, group, head_dim, words in too_large:
         arguments = build(Case((9,), group, 1, head_dim, query_tokens=tokens))
         with pytest.raises(NotImplementedError, match=words):
             sink_decode(**arguments)
@@ -112,7 +113,7 @@ def test_combinations_that_are_not_built_are_told():
 @pytest.mark.parametrize(("window_left", "left_out"), [(-1, 0), (15, 1), (16, 0), (2**40, 0)])
 def test_entries_that_are_not_read_may_be_anything(page, window_left, left_out):
     """Behind the end of a sequence, and pages that its window leaves out whole: here those of the first 16 tokens."""
-    case = dataclasses.replace(SMALL, lengths=(32, 1), max_length=64, window_left=window_left)
+    case = dataclasses.replace(SMALL, lengths=(32, 1), table_tokens=64, window_left=window_left)
     arguments = build(case)
     exact = sink_decode(**arguments)
     for row, columns in ((0, (*range(left_out), 2, 3)), (1, (1, 2, 3))):
@@ -132,10 +133,10 @@ def test_a_sink_without_a_value_makes_its_head_nan(sink, query_tokens):
     lse = torch.empty(arguments["q"].shape[:-1])
     out = sink_decode(**arguments, lse=lse)
     assert out[..., 5, :].isnan().all() and lse[..., 5].isnan().all()
-    others = [head for head in range(8) if head != 5]
+    unaffected = [head for head in range(8) if head != 5]
     exact, exact_lse = reference(**arguments | {"sinks": arguments["sinks"].nan_to_num(posinf=0.0)})
-    assert tight.problems(out[..., others, :], exact[..., others, :]) == []
-    assert torch.allclose(lse[..., others].double(), exact_lse[..., others])
+    assert tight.problems(out[..., unaffected, :], exact[..., unaffected, :]) == []
+    assert torch.allclose(lse[..., unaffected].double(), exact_lse[..., unaffected])
 
 
 @pytest.mark.parametrize("query_tokens", [1, 2])

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from kernels_tests.lowp import sanitize
-from lowp.sink_decode import build, heuristic, inputs
-from lowp.sink_decode.heuristic import Device, Problem
+from lowp.jit import driver
+from lowp.jit.device import Device
+from lowp.paged import cases
+from lowp.sink_decode import build, heuristic
+from lowp.sink_decode.heuristic import Problem
 
 NVCC = shutil.which("nvcc")
 # SMs and shared memory (a CTA, an SM) as the CUDA programming guide's table of compute capabilities has them.
@@ -76,26 +79,26 @@ def launches(problem: Problem, device: Device):
 
 
 def resources(config: build.Config, folder) -> tuple[int, int]:
-    """(registers a thread, bytes spilled) as ptxas tells them."""
+    """(registers a thread, bytes spilled) as ptxas reports them."""
     arch = config.arch.removeprefix("sm_")
     words = [NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-std=c++17", "-Xptxas", "-v", "-cubin"]
     words += [f"-D{name}={value}" for name, value in config.defines.items()]
-    words += ["-o", str(folder / "kernel.cubin"), str(build.HERE / "kernel.cu")]
-    told = subprocess.run(words, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert "warning" not in told.stderr, told.stderr
-    registers = re.search(r"Used (\d+) registers", told.stderr)
-    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told.stderr)
+    words += ["-o", str(folder / "kernel.cubin"), str(build.SOURCE.folder / build.SOURCE.files[0])]
+    compiled = subprocess.run(words, capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr
+    assert "warning" not in compiled.stderr, compiled.stderr
+    registers = re.search(r"Used (\d+) registers", compiled.stderr)
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", compiled.stderr)
     return int(registers[1]), int(spilled[1]) + int(spilled[2])
 
 
-def check(problem, one, device, folder):
-    config = build.Config(device.arch, problem, one)
+def check(problem, launch, device, folder):
+    config = build.Config(device.arch, problem, launch)
     registers, spilled = resources(config, folder)
     assert spilled == 0
     assert config.shared_bytes <= device.shared_per_cta
-    assert one.min_ctas * (config.shared_bytes + 1024) <= device.shared_per_sm
-    assert one.min_ctas * one.warps * 32 * registers <= REGISTERS
+    assert launch.min_ctas * (config.shared_bytes + 1024) <= device.shared_per_sm
+    assert launch.min_ctas * launch.warps * 32 * registers <= REGISTERS
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
@@ -115,8 +118,8 @@ def test_the_first_launch_compiles(problem, tmp_path):
 @pytest.mark.parametrize("arch", DEVICES)
 def test_every_launch_compiles(arch, problem, tmp_path):
     device = DEVICES[arch]
-    for one in launches(problem, device):
-        check(problem, one, device, tmp_path)
+    for launch in launches(problem, device):
+        check(problem, launch, device, tmp_path)
 
 
 @pytest.mark.long
@@ -140,7 +143,7 @@ def test_the_sanitizers_see_every_launch_that_is_chosen():
     device, seen = DEVICES["sm_90a"], {False: set(), True: set()}
     for case in sanitize.CASES:
         if (case.kv_format, case.head_dim, case.query_tokens) == ("e4m3", 64, 1):
-            table = inputs.build(case)["block_table"]
+            table = cases.build(case)["block_table"]
             bound = table.shape[1] * case.page_size
             windowed = case.window_left >= 0
             bound = min(bound, case.window_left + 1) if windowed else bound
@@ -153,26 +156,26 @@ def test_the_sanitizers_see_every_launch_that_is_chosen():
 @pytest.mark.parametrize("arch", DEVICES)
 def test_clusters_and_workspace_fit_the_device(arch):
     device = DEVICES[arch]
-    assert all(one.cluster == 0 for one in launches(GPT_OSS, device)) == (not device.clusters)
+    assert all(launch.cluster == 0 for launch in launches(GPT_OSS, device)) == (not device.clusters)
     for p, batch, kv_heads, length in itertools.product(PROBLEMS, (1, 3, 33, 140, 700), (1, 2, 8, 80), LENGTHS):
-        one = heuristic.choose(p, batch, kv_heads, length, device)
-        assert 0 <= one.cluster <= 8 and one.stages >= 2 and one.tiles <= 32 and 1 <= one.warps <= 16
-        assert 32 * one.warps >= 8 * p.group_tiles
-        if one.cluster == 0:
-            parts = kv_heads * heuristic.shares_of(one, kv_heads, device)
-            needed = parts * heuristic.partial_bytes(p.group_tiles, p.head_dim) + 4 * batch * kv_heads
+        launch = heuristic.choose(p, batch, kv_heads, length, device)
+        assert 0 <= launch.cluster <= 8 and launch.stages >= 2 and launch.tiles <= 32 and 1 <= launch.warps <= 16
+        assert 32 * launch.warps >= 8 * p.group_tiles
+        if launch.cluster == 0:
+            splits = kv_heads * heuristic.planned_splits(launch, kv_heads, device)
+            needed = splits * heuristic.partial_bytes(p.group_tiles, p.head_dim) + 4 * batch * kv_heads
             columns = p.group * p.query_tokens * kv_heads
             assert heuristic.workspace_bytes(batch, columns, kv_heads, p.head_dim, device) >= needed
 
 
-def test_a_problem_that_does_not_fit_is_told():
+def test_a_problem_that_does_not_fit_raises():
     small = Device("sm_80", False, 1, 16_384, 16_384)
     with pytest.raises(NotImplementedError, match="does not fit 16384 bytes"):
         heuristic.choose(Problem(128, 16, True, torch.bfloat16, False, False), 1, 8, 100, small)
 
 
-def test_a_missing_toolkit_is_told(monkeypatch):
-    build._bindings.cache_clear()
+def test_a_missing_toolkit_raises(monkeypatch):
+    driver.bindings.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     device = DEVICES["sm_90a"]
     config = build.Config(device.arch, GPT_OSS, heuristic.choose(GPT_OSS, 1, 8, 2048, device))

@@ -1,4 +1,4 @@
-"""What is odd but allowed, and what is refused, on a GPU as on a CPU."""
+"""Unusual arguments that are taken, and those that are refused, on a GPU as on a CPU."""
 
 import dataclasses
 import math
@@ -8,8 +8,9 @@ import torch
 
 from kernels_tests.lowp import tight
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, run
-from lowp.sink_decode import make_workspace, reference, sink_decode
-from lowp.sink_decode.inputs import Case, build
+from lowp.paged.cases import Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import make_workspace, sink_decode
 
 pytestmark = pytest.mark.gpu
 
@@ -29,9 +30,9 @@ def test_a_sink_without_a_value_makes_its_head_nan(sink, query_tokens, fixed):
     exact, exact_lse = reference(**arguments)
     assert torch.equal(out.isnan(), exact.isnan()) and torch.equal(lse.isnan(), exact_lse.isnan())
     assert out.isnan().all(-1)[..., heads].all() and out.isnan().any(-1).sum() == len(heads) * out[..., 0, 0].numel()
-    others = [head for head in range(64) if head not in heads]
-    assert tight.problems(out[..., others, :], exact[..., others, :]) == []
-    assert (lse[..., others].double() - exact_lse[..., others]).abs().max() < 2e-3
+    unaffected = [head for head in range(64) if head not in heads]
+    assert tight.problems(out[..., unaffected, :], exact[..., unaffected, :]) == []
+    assert (lse[..., unaffected].double() - exact_lse[..., unaffected]).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("fixed", LAUNCHES)
@@ -47,7 +48,7 @@ def test_a_sink_of_minus_infinity_is_none(fixed):
 @pytest.mark.parametrize("page", [-1, 2**30])
 @pytest.mark.parametrize("window_left", [-1, 15, 127])
 def test_entries_that_are_not_read_may_be_anything(fixed, page, window_left):
-    arguments = build(dataclasses.replace(CASE, window_left=window_left, max_length=4096), "cuda")
+    arguments = build(dataclasses.replace(CASE, window_left=window_left, table_tokens=4096), "cuda")
     for row, length in enumerate(CASE.lengths):
         first = max(0, length - 1 - window_left) // CASE.page_size if window_left >= 0 else 0
         arguments["block_table"][row, : min(first, math.ceil(length / CASE.page_size))] = page

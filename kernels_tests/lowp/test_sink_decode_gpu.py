@@ -9,8 +9,10 @@ import torch
 
 from kernels_tests.lowp import tight
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, run
-from lowp.sink_decode import launch, make_workspace, reference, sink_decode
-from lowp.sink_decode.inputs import Case, build
+from lowp.paged.cases import Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import launch, make_workspace, sink_decode
+from lowp.sink_decode.call import Call
 
 pytestmark = pytest.mark.gpu
 
@@ -56,7 +58,7 @@ def test_odd_lengths(fixed, kv_format, window_left):
 @pytest.mark.parametrize("fixed", LAUNCHES)
 @pytest.mark.parametrize(("kv_format", "granularity"), [("e4m3", "head"), ("int8", "token_head")])
 @pytest.mark.parametrize(("layout", "window_left"), [("interleaved", -1), ("NHD interleaved", 127)])
-def test_keys_and_values_of_a_token_in_one_line(fixed, kv_format, granularity, layout, window_left):
+def test_interleaved_keys_and_values(fixed, kv_format, granularity, layout, window_left):
     case = Case(ODD, kv_format=kv_format, granularity=granularity, layout=layout, window_left=window_left)
     check(build(case, "cuda"), LAUNCHES[fixed])
 
@@ -115,39 +117,47 @@ def test_ragged_batches(lengths, fixed):
     check(build(Case(lengths, granularity="head", poison=False), "cuda"), LAUNCHES[fixed])
 
 
-def test_one_long_row_over_one_kv_head():
-    """As many parts as there may be."""
+def test_a_long_row_over_a_single_kv_head():
+    """As many KV splits as there may be."""
     check(build(Case((140_001, 5), query_heads=8, kv_heads=1), "cuda"))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 8, 10, 20, 32, 36, 70, 140, 300])
-@pytest.mark.parametrize(("window_left", "max_length"), [(-1, 900), (-1, 8192), (-1, 16384), (-1, 40000), (127, 40000)])
-def test_every_launch_that_is_chosen(batch, window_left, max_length):
+@pytest.mark.parametrize(
+    ("window_left", "table_tokens"), [(-1, 900), (-1, 8192), (-1, 16384), (-1, 40000), (127, 40000)]
+)
+def test_every_launch_that_is_chosen(batch, window_left, table_tokens):
     draw = random.Random(batch)
     lengths = (*draw.choices([0, 1, 300, 900], k=batch - 1), 900)
-    check(build(Case(lengths, window_left=window_left, max_length=max_length), "cuda"))
+    check(build(Case(lengths, window_left=window_left, table_tokens=table_tokens), "cuda"))
 
 
 @pytest.mark.parametrize("fixed", ["chosen", "cluster 8", "planned, 2 warps"])
 def test_a_graph_sees_other_lengths_tables_and_content(fixed):
-    case = Case((2000, 17, 1000, 0) * 6, granularity="head", max_length=4096, poison=False)
+    case = Case((2000, 17, 1000, 0) * 6, granularity="head", table_tokens=4096, poison=False)
     arguments = build(case, "cuda")
     out, lse = torch.empty_like(arguments["q"]), torch.empty(arguments["q"].shape[:2], device="cuda")
-    more = {"out": out, "lse": lse, "workspace": make_workspace(24, 64, 8, 64, "cuda")}
-    call = sink_decode if LAUNCHES[fixed] is None else lambda **a: launch.run(**a, fixed=LAUNCHES[fixed])
-    call(**arguments, **more)
+    buffers = {"out": out, "lse": lse, "workspace": make_workspace(24, 64, 8, 64, "cuda")}
+
+    def decode():
+        if LAUNCHES[fixed] is None:
+            sink_decode(**arguments, **buffers)
+        else:
+            launch.run(Call(**arguments, **buffers), LAUNCHES[fixed])
+
+    decode()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call(**arguments, **more)
+        decode()
     for seed, lengths in enumerate(((0, 2000, 16, 4000) * 6, (1,) * 24, (4096, *(64,) * 23)), start=1):
-        other = build(dataclasses.replace(case, lengths=lengths, seed=seed), "cuda")
-        pages = min(len(other["k_cache"]), len(arguments["k_cache"]))
-        other["block_table"] %= pages
+        changed = build(dataclasses.replace(case, lengths=lengths, seed=seed), "cuda")
+        pages = min(len(changed["k_cache"]), len(arguments["k_cache"]))
+        changed["block_table"] %= pages
         for name in ("q", "block_table", "seq_lens", "sinks"):
-            arguments[name].copy_(other[name])
+            arguments[name].copy_(changed[name])
         for name in ("k_cache", "v_cache"):
-            arguments[name][:pages].copy_(other[name][:pages])
+            arguments[name][:pages].copy_(changed[name][:pages])
         out.fill_(math.nan)
         graph.replay()
         exact, exact_lse = reference(**arguments)
@@ -158,10 +168,10 @@ def test_a_graph_sees_other_lengths_tables_and_content(fixed):
 @pytest.mark.parametrize("fixed", LAUNCHES)
 def test_the_same_bits_every_time(fixed):
     arguments = build(Case((9000, *(700,) * 20), granularity="head", poison=False), "cuda")
-    more = {"workspace": make_workspace(21, 64, 8, 64, "cuda")}
-    first, first_lse = run(arguments, LAUNCHES[fixed], **more)
+    workspace = make_workspace(21, 64, 8, 64, "cuda")
+    first, first_lse = run(arguments, LAUNCHES[fixed], workspace)
     for _ in range(20):
-        out, lse = run(arguments, LAUNCHES[fixed], **more)
+        out, lse = run(arguments, LAUNCHES[fixed], workspace)
         assert torch.equal(out, first) and torch.equal(lse, first_lse)
 
 
@@ -173,7 +183,7 @@ def test_strided_queries_and_tables_are_taken_as_they_are():
     check(arguments | {"q": wide_q[:, 8:24], "block_table": wide_table[:, 3:-4]})
 
 
-def test_a_workspace_too_small_is_told():
-    arguments = build(Case((100,) * 32, max_length=40000), "cuda")
+def test_a_workspace_that_is_too_small_raises():
+    arguments = build(Case((100,) * 32, table_tokens=40000), "cuda")
     with pytest.raises(ValueError, match="workspace has 16 bytes; this call needs"):
         sink_decode(**arguments, workspace=torch.zeros(16, dtype=torch.uint8, device="cuda"))

@@ -1,15 +1,20 @@
-"""What the kernel is given to work on: offsets that it can reach, a workspace that fits; no GPU needed."""
+"""The kernel's limits: offsets that it can reach, a workspace that fits; no GPU needed."""
 
 import dataclasses
 
 import pytest
 import torch
 
+from lowp.paged.cases import Case, build
 from lowp.sink_decode import launch, sink_decode
-from lowp.sink_decode.inputs import Case, build
+from lowp.sink_decode.call import Call
 from lowp.sink_decode.params import params_of
 
 SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
+
+
+def call_of(arguments):
+    return Call(**arguments, out=arguments["q"], lse=None, workspace=None)
 
 
 def wide(changes):
@@ -34,54 +39,53 @@ TOO_WIDE = {
 }
 
 
-def test_a_batch_that_the_grid_cannot_hold_is_told():
+def test_a_batch_that_the_grid_cannot_hold_raises():
     arguments = build(SMALL)
-    many = {name: arguments[name][:1].expand(2**15 + 1, *arguments[name].shape[1:]) for name in ("q", "block_table")}
+    repeated = {
+        name: arguments[name][:1].expand(2**15 + 1, *arguments[name].shape[1:]) for name in ("q", "block_table")
+    }
     with pytest.raises(NotImplementedError, match="a batch of 32769; this kernel has up to 32768"):
-        sink_decode(**arguments | many)
+        sink_decode(**arguments | repeated)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize(("pages", "told"), [(2**25, True), (2**27, True), (2**25 - 1, False)])
-def test_a_table_of_too_many_tokens_is_told(device, pages, told):
-    """2^25 pages of 16 tokens. Where it is within the bound, the next mistake is told."""
+@pytest.mark.parametrize(("pages", "raises"), [(2**25, True), (2**27, True), (2**25 - 1, False)])
+def test_a_table_of_too_many_tokens_raises(device, pages, raises):
+    """2^25 pages of 16 tokens. Within the bound, the next mistake raises."""
     arguments = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in build(SMALL).items()
     }
     table = torch.empty(1, pages, dtype=torch.int32, device=device).expand(5, -1)  # never written: it takes no memory
-    error, words = (NotImplementedError, "pages of 16 tokens") if told else (TypeError, "k_scale is float")
+    error, words = (NotImplementedError, "pages of 16 tokens") if raises else (TypeError, "k_scale is float")
     with pytest.raises(error, match=words):
         sink_decode(**arguments | {"block_table": table, "k_scale": 0.5})
 
 
-@pytest.mark.parametrize("what", TOO_WIDE)
-def test_what_32_bit_offsets_do_not_reach_is_told(what):
-    changes, words = TOO_WIDE[what]
+@pytest.mark.parametrize("axis", TOO_WIDE)
+def test_strides_beyond_32_bit_offsets_raise(axis):
+    changes, words = TOO_WIDE[axis]
     with pytest.raises(NotImplementedError, match=words):
         sink_decode(**wide(changes))
 
 
 @pytest.mark.parametrize("layout", ["HND", "NHD", "interleaved", "NHD interleaved"])
 @pytest.mark.parametrize(
-    ("kv_format", "head_dim", "in_one_line"),
+    ("kv_format", "head_dim", "interleaved"),
     [("e4m3", 64, True), ("int8", 64, True), ("e4m3", 128, False), ("bf16", 64, False)],
 )
-def test_keys_and_values_in_one_line_are_found(layout, kv_format, head_dim, in_one_line):
-    """Copied in whole, where neither's own line is whole: in two places it would be two requests."""
+def test_interleaved_caches_are_detected(layout, kv_format, head_dim, interleaved):
+    """They are copied a line of both at a time: apart, each would be half a line."""
     case = dataclasses.replace(SMALL, layout=layout, kv_format=kv_format, head_dim=head_dim)
     arguments = build(case)
-    names = ("q", "k_cache", "v_cache", "k_scale", "v_scale", "layout", "window_left")
-    problem = launch.problem_of(*(arguments[name] for name in names))
-    assert problem.interleaved == (in_one_line and "interleaved" in layout)
+    assert launch.problem_of(call_of(arguments)).interleaved == (interleaved and "interleaved" in layout)
     swapped = arguments | {"k_cache": arguments["v_cache"], "v_cache": arguments["k_cache"]}
-    assert not launch.problem_of(*(swapped[name] for name in names)).interleaved
+    assert not launch.problem_of(call_of(swapped)).interleaved
 
 
 def test_a_window_longer_than_an_int32_is_full_attention():
     arguments = build(SMALL)
-    for window_left, given in ((2**31 + 5, 2**30), (127, 127), (-1, -1)):
-        call = arguments | {"window_left": window_left, "out": arguments["q"], "lse": None}
-        assert params_of(**call).window_left == given
+    for window_left, expected in ((2**31 + 5, 2**30), (127, 127), (-1, -1)):
+        assert params_of(call_of(arguments | {"window_left": window_left})).window_left == expected
     assert torch.equal(sink_decode(**arguments | {"window_left": 2**31 + 5}), sink_decode(**arguments))
 
 
@@ -97,10 +101,10 @@ def test_a_window_longer_than_an_int32_is_full_attention():
     ],
     ids=["dtype", "device", "strides", "address", "size", "small"],
 )
-def test_a_workspace_that_does_not_fit_is_told(workspace, error, words):
-    q = torch.zeros(1)
+def test_a_workspace_that_does_not_fit_raises(workspace, error, words):
+    device = torch.device("cpu")
     with pytest.raises(error, match=words):
-        launch._checked_workspace(workspace, 70, q)
-    whole = torch.zeros(80, dtype=torch.uint8)
-    assert launch._checked_workspace(whole, 70, q) is whole
-    assert launch._checked_workspace(None, 70, q).tolist() == [0] * 80
+        launch.checked_workspace(workspace, 70, device)
+    fitting = torch.zeros(80, dtype=torch.uint8)
+    assert launch.checked_workspace(fitting, 70, device) is fitting
+    assert launch.checked_workspace(None, 70, device).tolist() == [0] * 80

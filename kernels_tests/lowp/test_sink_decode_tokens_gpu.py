@@ -9,8 +9,10 @@ import torch
 
 from kernels_tests.lowp import tight
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, fitted, run
-from lowp.sink_decode import launch, make_workspace, reference, sink_decode
-from lowp.sink_decode.inputs import Case, build
+from lowp.paged.cases import Case, build
+from lowp.paged.reference import reference
+from lowp.sink_decode import launch, make_workspace, sink_decode
+from lowp.sink_decode.call import Call
 
 pytestmark = pytest.mark.gpu
 
@@ -129,18 +131,18 @@ def test_query_tokens_are_as_many_calls(kv_format, window_left, head_dim):
     arguments = build(dataclasses.replace(case, query_tokens=4), "cuda")
     out, lse = run(arguments)
     for i in range(4):
-        one = arguments | {"q": arguments["q"][:, i], "seq_lens": arguments["seq_lens"] - 3 + i}
-        alone, alone_lse = run(one)
+        single = arguments | {"q": arguments["q"][:, i], "seq_lens": arguments["seq_lens"] - 3 + i}
+        alone, alone_lse = run(single)
         apart = (out[:, i].double() - alone.double()).norm(dim=-1)
         assert (apart <= 8e-3 * alone.double().norm(dim=-1)).all()  # either is within 4e-3 of the exact one
         assert (lse[:, i] - alone_lse).abs().max() < 1e-3
 
 
-def test_one_query_token_may_have_its_axis():
+def test_a_single_query_token_may_have_its_axis():
     arguments = build(Case((300, 0, 17)), "cuda")
     with_axis, lse = run(arguments | {"q": arguments["q"][:, None]})
-    out, one_lse = run(arguments)
-    assert torch.equal(with_axis[:, 0], out) and torch.equal(lse[:, 0], one_lse)
+    out, plain_lse = run(arguments)
+    assert torch.equal(with_axis[:, 0], out) and torch.equal(lse[:, 0], plain_lse)
 
 
 def test_strided_query_tokens_are_taken_as_they_are():
@@ -153,17 +155,23 @@ def test_strided_query_tokens_are_taken_as_they_are():
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 def test_a_graph_sees_other_lengths(fixed, granularity):
     case = Case((2000, 17, 1000, 2) * 4, kv_format="int8", granularity=granularity, v_granularity="head", poison=False)
-    case = dataclasses.replace(case, max_length=4096, query_tokens=3)
+    case = dataclasses.replace(case, table_tokens=4096, query_tokens=3)
     arguments = build(case, "cuda")
     out, lse = torch.empty_like(arguments["q"]), torch.empty(arguments["q"].shape[:-1], device="cuda")
-    more = {"out": out, "lse": lse, "workspace": make_workspace(16, 64, 8, 64, "cuda", query_tokens=3)}
+    buffers = {"out": out, "lse": lse, "workspace": make_workspace(16, 64, 8, 64, "cuda", query_tokens=3)}
     fit = LAUNCHES[fixed] and fitted(arguments, LAUNCHES[fixed])
-    call = sink_decode if fit is None else lambda **a: launch.run(**a, fixed=fit)
-    call(**arguments, **more)
+
+    def decode():
+        if fit is None:
+            sink_decode(**arguments, **buffers)
+        else:
+            launch.run(Call(**arguments, **buffers), fit)
+
+    decode()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call(**arguments, **more)
+        decode()
     pages = len(arguments["k_cache"])
     for lengths in ((0, 2000, 16, 4000) * 4, (1,) * 16, (4096, *(64,) * 15)):
         arguments["seq_lens"].copy_(torch.tensor(lengths))

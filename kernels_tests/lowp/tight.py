@@ -4,7 +4,7 @@ import torch
 
 
 def problems(out, exact, rel_l2=4e-3):
-    """What is wrong with `out` against `exact` [batch, heads, head_dim]: text with the worst place; empty if nothing.
+    """List how `out` differs from `exact` [batch, heads, head_dim], with the worst element; empty within the bounds.
 
     Every element: |error| <= 2^-7 |exact| + 2^-7 rms(head's row); every head's row: relL2 <= rel_l2. Of each error
     that much is forgiven which rounding alone may cost among the subnormals of `out`: 2^-25 in fp16. A sink far over
@@ -14,13 +14,13 @@ def problems(out, exact, rel_l2=4e-3):
     error = ((out.double() - exact).abs() - limits.smallest_normal * limits.eps / 2).clamp(min=0)
     rms = exact.square().mean(-1, keepdim=True).sqrt()
     excess = error - 2**-7 * (exact.abs() + rms)
-    found = []
+    failures = []
     if not (excess <= 0).all():
-        place = torch.unravel_index(excess.nan_to_num(nan=torch.inf).argmax(), excess.shape)
-        place = tuple(int(axis) for axis in place)
-        found.append(f"at (batch, head, dim) {place}: {out[place].item():.6g} is not {exact[place].item():.6g}")
+        index = torch.unravel_index(excess.nan_to_num(nan=torch.inf).argmax(), excess.shape)
+        index = tuple(int(axis) for axis in index)
+        failures.append(f"at (batch, head, dim) {index}: {out[index].item():.6g} is not {exact[index].item():.6g}")
     norm = exact.norm(dim=-1)
     ratio = torch.where(norm > 0, error.norm(dim=-1) / norm.clamp(min=1e-300), 0)
     if not (ratio <= rel_l2).all():
-        found.append(f"relL2 {ratio.max().item():.2e} in the worst head is over {rel_l2:.0e}")
-    return found
+        failures.append(f"relL2 {ratio.max().item():.2e} in the worst head is over {rel_l2:.0e}")
+    return failures

@@ -1,4 +1,4 @@
-"""Between values and their stored form: stored = round(clamp(x / scale)), x ~ stored * scale."""
+"""Convert values to and from a storage format: stored = round(clamp(x / scale)), x ~ stored * scale."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from lowp.formats.table import GRANULARITIES, find, scale_axes
 
 @dataclass(frozen=True)
 class Quantized:
-    """Stored values, and what was lost by range.
+    """Stored values, and how many inputs were out of range.
 
-    values: the shape of the input, the format's dtype. saturated: how many inputs lay over the largest magnitude
+    values: the shape of the input, the format's dtype. saturated: how many inputs were over the largest magnitude
     (infinities too); nan: how many were NaN. Both int64 tensors without axes, on the input's device: no sync.
     """
 
@@ -21,7 +21,7 @@ class Quantized:
 
 
 def amax_scale(x: torch.Tensor, kv_format: str, granularity: str, layout: str = "NHD") -> torch.Tensor | None:
-    """The scale that maps the largest finite magnitude of each part of x onto the format's largest.
+    """Return the scale that maps the largest finite magnitude of each part of x onto the format's largest.
 
     x: any floating dtype, [..., tokens, heads, head_dim] (NHD) or [..., heads, tokens, head_dim] (HND).
     granularity: see `Format.granularities`. Returns fp32 with x's rank, 1 in each axis that shares a scale, always
@@ -40,7 +40,7 @@ def amax_scale(x: torch.Tensor, kv_format: str, granularity: str, layout: str = 
     magnitude = torch.where(x.isfinite(), x, 0).float().abs()
     amax = magnitude.amax(dim=scale_axes(granularity, layout, x.dim()), keepdim=True)
     scale = (amax / chosen.largest).clamp(min=torch.finfo(torch.float32).tiny)
-    # Rounded down, it would take the largest magnitude itself over the range.
+    # A scale rounded down would put the largest magnitude itself out of range.
     scale = torch.where(amax / scale > chosen.largest, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
     return torch.where(amax > 0, scale, 1.0)
 
@@ -64,5 +64,5 @@ def quantize(x: torch.Tensor, kv_format: str, scale: torch.Tensor | None = None)
 
 
 def dequantize(values: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    """values * scale: fp32, in the shape of values (any format's dtype). scale: fp32, broadcast to it; None is 1."""
+    """Return values * scale in fp32; values: of any format's dtype. scale: fp32, broadcast to them; None is 1."""
     return values.float() if scale is None else values.float() * scale

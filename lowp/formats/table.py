@@ -1,10 +1,10 @@
-"""The storage formats: what each one holds, and the scale granularities that it supports."""
+"""The storage formats: the range and precision of each, and the scale granularities that it supports."""
 
 from dataclasses import dataclass
 
 import torch
 
-# What one scale covers, in a tensor of tokens x heads x head_dim.
+# The values that share a scale, in a tensor of tokens x heads x head_dim.
 GRANULARITIES = ("none", "tensor", "head", "token_head", "channel")
 
 
@@ -34,8 +34,8 @@ class Format:
 
 FLOAT8_SCALES = ("none", "tensor", "head", "token_head")
 FORMATS = {
-    one.name: one
-    for one in (
+    kv_format.name: kv_format
+    for kv_format in (
         Format("bf16", torch.bfloat16, torch.finfo(torch.bfloat16).max, 2.0**-133, 2.0**-7, True, ("none",)),
         Format("fp16", torch.float16, 65504.0, 2.0**-24, 2.0**-10, True, ("none",)),
         Format("e4m3", torch.float8_e4m3fn, 448.0, 2.0**-9, 2.0**-3, True, FLOAT8_SCALES),
@@ -48,14 +48,14 @@ HEAD_AXIS = {"NHD": -2, "HND": -3}
 
 
 def find(name: str) -> Format:
-    """The format called `name`. Raises ValueError with the known names."""
+    """Return the format called `name`. Raises ValueError with the known names."""
     if name not in FORMATS:
         raise ValueError(f"storage format {name!r} is unknown; expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def scale_axes(granularity: str, layout: str, rank: int) -> tuple[int, ...]:
-    """The axes of a tensor of `rank` axes, its last three in the order of `layout`, that share one scale.
+    """Return the axes that share a scale, of a tensor of `rank` axes whose last three are in the order of `layout`.
 
     Pages or batch in front of the last three share scales of granularity tensor, head and channel.
     Raises ValueError for an unknown granularity or layout, or fewer than three axes.
@@ -65,9 +65,9 @@ def scale_axes(granularity: str, layout: str, rank: int) -> tuple[int, ...]:
     if rank < 3:
         raise ValueError(f"a tensor of {rank} axes has no tokens, heads and head_dim; expected 3 axes or more")
     head, channel = rank + HEAD_AXIS[layout], rank - 1
-    kept = {"tensor": (), "head": (head,), "channel": (head, channel)}
+    own_axes = {"tensor": (), "head": (head,), "channel": (head, channel)}
     if granularity == "token_head":
         return (channel,)
-    if granularity not in kept:
+    if granularity not in own_axes:
         raise ValueError(f"granularity {granularity!r} has no scale; expected one of {', '.join(GRANULARITIES[1:])}")
-    return tuple(axis for axis in range(rank) if axis not in kept[granularity])
+    return tuple(axis for axis in range(rank) if axis not in own_axes[granularity])

@@ -1,4 +1,7 @@
-"""Which launch: from the problem, the batch size, the table's width and the device alone. NOTES.md has the figures."""
+"""The choice of a launch: from the problem, the batch size, the table's width and the device alone.
+
+A row is a sequence and KV head; a row may be cut into KV splits, one a CTA. NOTES.md has the figures behind the rules.
+"""
 
 import functools
 import math
@@ -6,33 +9,26 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lowp.jit.device import Device
+
 STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
-SHORT_BYTES = 2**18  # keys and values of a row up to which the steps of a warp are few, however it is cut
-LEAST_BYTES = 2**16  # keys and values that a part of a row has at least: 4 steps of 4 warps
-PART_TOKENS = 4096  # of a row, that one CTA takes where the rows alone fill the device, so that unequal rows balance
-LONGEST_PARTS = 5  # at least, of rows of over 2 * PART_TOKENS, which may be the more unequal
-LONG_TOKENS = 16384  # rows over this are cut by plan: a batch of one such and many short must not take its length each
+SHORT_BYTES = 2**18  # keys and values of a row up to which the steps of a warp are few, however it is split
+LEAST_BYTES = 2**16  # keys and values of a KV split at least: 4 steps of 4 warps
+SPLIT_TOKENS = 4096  # of a KV split where the rows alone fill the device, so that unequal rows balance
+LONG_ROW_SPLITS = 5  # at least, of rows of over 2 * SPLIT_TOKENS, which may be the more unequal
+LONG_TOKENS = (
+    16384  # rows over this are split by plan: a batch of one such and many short must not take its length each
+)
 EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
 TWO_WARP_TOKENS = 2048  # of a row that two warps take, where there are up to eight rows an SM
 MANY_TWO_WARP_TOKENS = 512  # the same where there are more
-MOST_WAVES = 4  # of CTAs, that rows are cut for: more would only cost where the rows are shorter than their bound
-PLANNED_CTAS = 8  # CTAs an SM, at most, where shares are planned
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a launch depends on. arch: as NVRTC names it; clusters: whether it has them; shared memory in bytes."""
-
-    arch: str
-    clusters: bool
-    sms: int
-    shared_per_cta: int
-    shared_per_sm: int
+MOST_WAVES = 4  # of CTAs that rows are split for: more would only cost where the rows are shorter than their bound
+PLANNED_CTAS = 8  # CTAs an SM, at most, where KV splits are planned
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the kernel is built for, beside the launch: see config.cuh.
+    """What a build of the kernel computes; config.cuh has the macros.
 
     token_scales: V's scales, and K's too unless channel_scales, are per token and head. interleaved: K and V of a
     token are the two halves of one line of 128 bytes.
@@ -53,7 +49,8 @@ class Problem:
         return math.ceil(self.group * self.query_tokens / 8)
 
     @property
-    def query_parts(self) -> int:
+    def query_terms(self) -> int:
+        """An fp16 query over a bf16 cache is the sum of two bf16."""
         return 1 if self.query_bf16 or self.kv_dtype != torch.bfloat16 else 2
 
     @property
@@ -63,11 +60,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch: warps a CTA, ring slots a warp, tiles of 16 tokens a step, CTAs an SM at least, CTAs that share a row.
+    """Warps of a CTA, stages of a warp's ring, tiles of 16 tokens a stage, CTAs an SM at least, CTAs of a cluster.
 
-    cluster 0: shares are planned on the device; 1: one CTA a row and KV head. overlap: the kernel may be launched
-    before the previous one on its stream has ended (it waits for it itself). early: it lets the next one start so with
-    its last loads, not after its loop.
+    cluster: a row is split over one. 1: one CTA a row; 0: KV splits are planned on the device. overlap: the kernel may
+    be launched before the previous one on its stream has ended (it waits for that itself). early: it lets the next
+    kernel start with its last loads, not after its loop.
     """
 
     warps: int
@@ -81,12 +78,12 @@ class Launch:
 
 @functools.lru_cache(maxsize=4096)
 def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Launch:
-    """The launch for a batch whose sequences have up to `longest` tokens. Figures behind the rules: NOTES.md.
+    """Choose the launch for a batch whose sequences have up to `longest` tokens.
 
-    Rows are sequences and KV heads. Few rows: a cluster each, of as many CTAs as have room at once.
-    Many rows, and very short ones: small CTAs, a row cut into as many as fill the device, as a cluster.
-    Bounds over LONG_TOKENS, where lengths may differ most: planned shares; not of one or two sequences with 8 rows or
-    more, whose clusters are enough for the device. Devices without clusters: always planned.
+    Few rows: a cluster each, of as many CTAs as are resident at once.
+    Many rows, and very short ones: small CTAs, a row split over as many as fill the device, as a cluster.
+    Bounds over LONG_TOKENS, where lengths may differ most: planned KV splits; not of one or two sequences with 8 rows
+    or more, whose clusters are enough for the device. Devices without clusters: always planned.
     """
     rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
     if not device.clusters or (longest > LONG_TOKENS and not (batch <= 2 and rows >= 8)):
@@ -97,7 +94,7 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     return fit(problem, _few_rows(problem, rows, row_bytes, tiles, device), device)
 
 
-def _one_cluster_a_gpc(problem, row_bytes, tiles, device):
+def _a_cluster_per_gpc(problem, row_bytes, tiles, device):
     steps = row_bytes // (STEP_BYTES * 8 * 8)  # of a warp, in a cluster of 8 CTAs of 8 warps
     if tiles == 1:  # 8 bits are twice the arithmetic a byte: the ring is worth more sooner
         stages, step_tiles, most = 3, 1, 8 if problem.kv_dtype.itemsize == 1 else 32
@@ -108,52 +105,53 @@ def _one_cluster_a_gpc(problem, row_bytes, tiles, device):
     else:
         stages, step_tiles, most = 2, tiles + 1, 16
     # Two CTAs an SM: the next kernel's clusters, let in early, have room in every GPC, and no two share one.
-    for one in (Launch(8, stages, step_tiles, 2, 8, early=True), Launch(6, 2, tiles, 2, 8, early=True)):
-        if steps <= most and fit(problem, one, device).min_ctas == 2:
-            return one
+    for launch in (Launch(8, stages, step_tiles, 2, 8, early=True), Launch(6, 2, tiles, 2, 8, early=True)):
+        if steps <= most and fit(problem, launch, device).min_ctas == 2:
+            return launch
     # For longer loops a ring that takes the whole SM is worth more, for long ones with no overlap at all.
-    return _deep(problem, Launch(8, 3, 2 * tiles, 1, 8, overlap=steps <= 16), device)
+    return _halved_to_fit(problem, Launch(8, 3, 2 * tiles, 1, 8, overlap=steps <= 16), device)
 
 
-def _deep(problem, launch, device):
-    """The launch, or half its tiles a step where that is all that fits."""
+def _halved_to_fit(problem, launch, device):
+    """The launch, with half its tiles where all of them do not fit."""
     fits = shared_bytes(problem, launch) <= device.shared_per_cta
     return launch if fits else replace(launch, tiles=launch.tiles // 2)
 
 
 def _few_rows(problem, rows, row_bytes, tiles, device):
     if 16 * rows <= device.sms:
-        return _one_cluster_a_gpc(problem, row_bytes, tiles, device)
+        return _a_cluster_per_gpc(problem, row_bytes, tiles, device)
     small = Launch(4, 3, tiles, 4, 8)
     if row_bytes <= SHORT_BYTES:
-        return _at_once(problem, rows, small, device)
+        return _all_resident(problem, rows, small, device)
     if 8 * rows <= device.sms:
         return Launch(12, 2, tiles, 1, min(8, 3 * device.sms // (4 * rows)))
     large = Launch(8, 2, tiles, 2, 8)
-    return _at_once(problem, rows, max(large, small, key=lambda one: _warps_an_sm(problem, one, device)), device)
+    return _all_resident(problem, rows, max(large, small, key=lambda x: _warps_an_sm(problem, x, device)), device)
 
 
 def _warps_an_sm(problem, launch, device):
-    one = fit(problem, launch, device)
-    return one.warps * one.min_ctas
+    fitted = fit(problem, launch, device)
+    return fitted.warps * fitted.min_ctas
 
 
-def _at_once(problem, rows, launch, device):
-    """The launch with clusters as large as all have room at once: not the whole device's, for GPCs differ."""
-    room = int(0.85 * _places(problem, launch, device)) // rows
-    return replace(launch, cluster=max(1, min(8, room)))
+def _all_resident(problem, rows, launch, device):
+    """The launch with the largest clusters of which all are resident: not on the whole device, for GPCs differ."""
+    cluster = int(0.85 * _resident_ctas(problem, launch, device)) // rows
+    return replace(launch, cluster=max(1, min(8, cluster)))
 
 
 def _many_rows(problem, rows, longest, row_bytes, tiles, device):
-    parts = math.ceil(longest / PART_TOKENS) if longest <= 2 * PART_TOKENS else LONGEST_PARTS
-    small = _small(problem, rows, parts, row_bytes, tiles, device)
-    places, cluster = _places(problem, small, device), _room(problem, rows, row_bytes, small, device)
-    if cluster < parts:
-        cluster = _parts_in_full_waves(rows, min(parts, max(1, MOST_WAVES * places // rows)), places)
-    whole = Launch(8, 2, tiles, 2, 1)
-    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(problem, whole, device).min_ctas == 2:
-        return whole
-    if cluster > 1 or rows <= places:
+    splits = math.ceil(longest / SPLIT_TOKENS) if longest <= 2 * SPLIT_TOKENS else LONG_ROW_SPLITS
+    small = _small(problem, rows, splits, row_bytes, tiles, device)
+    resident = _resident_ctas(problem, small, device)
+    cluster = _resident_splits(problem, rows, row_bytes, small, device)
+    if cluster < splits:
+        cluster = _splits_in_full_waves(rows, min(splits, max(1, MOST_WAVES * resident // rows)), resident)
+    large = Launch(8, 2, tiles, 2, 1)
+    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(problem, large, device).min_ctas == 2:
+        return large
+    if cluster > 1 or rows <= resident:
         return replace(small, cluster=cluster)
     # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
     if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
@@ -162,38 +160,39 @@ def _many_rows(problem, rows, longest, row_bytes, tiles, device):
     return Launch(2, 2, tiles, 8, 1) if two_warps else replace(small, cluster=1)
 
 
-def _places(problem, launch, device):
+def _resident_ctas(problem, launch, device):
     """CTAs that the device holds at once."""
     return fit(problem, launch, device).min_ctas * device.sms
 
 
-def _room(problem, rows, row_bytes, launch, device):
-    """Parts of a row that all have a place at once, and are not too short."""
-    return max(1, min(8, int(0.97 * _places(problem, launch, device)) // rows, row_bytes // LEAST_BYTES))
+def _resident_splits(problem, rows, row_bytes, launch, device):
+    """KV splits of a row that are all resident, and not too short."""
+    resident = int(0.97 * _resident_ctas(problem, launch, device)) // rows
+    return max(1, min(8, resident, row_bytes // LEAST_BYTES))
 
 
-def _small(problem, rows, parts, row_bytes, tiles, device):
-    """CTAs of 4 warps: with 3 slots, or with 2 and five an SM, where those cut rows into more parts or fill waves."""
-    deep, lean = Launch(4, 3, tiles, 4, 8), Launch(4, 2, tiles, 5, 8)
-    if row_bytes <= SHORT_BYTES or fit(problem, lean, device).min_ctas < 5:
-        return deep
-    places, more_places = (_places(problem, one, device) for one in (deep, lean))
-    room, more = (_room(problem, rows, row_bytes, one, device) for one in (deep, lean))
-    more_parts = more > room and more * places >= room * more_places  # and no more of the places empty
-    in_waves = room < parts == LONGEST_PARTS and rows <= places
-    return lean if more_parts or in_waves else deep
+def _small(problem, rows, splits, row_bytes, tiles, device):
+    """CTAs of 4 warps: with 3 stages, or with 2 and five an SM, where those split rows further or fill waves."""
+    three, two = Launch(4, 3, tiles, 4, 8), Launch(4, 2, tiles, 5, 8)
+    if row_bytes <= SHORT_BYTES or fit(problem, two, device).min_ctas < 5:
+        return three
+    ctas_three, ctas_two = (_resident_ctas(problem, launch, device) for launch in (three, two))
+    splits_three, splits_two = (_resident_splits(problem, rows, row_bytes, launch, device) for launch in (three, two))
+    further = splits_two > splits_three and splits_two * ctas_three >= splits_three * ctas_two  # no emptier
+    in_waves = splits_three < splits == LONG_ROW_SPLITS and rows <= ctas_three
+    return two if further or in_waves else three
 
 
-def _parts_in_full_waves(rows, least, at_once):
-    """The fewest parts of a row, `least` or more, with which the last wave of CTAs is not mostly empty."""
-    waves = {parts: rows * parts / at_once for parts in range(least, 9)}
-    return next((parts for parts, n in waves.items() if n >= 0.8 * math.ceil(n)), least)
+def _splits_in_full_waves(rows, least, resident):
+    """The fewest KV splits of a row, `least` or more, with which the last wave of CTAs is not mostly empty."""
+    waves = {splits: rows * splits / resident for splits in range(least, 9)}
+    return next((splits for splits, n in waves.items() if n >= 0.8 * math.ceil(n)), least)
 
 
 def _planned(problem, rows, longest, tiles, device):
-    # With long steps rows of middling length are cut less: only where there are enough of them for the device.
+    # With long steps rows of middling length are split less: only where there are enough of them for the device.
     if device.clusters and 24 <= rows <= device.sms:
-        return _deep(problem, Launch(8, 2, 2 * tiles, 1, 0), device)
+        return _halved_to_fit(problem, Launch(8, 2, 2 * tiles, 1, 0), device)
     if rows <= 2 * device.sms:
         return Launch(8, 2, tiles, 2, 0)
     two_warps = rows > 4 * device.sms and longest <= TWO_WARP_TOKENS  # on devices without clusters alone; not measured
@@ -201,28 +200,28 @@ def _planned(problem, rows, longest, tiles, device):
 
 
 def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
-    """The launch cut down to what registers and shared memory allow: its warps, tiles, ring slots and CTAs an SM.
+    """Reduce a launch to what registers and shared memory allow: its warps, tiles, stages and CTAs an SM.
 
-    Raises NotImplementedError where not even the least fits.
+    Raises NotImplementedError where not even the smallest fits.
     """
     # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
     # state needs 168, then 255. The simplest problems do with 96, which 20 warps have.
     state = problem.head_dim // 64 * problem.group_tiles
-    one_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
-    warps_per_sm = 16 if one_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
+    single_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
+    warps_per_sm = 16 if single_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
     if state == 1 and problem.query_tokens == 1 and not problem.token_scales and problem.kv_dtype != torch.int8:
         warps_per_sm = 20
     columns_of_warps = math.ceil(problem.group_tiles / 4)  # each thread copies a column's sink
     launch = replace(launch, warps=max(columns_of_warps, min(launch.warps, warps_per_sm)))
     if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
         launch = replace(launch, tiles=1, stages=launch.stages * launch.tiles)
-    least = max(2, math.ceil(_exchange_bytes(problem) / slot_bytes(problem, launch)))
+    least = max(2, math.ceil(_exchange_bytes(problem) / stage_bytes(problem, launch)))
     for stages in range(max(launch.stages, least), least - 1, -1):
-        one = replace(launch, stages=stages, min_ctas=1)
-        needed = shared_bytes(problem, one)
+        fitted = replace(launch, stages=stages, min_ctas=1)
+        needed = shared_bytes(problem, fitted)
         if needed <= device.shared_per_cta:
             ctas = min(launch.min_ctas, warps_per_sm // launch.warps, device.shared_per_sm // (needed + 1024))
-            return replace(one, min_ctas=max(1, ctas))
+            return replace(fitted, min_ctas=max(1, ctas))
     if launch.warps > 2:
         fewer = max(warps for warps in (2, 4, 8) if warps < launch.warps)
         return fit(problem, replace(launch, warps=fewer, stages=3), device)
@@ -233,16 +232,16 @@ def _exchange_bytes(problem):
     return 8 * problem.group_tiles * (problem.head_dim + 4) * 4
 
 
-def slot_bytes(problem: Problem, launch: Launch) -> int:
-    """One slot of a warp's ring (load.cuh)."""
+def stage_bytes(problem: Problem, launch: Launch) -> int:
+    """One stage of a warp's ring (load.cuh)."""
     return launch.tiles * (problem.tile_bytes + (128 if problem.token_scales else 0))
 
 
 def shared_bytes(problem: Problem, launch: Launch) -> int:
     """Shared memory of a CTA (merge.cuh)."""
     heads = 8 * problem.group_tiles
-    used = launch.warps * launch.stages * slot_bytes(problem, launch) + heads * launch.warps * 8 + heads * 4
-    query_tiles = problem.group_tiles * problem.head_dim // 64 * problem.query_parts
+    used = launch.warps * launch.stages * stage_bytes(problem, launch) + heads * launch.warps * 8 + heads * 4
+    query_tiles = problem.group_tiles * problem.head_dim // 64 * problem.query_terms
     used += 1024 * query_tiles if query_tiles > 5 else 0  # the query (config.cuh)
     if launch.cluster > 1:
         slice_floats = math.ceil(heads * problem.head_dim / 4 / launch.cluster) * 4
@@ -250,14 +249,14 @@ def shared_bytes(problem: Problem, launch: Launch) -> int:
     return used if launch.cluster == 1 else used + 4
 
 
-# ---- planned shares: scratch memory
-def shares_of(launch: Launch, kv_heads: int, device: Device) -> int:
-    """CTAs for the parts of long rows, a KV head: as many as the device holds at once."""
+# ---- planned KV splits: scratch memory
+def planned_splits(launch: Launch, kv_heads: int, device: Device) -> int:
+    """CTAs for the KV splits of long rows, of one KV head: as many as the device holds at once."""
     return max(1, device.sms * launch.min_ctas // kv_heads)
 
 
 def partial_bytes(group_tiles: int, head_dim: int) -> int:
-    """One part's partial (merge.cuh)."""
+    """The partial of one KV split (merge.cuh)."""
     return 8 * group_tiles * (head_dim + 2) * 4
 
 

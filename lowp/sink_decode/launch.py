@@ -1,110 +1,73 @@
-"""The launch: a device's and a call's properties to a build of the kernel, its grid and its parameters."""
+"""From a checked call and the device to a build of the kernel, its grid and its parameters."""
 
-import ctypes
-import functools
 import math
 
 import torch
 
+from lowp.jit import launcher
+from lowp.jit.device import device_of
 from lowp.sink_decode import build
-from lowp.sink_decode.build import Config
-from lowp.sink_decode.heuristic import Device, Problem, choose, partial_bytes, shares_of
-from lowp.sink_decode.params import granularity, page_and_head_axis, params_of, query_tokens_of
+from lowp.sink_decode.call import Call
+from lowp.sink_decode.heuristic import Launch, Problem, choose, partial_bytes, planned_splits
+from lowp.sink_decode.params import params_of
 
 
-@functools.cache
-def device_of(device: torch.device) -> Device:
-    """What the launch depends on. Raises NotImplementedError below sm_80."""
-    found = torch.cuda.get_device_properties(device)
-    capability = found.major * 10 + found.minor
-    if capability < 80:
-        raise NotImplementedError(f"the device is sm_{capability}; this kernel needs sm_80 or later")
-    return Device(
-        arch=f"sm_{capability}{'a' if capability >= 90 else ''}",
-        clusters=capability >= 90,
-        sms=found.multi_processor_count,
-        shared_per_cta=found.shared_memory_per_block_optin,
-        shared_per_sm=found.shared_memory_per_multiprocessor,
-    )
-
-
-def problem_of(q, k_cache, v_cache, k_scale, v_scale, layout: str, window_left: int) -> Problem:
-    """What a call needs built."""
+def problem_of(call: Call) -> Problem:
+    """Return the problem that a build for the call must solve."""
+    q, k_cache = call.q, call.k_cache
     return Problem(
-        head_dim=q.shape[-1],
-        group=q.shape[-2] // k_cache.shape[page_and_head_axis(layout)[1]],
+        head_dim=call.head_dim,
+        group=call.group,
         query_bf16=q.dtype == torch.bfloat16,
         kv_dtype=k_cache.dtype,
-        token_scales=granularity(v_scale) == "token_head",
-        window=window_left >= 0,
-        channel_scales=granularity(k_scale) == "channel",
-        query_tokens=query_tokens_of(q),
-        # Both have the same strides: where the values begin 64 bytes after the keys, every token's do.
-        interleaved=q.shape[-1] * k_cache.element_size() == 64 == v_cache.data_ptr() - k_cache.data_ptr(),
+        token_scales=call.v_granularity == "token_head",
+        window=call.window_left >= 0,
+        channel_scales=call.k_granularity == "channel",
+        query_tokens=call.query_tokens,
+        # Both have the same strides: where V begins 64 bytes after K, every token's values do.
+        interleaved=call.head_dim * k_cache.element_size() == 64 == call.v_cache.data_ptr() - k_cache.data_ptr(),
     )
 
 
-def run(
-    q,
-    k_cache,
-    v_cache,
-    block_table,
-    seq_lens,
-    sinks,
-    *,
-    sm_scale,
-    window_left,
-    k_scale,
-    v_scale,
-    layout,
-    out,
-    lse,
-    workspace,
-    fixed=None,
-):
-    """Launch for arguments that `api` has checked. fixed: a Launch instead of the one that `choose` gives, for tests.
+def run(call: Call, fixed: Launch | None = None) -> None:
+    """Launch the kernel for a checked call; fixed: in that launch instead of the one that `choose` gives, for tests.
 
     Raises TypeError or ValueError for a workspace that does not fit, where the launch needs one.
     """
-    page_axis, head_axis = page_and_head_axis(layout)
-    batch, head_dim = q.shape[0], q.shape[-1]
-    page_size, kv_heads = k_cache.shape[page_axis], k_cache.shape[head_axis]
-    device = device_of(q.device)
-    problem = problem_of(q, k_cache, v_cache, k_scale, v_scale, layout, window_left)
-    width = block_table.shape[1]
-    longest = width * page_size if window_left < 0 else min(width * page_size, window_left + problem.query_tokens)
+    device = device_of(call.q.device)
+    problem, batch, kv_heads = problem_of(call), call.batch, call.kv_heads
+    longest = call.table_width * call.page_size
+    if problem.window:
+        longest = min(longest, call.window_left + problem.query_tokens)
     launch = fixed or choose(problem, batch, kv_heads, longest, device)
-    params = params_of(
-        q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, k_scale, v_scale, layout, out, lse
-    )
+    params = params_of(call)
     grid = (kv_heads, launch.cluster, batch)
     if launch.cluster == 0:
-        shares = shares_of(launch, kv_heads, device)
-        grid = (kv_heads, shares + batch, 1)
-        needed = kv_heads * shares * partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
-        workspace = _checked_workspace(workspace, needed, q)
-        params.splits = shares
+        splits = planned_splits(launch, kv_heads, device)
+        grid = (kv_heads, splits + batch, 1)
+        counter_bytes = batch * kv_heads * 4
+        needed = kv_heads * splits * partial_bytes(problem.group_tiles, problem.head_dim) + counter_bytes
+        workspace = checked_workspace(call.workspace, needed, call.q.device)
+        params.splits = splits
         params.partials = workspace.data_ptr()
-        params.arrived = workspace.data_ptr() + workspace.numel() - batch * kv_heads * 4
-    with torch.cuda.device(q.device):
-        config = Config(device.arch, problem, launch)
-        kernel = build.function(config, q.device.index)
-        addresses = (ctypes.c_void_p * 1)(ctypes.addressof(params))
-        stream = torch.cuda.current_stream().cuda_stream
-        build.launch(kernel, grid, config, ctypes.addressof(addresses), stream, launch.overlap and device.clusters)
+        params.arrived = workspace.data_ptr() + workspace.numel() - counter_bytes
+    with torch.cuda.device(call.q.device):
+        kernel = build.kernel(build.Config(device.arch, problem, launch), call.q.device.index)
+        launcher.launch(kernel, grid, params, launch.cluster, launch.overlap and device.clusters)
 
 
-def _checked_workspace(workspace, needed, q):
+def checked_workspace(workspace: torch.Tensor | None, needed: int, device: torch.device) -> torch.Tensor:
+    """Return a workspace of `needed` bytes at least: the one that is given, or a new one."""
     needed = math.ceil(needed / 16) * 16
     if workspace is None:
-        return torch.zeros(needed, dtype=torch.uint8, device=q.device)
+        return torch.zeros(needed, dtype=torch.uint8, device=device)
     if workspace.dtype != torch.uint8:
         raise TypeError(f"workspace is {workspace.dtype}; expected one from make_workspace, torch.uint8")
     aligned = workspace.data_ptr() % 16 == 0 and workspace.numel() % 4 == 0
-    if workspace.device != q.device or not workspace.is_contiguous() or not aligned:
+    if workspace.device != device or not workspace.is_contiguous() or not aligned:
         raise ValueError(
             f"workspace has {workspace.numel()} bytes on {workspace.device}, strides {workspace.stride()}; expected a "
-            f"whole one from make_workspace on {q.device}"
+            f"whole one from make_workspace on {device}"
         )
     if workspace.numel() < needed:
         raise ValueError(

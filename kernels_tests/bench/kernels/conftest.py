@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.kernels import environment, exact, inputs, peers, timing
+from bench.kernels import environment, exact, peers, timing
 from bench.kernels import run as runs
 from bench.kernels.request import KernelsRequest, KernelsRun
-from bench.kernels.shape import even
 from bench.record import run_folder
 from flashinfer_patches.state import Status
 from kernels_tests.bench.samples import a_result
+from lowp.paged import inputs
+from lowp.paged.shapes import even
 
 SHAPES = (even(2, 512),)
 

@@ -2,8 +2,8 @@
 
 from bench.kernels.grid import GEOMETRY, kv_bytes
 from bench.kernels.result import Build, KernelRow, KernelsResult
-from bench.kernels.shape import Shape, even
 from kernels_tests.bench.samples import a_result
+from lowp.paged.shapes import Shape, even
 
 # Microseconds with a BF16 and an FP8 cache: slower, slower, faster, faster; and a batch of its own.
 FA2 = {

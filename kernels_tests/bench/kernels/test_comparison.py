@@ -5,8 +5,8 @@ import pytest
 from bench.kernels import comparison
 from bench.kernels.comparison import pays_from, verdict
 from bench.kernels.peers import OURS
-from bench.kernels.shape import Shape, even
 from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result
+from lowp.paged.shapes import Shape, even
 
 SMALL, LARGE = even(1, 2048), even(32, 8192)
 

@@ -6,9 +6,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from bench.kernels import exact, inputs, peers
-from bench.kernels.shape import Shape, even
-from lowp.sink_decode import reference
+from bench.kernels import exact, peers
+from lowp.paged import inputs
+from lowp.paged.reference import reference
+from lowp.paged.shapes import Shape, even
 
 SHAPES = [even(2, 32), Shape((300, 16, 100)), even(2, 200, window_left=127), even(1, 40, head_dim=128)]
 

@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from bench.kernels.result import Build, KernelRow
-from bench.kernels.shape import even
 from bench.kinds import read
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.kernels.samples import a_kernel_row, a_kernels_result
+from lowp.paged.shapes import even
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import environment, inputs, peers, timing
+from bench.kernels import environment, peers, timing
 from bench.kernels import run as runs
-from bench.kernels.shape import Shape, even
 from bench.kinds import read
 from flashinfer_patches.errors import Problem
+from lowp.paged import inputs
+from lowp.paged.shapes import Shape, even
 
 
 def run(*options: str):

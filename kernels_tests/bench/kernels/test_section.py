@@ -5,9 +5,9 @@ import pytest
 from bench.kernels import comparison, plot, section, tables
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelsResult
-from bench.kernels.shape import Shape, even
 from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result, fa2_rows, our_rows
 from kernels_tests.bench.report.reading import row, value
+from lowp.paged.shapes import Shape, even
 
 SMALL, LARGE, RAGGED = even(1, 2048), even(32, 8192), Shape((8192, 512, 512, 512))
 PEERS = [

@@ -9,10 +9,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from bench.kernels import exact, inputs, peers, vllm_peers
-from bench.kernels.shape import Shape, even
+from bench.kernels import exact, peers, vllm_peers
 from lowp.formats import FORMATS
-from lowp.sink_decode import reference
+from lowp.paged import inputs
+from lowp.paged.reference import reference
+from lowp.paged.shapes import Shape, even
 
 SHAPES = [Shape((300, 16, 100)), even(2, 200, window_left=127), even(1, 40, head_dim=128)]
 SOURCES = {

@@ -1,7 +1,7 @@
-"""Compiled kernels on this machine's disk, in folders that nobody else can write to: what is loaded from them is run.
+"""Compiled kernels on disk, in folders that no other user can write to, since their content is run.
 
 A cache is a folder directly below root() with our marker in it. A kernel is a file `<32 hex digits>.cubin`: the binary,
-and behind it the sha256 of it, by which a file that is cut off or damaged is known.
+followed by its sha256, which reveals a file that is cut off or damaged.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from pathlib import Path
 
 VARIABLE = "FP8_SINKS_KERNEL_CACHE"
 MARKER = "fp8-sinks-kernels"
-# Kernels and unfinished ones; older versions left locks and <digest>.<process id>.
+# Kernels and unfinished ones; older versions left locks and <digest>.<process id>
 NAMES = re.compile(r"[0-9a-f]{32}\.(cubin|lock|\d+)|\.new-.*\.cubin")
 DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache: its folder, bytes in it, and the names of its kernels."""
+    """One cache: its folder, the bytes in it, and the names of its kernels."""
 
     path: Path
     bytes: int
@@ -30,12 +30,12 @@ class Cache:
 
 
 def root() -> Path:
-    """$FP8_SINKS_KERNEL_CACHE, else ~/.cache/fp8-sinks/lowp, which is also what `fp8-sinks serve` sets."""
+    """Return $FP8_SINKS_KERNEL_CACHE, which `fp8-sinks serve` sets, or ~/.cache/fp8-sinks/lowp."""
     return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "fp8-sinks" / "lowp")
 
 
 def load(path: Path) -> bytes | None:
-    """The kernel in the file `path`; None where there is none, or a damaged one.
+    """Load the kernel in the file `path`; None for a missing or damaged file.
 
     Raises RuntimeError where the file or its folder is another user's or writable by others, OSError where it cannot
     be read or is a symbolic link.
@@ -53,26 +53,26 @@ def load(path: Path) -> bytes | None:
 
 
 def store(path: Path, kernel: bytes) -> None:
-    """Put a kernel into the file `path`, whole or not at all; its folder is made and marked as ours.
+    """Write a kernel to the file `path`, atomically; its folder is made and marked as ours.
 
-    Raises RuntimeError where the folder is another user's, writable by others or holds other things, OSError where it
+    Raises RuntimeError where the folder is another user's, writable by others or holds other files, OSError where it
     cannot be written.
     """
     _make(path.parent)
-    handle, new = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".cubin")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".cubin")
     try:
         with open(handle, "wb") as file:
             file.write(kernel + hashlib.sha256(kernel).digest())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(new, path)
+        os.replace(temporary, path)
     except BaseException:
-        Path(new).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 
 def caches(folder: Path) -> list[Cache]:
-    """Every cache of ours directly below `folder`, by name."""
+    """List every cache of ours directly below `folder`, by name."""
     if not folder.is_dir():
         return []
     return [
@@ -87,7 +87,7 @@ def caches(folder: Path) -> list[Cache]:
 
 
 def wipe(folder: Path) -> int:
-    """Remove the files that a cache is made of, and the folder if it is empty then; returns the bytes freed.
+    """Remove the files of a cache, and its folder if that leaves it empty; return the bytes freed.
 
     Raises ValueError for a folder that is no cache of ours, OSError.
     """
@@ -96,10 +96,10 @@ def wipe(folder: Path) -> int:
     freed = 0
     for file in folder.iterdir():
         if NAMES.fullmatch(file.name):
-            with suppress(FileNotFoundError):  # a builder has renamed it
+            with suppress(FileNotFoundError):  # renamed by a process that builds it
                 freed += file.lstat().st_size
                 file.unlink()
-    if os.listdir(folder) == [MARKER]:  # it goes last: what is left of an interrupted wipe can be wiped
+    if os.listdir(folder) == [MARKER]:  # removed last, so that an interrupted wipe can be repeated
         (folder / MARKER).unlink()
         folder.rmdir()
     return freed
@@ -108,12 +108,12 @@ def wipe(folder: Path) -> int:
 def _make(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_ours(folder, folder.stat())
-    others = [name for name in sorted(os.listdir(folder)) if not NAMES.fullmatch(name)]
-    if MARKER in others:
+    foreign = [name for name in sorted(os.listdir(folder)) if not NAMES.fullmatch(name)]
+    if MARKER in foreign:
         return
-    if others:
+    if foreign:
         raise RuntimeError(
-            f"{folder} holds {others[0]}; expected a folder for compiled kernels alone: name another by {VARIABLE}"
+            f"{folder} holds {foreign[0]}; expected a folder for compiled kernels alone: name another by {VARIABLE}"
         )
     with suppress(FileExistsError):  # another process was faster
         (folder / MARKER).touch(mode=0o600, exist_ok=False)

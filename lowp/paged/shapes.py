@@ -1,20 +1,20 @@
-"""What one decode call is asked: plain data. Imports nothing heavy."""
+"""Sizes of one decode call over a paged cache: plain data. Imports nothing heavy."""
 
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-HEAD_DIM = 64  # gpt-oss's
+QUERY_HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE = 64, 8, 64, 16  # gpt-oss's, and vLLM's page
 Layout = Literal["HND", "NHD", "interleaved"]
 LAYOUT: Layout = "HND"
 MOST_GROUPS = 3  # of equal lengths that a name spells out
 
 
 class Shape(NamedTuple):
-    """A batch: each request's tokens, and what else a kernel must know.
+    """The sizes of a batch, with gpt-oss's heads.
 
-    window_left: how many tokens before the newest are read, -1 for all. table_tokens: tokens that the block table has
-    room for, 0 for as many as the longest request has. layout: of the cache: HND, NHD or interleaved, which is HND with
-    each token's keys and values side by side, [pages, kv heads, page, 2 * head_dim].
+    lengths: tokens of each sequence. window_left: how many tokens before the newest are read, -1 for all.
+    table_tokens: tokens that the block table has room for, 0 for as many as the longest sequence has. layout: of the
+    cache in memory.
     """
 
     lengths: tuple[int, ...]
@@ -29,7 +29,7 @@ class Shape(NamedTuple):
 
     @property
     def context(self) -> int:
-        """Tokens of the longest request."""
+        """Tokens of the longest sequence."""
         return max(self.lengths)
 
     @property
@@ -38,15 +38,17 @@ class Shape(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether batch and context say everything."""
+        """Whether batch and context determine the rest."""
         return self == even(self.batch, self.context)
 
     @property
     def tokens(self) -> int:
-        """How many tokens' keys and values one call must read."""
-        if self.window_left < 0:
-            return sum(self.lengths)
-        return sum(min(length, self.window_left + 1) for length in self.lengths)
+        """Tokens whose keys and values one call must read."""
+        return sum(length - self.first_token(row) for row, length in enumerate(self.lengths))
+
+    def first_token(self, row: int) -> int:
+        """The first token of a sequence that is read."""
+        return max(0, self.lengths[row] - 1 - self.window_left) if self.window_left >= 0 else 0
 
     def __str__(self) -> str:
         """On the command line: 8x8192, 1x131072+31x512, 32x8192w127, 8x8192d128, 8x8192t131072, 8x8192NHD."""
@@ -69,14 +71,14 @@ class Shape(NamedTuple):
         return ", ".join(parts)
 
     def _groups(self) -> list[tuple[int, int]]:
-        """How many requests of which length, in order; none where that is too long to say."""
-        found = [(len(list(group)), length) for length, group in groupby(self.lengths)]
-        return found if len(found) <= MOST_GROUPS else []
+        """Counts and lengths of equal neighbours, in order; none where they are too many for a name."""
+        groups = [(len(list(group)), length) for length, group in groupby(self.lengths)]
+        return groups if len(groups) <= MOST_GROUPS else []
 
-    def _range(self, times: str, to: str, form: str) -> str:
-        return f"{self.batch}{times}{min(self.lengths):{form}}{to}{max(self.lengths):{form}}"
+    def _range(self, times: str, dash: str, form: str) -> str:
+        return f"{self.batch}{times}{min(self.lengths):{form}}{dash}{max(self.lengths):{form}}"
 
 
-def even(batch: int, context: int, **more: int | str) -> Shape:
-    """`batch` requests of `context` tokens each."""
-    return Shape((context,) * batch, **more)
+def even(batch: int, context: int, **sizes: int | str) -> Shape:
+    """Make a shape of `batch` sequences of `context` tokens each."""
+    return Shape((context,) * batch, **sizes)

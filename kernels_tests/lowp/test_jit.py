@@ -1,5 +1,6 @@
-"""Building the kernel, with a stand-in for NVRTC."""
+"""Compiling, caching and launching kernels, with stand-ins for NVRTC and the driver."""
 
+import dataclasses
 import os
 from types import SimpleNamespace
 
@@ -7,22 +8,23 @@ import pytest
 import torch
 
 from kernels_tests.flashinfer_patches.engine.worlds import at_once
-from lowp import kernel_cache
+from lowp.jit import compiler, kernel_cache, launcher
+from lowp.jit.device import Device
 from lowp.sink_decode import build
-from lowp.sink_decode.heuristic import Device, Problem, choose
+from lowp.sink_decode.heuristic import Problem, choose
 
 
 @pytest.fixture
 def nvrtc(monkeypatch):
-    """A compiler that succeeds with an empty log; `given`: the buffers that it was to write into."""
-    given = []
+    """A compiler that succeeds with an empty log; `buffers`: that it was given to write into."""
+    buffers = []
 
     def fill(_program, buffer):
-        given.append(buffer)
+        buffers.append(buffer)
         return (0,)
 
-    compiler = SimpleNamespace(
-        given=given,
+    library = SimpleNamespace(
+        buffers=buffers,
         nvrtcResult=SimpleNamespace(NVRTC_SUCCESS=0),
         nvrtcCreateProgram=lambda *_: (0, "program"),
         nvrtcCompileProgram=lambda *_: (0,),
@@ -31,14 +33,14 @@ def nvrtc(monkeypatch):
         nvrtcGetCUBINSize=lambda _: (0, 1),
         nvrtcGetCUBIN=fill,
     )
-    monkeypatch.setattr(build, "_bindings", lambda _name: compiler)
-    return compiler
+    monkeypatch.setattr(compiler, "bindings", lambda _name: library)
+    return library
 
 
-def test_what_the_compiler_writes_into_is_nobody_elses(nvrtc):
+def test_buffers_of_the_compiler_are_not_shared(nvrtc):
     """An empty log is one byte, and Python has one object for all equal ones: writing there changed every space."""
-    assert build.compile_nvrtc([])[1] == ""
-    assert len(nvrtc.given) == 2 and all(len(one) > 1 for one in nvrtc.given)
+    assert compiler.compile_nvrtc(build.SOURCE, [])[1] == ""
+    assert len(nvrtc.buffers) == 2 and all(len(buffer) > 1 for buffer in nvrtc.buffers)
 
 
 @pytest.fixture
@@ -54,23 +56,24 @@ def test_another_compiler_or_source_is_another_build(nvrtc, config, monkeypatch,
         nvrtc.nvrtcVersion = lambda version=version: (0, *version)
         build.cubin(config)
     assert len(list(tmp_path.rglob("*.cubin"))) == 3
-    monkeypatch.setattr(build, "SOURCES", build.SOURCES[:-1])
+    shorter = dataclasses.replace(build.SOURCE, files=build.SOURCE.files[:-1])
+    monkeypatch.setattr(build, "SOURCE", shorter)
     build.cubin(config)
     assert len(list(tmp_path.rglob("*.cubin"))) == 4
 
 
-@pytest.mark.parametrize(("version", "told"), [((12, 8), False), ((12, 9), True), ((13, 0), True)])
-def test_the_drivers_own_cache_is_left_out(nvrtc, config, monkeypatch, tmp_path, version, told):
+@pytest.mark.parametrize(("version", "left_out"), [((12, 8), False), ((12, 9), True), ((13, 0), True)])
+def test_the_drivers_own_cache_is_left_out(nvrtc, config, monkeypatch, tmp_path, version, left_out):
     """NVRTC has one from 12.9 on, and before that no such option: a cold build would not be one."""
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
     nvrtc.nvrtcVersion = lambda: (0, *version)
-    given = []
-    nvrtc.nvrtcCompileProgram = lambda _program, _count, options: (given.extend(options), (0,))[1]
+    passed = []
+    nvrtc.nvrtcCompileProgram = lambda _program, _count, options: (passed.extend(options), (0,))[1]
     build.cubin(config)
-    assert given and (b"--no-cache" in given) == told
+    assert passed and (b"--no-cache" in passed) == left_out
 
 
-def test_a_folder_that_cannot_be_written_is_told(nvrtc, config, monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused(nvrtc, config, monkeypatch, tmp_path):
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     (tmp_path / "file").touch()
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path / "file"))
@@ -83,9 +86,9 @@ def built(nvrtc, config, monkeypatch, tmp_path):
     """The file of a kernel that was built, and what the next builds make: b"again"."""
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "compile_nvrtc", lambda _options: (b"first", ""))
+    monkeypatch.setattr(compiler, "compile_nvrtc", lambda *_: (b"first", ""))
     assert build.cubin(config) == b"first"
-    monkeypatch.setattr(build, "compile_nvrtc", lambda _options: (b"again", ""))
+    monkeypatch.setattr(compiler, "compile_nvrtc", lambda *_: (b"again", ""))
     assert build.cubin(config) == b"first", "from the cache"
     (path,) = tmp_path.rglob("*.cubin")
     return path
@@ -100,10 +103,10 @@ def test_a_broken_kernel_is_built_again(built, config, damage):
     assert built.read_bytes() != damaged[damage] and build.cubin(config) == b"again"
 
 
-@pytest.mark.parametrize("what", ["the kernel", "the folder"])
+@pytest.mark.parametrize("target", ["the kernel", "the folder"])
 @pytest.mark.parametrize("mode", [0o020, 0o002])
-def test_a_kernel_that_others_could_write_is_not_loaded(built, config, what, mode):
-    path = built if what == "the kernel" else built.parent
+def test_a_kernel_that_any_user_could_write_is_not_loaded(built, config, target, mode):
+    path = built if target == "the kernel" else built.parent
     path.chmod(path.stat().st_mode | mode)
     with pytest.raises(RuntimeError, match=rf"{path} is user .*writable by no other.*FP8_SINKS_KERNEL_CACHE"):
         build.cubin(config)
@@ -112,9 +115,9 @@ def test_a_kernel_that_others_could_write_is_not_loaded(built, config, what, mod
 
 
 def test_a_kernel_of_another_user_is_not_loaded(built, config, monkeypatch):
-    other = os.geteuid() + 1
-    monkeypatch.setattr(os, "geteuid", lambda: other)
-    with pytest.raises(RuntimeError, match=rf"expected one of user {other}"):
+    user = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(RuntimeError, match=rf"expected one of user {user}"):
         build.cubin(config)
 
 
@@ -125,7 +128,7 @@ def test_a_linked_kernel_is_not_loaded(built, config, tmp_path):
         build.cubin(config)
 
 
-def test_nobody_else_can_write_what_is_built(nvrtc, config, monkeypatch, tmp_path):
+def test_only_the_user_can_write_built_kernels(nvrtc, config, monkeypatch, tmp_path):
     """Also where files of a user are the group's by default."""
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path / "new"))
@@ -139,7 +142,7 @@ def test_nobody_else_can_write_what_is_built(nvrtc, config, monkeypatch, tmp_pat
     build.cubin(config)
 
 
-def test_a_folder_of_other_things_is_not_built_into(nvrtc, config, monkeypatch, tmp_path):
+def test_a_folder_of_foreign_files_is_not_built_into(nvrtc, config, monkeypatch, tmp_path):
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
     (tmp_path / "sink_decode").mkdir(mode=0o700)
@@ -157,7 +160,7 @@ def test_a_build_that_cannot_be_stored_leaves_nothing(built, config, monkeypatch
     assert [path.name for path in built.parent.iterdir()] == [kernel_cache.MARKER]
 
 
-def test_many_processes_that_build_the_same(nvrtc, config, monkeypatch, tmp_path):
+def test_processes_may_build_the_same_kernel_at_once(nvrtc, config, monkeypatch, tmp_path):
     nvrtc.nvrtcVersion = lambda: (0, 13, 0)
     monkeypatch.setenv("FP8_SINKS_KERNEL_CACHE", str(tmp_path))
     assert all(at_once(*[lambda: build.cubin(config)] * 4))
@@ -167,9 +170,9 @@ def test_many_processes_that_build_the_same(nvrtc, config, monkeypatch, tmp_path
 def test_launches_on_two_streams_share_nothing(monkeypatch):
     """A thread's launch must not move to the stream of another's."""
     driver = SimpleNamespace(CUlaunchConfig=SimpleNamespace, CUstream=lambda stream: stream)
-    monkeypatch.setattr(build, "_bindings", lambda _name: driver)
-    build._launch_config.cache_clear()
-    first, second = (build._launch_config(8, 1024, 1, (8, 1, 1), stream, False) for stream in (7, 9))
+    monkeypatch.setattr(launcher, "bindings", lambda _name: driver)
+    launcher._launch_config.cache_clear()
+    first, second = (launcher._launch_config((8, 1, 1), 256, 1024, 1, False, stream) for stream in (7, 9))
     assert (first.hStream, second.hStream) == (7, 9)
-    assert first is build._launch_config(8, 1024, 1, (8, 1, 1), 7, False)
-    build._launch_config.cache_clear()
+    assert first is launcher._launch_config((8, 1, 1), 256, 1024, 1, False, 7)
+    launcher._launch_config.cache_clear()

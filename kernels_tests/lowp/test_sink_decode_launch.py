@@ -1,0 +1,112 @@
+"""A call on its way to the driver, with stand-ins for the device and the driver: grid, threads and parameters."""
+
+import ctypes
+import dataclasses
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lowp.jit import launcher
+from lowp.jit.device import Device
+from lowp.paged.cases import Case, build
+from lowp.sink_decode import build as builds
+from lowp.sink_decode import launch, sink_decode
+from lowp.sink_decode.params import Params
+
+H200 = Device("sm_90a", True, 132, 232_448, 233_472)
+A100 = Device("sm_80", False, 108, 166_912, 167_936)
+CASE = Case((100, 7), query_tokens=3, window_left=31, granularity="token_head")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """A function that runs a case on meta tensors and a device: the launch's configuration and the parameters."""
+    launches = []
+
+    def launch_kernel(config, function, addresses, _extra):
+        address = ctypes.cast(addresses, ctypes.POINTER(ctypes.c_void_p))[0]
+        launches.append((config, function, Params.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(Params)))))
+        return (0,)
+
+    class Attribute(SimpleNamespace):
+        def __init__(self):
+            super().__init__(value=SimpleNamespace(clusterDim=SimpleNamespace()))
+
+    enums = ("CUlaunchAttributeID", "CUclusterSchedulingPolicy", "CUfunction_attribute")
+    driver = SimpleNamespace(
+        __name__="driver",
+        CUlaunchConfig=SimpleNamespace,
+        CUlaunchAttribute=Attribute,
+        CUstream=lambda stream: stream,
+        cuModuleLoadData=lambda cubin: (0, cubin),
+        cuModuleGetFunction=lambda module, name: (0, (module, name)),
+        cuFuncSetAttribute=lambda *_: (0,),
+        cuLaunchKernelEx=launch_kernel,
+        **{name: type(name, (), {"__getattr__": lambda _, member: member})() for name in enums},
+    )
+    monkeypatch.setattr(launcher, "bindings", lambda _name: driver)
+    monkeypatch.setattr(builds, "cubin", lambda config: config.arch)
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    launcher._launch_config.cache_clear()
+    builds.kernel.cache_clear()
+
+    def run(case, device):
+        monkeypatch.setattr(launch, "device_of", lambda _device: device)
+        arguments = build(case)
+        meta = {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+        sink_decode(**meta, workspace=torch.empty(1 << 24, dtype=torch.uint8, device="meta"))
+        return launches.pop()
+
+    yield run
+    launcher._launch_config.cache_clear()
+    builds.kernel.cache_clear()
+
+
+def test_a_cluster_launch(launched):
+    config, function, params = launched(dataclasses.replace(CASE, window_left=-1, table_tokens=8192), H200)
+    assert function == ("sm_90a", b"sink_decode") and config.hStream == 7
+    cluster = config.attrs[0].value.clusterDim
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (8, cluster.y, 2) and cluster.y > 1
+    assert config.blockDimX % 32 == 0 and config.sharedMemBytes > 0 and params.splits == 0
+
+
+def test_a_planned_launch(launched):
+    config, function, params = launched(CASE, A100)
+    assert function == ("sm_80", b"sink_decode") and config.attrs == []
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (8, params.splits + 2, 1) and params.splits > 0
+    assert params.arrived == (1 << 24) - 2 * 8 * 4
+
+
+@pytest.mark.parametrize("layout", ["HND", "NHD"])
+def test_the_parameters_of_a_call(launched, layout):
+    _, _, params = launched(dataclasses.replace(CASE, layout=layout, page_size=32), H200)
+    head, slot = (32 * 64, 64) if layout == "HND" else (64, 8 * 64)
+    expected = {
+        "batch": 2,
+        "group": 8,
+        "q_stride": 3 * 64 * 64 * 2,
+        "q_token_stride": 64 * 64 * 2,
+        "table_width": 4,
+        "page_shift": 1,
+        "page_stride": 8 * 32 * 64 // 16,
+        "head_stride": head // 16,
+        "slot_stride": slot // 16,
+        "scale_page": 8 * 32,
+        "scale_head": 1,  # the scales lie as [pages, slots, heads] in either layout
+        "scale_slot": 8,
+        "k_scale_head": 0,
+        "window_left": 31,
+    }
+    assert {name: getattr(params, name) for name in expected} == expected
+    assert params.sm_scale == 0.125 and params.lse is None
+
+
+def test_an_empty_batch_is_not_launched():
+    """It returns, though there is no device."""
+    arguments = build(CASE)
+    empty = {name: arguments[name][:0] for name in ("q", "block_table", "seq_lens")}
+    meta = {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in (arguments | empty).items()}
+    assert sink_decode(**meta).shape == (0, 3, 64, 64)

@@ -1,0 +1,85 @@
+"""One call of `sink_decode`, as `api` makes it and hands it along."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lowp.paged.layouts import page_and_head_axis
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of `sink_decode`, whose docstring has their shapes, and the sizes that follow from them.
+
+    The sizes are valid once `api` has checked the call.
+    """
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    block_table: torch.Tensor
+    seq_lens: torch.Tensor
+    sinks: torch.Tensor
+    sm_scale: float
+    window_left: int
+    k_scale: torch.Tensor | None
+    v_scale: torch.Tensor | None
+    layout: str
+    out: torch.Tensor
+    lse: torch.Tensor | None
+    workspace: torch.Tensor | None
+
+    @property
+    def batch(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def query_tokens(self) -> int:
+        """Query tokens of a sequence: a q of 3 axes has one."""
+        return self.q.shape[1] if self.q.dim() == 4 else 1
+
+    @property
+    def query_heads(self) -> int:
+        return self.q.shape[-2]
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[-1]
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The cache's axes of a page's slots and of the KV heads."""
+        return page_and_head_axis(self.layout)
+
+    @property
+    def page_size(self) -> int:
+        return self.k_cache.shape[self.axes[0]]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k_cache.shape[self.axes[1]]
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.query_heads // self.kv_heads
+
+    @property
+    def table_width(self) -> int:
+        """Pages of a row of the block table."""
+        return self.block_table.shape[1]
+
+    @property
+    def k_granularity(self) -> str:
+        return granularity(self.k_scale)
+
+    @property
+    def v_granularity(self) -> str:
+        return granularity(self.v_scale)
+
+
+def granularity(scale: torch.Tensor | None) -> str:
+    """Return the granularity of a valid scale: none, tensor, head, token_head or channel."""
+    if scale is None:
+        return "none"
+    return "tensor" if scale.numel() == 1 else {1: "head", 2: "channel", 3: "token_head"}[scale.dim()]
