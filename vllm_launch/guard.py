@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 
 from flashinfer_patches.errors import Problem
-from vllm_launch.secret_names import is_secret
+from vllm_launch.redaction import is_secret
 
 CODE = (
     "trust-remote-code",

@@ -1,29 +1,28 @@
-"""The model to serve: find it on this machine, and read what its files say. Loads no weights."""
+"""Find the model to serve on this machine, and read its config and the names of its tensors. Loads no weights."""
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Annotated
 
 from huggingface_hub import try_to_load_from_cache
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
 
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
 
-MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 WEIGHT_FILE = re.compile(r"\w[\w.-]{0,200}\.safetensors")
 COMPLETE = "give --model a complete model folder (config.json and safetensors files)"
 EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "tiny_gpt_oss"
 
 
-class Model(BaseModel):
+class Model(Strict):
     """A model folder, described by its config.json and the headers of its safetensors files.
 
     name: what clients call it, and the key of its settings in a profile. weight_bytes: size on disk.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     path: str
     architecture: str
@@ -42,7 +41,7 @@ Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
 def _encodable(text: str) -> str:
-    """`text`; ValueError for half of a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    """Raise ValueError for an unpaired surrogate, which JSON can escape and UTF-8 cannot encode."""
     text.encode()
     return text
 
@@ -51,7 +50,7 @@ Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Config(BaseModel):
-    """What is read of a config.json, in Hugging Face's names; numbers are numbers there, not text."""
+    """The keys that are read of a config.json, in Hugging Face's names."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     architectures: Annotated[list[Text], Field(min_length=1)]
@@ -71,19 +70,19 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _heads_fit(self):
         if self.num_attention_heads % self.kv_heads or self.hidden_size < self.num_attention_heads:
-            raise ValueError("query heads, KV heads and hidden_size do not go together")
+            raise ValueError("query heads, KV heads and hidden_size do not fit together")
         return self
 
 
 def of_default(name: str) -> str:
-    """What `find` takes for a profile's default_model: the embedded model's name stands for its folder."""
+    """The argument of `find` for a profile's default_model: the embedded model's folder instead of its name."""
     return str(EMBEDDED) if name == EMBEDDED.name else name
 
 
 def find(model: str) -> Model:
     """Describe `model`: a folder, or the name of a repository in the local Hugging Face cache.
 
-    Nothing is downloaded. Raises Problem("model") if it is not there, not readable, or has no weights.
+    Downloads nothing. Raises Problem("model") if it does not exist, cannot be read, or has no weights.
     """
     folder = _folder(model)
     config = _config(folder / "config.json")
@@ -108,7 +107,7 @@ def _folder(model: str) -> Path:
     try:
         folder = Path(model).expanduser()
         return folder if folder.is_dir() else _cached(model)
-    except (OSError, ValueError, RuntimeError) as error:  # a path that cannot be, or no name of a repository
+    except (OSError, ValueError, RuntimeError) as error:  # neither a valid path nor a repository's name
         raise Problem(
             "model", f"no such model: {model[:200]!r}", "give --model an existing folder or owner/name"
         ) from error
@@ -139,69 +138,48 @@ def _config(path: Path) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:2]) or "heads"
-        what = f"{path}: {where}: {first['msg']} (got {str(first['input'])[:60]!r})"
-        raise Problem("model", what, "give --model a folder as Hugging Face transformers writes it") from error
+        message = f"{path}: {where}: {first['msg']} (got {str(first['input'])[:60]!r})"
+        raise Problem("model", message, "give --model a folder as Hugging Face transformers writes it") from error
 
 
 def _weights(folder: Path) -> tuple[list[str], int]:
-    """Tensor names and total bytes of a folder's safetensors files, by their headers; every byte must be there."""
+    """Tensor names and total bytes of a folder's safetensors files, which must be complete."""
     index = folder / "model.safetensors.index.json"
     files = _files(index) if index.exists() else [folder / "model.safetensors"]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        what = f"{folder} lacks {len(missing)} weight file(s), first {missing[0]}"
-        raise Problem("model", what, "download the model again; it is incomplete")
+        message = f"{folder} lacks {len(missing)} weight file(s), first {missing[0]}"
+        raise Problem("model", message, "download the model again; it is incomplete")
     names = [name for file in files for name in _tensor_names(file)]
     return names, sum(file.stat().st_size for file in files)
 
 
 def _files(index: Path) -> list[Path]:
-    """The weight files that an index names, all beside it."""
+    """The weight files that an index lists, all in its folder."""
     weight_map = _read_object(index).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not files or not all(isinstance(file, str) and WEIGHT_FILE.fullmatch(file) for file in files):
-        what = f"{index}: weight_map is no map from tensors to *.safetensors files of that folder"
-        raise Problem("model", what, "download the model again")
+        message = f"{index}: weight_map is no map from tensors to *.safetensors files of that folder"
+        raise Problem("model", message, "download the model again")
     return [index.parent / file for file in sorted(set(files))]
 
 
 def _tensor_names(path: Path) -> list[str]:
-    """The tensors of a safetensors file: 8 bytes of header length, the header in JSON, then the tensors' bytes."""
-    remedy = "download the model again: that file is broken, or not downloaded yet (git lfs pull)"
+    """The tensors of a safetensors file; raises Problem("model") unless every byte of them is there."""
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size - 8, MAX_HEADER_BYTES):
-                raise Problem(
-                    "model", f"cannot read {path}: a header of {length:,} bytes in a file of {size:,}", remedy
-                )
-            header = _object(path, file.read(length))
-    except (OSError, struct.error) as error:
-        raise Problem("model", f"cannot read {path}: {error}", remedy) from error
-    header.pop("__metadata__", None)
-    try:
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        complete = 8 + length + end <= size
-    except (TypeError, KeyError, IndexError) as error:
-        raise Problem("model", f"cannot read {path}: its header does not say where its tensors are", remedy) from error
-    if not complete:
-        raise Problem("model", f"{path} has {size:,} bytes of {8 + length + end:,}", remedy)
-    return list(header)
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        remedy = "download the model again: that file is broken, or not downloaded yet (git lfs pull)"
+        raise Problem("model", f"cannot read {path}: {str(error)[:200]}", remedy) from error
 
 
 def _read_object(path: Path) -> dict:
-    """A JSON file that holds a map."""
+    """Read a JSON file that holds a map."""
     try:
-        return _object(path, path.read_bytes())
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise Problem("model", f"cannot read {path}: {error.strerror}", COMPLETE) from error
-
-
-def _object(path: Path, text: bytes) -> dict:
-    """JSON text, of the file `path`, that is a map."""
-    try:
-        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Problem("model", f"cannot read {path}: no JSON ({error})", COMPLETE) from error
     if not isinstance(content, dict):

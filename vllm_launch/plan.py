@@ -15,7 +15,7 @@ from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument, Device, Profile
-from vllm_launch.secret_names import is_secret
+from vllm_launch.redaction import is_secret
 
 KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
 CACHE_VARIABLES = {

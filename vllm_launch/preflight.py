@@ -68,12 +68,12 @@ def _cpu(plan: Plan) -> None:
 
 
 def check_cpu_attention(machine: Machine, environment: Mapping[str, str]) -> None:
-    """Raise Problem("software") where `environment` asks for no CPU attention, or one for another CPU."""
+    """Raise Problem("software") if `environment` requests an unknown CPU attention, or one for another CPU."""
     try:
-        asked = plugin.asked_cpu_attention(environment)
+        requested = plugin.requested_cpu_attention(environment)
     except ValueError as error:
         raise Problem("software", str(error), f"unset {plugin.CPU_ATTENTION}: the plugin then chooses") from error
-    if asked == "native" and not machine.fp8_kernels:
+    if requested == "native" and not machine.fp8_kernels:
         raise Problem(
             "software",
             f"{plugin.CPU_ATTENTION}=native: this CPU ({machine.name}) has neither AVX-512 nor AMX, which vLLM's"

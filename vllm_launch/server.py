@@ -134,17 +134,17 @@ def authorization(plan: Plan) -> dict[str, str]:
 def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
     text = _log_text(log, offset)
     try:
-        found = resolved.read(text, plan.vllm_version)
+        settings = resolved.read(text, plan.vllm_version)
     except ValueError as error:
         raise Problem("resolved", str(error), f"see {log}; is this vLLM release supported?") from error
-    wrong = resolved.mismatches(found, plan.expected_backends, plan.kv_cache_dtype, plan.kv_skip_layers)
-    if wrong:
+    differences = resolved.mismatches(settings, plan.expected_backends, plan.kv_cache_dtype, plan.kv_skip_layers)
+    if differences:
         raise Problem(
             "resolved",
-            f"profile {plan.profile} did not get what it asked for: " + "; ".join(wrong),
-            "change what the profile expects under `backends`, or the arguments; a silent fallback is not served",
+            f"profile {plan.profile} did not get its settings: {'; '.join(map(str, differences))}",
+            "change `backends` in the profile, or the arguments; a silent fallback is not served",
         )
-    return found
+    return settings
 
 
 def _end(supervisor: subprocess.Popen, carried: marks.Marks, grace_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The read ceiling: how fast this GPU's memory can be read, measured. Needs Triton."""
+"""The read ceiling: how fast this GPU reads its memory, measured. Needs Triton."""
 
 from functools import partial
 from statistics import median
@@ -10,7 +10,7 @@ import triton.language as tl
 from bench.kernels.timing import graph_us
 
 SWEPT_BYTES = 2 << 30
-# Values a step, steps a program, warps: which is fastest differs from GPU to GPU.
+# Values per step, steps per program, warps: which is fastest differs from GPU to GPU.
 VARIANTS = [(2048, 32, 4), (4096, 16, 8), (4096, 64, 8), (8192, 16, 8)]
 
 
@@ -34,6 +34,6 @@ def read_ceiling() -> float:
         sweep = partial(_sweep[(programs,)], values, sums, width, steps, num_warps=warps)
         seconds = median(graph_us([sweep], sums.zero_)) * 1e-6
         if sums.sum() != expected:
-            raise RuntimeError(f"a sweep of {width} values, {steps} steps and {warps} warps did not read everything")
+            raise RuntimeError(f"a sweep of {width} values, {steps} steps and {warps} warps did not read all values")
         best = max(best, values.nbytes / seconds)
     return best

@@ -45,12 +45,6 @@ def rel_l2(out: torch.Tensor, exact: torch.Tensor) -> float:
     return float((out - exact).norm() / exact.norm())
 
 
-def missed(out: torch.Tensor, exact: torch.Tensor, rtol: float, atol: float) -> float:
-    """Share of the elements with |out - exact| > atol + rtol |exact|, or that are NaN."""
-    held = (out - exact).abs() <= atol + rtol * exact.abs()
-    return 1 - float(held.double().mean())
-
-
 def _places(inputs: Inputs) -> list[tuple[int, int]]:
     lengths = inputs.shape.lengths
     rows = sorted({*looked_at(len(lengths), ROWS), lengths.index(max(lengths))})

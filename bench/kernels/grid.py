@@ -1,4 +1,4 @@
-"""Where kernels are measured, and how many bytes that is. Imports nothing heavy."""
+"""The shapes that kernels are measured at, and the bytes that they read. Imports nothing heavy."""
 
 import random
 import re
@@ -8,9 +8,9 @@ from bench.kernels.shape import HEAD_DIM, LAYOUT, Shape, even
 
 GEOMETRY = Geometry(query_heads=64, kv_heads=8, head_dim=HEAD_DIM, page_size=16, layout=LAYOUT, query_format="bf16")
 FORMAT_BYTES = {"bf16": 2, "e4m3": 1}  # of one stored value
-ROTATE_BYTES = 400_000_000  # several times any GPU's cache: a call finds none of its keys and values there
-LEAST_LAYERS = 2
-LEAST_TOKENS, MOST_TOKENS = 1 << 10, 1 << 23  # of all requests: fewer take too many layers, more too much memory
+ROTATE_BYTES = 400_000_000  # several times any GPU's cache, so that no call finds its keys and values there
+MIN_LAYERS = 2
+MIN_TOKENS, MAX_TOKENS = 1 << 10, 1 << 23  # of all requests: fewer need too many layers, more too much memory
 WINDOW_LEFT = 127  # gpt-oss's sliding layers: the newest token and 127 before it
 LONGEST = 131072
 
@@ -46,31 +46,28 @@ LAYOUTS = [
     even(*pair, layout=layout) for layout in ("interleaved", "NHD") for pair in ((1, 8192), (8, 8192), (32, 8192))
 ]
 GRID = [*STANDARD, *RAGGED, *WINDOWED, *WIDE_HEADS, *WIDE_TABLES, *LAYOUTS]
-# The original plan's own shapes, for its tolerance alone: too small to time, their caches never leave the GPU's.
-PLAN_SHAPES = [even(batch, context) for batch in (1, 4) for context in (128, 1024)]
-RTOL, ATOL = 1e-2, 1e-3
 
 
 def parse(text: str) -> Shape:
-    """The shape of GRID with that name, or the one written as BATCHxCONTEXT; raises ValueError for anything else."""
+    """The shape of GRID with that name, or BATCHxCONTEXT; raises ValueError for any other text."""
     named = {str(shape): shape for shape in GRID}
     if text in named:
         return named[text]
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found or not LEAST_TOKENS <= int(found[1]) * int(found[2]) <= MOST_TOKENS:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match or not MIN_TOKENS <= int(match[1]) * int(match[2]) <= MAX_TOKENS:
         raise ValueError(
             f"{text!r} is no shape to time: expected BATCHxCONTEXT such as 8x8192,"
-            f" {LEAST_TOKENS:,} to {MOST_TOKENS:,} tokens in all, or a name that --dry-run prints"
+            f" {MIN_TOKENS:,} to {MAX_TOKENS:,} tokens in all, or a name that --dry-run prints"
         )
-    return even(int(found[1]), int(found[2]))
+    return even(int(match[1]), int(match[2]))
 
 
 def kv_bytes(shape: Shape, kv_format: str) -> int:
-    """Bytes of keys and values that one call must read."""
+    """Bytes of keys and values that a call must read."""
     return 2 * shape.tokens * GEOMETRY.kv_heads * shape.head_dim * FORMAT_BYTES[kv_format]
 
 
 def layers(shape: Shape) -> int:
-    """How many caches the calls go through in turn, so that the smallest format's are ROTATE_BYTES at least."""
+    """Number of caches that the calls rotate through, so that the smallest format's are ROTATE_BYTES at least."""
     smallest = min(kv_bytes(shape, kv_format) for kv_format in FORMAT_BYTES)
-    return max(LEAST_LAYERS, -(-ROTATE_BYTES // smallest))
+    return max(MIN_LAYERS, -(-ROTATE_BYTES // smallest))

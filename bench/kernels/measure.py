@@ -1,125 +1,94 @@
-"""Kernels at one shape: the fastest setting's time and the error of what was timed; a kernel that fails says why."""
+"""Kernels at one shape: the fastest setting's time and the error of the timed calls, or why a kernel failed."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from bench.kernels import grid
 from bench.kernels.peers import Kernel
-from bench.kernels.result import KernelRow, Tolerance
+from bench.kernels.request import KernelsRun
+from bench.kernels.result import Build, KernelRow
 from bench.kernels.shape import Shape
-from vllm_launch import provenance
+from vllm_launch import redaction
 
 MESSAGE_CHARACTERS = 300
-Build = tuple[str, str, int, bool]  # a kernel's name and format, the head_dim, and whether it has a sliding window
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to measure, where to write, and how to tell of it: `say` a passing state, `done` a finished step.
+class BuildKey(NamedTuple):
+    """What tells one build of the bench from another."""
 
-    named: whether the kernels were asked for by name, so that one that is missing is an error.
-    """
-
-    kernels: list[Kernel]
-    shapes: list[Shape]
-    folder: Path
-    command: list[str]
-    say: Callable[[str], None]
-    done: Callable[[str], None]
-    named: bool = False
+    kernel: str
+    kv_format: str
+    head_dim: int
+    windowed: bool
 
 
 @dataclass
-class Broken:
-    """Why what is not even tried would fail: builds that failed, and a GPU that this process can no longer use."""
+class Failures:
+    """Why a kernel is not tried: builds that failed, or a GPU that this process can no longer use."""
 
-    builds: dict[Build, str] = field(default_factory=dict)
+    builds: dict[BuildKey, str] = field(default_factory=dict)
     gpu: str | None = None
 
     def reason(self, kernel: Kernel, shape: Shape) -> str | None:
-        return self.builds.get(build_of(kernel, shape)) or self.gpu
+        return self.builds.get(key(kernel, shape)) or self.gpu
 
 
-def build_of(kernel: Kernel, shape: Shape) -> Build:
-    """Which build of a kernel a shape needs."""
-    return kernel.name, kernel.kv_format, shape.head_dim, shape.window_left >= 0
+def key(kernel: Kernel, shape: Shape) -> BuildKey:
+    """The build of a kernel that a shape needs."""
+    return BuildKey(kernel.name, kernel.kv_format, shape.head_dim, shape.window_left >= 0)
 
 
-def rows(request: Request, shape: Shape, broken: Broken, ceiling: float) -> list[KernelRow]:
-    """Every kernel that is measured at a shape, on the same inputs."""
+def key_of(build: Build) -> BuildKey:
+    """The key of a recorded build."""
+    return BuildKey(build.kernel, build.kv_format, build.head_dim, build.windowed)
+
+
+def rows(run: KernelsRun, shape: Shape, failures: Failures, ceiling: float) -> list[KernelRow]:
+    """Measure every kernel that has the shape, all on the same inputs."""
     from bench.kernels import exact, inputs
 
-    request.say(f"{shape}: inputs")
-    kernels = [kernel for kernel in request.kernels if not kernel.lacks(shape)]
-    pairs = {(kernel.kv_format, kernel.sinks) for kernel in kernels if not broken.reason(kernel, shape)}
-    made, expected, unmade = None, {}, None
+    run.status(f"{shape}: inputs")
+    kernels = [kernel for kernel in run.kernels if not kernel.skip_reason(shape)]
+    variants = {(kernel.kv_format, kernel.sinks) for kernel in kernels if not failures.reason(kernel, shape)}
+    data, expected, no_inputs = None, {}, None
     try:
-        if pairs:
-            made = inputs.build(shape, grid.layers(shape))
-            expected = {pair: exact.expected(made, pair[0], sinks=pair[1]) for pair in pairs}
+        if variants:
+            data = inputs.build(shape, grid.layers(shape))
+            expected = {variant: exact.expected(data, variant[0], sinks=variant[1]) for variant in variants}
     except Exception as error:  # too large for this GPU's memory
-        unmade = f"no inputs: {message(error)}"
-    found = []
+        no_inputs = f"no inputs: {message(error)}"
+    measured = []
     for kernel in kernels:
-        request.say(f"{shape}: {kernel}")
-        figures, error = None, broken.reason(kernel, shape) or unmade
+        run.status(f"{shape}: {kernel}")
+        figures, error = None, failures.reason(kernel, shape) or no_inputs
         if error is None:
-            measured = partial(_figures, kernel, made, expected[kernel.kv_format, kernel.sinks])
-            figures, error = _tried(measured, f"{kernel} at {shape}", broken)
-        found.append(_row(kernel, shape, figures, error))
-        request.done(_line(found[-1], ceiling))
-    return found
-
-
-def tolerances(request: Request, shape: Shape, broken: Broken) -> list[Tolerance]:
-    """Each kernel's output at one of the original plan's shapes, against its tolerance."""
-    from bench.kernels import inputs
-
-    kernels = [kernel for kernel in request.kernels if not broken.reason(kernel, shape)]
-    if not kernels:
-        return []
-    made, found = inputs.build(shape, layers=1), []
-    for kernel in kernels:
-        request.say(f"{shape}: {kernel} against the original plan's tolerance")
-        figures, error = None, broken.gpu
-        if error is None:
-            figures, error = _tried(partial(_distances, kernel, made), f"{kernel} at {shape}", broken)
-        nothing = dict.fromkeys(("missed_stored", "missed_bf16", "rel_l2_stored", "rel_l2_bf16"))
-        found.append(
-            Tolerance(
-                kernel=kernel.name,
-                kv_format=kernel.kv_format,
-                batch=shape.batch,
-                context=shape.context,
-                rtol=grid.RTOL,
-                atol=grid.ATOL,
-                error=error,
-                **(figures or nothing),
-            )
-        )
-    return found
+            measurement = partial(_figures, kernel, data, expected[kernel.kv_format, kernel.sinks])
+            figures, error = _attempt(measurement, f"{kernel} at {shape}", failures)
+        measured.append(_row(kernel, shape, figures, error))
+        run.report(_line(measured[-1], ceiling))
+    return measured
 
 
 def message(error: Exception) -> str:
     """An exception on one line, without this machine's folders."""
-    text = " ".join(provenance.redact(f"{type(error).__name__}: {error}").split())
+    text = " ".join(redaction.redact(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."
 
 
-def _figures(kernel: Kernel, made, expected) -> dict:
-    """The fastest setting's samples, and the error of what its timed calls wrote."""
+def _figures(kernel: Kernel, data, expected) -> dict:
+    """The fastest setting's samples, and the error of the output of its timed calls."""
     from bench.kernels import exact, inputs, timing
 
     samples, errors = {}, {}
     for setting in kernel.settings:
-        samples[setting] = timing.graph_us(kernel.calls(made, setting), partial(inputs.poison, made))
-        errors[setting] = exact.rel_l2(exact.outputs(made), expected)
+        samples[setting] = timing.graph_us(kernel.calls(data, setting), partial(inputs.poison, data))
+        errors[setting] = exact.rel_l2(exact.outputs(data), expected)
         if not math.isfinite(errors[setting]):
-            raise ArithmeticError(f"with {setting} the output holds NaN or infinity, or was not written")
+            raise ArithmeticError(f"with {setting} the output has NaN or infinity, or was not written")
     best = timing.fastest(samples)
     return {
         "time_us": median(samples[best]),
@@ -129,46 +98,29 @@ def _figures(kernel: Kernel, made, expected) -> dict:
     }
 
 
-def _distances(kernel: Kernel, made) -> dict:
-    """How far one call's output is from attention over the cache as stored, and over the BF16 values."""
-    from bench.kernels import exact, inputs
-
-    inputs.poison(made)
-    for call in kernel.calls(made, kernel.settings[0]):
-        call()
-    out, figures = exact.outputs(made), {}
-    for name, kv_format in (("stored", kernel.kv_format), ("bf16", "bf16")):
-        expected = exact.expected(made, kv_format, sinks=kernel.sinks)
-        figures[f"missed_{name}"] = exact.missed(out, expected, grid.RTOL, grid.ATOL)
-        figures[f"rel_l2_{name}"] = exact.rel_l2(out, expected)
-    if not all(map(math.isfinite, figures.values())):
-        raise ArithmeticError("the output holds NaN or infinity, or was not written")
-    return figures
-
-
-def _tried(measured: Callable[[], dict], what: str, broken: Broken) -> tuple[dict | None, str | None]:
-    """What `measured` returns, or why it failed; everything is broken then if the GPU is no longer usable."""
+def _attempt(measurement: Callable[[], dict], name: str, failures: Failures) -> tuple[dict | None, str | None]:
+    """The figures, or the error; it is noted in `failures` if the GPU is no longer usable."""
     import torch
 
     try:
-        return measured(), None
+        return measurement(), None
     except Exception as error:
         try:
             torch.cuda.synchronize()
         except Exception:
-            broken.gpu = f"not run: {what} left the GPU unusable for this process"
+            failures.gpu = f"not run: {name} left the GPU unusable for this process"
         return None, message(error)
 
 
 def _row(kernel: Kernel, shape: Shape, figures: dict | None, error: str | None) -> KernelRow:
-    nothing = {"time_us": None, "samples_us": [], "rel_l2": None, "setting": None}
+    no_figures = {"time_us": None, "samples_us": [], "rel_l2": None, "setting": None}
     return KernelRow(
         kernel=kernel.name,
         kv_format=kernel.kv_format,
-        **KernelRow.place(shape),
+        **KernelRow.shape_fields(shape),
         kv_bytes=grid.kv_bytes(shape, kernel.kv_format),
         error=error,
-        **(figures or nothing),
+        **(figures or no_figures),
     )
 
 
@@ -176,5 +128,5 @@ def _line(row: KernelRow, ceiling: float) -> str:
     name = f"{row.shape} {row.kernel} {row.kv_format}"
     if row.error:
         return f"{name}: FAILED: {row.error}"
-    share = row.kv_bytes / row.time_us * 1e6 / ceiling
-    return f"{name}: {row.time_us:.2f} us, {share:.0%} of the read ceiling, relL2 {row.rel_l2:.1e} ({row.setting})"
+    fraction = row.kv_bytes / row.time_us * 1e6 / ceiling
+    return f"{name}: {row.time_us:.2f} us, {fraction:.0%} of the read ceiling, relL2 {row.rel_l2:.1e} ({row.setting})"

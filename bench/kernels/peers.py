@@ -1,4 +1,4 @@
-"""The kernels that are measured, and how each is called. Imports a kernel's library only when it is prepared."""
+"""The kernels that are measured, and how each is called. Imports a kernel's library only to prepare it."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 WORKSPACE_BYTES = 512 << 20
 OURS = "sink-decode"
-PDL, NO_PDL = "PDL", "no PDL"  # programmatic dependent launch: a kernel starts before the one ahead of it has ended
+PDL, NO_PDL = "PDL", "no PDL"  # programmatic dependent launch: a kernel starts before the previous one has ended
 
 
 class Kernel(NamedTuple):
     """A decode kernel with one storage format.
 
-    source: whose it is. sinks: whether it computes them. patched: whether FlashInfer needs our series for it. prepare:
-    from inputs and a setting, a call for each layer, which writes that layer's out. settings: all are tried, the
-    fastest counts.
+    source: the library. sinks: whether it computes them. patched: whether it needs FlashInfer patched by our series.
+    prepare: makes a call for each layer, which writes that layer's out, from inputs and a setting. settings: all are
+    timed, the fastest counts.
     """
 
     name: str
@@ -40,19 +40,19 @@ class Kernel(NamedTuple):
         """A call for each layer of the inputs."""
         return self.prepare(inputs, self.kv_format, setting, self.sinks)
 
-    def lacks(self, shape: Shape) -> str | None:
+    def skip_reason(self, shape: Shape) -> str | None:
         """Why it is not measured at a shape; None where it is."""
         if shape.table_tokens and self.name != OURS:
-            return f"a block table wider than the batch needs is measured for {OURS} alone"
+            return f"a block table wider than the batch needs is measured only for {OURS}"
         if shape.layout != LAYOUT and self.name != OURS:
-            return f"caches in another layout than {LAYOUT} are measured for {OURS} alone"
+            return f"caches in another layout than {LAYOUT} are measured only for {OURS}"
         if not self.sinks and (shape.window_left >= 0 or shape.head_dim != HEAD_DIM):
-            return f"the kernel without sinks is measured with full attention and head_dim {HEAD_DIM} alone"
+            return f"the kernel without sinks is measured only with full attention and head_dim {HEAD_DIM}"
         return None
 
 
 def _ours(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
-    """Our decode kernel through its public function: the checks of its arguments are not in a graph's time."""
+    """Our decode kernel through its public function, whose argument checks a graph does not replay."""
     from lowp.sink_decode import make_workspace, sink_decode
 
     shape = inputs.shape
@@ -71,7 +71,7 @@ def _ours(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[C
 
 
 def _fa2(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
-    """FlashInfer's FA2 through its decode wrapper; planned once for all layers, as vLLM does, for CUDA graphs."""
+    """FlashInfer's FA2 through its decode wrapper for CUDA graphs, planned once for all layers, as vLLM does."""
     import torch
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
@@ -137,7 +137,7 @@ def _xqa(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Ca
 
 @cache
 def _workspace(_owner: str):
-    """Zeroed scratch memory, one for each family of kernels: XQA keeps semaphores in its own."""
+    """Zeroed scratch memory for each family of kernels: XQA keeps semaphores in its own."""
     import torch
 
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")

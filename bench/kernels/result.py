@@ -1,4 +1,4 @@
-"""The result of kind `kernels`. Other tools read its keys: a key keeps its name and its meaning."""
+"""The result of kind `kernels`. Other tools read its keys: a key keeps its name and meaning."""
 
 from statistics import median
 from typing import Annotated, Literal
@@ -10,11 +10,9 @@ from bench.record.envelope import SCHEMA_VERSION
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.provenance import Provenance
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 class Geometry(Strict):
-    """What all rows share, but for a head_dim or layout of their own. layout: as FlashInfer names the cache's axes."""
+    """The defaults of the rows, which may differ in head_dim and layout. layout: as FlashInfer names a cache's axes."""
 
     query_heads: int
     kv_heads: int
@@ -25,10 +23,10 @@ class Geometry(Strict):
 
 
 class Build(Strict):
-    """First call of a kernel with an empty cache: compile, load, run once. Seconds; None where it failed.
+    """First call of a kernel with an empty cache: compile, load, run once. seconds: None where it failed.
 
-    With this head_dim, and with a sliding window or without, the smallest call of all. FlashInfer's kernels build at
-    the same time, several at once: each waits for the others' share of the cores.
+    The smallest call with this head_dim, with a sliding window or without. FlashInfer's kernels build several at once
+    and compete for the cores.
     """
 
     kernel: str
@@ -45,8 +43,8 @@ class Build(Strict):
         return self
 
 
-class LeftOut(Strict):
-    """A kernel that was not measured at `shape` (its name on the command line; None: at all), and why."""
+class Skipped(Strict):
+    """A kernel that was not measured at a shape, and why. shape: as on the command line; None for all shapes."""
 
     kernel: str
     kv_format: str
@@ -57,13 +55,12 @@ class LeftOut(Strict):
 class KernelRow(Strict):
     """One kernel at one shape: `batch` requests of `context` tokens each, one query token a request.
 
-    lengths: each request's tokens where they are not equal; context is the longest then. window_left: how many tokens
-    before the newest are read, -1 for all. table_tokens: tokens that the block table has room for, None for context.
-    layout: of the cache; interleaved is HND with each token's keys and values side by side.
-    kv_bytes: keys and values that a call must read. time_us: median of samples_us, microseconds a call. rel_l2: error
-    of the timed calls' outputs, |out - exact| / |exact|, against float64 attention over the cache as stored, in the
-    first and last two requests and the longest. setting: the kernel's fastest of those tried. A kernel that failed has
-    `error` and no figures.
+    lengths: each request's tokens where they differ; context is then the longest. window_left: tokens read before the
+    newest, -1 for all. table_tokens: tokens that the block table has room for, None for context. layout: of the cache;
+    interleaved is HND with each token's keys and values side by side. kv_bytes: keys and values that a call must read.
+    time_us: median of samples_us, microseconds per call. rel_l2: error of the timed calls' outputs,
+    |out - exact| / |exact|, against float64 attention over the cache as stored, in the first and last two requests and
+    the longest. setting: the fastest of the kernel's settings. A kernel that failed has `error` and no figures.
     """
 
     kernel: str
@@ -88,7 +85,7 @@ class KernelRow(Strict):
         return Shape(lengths, self.window_left, self.head_dim, self.table_tokens or 0, self.layout)
 
     @staticmethod
-    def place(shape: Shape) -> dict:
+    def shape_fields(shape: Shape) -> dict:
         """The fields that name a shape."""
         return {
             "batch": shape.batch,
@@ -104,45 +101,16 @@ class KernelRow(Strict):
     def _figures_or_error(self):
         figures = (self.time_us, self.rel_l2)
         if self.error is None and (not self.samples_us or None in figures):
-            raise ValueError("no error, and not all of time_us, samples_us and rel_l2")
+            raise ValueError("expected time_us, samples_us and rel_l2, or an error")
         if self.error is not None and (self.samples_us or figures != (None, None)):
-            raise ValueError("an error, and figures beside it")
+            raise ValueError("got an error with figures, expected only one of them")
         if self.error is None and self.time_us != median(self.samples_us):
             raise ValueError(f"time_us is {self.time_us}, the median of samples_us {median(self.samples_us)}")
         return self
 
 
-class Tolerance(Strict):
-    """One output against the original plan's tolerance, |out - exact| <= atol + rtol |exact|.
-
-    missed_*: share of the elements outside it. *_stored: against float64 attention over the cache as stored, the
-    kernel's own error. *_bf16: over the BF16 values before they were stored, the storage format's error with it.
-    All None where the call failed, with `error`.
-    """
-
-    kernel: str
-    kv_format: str
-    batch: int
-    context: int
-    rtol: float
-    atol: float
-    missed_stored: Share | None
-    missed_bf16: Share | None
-    rel_l2_stored: NotNegative | None
-    rel_l2_bf16: NotNegative | None
-    error: str | None
-
-    @model_validator(mode="after")
-    def _figures_or_error(self):
-        figures = (self.missed_stored, self.missed_bf16, self.rel_l2_stored, self.rel_l2_bf16)
-        absent = [one is None for one in figures]
-        if absent != [self.error is not None] * len(figures):
-            raise ValueError(f"expected either all figures or an error, got {figures} and {self.error!r}")
-        return self
-
-
 class KernelsResult(Strict):
-    """read_ceiling_bytes_per_s: the fastest read-only sweep of this run. cache_wiped_bytes: before the builds."""
+    """read_ceiling_bytes_per_s: the fastest read-only sweep of the run. cache_wiped_bytes: wiped before the builds."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     kind: Literal["kernels"] = "kernels"
@@ -152,6 +120,5 @@ class KernelsResult(Strict):
     read_ceiling_bytes_per_s: Positive
     cache_wiped_bytes: int
     builds: list[Build]
-    left_out: list[LeftOut] = Field(default_factory=list)
+    left_out: list[Skipped] = Field(default_factory=list)
     rows: list[KernelRow]
-    tolerance: list[Tolerance]

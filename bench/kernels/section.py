@@ -29,12 +29,6 @@ BUILD_NOTE = (
     "The smallest call of all, with an empty cache. FlashInfer's kernels compile several at once and wait for each"
     f" other's share of the cores; {OURS} compiles a launch of its own for some shapes, in about the same time each."
 )
-REASON = (
-    "That is the format, not a kernel: the tolerance asks for 1%, and the eight bits of an element cannot hold it."
-    " E4M3 has three bits of mantissa, so storing a value moves it by up to 6% (2.65% in the root mean square), and no"
-    " kernel can tell what it was before. What holds instead, and what the tests demand: the kernel against attention"
-    " over the cache as stored, and the format's own error as a bound of its own."
-)
 
 
 def headline(result: KernelsResult) -> str:
@@ -50,14 +44,14 @@ def glance_lines(result: KernelsResult) -> str:
 
 
 def summary_lines(result: KernelsResult) -> str:
-    """The result in a few lines: what our kernel shows, where FP8 pays, the tolerance, what failed or was left out."""
+    """The result in a few lines: what our kernel shows, where FP8 pays, what failed or was left out."""
     lines = _ours_lines(result)
     lines += [
         f"{md.text(one.topic)}: {'met' if one.met else '**not met**'}, {md.text(one.words)}"
         for one in claims.claims(result)
     ]
     lines += [md.text(gain.message(result, kernel)) for kernel in gain.compared(result)]
-    return _listed([*lines, *_tolerance_lines(result), *_failed_lines(result), *_left_out_lines(result)])
+    return _listed([*lines, *_failed_lines(result), *_left_out_lines(result)])
 
 
 def _listed(lines: list[str]) -> str:
@@ -76,7 +70,7 @@ def _ours_lines(result: KernelsResult) -> list[str]:
 def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
     """Markdown blocks of the whole section."""
     ceiling = f"Read ceiling of this run: {result.read_ceiling_bytes_per_s / 1e12:.2f} TB/s."
-    tolerance, left_out = tables.tolerance_table(result), tables.left_out_table(result)
+    left_out = tables.left_out_table(result)
     return [
         f"## {headline(result)}",
         summary_lines(result),
@@ -86,7 +80,6 @@ def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
         *tables.time_tables(result),
         NOTE,
         *tables.own_gain_table(result),
-        *(["### The original plan's tolerance", md.details("Each call", [tolerance]), REASON] if tolerance else []),
         *(["### Not measured", left_out] if left_out else []),
         "### Builds",
         tables.build_table(result),
@@ -94,25 +87,6 @@ def blocks(result: KernelsResult, plot_names: dict[str, str]) -> list[str]:
         "### Where it comes from",
         source_table(result, [["kernels", md.text(_kernels(result))]]),
         md.details("Command", [md.block(md.shell(result.provenance.command), "sh")]),
-    ]
-
-
-def _tolerance_lines(result: KernelsResult) -> list[str]:
-    """How much of each kernel's output misses the original plan's tolerance against a BF16 cache."""
-    said: dict[str, list[str]] = {}
-    for kernel in dict.fromkeys(one.kernel for one in result.tolerance):
-        found = [one for one in result.tolerance if (one.kernel, one.kv_format) == (kernel, QUANTISED)]
-        found = [one for one in found if one.error is None]
-        if found:
-            of_bf16, stored = ([getattr(one, key) for one in found] for key in ("missed_bf16", "missed_stored"))
-            words = (
-                f"{_percents(of_bf16)} of the elements miss rtol {found[0].rtol:g}, atol {found[0].atol:g} against a"
-                f" BF16 cache, {_percents(stored)} against the cache as stored: storing eight bits rounds by more than"
-                " that, whatever the kernel"
-            )
-            said.setdefault(words, []).append(md.text(kernel))
-    return [
-        f"Tolerance of the original plan, {', '.join(kernels)} {QUANTISED}: {words}" for words, kernels in said.items()
     ]
 
 
@@ -149,8 +123,3 @@ def _left_out_lines(result: KernelsResult) -> list[str]:
         if one.shape is None:
             names.setdefault(one.reason, []).append(f"{one.kernel} {one.kv_format}")
     return [f"Left out: {md.text(', '.join(of_one))}: {md.text(reason)}" for reason, of_one in names.items()]
-
-
-def _percents(shares: list[float]) -> str:
-    lowest, highest = tables.percent(min(shares)), tables.percent(max(shares))
-    return lowest if lowest == highest else f"{lowest} to {highest}"

@@ -84,21 +84,6 @@ def own_gain_table(result: KernelsResult) -> list[str]:
     return [f"### {OURS}: E4M3 against its own BF16", md.table(headers, lines)] if lines else []
 
 
-def tolerance_table(result: KernelsResult) -> str:
-    """Empty where nothing was held against it."""
-    lines = []
-    for one in result.tolerance:
-        cells = [f"{one.batch} x {one.context:,}", f"{md.text(one.kernel)} {one.kv_format}"]
-        if one.error:
-            lines.append([*cells, "**failed**", "", "", ""])
-            continue
-        missed = (one.missed_bf16, one.missed_stored)
-        errors = (one.rel_l2_bf16, one.rel_l2_stored)
-        lines.append([*cells, *map(percent, missed), *(f"{value:.1e}" for value in errors)])
-    headers = [SHAPE, "kernel", "misses it against a BF16 cache", "against the cache as stored"]
-    return md.table([*headers, "relL2, BF16 cache", "relL2, as stored"], lines) if lines else ""
-
-
 def left_out_table(result: KernelsResult) -> str:
     """Which kernels were not measured where, and why; empty where all were."""
     places: dict[tuple[str, str], list[str]] = {}
@@ -117,10 +102,6 @@ def build_table(result: KernelsResult) -> str:
         for one in result.builds
     ]
     return md.table(["kernel", "compile, load and run once with an empty cache, s"], lines)
-
-
-def percent(share: float) -> str:
-    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
 
 
 def _cell(row: KernelRow | None) -> str:

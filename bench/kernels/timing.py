@@ -1,31 +1,31 @@
-"""Microseconds a call of a kernel, from replays of one CUDA graph."""
+"""Microseconds per call of a kernel, from replays of one CUDA graph."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
 
 WARMUPS, REPLAYS = 3, 21
-LEAST_REPLAYS, BUDGET_MS = 7, 500.0  # as few as that where replays take long
-LEAST_CALLS = 16  # in one graph: the launch of the graph itself is a small part then
+MIN_REPLAYS, BUDGET_MS = 7, 500.0  # no more than MIN_REPLAYS once they have taken BUDGET_MS
+MIN_CALLS = 16  # in one graph, so that launching the graph takes a small fraction of the time
 
 Call = Callable[[], object]
 
 
 def repeated(calls: Sequence[Call]) -> list[Call]:
-    """The calls in turn, whole rounds of them, at least LEAST_CALLS."""
-    return list(calls) * -(-LEAST_CALLS // len(calls))
+    """Whole rounds of the calls in turn, at least MIN_CALLS calls."""
+    return list(calls) * -(-MIN_CALLS // len(calls))
 
 
 def samples_us(replay_ms: Callable[[], float], calls: int) -> list[float]:
-    """Microseconds a call, of REPLAYS replays after WARMUPS that do not count; of fewer beyond BUDGET_MS.
+    """Microseconds per call of REPLAYS replays, fewer beyond BUDGET_MS, after WARMUPS that do not count.
 
-    replay_ms: replays all `calls` calls once and returns how long that took, milliseconds.
+    replay_ms: replays all `calls` calls once and returns the milliseconds.
     """
     for _ in range(WARMUPS):
         replay_ms()
-    taken: list[float] = []
-    while len(taken) < LEAST_REPLAYS or (len(taken) < REPLAYS and sum(taken) < BUDGET_MS):
-        taken.append(replay_ms())
-    return [milliseconds * 1e3 / calls for milliseconds in taken]
+    replays: list[float] = []
+    while len(replays) < MIN_REPLAYS or (len(replays) < REPLAYS and sum(replays) < BUDGET_MS):
+        replays.append(replay_ms())
+    return [milliseconds * 1e3 / calls for milliseconds in replays]
 
 
 def fastest(samples: dict[str, list[float]]) -> str:
@@ -34,16 +34,16 @@ def fastest(samples: dict[str, list[float]]) -> str:
 
 
 def graph_us(calls: Sequence[Call], clear: Call) -> list[float]:
-    """Samples (microseconds a call) of the calls in turn, captured in one CUDA graph on the current device.
+    """Microseconds per call, one sample per replay, of the calls captured in one CUDA graph on the current device.
 
-    clear: undoes what calls before the replays wrote, so that what is there afterwards is the replays' own.
+    clear: overwrites the output of the calls before the replays, so that only the replays' output remains.
     """
     import torch
 
     calls = repeated(calls)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what a first call sets up must not be captured
+    with torch.cuda.stream(side):  # the set-up of a first call must not be captured
         for call in calls:
             call()
     torch.cuda.current_stream().wait_stream(side)
@@ -53,13 +53,13 @@ def graph_us(calls: Sequence[Call], clear: Call) -> list[float]:
         for call in calls:
             call()
     clear()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def replay_ms() -> float:
-        begin.record()
+        start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end)
+        return start.elapsed_time(end)
 
     return samples_us(replay_ms, len(calls))

@@ -1,4 +1,4 @@
-"""vLLM's own decode kernels, called as its attention backends call them. Imports vLLM only when one is prepared.
+"""vLLM's decode kernels, called as its attention backends call them. Imports vLLM only to prepare a kernel.
 
 Arguments as in vLLM 0.26's v1/attention/backends/flash_attn.py and triton_attn.py.
 """
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
     from bench.kernels.inputs import Inputs
 
-# FA3 counts its own splits in every call, or gets what vLLM computes once for all layers of a captured step.
+# FA3 chooses its KV splits in every call, or takes those that vLLM plans once for all layers of a captured step.
 FA3_SETTINGS = (SPLITS_BY_FA3, SPLITS_BY_VLLM) = ("splits by FA3", "splits planned by vLLM")
-MOST_SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
-SEGMENTS = 16  # parts of a row in Triton: vLLM's NUM_PAR_SOFTMAX_SEGMENTS
-LEAST_GRID = 128  # vLLM's MIN_LAUNCH_GRID_SIZE_2D: batches of more sequences times KV heads are not cut
+MAX_SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
+SEGMENTS = 16  # KV splits of a sequence in Triton: vLLM's NUM_PAR_SOFTMAX_SEGMENTS
+MIN_GRID = 128  # vLLM's MIN_LAUNCH_GRID_SIZE_2D: larger products of sequences and KV heads are not split
 
 
-def missing() -> str | None:
+def missing_reason() -> str | None:
     """Why vLLM's kernels cannot be measured here, without importing it."""
     return None if find_spec("vllm") else "vLLM is not installed"
 
 
-def unusable(name: str) -> str | None:
-    """The same for one of them by its name, with an import: "vllm-fa3" or "vllm-triton"."""
-    if reason := missing():
+def unusable_reason(name: str) -> str | None:
+    """Why a kernel of vLLM's cannot be measured here; imports it. name: vllm-fa3 or vllm-triton."""
+    if reason := missing_reason():
         return reason
     try:
         if name == "vllm-triton":
@@ -68,7 +68,7 @@ def fa3(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Cal
         "s_aux": inputs.sinks.bfloat16() if sinks else None,
     }
     if setting == SPLITS_BY_VLLM:
-        options["num_splits"] = MOST_SPLITS
+        options["num_splits"] = MAX_SPLITS
         options["scheduler_metadata"] = get_scheduler_metadata(
             batch_size=shape.batch,
             max_seqlen_q=1,
@@ -82,7 +82,7 @@ def fa3(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Cal
             page_size=GEOMETRY.page_size,
             causal=True,
             window_size=_window(inputs),
-            num_splits=MOST_SPLITS,
+            num_splits=MAX_SPLITS,
         )
     return [
         partial(flash_attn_varlen_func, q.to(cache_dtype), *_nhd(kv), out=out, **options)
@@ -91,7 +91,7 @@ def fa3(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Cal
 
 
 def triton(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
-    """vLLM's Triton unified attention with a BF16 query; few sequences are cut into segments, as vLLM decides."""
+    """vLLM's Triton unified attention with a BF16 query; few sequences are split into segments, as vLLM decides."""
     import torch
     from vllm.v1.attention.ops.triton_unified_attention import unified_attention
     from vllm.v1.kv_cache_interface import KVQuantMode
@@ -99,8 +99,8 @@ def triton(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[
     shape, device = inputs.shape, inputs.seq_lens.device
     fp8 = inputs.caches[kv_format][0][0].dtype == torch.float8_e4m3fn
     scale = torch.ones(1, device=device).expand(shape.batch, GEOMETRY.kv_heads)
-    most_cut = LEAST_GRID // GEOMETRY.kv_heads
-    parts = (most_cut, GEOMETRY.query_heads, SEGMENTS)
+    max_split_batch = MIN_GRID // GEOMETRY.kv_heads
+    segments = (max_split_batch, GEOMETRY.query_heads, SEGMENTS)
     options = {
         "cu_seqlens_q": _query_starts(inputs),
         "max_seqlen_q": 1,
@@ -114,11 +114,11 @@ def triton(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[
         "q_descale": None,
         "k_descale": scale,
         "v_descale": scale,
-        "seq_threshold_3D": most_cut,
+        "seq_threshold_3D": max_split_batch,
         "num_par_softmax_segments": SEGMENTS,
-        "softmax_segm_output": torch.empty(*parts, shape.head_dim, device=device),
-        "softmax_segm_max": torch.empty(parts, device=device),
-        "softmax_segm_expsum": torch.empty(parts, device=device),
+        "softmax_segm_output": torch.empty(*segments, shape.head_dim, device=device),
+        "softmax_segm_max": torch.empty(segments, device=device),
+        "softmax_segm_expsum": torch.empty(segments, device=device),
         "sinks": inputs.sinks.bfloat16() if sinks else None,
         "kv_quant_mode": KVQuantMode.FP8_PER_TENSOR if fp8 else KVQuantMode.NONE,
     }
@@ -135,10 +135,10 @@ def _query_starts(inputs: "Inputs") -> "torch.Tensor":
 
 
 def _window(inputs: "Inputs") -> tuple[int, int]:
-    """vLLM's window of a layer: tokens before the newest, and after it."""
+    """A layer's window as vLLM has it: tokens before the newest, and after it."""
     return (-1, -1) if inputs.shape.window_left < 0 else (inputs.shape.window_left, 0)
 
 
 def _nhd(cache: tuple["torch.Tensor", "torch.Tensor"]) -> list["torch.Tensor"]:
-    """Keys and values in vLLM's own order of axes, [pages, page, kv heads, head_dim]: the same values, copied."""
-    return [one.transpose(1, 2).contiguous() for one in cache]
+    """Keys and values in vLLM's order of axes, [pages, page, kv heads, head_dim], copied."""
+    return [values.transpose(1, 2).contiguous() for values in cache]

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -31,10 +31,13 @@ class Request(Strict):
     overrides: list[str]
 
 
-def read_request(folder: Path) -> Request:
-    """The request of a run folder; raises Problem("file") for a folder that has none."""
+R = TypeVar("R", bound=Strict)
+
+
+def read_request(folder: Path, model: type[R] = Request) -> R:
+    """The request of a run folder; raises Problem("file") for a folder that has none of this model."""
     try:
-        return Request.model_validate_json((folder / REQUEST).read_bytes())
+        return model.model_validate_json((folder / REQUEST).read_bytes())
     except (OSError, ValidationError) as error:
         raise Problem(
             "file",
@@ -43,20 +46,25 @@ def read_request(folder: Path) -> Request:
         ) from error
 
 
-def check(folder: Path, request: Request) -> None:
+def check(folder: Path, request: Strict) -> None:
     """Raise Problem unless `folder` is absent, empty, or that of a run of the same request; writes nothing."""
     _check_lock(folder / LOCK)
     try:
         content = [path for path in folder.iterdir() if not _is_transient(path.name)] if folder.exists() else []
     except OSError as error:
         raise Problem("disk", f"cannot read {folder}: {error.strerror}", "choose another --run-dir") from error
-    if content and read_request(folder) != request:
+    if content and (changed := _changed(read_request(folder, type(request)), request)):
         raise Problem(
             "file",
-            f"{folder} holds a run of another kind, profiles, model, suite or arguments",
+            f"{folder} holds a run with another request: other {', '.join(changed)}",
             f"go on with it: --resume {folder}; or choose another --run-dir",
         )
     _check_cache(folder / CACHE)
+
+
+def _changed(earlier: Strict, request: Strict) -> list[str]:
+    """Fields that differ between two requests of one model."""
+    return [name for name in type(request).model_fields if getattr(earlier, name) != getattr(request, name)]
 
 
 def _is_transient(name: str) -> bool:
@@ -71,7 +79,7 @@ def broken_step(path: Path) -> Problem:
 
 
 @contextmanager
-def opened(folder: Path, request: Request) -> Iterator[None]:
+def opened(folder: Path, request: Strict) -> Iterator[None]:
     """Create `folder` for `request`, or reopen it, with a cache folder, and hold its lock while the block runs.
 
     Raises what check() does, Problem("disk") where it cannot write, and Problem("lock"), naming the holder.

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import click
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.record import run_folder
+from bench.record.command import execute_run
 from bench.record.run_folder import Request
 from bench.servers import run as runs
-from bench.servers.run import PROVENANCE, Run
+from bench.servers.run import Run
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import arguments, profile, provenance
+from vllm_launch import arguments, profile, redaction
 from vllm_launch import plan as plans
-from vllm_launch.terminal import refuse, signals_as_exit, talk
+from vllm_launch.terminal import refuse
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -66,7 +66,15 @@ def run_profiles(
         for entry in run.entries:
             click.echo(plans.as_shell(entry.plan))
     refuse(problems(run))
-    return None if dry_run else _execute(run, execute, write_report)
+    if dry_run:
+        return None
+    command = ["fp8-sinks", *sys.argv[1:]]
+    return execute_run(
+        folder,
+        request,
+        lambda status, report: execute(replace(run, status=status, report=report), command=command),
+        write_report,
+    )
 
 
 def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model, suite) -> Request:
@@ -75,7 +83,7 @@ def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
     profiles, overrides = list(words[:first_flag]), list(words[first_flag:])
     arguments.parse(overrides)  # what is refused may be a secret, and a request is written
-    if provenance.masked(overrides) != overrides:
+    if redaction.masked(overrides) != overrides:
         message = "the arguments for vLLM hold a key, token or password: a run would save it in its files"
         raise Problem("profile", message, "give it to the server through the environment")
     return Request(kind=kind, profiles=profiles, model=model, suite=suite, overrides=overrides)
@@ -89,27 +97,3 @@ def _resumed(kind: Literal["serving", "accuracy"], words, model, suite, run_dir,
         message = f"{resume} holds a run of `bench {request.kind}`"
         raise Problem("file", message, f"fp8-sinks bench {request.kind} --resume {shlex.quote(str(resume))}")
     return request
-
-
-def _execute(run: Run, execute: Callable[..., R], write_report: Callable[[Path], Path]) -> R:
-    """Execute a run with its folder locked and a progress line; print where result and report are."""
-    folder = run.folder
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with (
-        signals_as_exit(),
-        run_folder.opened(folder, run.request),
-        Progress(*columns, console=talk, transient=True) as progress,
-    ):
-        task = progress.add_task("preparing")
-        run = replace(run, status=lambda line: progress.update(task, description=line), report=progress.console.print)
-        result = None
-        try:
-            result = execute(run, command=["fp8-sinks", *sys.argv[1:]])
-        finally:
-            if (folder / "result.json").exists():
-                path = write_report(folder)
-                talk.print(f"result: {folder / 'result.json'}\nreport: {path}", soft_wrap=True)
-            if result is None and (folder / PROVENANCE).exists():
-                words = ["fp8-sinks", "bench", run.request.kind, "--resume", str(folder)]
-                talk.print(f"resume: {shlex.join(words)}", soft_wrap=True)
-    return result

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.record.files import write_text, writing
 from bench.suite import Suite
 from flashinfer_patches.errors import Problem
-from vllm_launch import provenance
+from vllm_launch import provenance, redaction
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.plan import CACHE_VARIABLES, Plan
@@ -36,7 +36,7 @@ def compute(plan: Plan, suite: Suite) -> dict[str, str]:
     digest |= {"machine": [machine.family, machine.name, machine.gpus, machine.driver, machine.cores]}
     digest |= {"grid": suite.grid.model_dump(exclude={"depth"}), "texts": suite.texts.model_dump()}
     digest |= {"greedy": suite.greedy.model_dump(exclude={"reference"}), "model": plan.model.name}
-    return {name: _text(value) for name, value in (provenance.redact_all(digest) | _files(plan.model)).items()}
+    return {name: _text(value) for name, value in (redaction.redact_all(digest) | _files(plan.model)).items()}
 
 
 def check(folder: Path, digest: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ class Requested(Strict):
     environment: dict[str, str]
 
 
-RESOLVED_FIGURES = ("kv_capacity_tokens", "max_concurrency", "kv_cache_gib", "weights_gib")  # of Resolved, not set
+RESOLVED_FIGURES = ("kv_capacity_tokens",)  # no settings
 
 
 class Start(Strict):

@@ -20,7 +20,7 @@ from bench.suite import Suite, Thresholds
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch import plan as plans
-from vllm_launch import preflight, profile, provenance
+from vllm_launch import preflight, profile, provenance, redaction
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 from vllm_launch.provenance import Provenance
@@ -161,7 +161,7 @@ def execute(
             except Exception as error:
                 message = getattr(error, "message", f"{type(error).__name__}: {error}")
                 step_name = getattr(error, "step", "preparation")
-                failures[entry.name] = Failure(step=step_name, message=provenance.redact(message))
+                failures[entry.name] = Failure(step=step_name, message=redaction.redact(message))
                 raise
     except BaseException:
         try:

@@ -18,7 +18,7 @@ from bench.servers.result import RESOLVED_FIGURES, Requested, Start
 from bench.servers.run import Entry, Run, in_step, make_plan
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import preflight, provenance, server
+from vllm_launch import preflight, provenance, redaction, server
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument
 from vllm_launch.resolved import Resolved
@@ -85,9 +85,9 @@ def requested(plan: Plan) -> Requested:
     return Requested(
         kv_cache_dtype=plan.kv_cache_dtype,
         attention_backends=plan.expected_backends,
-        arguments=provenance.redact_all(plan.arguments),
-        command=provenance.redact_all(plan.command),
-        environment=provenance.redact_all(plan.environment),
+        arguments=redaction.redact_all(plan.arguments),
+        command=redaction.redact_all(plan.command),
+        environment=redaction.redact_all(plan.environment),
     )
 
 

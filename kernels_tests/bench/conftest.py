@@ -1,11 +1,9 @@
-"""Pretended servers, and a pretended machine with a GPU: its kernels are torch functions, their times made up."""
+"""Pretended servers, and the command that runs profiles on them."""
 
-import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from bench import cli
@@ -13,98 +11,13 @@ from bench import kinds as result
 from bench.accuracy import forced, greedy, metrics, sink_check
 from bench.accuracy.forced import Scored
 from bench.accuracy.greedy import Answer
-from bench.kernels import exact, inputs, measure, peers, timing
-from bench.kernels import run as runs
-from bench.kernels.shape import even
 from bench.servers import client
 from bench.serving import benchy
-from flashinfer_patches.errors import Problem
-from flashinfer_patches.state import Status
-from kernels_tests.bench.samples import a_rate, a_resolved, a_result
+from kernels_tests.bench.samples import a_rate, a_resolved
 from kernels_tests.vllm_launch.machines import HOST
 from vllm_launch import plan, provenance, server
 
 LOAD = (0.25, 0, 0)  # averages of a machine at rest
-SHAPES = (even(2, 512),)
-
-
-def a_status(state="applied") -> Status:
-    patch_set = "0.6.14+0123456789ab" if state == "applied" else None
-    return Status(target="/x", version="0.6.14", state=state, files={}, patch_set=patch_set, fingerprint="0" * 12)
-
-
-def refused(kernels=peers.KERNELS, named=False) -> Problem:
-    """What check() says of a machine that it refuses."""
-    with pytest.raises(Problem) as caught:
-        runs.check(kernels, named)
-    assert caught.value.kind == "software" and "\n" not in caught.value.message and caught.value.remedy
-    return caught.value
-
-
-@pytest.fixture
-def gpu_machine(monkeypatch, tmp_path):
-    """A machine with a GPU and a patched FlashInfer and no vLLM, as far as check() and provenance look."""
-    monkeypatch.setattr(runs.machine, "detect", lambda _device: a_result(gpu=True).provenance.machine)
-    monkeypatch.setattr(runs.package, "installed", lambda: tmp_path)
-    monkeypatch.setattr(runs.package, "version", lambda _target: "0.6.14")
-    monkeypatch.setattr(runs.engine, "status", a_status)
-    monkeypatch.setattr(runs.provenance, "collect", lambda *_: a_result(gpu=True).provenance)
-    monkeypatch.setattr(runs.vllm_peers, "find_spec", lambda _name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    return monkeypatch
-
-
-def _flashinfer_that_writes_when_imported(patch, site):
-    """As the real one does: its generated files begin with the import."""
-    (site / "flashinfer").mkdir(parents=True)
-    code = "import os, pathlib\npathlib.Path(os.environ['FLASHINFER_WORKSPACE_BASE'], '.cache').mkdir(parents=True)\n"
-    (site / "flashinfer" / "__init__.py").write_text(code)
-    patch.syspath_prepend(site)
-    patch.setitem(sys.modules, "flashinfer", None)
-    del sys.modules["flashinfer"]
-
-
-@pytest.fixture
-def fake_device(gpu_machine, tmp_path):
-    """The whole run on a CPU: a replay's times are the same for all; `calls` counts what was prepared."""
-    prepared = []
-
-    def prepare(made, kv_format, setting, sinks):
-        def call(layer):
-            for row in range(made.shape.batch):
-                made.out[layer][row] = exact.attention(made, kv_format, layer, row, sinks=sinks)
-
-        prepared.append((str(made.shape), kv_format, setting))
-        if setting == "broken" or (setting == "broken with 128" and made.shape.head_dim == 128):
-            raise RuntimeError(f"cannot at {made.shape}\n in {tmp_path}")
-        return [lambda layer=layer: call(layer) for layer in range(len(made.q) if setting != "lazy" else 0)]
-
-    def graph_us(calls, clear):
-        clear()
-        for call in calls:
-            call()
-        return [10.0, 12.0, 11.0] if calls else [1.0]
-
-    build = inputs.build
-    gpu_machine.setattr(inputs, "build", lambda shape, layers: build(shape, min(layers, 2), "cpu"))
-    gpu_machine.setattr(timing, "graph_us", graph_us)
-    gpu_machine.setattr(torch.cuda, "synchronize", lambda: None)
-    _flashinfer_that_writes_when_imported(gpu_machine, tmp_path / "site")
-    gpu_machine.setitem(sys.modules, "bench.kernels.ceiling", SimpleNamespace(read_ceiling=lambda: 4e12))
-    gpu_machine.setattr(runs.jit_cache, "workspace", lambda root: root / "flashinfer-0.6.14+x")
-    for name in (*runs.CACHE_VARIABLES, "VLLM_LOGGING_STREAM"):
-        gpu_machine.setenv(name, "the user's own")
-
-    def kernel(name, kv_format="e4m3", settings=("right",), source="flashinfer", sinks=True):
-        return peers.Kernel(name, kv_format, source, sinks, source == "flashinfer", prepare, settings)
-
-    def execute(*kernels, shapes=SHAPES, named=False):
-        said = []
-        run = tmp_path / "run"
-        request = measure.Request(list(kernels), list(shapes), run, ["fp8-sinks"], said.append, said.append, named)
-        return runs.execute(request), said
-
-    return SimpleNamespace(kernel=kernel, execute=execute, patch=gpu_machine, folder=tmp_path, prepared=prepared)
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-"""Facts of machines of every kind, and what the doctor says of them, for its tests."""
+"""Facts of machines of every kind, and the doctor's findings on them, for its tests."""
 
 from pathlib import Path
 
-from vllm_launch.doctor.checks import Finding
 from vllm_launch.doctor.command import findings
-from vllm_launch.doctor.facts import Facts, Need, Place, Trouble
+from vllm_launch.doctor.facts import Facts, Failure, Folder, Need
+from vllm_launch.doctor.finding import Finding
 from vllm_launch.machine import Machine
 
 GIB = 1 << 30
@@ -47,7 +47,7 @@ COMMON = {
     "nvcc": "/usr/local/cuda/bin/nvcc",
     "toolkit": (13, 0),
     "ninja": True,
-    "places": [Place(role="run folder", path="runs", writable=True, free_bytes=90 * GIB, used_bytes={})],
+    "folders": [Folder(role="run folder", path="runs", writable=True, free_bytes=90 * GIB, used_bytes={})],
     "port": 8000,
     "port_user": None,
 }
@@ -94,7 +94,8 @@ def on_cpu(**changes) -> Facts:
     return Facts(**(COMMON | facts | changes))
 
 
-BARE = on_cpu(build=Trouble(what="vLLM: none installed", remedy="run: make setup"), packages={}, pins={}, ninja=False)
+NO_VLLM = Failure(message="vLLM: none installed", remedy="run: make setup")
+BARE = on_cpu(build=NO_VLLM, packages={}, pins={}, ninja=False)
 
 
 def about(facts: Facts, topic: str) -> list[Finding]:
@@ -102,5 +103,5 @@ def about(facts: Facts, topic: str) -> list[Finding]:
 
 
 def wrong(facts: Facts) -> dict[str, str]:
-    """What is not in order: topic to status."""
+    """The status of every topic that is not ok."""
     return {finding.topic: finding.status for finding in findings(facts) if finding.status != "ok"}

@@ -1,4 +1,4 @@
-"""Model folders as they should not be: one line that names the file, a remedy, exit code 11, no traceback."""
+"""Broken model folders: one line that names the file, a remedy, no traceback."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import struct
 import pytest
 from click.testing import CliRunner
 
-from flashinfer_patches.errors import Problem
+from flashinfer_patches.errors import ENVIRONMENT, Problem
 from fp8_sinks.cli import main
 from vllm_launch import model
 
@@ -47,8 +47,8 @@ def test_a_config_of_wrong_values_names_the_key(model_folder, key, value):
 
 
 def test_optional_keys_may_be_null(model_folder):
-    found = model.find(str(model_folder(num_key_value_heads=None, head_dim=None, sliding_window=None)))
-    assert (found.kv_heads, found.head_dim, found.sliding_window) == (16, 16, None)
+    described = model.find(str(model_folder(num_key_value_heads=None, head_dim=None, sliding_window=None)))
+    assert (described.kv_heads, described.head_dim, described.sliding_window) == (16, 16, None)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_optional_keys_may_be_null(model_folder):
     ids=lambda content: repr(content[:20]),
 )
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_what_is_no_map_in_json(model_folder, name, content):
+def test_a_file_without_a_json_map(model_folder, name, content):
     folder = model_folder()
     (folder / name).write_bytes(content)
     assert name in refused(folder).message
@@ -109,13 +109,13 @@ def tensor(**changes) -> bytes:
     ],
     ids=lambda content: repr(content[:40]),
 )
-def test_weights_that_are_no_whole_safetensors_file(model_folder, content):
+def test_weights_that_are_no_complete_safetensors_file(model_folder, content):
     folder = model_folder()
     (folder / "model.safetensors").write_bytes(content)
     assert "model.safetensors" in refused(folder).message
 
 
-def test_a_whole_file_with_its_tensors_bytes(model_folder):
+def test_a_complete_safetensors_file(model_folder):
     folder = model_folder()
     (folder / "model.safetensors").write_bytes(header(tensor(), data=b"x" * 16))
     assert model.find(str(folder)).has_sinks
@@ -150,7 +150,8 @@ def test_a_folder_whose_name_would_be_an_option_of_vllm(model_folder, name):
     assert "name" in refused(model_folder(name=name)).message
 
 
-def test_the_command_line_has_one_line_for_it(model_folder):
+def test_the_command_prints_a_line_and_a_remedy(model_folder):
     folder = model_folder(architectures=None)
-    done = CliRunner().invoke(main, ["serve", "baseline", "--model", os.fspath(folder)])
-    assert done.exit_code == 4 and len(done.stderr.splitlines()) == 2 and "architectures" in done.stderr
+    result = CliRunner().invoke(main, ["serve", "baseline", "--model", os.fspath(folder)])
+    assert result.exit_code == ENVIRONMENT and len(result.stderr.splitlines()) == 2
+    assert "architectures" in result.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vllm_launch.resolved import Resolved, canonical_kv_dtype, mismatches, read
+from vllm_launch.resolved import RETIRED, Mismatch, Resolved, canonical_kv_dtype, mismatches, read
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -26,8 +26,8 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 def test_cpu_auto():
-    got = read(log("cpu-0.32.0-auto"), "0.32.0")
-    assert got.model_dump() == {
+    resolved = read(log("cpu-0.32.0-auto"), "0.32.0")
+    assert resolved.model_dump() == {
         "vllm_version": "0.32.0",
         "device": "cpu",
         "model_dtype": "bfloat16",
@@ -38,10 +38,7 @@ def test_cpu_auto():
         "kv_cache_dtype": "auto",
         "kv_skip_layers": [],
         "kv_capacity_tokens": 671088,
-        "max_concurrency": 163.84,
         "kv_block_sizes": [128, 128],
-        "kv_cache_gib": 1.0,
-        "weights_gib": None,
         "moe_backend": "CPU",
         "cuda_graphs": "none",
         "cpu_cache_writer": False,
@@ -50,43 +47,47 @@ def test_cpu_auto():
 
 
 def test_cpu_fp8():
-    got = read(log("cpu-0.32.0-fp8"), "0.32.0")
-    assert (got.kv_cache_dtype, got.kv_capacity_tokens, got.cpu_cache_writer) == ("fp8", 1342177, True)
-    assert mismatches(got, ["CPU_ATTN"], "fp8_e4m3", []) == []
+    resolved = read(log("cpu-0.32.0-fp8"), "0.32.0")
+    assert (resolved.kv_cache_dtype, resolved.kv_capacity_tokens, resolved.cpu_cache_writer) == ("fp8", 1342177, True)
+    assert mismatches(resolved, ["CPU_ATTN"], "fp8_e4m3", []) == []
     assert not read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0").cpu_cache_writer
 
 
 @pytest.mark.parametrize(("name", "attention"), [("fp8", "native"), ("fp8-widened", "widened"), ("auto", None)])
-def test_what_reads_an_fp8_cache_on_a_cpu(name, attention):
-    got = read(log(f"cpu-0.32.0-{name}"), "0.32.0")
-    assert (got.cpu_attention, got.cpu_cache_writer) == (attention, attention is not None)
-    assert mismatches(got, ["CPU_ATTN"], got.kv_cache_dtype, got.kv_skip_layers) == []
+def test_the_kernel_that_reads_an_fp8_cache_on_a_cpu(name, attention):
+    resolved = read(log(f"cpu-0.32.0-{name}"), "0.32.0")
+    assert (resolved.cpu_attention, resolved.cpu_cache_writer) == (attention, attention is not None)
+    assert mismatches(resolved, ["CPU_ATTN"], resolved.kv_cache_dtype, resolved.kv_skip_layers) == []
 
 
-def test_an_fp8_cache_on_a_cpu_that_nothing_says_it_reads_is_a_mismatch():
+def test_an_fp8_cache_on_a_cpu_without_a_logged_reader_is_a_mismatch():
     text = without(log("cpu-0.32.0-fp8"), "attention reads the FP8 cache")
-    assert mismatches(read(text, "0.32.0"), ["CPU_ATTN"], "fp8", []) == [UNREAD]
+    (difference,) = mismatches(read(text, "0.32.0"), ["CPU_ATTN"], "fp8", [])
+    assert difference.setting == "CPU attention over the FP8 cache"
 
 
-def test_an_older_result_s_settings_are_still_read():
-    old = read(log("cpu-0.32.0-fp8"), "0.32.0").model_dump(exclude={"cpu_attention"})
-    assert Resolved.model_validate(old).cpu_attention is None
+def test_settings_of_older_results_are_still_read():
+    resolved = read(log("cpu-0.32.0-fp8"), "0.32.0")
+    older = resolved.model_dump() | dict.fromkeys(RETIRED, 1.0)
+    assert Resolved.model_validate(older) == resolved
+    del older["cpu_attention"]
+    assert Resolved.model_validate(older).cpu_attention is None
 
 
-def test_cpu_ignores_the_backend_asked_for():
-    got = read(log("cpu-0.32.0-fp8-skip"), "0.32.0")
-    assert got.kv_skip_layers == ["sliding_window"]
-    assert got.kv_block_sizes == [128, 256]
-    assert got.kv_capacity_tokens == 986895
-    assert got.cuda_graphs == "none"
-    assert mismatches(got, ["FLASHINFER"], "fp8", ["sliding_window"]) == [
-        "attention backend: expected FLASHINFER, got CPU_ATTN"
+def test_cpu_ignores_a_requested_backend():
+    resolved = read(log("cpu-0.32.0-fp8-skip"), "0.32.0")
+    assert resolved.kv_skip_layers == ["sliding_window"]
+    assert resolved.kv_block_sizes == [128, 256]
+    assert resolved.kv_capacity_tokens == 986895
+    assert resolved.cuda_graphs == "none"
+    assert mismatches(resolved, ["FLASHINFER"], "fp8", ["sliding_window"]) == [
+        Mismatch("attention backend", "FLASHINFER", "CPU_ATTN")
     ]
 
 
 def test_gpu_026_fp8():
-    got = read(log("gpu-0.26.0-sm90-fp8"), "0.26.0")
-    assert got.model_dump() == {
+    resolved = read(log("gpu-0.26.0-sm90-fp8"), "0.26.0")
+    assert resolved.model_dump() == {
         "vllm_version": "0.26.0",
         "device": "cuda",
         "model_dtype": "bfloat16",
@@ -97,58 +98,55 @@ def test_gpu_026_fp8():
         "kv_cache_dtype": "fp8",
         "kv_skip_layers": [],
         "kv_capacity_tokens": 3404810,
-        "max_concurrency": 25.98,
         "kv_block_sizes": None,
-        "kv_cache_gib": 78.55,
-        "weights_gib": 13.72,
         "moe_backend": "MARLIN",
         "cuda_graphs": "FULL_AND_PIECEWISE",
         "cpu_cache_writer": False,
         "cpu_attention": None,
     }
-    assert mismatches(got, ["FLASH_ATTN"], "fp8", []) == []
+    assert mismatches(resolved, ["FLASH_ATTN"], "fp8", []) == []
 
 
 def test_gpu_026_recorded_on_an_h200():
     """The whole log of a start, where the others hold what is read."""
-    got = read(log("gpu-0.26.0-sm90-tiny-fp8-skip"), "0.26.0")
-    assert (got.attention_backends, got.flash_attention_version, got.kv_cache_dtype) == (["FLASH_ATTN"], 3, "fp8")
-    assert (got.kv_capacity_tokens, got.max_concurrency, got.kv_cache_gib) == (28887656, 11284.24, 41.5)
-    assert (got.weights_gib, got.moe_backend, got.cuda_graphs) == (0.04, "TRITON", "FULL_AND_PIECEWISE")
-    assert mismatches(got, ["FLASH_ATTN"], "fp8", ["sliding_window"]) == []
+    resolved = read(log("gpu-0.26.0-sm90-tiny-fp8-skip"), "0.26.0")
+    assert (resolved.attention_backends, resolved.flash_attention_version) == (["FLASH_ATTN"], 3)
+    assert resolved.kv_cache_dtype == "fp8"
+    assert (resolved.kv_capacity_tokens, resolved.max_model_len) == (28887656, 2560)
+    assert (resolved.moe_backend, resolved.cuda_graphs) == ("TRITON", "FULL_AND_PIECEWISE")
+    assert mismatches(resolved, ["FLASH_ATTN"], "fp8", ["sliding_window"]) == []
 
 
 def test_gpu_026_named_backend_and_eager():
-    got = read(log("gpu-0.26.0-sm121-eager"), "0.26.0")
-    assert (got.attention_backends, got.cuda_graphs, got.weights_gib) == (["TRITON_ATTN"], "none", 13.72)
+    resolved = read(log("gpu-0.26.0-sm121-eager"), "0.26.0")
+    assert (resolved.attention_backends, resolved.cuda_graphs) == (["TRITON_ATTN"], "none")
 
 
 def test_gpu_033_flashinfer_with_skipped_layers():
-    got = read(log("gpu-0.33.0-sm121-fp8-skip"), "0.33.0")
-    assert got.attention_backends == ["FLASHINFER"]
-    assert got.kv_skip_layers == ["sliding_window"]
-    assert got.kv_block_sizes == [16, 32]
-    assert (got.kv_capacity_tokens, got.max_concurrency) == (2441216, 18.63)
-    assert (got.weights_gib, got.kv_cache_gib) == (13.9, 61.3)
-    assert got.flashinfer[1] == (
+    resolved = read(log("gpu-0.33.0-sm121-fp8-skip"), "0.33.0")
+    assert resolved.attention_backends == ["FLASHINFER"]
+    assert resolved.kv_skip_layers == ["sliding_window"]
+    assert resolved.kv_block_sizes == [16, 32]
+    assert (resolved.kv_capacity_tokens, resolved.max_model_len) == (2441216, 131072)
+    assert resolved.flashinfer[1] == (
         "prefill=bfloat16, decode=bfloat16, decode_backend=xqa, kv_cache_dtype=float8_e4m3fn, arch=sm121"
     )
-    assert got.cuda_graphs == "FULL_AND_PIECEWISE"
+    assert resolved.cuda_graphs == "FULL_AND_PIECEWISE"
 
 
 def test_gpu_033_custom_backend_with_reduced_graphs():
-    got = read(log("gpu-0.33.0-sm90-custom"), "0.33.0+cu130")
-    assert got.attention_backends == ["CUSTOM"]
-    assert got.cuda_graphs == "PIECEWISE"
-    assert got.vllm_version == "0.33.0"
+    resolved = read(log("gpu-0.33.0-sm90-custom"), "0.33.0+cu130")
+    assert resolved.attention_backends == ["CUSTOM"]
+    assert resolved.cuda_graphs == "PIECEWISE"
+    assert resolved.vllm_version == "0.33.0"
 
 
 def test_gpu_033_graphs_without_piecewise_capture():
     where = "(EngineCore pid=202) WARNING 11-21 12:00:09 [compilation.py:1473]"
     why = "the loaded model provides neither a compiled submodule nor breakable CUDA graphs."
     change = f"{where} Cudagraph mode X requires piecewise capture, but {why} Overriding to FULL_DECODE_ONLY."
-    got = read(f"{log('gpu-0.33.0-sm121-fp8-skip')}{change}\n", "0.33.0")
-    assert got.cuda_graphs == "FULL_DECODE_ONLY"
+    resolved = read(f"{log('gpu-0.33.0-sm121-fp8-skip')}{change}\n", "0.33.0")
+    assert resolved.cuda_graphs == "FULL_DECODE_ONLY"
 
 
 def test_skipped_capture_is_no_graphs():
@@ -161,52 +159,51 @@ def test_fallback_is_a_mismatch():
     old = "Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN', 'TRITON_ATTN']."
     new = "Using TRITON_ATTN attention backend out of potential backends: ['TRITON_ATTN']."
     text = without(replaced(log("gpu-0.26.0-sm90-fp8"), old, new), "Using FlashAttention version")
-    wrong = mismatches(read(text, "0.26.0"), ["FLASH_ATTN"], "fp8", [])
-    assert wrong == ["attention backend: expected FLASH_ATTN, got TRITON_ATTN"]
+    differences = mismatches(read(text, "0.26.0"), ["FLASH_ATTN"], "fp8", [])
+    assert differences == [Mismatch("attention backend", "FLASH_ATTN", "TRITON_ATTN")]
+    assert str(differences[0]) == "attention backend: expected FLASH_ATTN, got TRITON_ATTN"
 
 
-def test_one_layer_kind_falling_back_is_a_mismatch():
+def test_fallback_of_a_single_layer_kind_is_a_mismatch():
     old, new = "Using AttentionBackendEnum.CUSTOM backend.", "Using AttentionBackendEnum.TRITON_ATTN backend."
     text = log("gpu-0.33.0-sm90-custom")
     last = text.rindex(old)
-    got = read(text[:last] + replaced(text[last:], old, new), "0.33.0")
-    wrong = mismatches(got, ["CUSTOM"], "fp8", got.kv_skip_layers)
-    assert wrong == ["attention backend: expected CUSTOM, got CUSTOM, TRITON_ATTN"]
+    resolved = read(text[:last] + replaced(text[last:], old, new), "0.33.0")
+    differences = mismatches(resolved, ["CUSTOM"], "fp8", resolved.kv_skip_layers)
+    assert differences == [Mismatch("attention backend", "CUSTOM", "CUSTOM, TRITON_ATTN")]
 
 
-TRUNCATES = "CPU cache writer: expected the rounding one of fp8-sinks, got vLLM's, which truncates"
-UNREAD = "CPU attention over the FP8 cache: expected native or widened, got none that says so"
-AS_BF16 = "got bfloat16 (auto)"
-AS_FP8 = "got fp8_e4m3 (fp8)"
+AUTO, FP8, E5M2 = "bfloat16 (auto)", "fp8_e4m3 (fp8)", "fp8_e5m2 (fp8_e5m2)"
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "expected"),
+    ("name", "requested", "expected"),
     [
         ("cpu-0.32.0-auto", "auto", []),
         ("cpu-0.32.0-auto", "bfloat16", []),
-        ("cpu-0.32.0-auto", "fp8", [f"KV cache dtype: expected fp8_e4m3 (fp8), {AS_BF16}"]),
+        ("cpu-0.32.0-auto", "fp8", [Mismatch("KV cache dtype", FP8, AUTO)]),
         ("cpu-0.32.0-fp8", "fp8", []),
-        ("cpu-0.32.0-fp8", "auto", [f"KV cache dtype: expected bfloat16 (auto), {AS_FP8}"]),
-        ("cpu-0.32.0-fp8", "fp8_e5m2", [f"KV cache dtype: expected fp8_e5m2 (fp8_e5m2), {AS_FP8}"]),
+        ("cpu-0.32.0-fp8", "auto", [Mismatch("KV cache dtype", AUTO, FP8)]),
+        ("cpu-0.32.0-fp8", "fp8_e5m2", [Mismatch("KV cache dtype", E5M2, FP8)]),
     ],
 )
-def test_kv_dtypes(name, asked, expected):
-    assert mismatches(read(log(name), "0.32.0"), ["CPU_ATTN"], asked, []) == expected
+def test_kv_dtypes(name, requested, expected):
+    assert mismatches(read(log(name), "0.32.0"), ["CPU_ATTN"], requested, []) == expected
 
 
 def test_skipped_layers_are_checked():
-    got = read(log("cpu-0.32.0-fp8-skip"), "0.32.0")
-    assert mismatches(got, ["CPU_ATTN"], "fp8", ["sliding_window"]) == []
-    (wrong,) = mismatches(got, ["CPU_ATTN"], "fp8", [])
-    assert wrong == "layers with an unquantised KV cache: expected none, got ['sliding_window']"
+    resolved = read(log("cpu-0.32.0-fp8-skip"), "0.32.0")
+    assert mismatches(resolved, ["CPU_ATTN"], "fp8", ["sliding_window"]) == []
+    (difference,) = mismatches(resolved, ["CPU_ATTN"], "fp8", [])
+    assert (difference.expected, difference.actual) == ("none", "sliding_window")
     plain = read(log("cpu-0.32.0-fp8"), "0.32.0")
     assert len(mismatches(plain, ["CPU_ATTN"], "fp8", ["sliding_window"])) == 1
 
 
 def test_a_truncating_cache_writer_is_a_mismatch():
-    got = read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0")
-    assert mismatches(got, ["CPU_ATTN"], "fp8", []) == [TRUNCATES, UNREAD]
+    resolved = read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0")
+    settings = [difference.setting for difference in mismatches(resolved, ["CPU_ATTN"], "fp8", [])]
+    assert settings == ["CPU cache writer", "CPU attention over the FP8 cache"]
 
 
 def test_canonical_kv_dtype():
@@ -223,11 +220,11 @@ def test_expected_backends_must_not_be_empty():
 @pytest.mark.parametrize(
     ("name", "version", "left_out", "named"),
     [
-        ("cpu-0.32.0-auto", "0.32.0", "KV cache size", "KV cache capacity.*; the maximum concurrency"),
+        ("cpu-0.32.0-auto", "0.32.0", "KV cache size", "KV cache capacity.*; the maximum model length"),
         ("cpu-0.32.0-auto", "0.32.0", "Initializing a V1", "one engine config line"),
         ("cpu-0.32.0-auto", "0.32.0", "non-default args", "server's arguments"),
         ("gpu-0.26.0-sm90-fp8", "0.26.0", "KV cache size", "KV cache capacity"),
-        ("gpu-0.26.0-sm90-fp8", "0.26.0", "Maximum concurrency", "maximum concurrency"),
+        ("gpu-0.26.0-sm90-fp8", "0.26.0", "Maximum concurrency", "maximum model length"),
         ("gpu-0.26.0-sm90-fp8", "0.26.0", "potential backends", "the attention backend"),
         ("gpu-0.26.0-sm90-fp8", "0.26.0", "FlashAttention version", "FlashAttention version"),
         ("gpu-0.26.0-sm90-fp8", "0.26.0", "Graph capturing finished", r"CUDA graph capture \(mode FULL_AND_"),
@@ -235,7 +232,7 @@ def test_expected_backends_must_not_be_empty():
         ("gpu-0.33.0-sm90-custom", "0.33.0", "CUSTOM backend.", "the attention backend"),
     ],
 )
-def test_what_is_missing_is_named(name, version, left_out, named):
+def test_a_missing_setting_is_named(name, version, left_out, named):
     with pytest.raises(ValueError, match=named):
         read(without(log(name), left_out), version)
 
@@ -257,7 +254,7 @@ def test_versions():
         read(text, "0.34.0")
 
 
-def test_two_starts_in_one_log_are_refused():
+def test_a_log_of_two_starts_is_refused():
     with pytest.raises(ValueError, match="got 2"):
         read(log("cpu-0.32.0-auto") + log("cpu-0.32.0-fp8"), "0.32.0")
 
@@ -281,9 +278,9 @@ def test_colours_and_debug_paths():
 
 
 def test_resolved_is_plain_and_frozen():
-    got = read(log("cpu-0.32.0-auto"), "0.32.0")
-    assert type(got).model_validate_json(got.model_dump_json()) == got
+    resolved = read(log("cpu-0.32.0-auto"), "0.32.0")
+    assert type(resolved).model_validate_json(resolved.model_dump_json()) == resolved
     with pytest.raises(ValidationError):
-        got.kv_cache_dtype = "fp8"
+        resolved.kv_cache_dtype = "fp8"
     with pytest.raises(ValidationError):
-        type(got)(**got.model_dump(), more=1)
+        type(resolved)(**resolved.model_dump(), more=1)

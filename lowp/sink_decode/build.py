@@ -10,7 +10,7 @@ import torch
 from lowp import kernel_cache
 from lowp.sink_decode.heuristic import Launch, Problem, shared_bytes
 
-SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "share.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
+SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "split.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
 HERE = Path(__file__).parent
 REMEDY = "install NVRTC and its bindings: pip install 'cuda-bindings>=13' 'nvidia-cuda-nvrtc>=13'"
 

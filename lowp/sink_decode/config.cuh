@@ -1,4 +1,4 @@
-// What one build of the kernel is for. The host defines every name in capitals (build.py); nothing has a default.
+// The configuration of one build. The host defines every name in capitals (build.py); none has a default.
 #pragma once
 #include "ptx.cuh"
 
@@ -15,24 +15,24 @@ constexpr bool kWindow = WINDOW;                 // window_left >= 0
 constexpr bool kInterleaved = INTERLEAVED;       // 8 bits, 64 dims: a token's values follow its keys, 128 bytes in all
 
 // The launch.
-constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; slots of a warp's ring
+constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; stages of a warp's ring
 constexpr int kTiles = TILES;                    // tiles of 16 tokens a step
-constexpr int kCluster = CLUSTER;                // CTAs that share a row as one cluster; 0: shares are planned here
-constexpr bool kEarly = EARLY;                   // the next kernel may start with this one's last loads, not after its loop
+constexpr int kCluster = CLUSTER;                // CTAs of a cluster, which splits a row; 0: the device plans the splits
+constexpr bool kEarly = EARLY;                   // the next kernel may start with this one's last loads
 
 // Sizes that follow. A half is 64 dims. A block of the ring is 16 tokens x 1 half at 16 bits, x all dims at 8 bits.
 constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;
-constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that deal out tiles
+constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that a row's tiles are dealt to
 constexpr bool kOneByte = kE4m3 || kInt8;
-static_assert(!kInterleaved || (kOneByte && kHalves == 1), "else a line is not of both");
+static_assert(!kInterleaved || (kOneByte && kHalves == 1), "a line holds both keys and values");
 constexpr int kRowBytes = kOneByte && !kInterleaved ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
 constexpr int kTileBytes = kOneByte ? kBlockBytes : kHalves * kBlockBytes;  // of keys or values; interleaved, of both
-constexpr int kValuesAt = kInterleaved ? 0 : kTiles * kTileBytes;           // in a slot: keys, values, scales of both
-constexpr int kScalesAt = kValuesAt + kTiles * kTileBytes;
-constexpr int kSlotBytes = kScalesAt + (kTokenScales ? kTiles * 128 : 0);
-constexpr int kRingBytes = kStages * kSlotBytes;
-constexpr int kQueryParts = kKvBf16 && !kQueryBf16 ? 2 : 1;  // the 11 bits of an fp16 are the sum of two bf16
-constexpr int kQueryTiles = kGroupTiles * kHalves * kQueryParts;
+constexpr int kValuesOffset = kInterleaved ? 0 : kTiles * kTileBytes;           // in a stage: keys, values, scales of both
+constexpr int kScalesOffset = kValuesOffset + kTiles * kTileBytes;
+constexpr int kStageBytes = kScalesOffset + (kTokenScales ? kTiles * 128 : 0);
+constexpr int kRingBytes = kStages * kStageBytes;
+constexpr int kQueryTerms = kKvBf16 && !kQueryBf16 ? 2 : 1;  // the 11 bits of an fp16 are the sum of two bf16
+constexpr int kQueryTiles = kGroupTiles * kHalves * kQueryTerms;
 constexpr bool kQueryShared = kQueryTiles > 5;             // the query does not fit the registers beside the state
 constexpr int kQueryBytes = kQueryShared ? kQueryTiles * 1024 : 0;
 
@@ -47,8 +47,8 @@ struct Params {
   const float* v_scale;
   char* out;                 // [batch, query tokens, heads, head_dim]
   float* lse;                // [batch, query tokens, heads] or null
-  float* partials;           // planned shares: [kv_heads, shares, kPartialFloats]
-  unsigned* arrived;         // planned shares: [batch, kv_heads], zero between launches
+  float* partials;           // planned: [kv_heads, splits, kPartialFloats]
+  unsigned* arrived;         // planned: [batch, kv_heads], zero between launches
   float sm_scale;
   int batch, group, q_stride, table_stride, table_width;
   int page_shift;                                  // log2 of the tiles in a page
@@ -56,6 +56,6 @@ struct Params {
   int k_scale_head, v_scale_head;                  // scales per head: floats from head to head, 0 or 1
   int scale_page, scale_head, scale_slot;          // scales per token and head, in floats
   int window_left;                                 // tokens before the newest that are read
-  int shares;                                      // planned shares: CTAs for the parts of long rows, a KV head
+  int splits;                                      // planned: CTAs for the splits of long rows, per KV head
   int q_token_stride;                              // as q_stride, from query token to query token
 };

@@ -83,7 +83,7 @@ def run(
         grid = (kv_heads, shares + batch, 1)
         needed = kv_heads * shares * partial_bytes(problem.group_tiles, head_dim) + batch * kv_heads * 4
         workspace = _checked_workspace(workspace, needed, q)
-        params.shares = shares
+        params.splits = shares
         params.partials = workspace.data_ptr()
         params.arrived = workspace.data_ptr() + workspace.numel() - batch * kv_heads * 4
     with torch.cuda.device(q.device):

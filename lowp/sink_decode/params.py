@@ -16,7 +16,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_uint) for name in ["page_stride", "head_stride", "slot_stride"]),
         *((name, ctypes.c_int) for name in ["k_scale_head", "v_scale_head", "scale_page", "scale_head", "scale_slot"]),
         ("window_left", ctypes.c_int),
-        ("shares", ctypes.c_int),
+        ("splits", ctypes.c_int),
         ("q_token_stride", ctypes.c_int),
     )
 
@@ -41,7 +41,7 @@ def query_tokens_of(q) -> int:
 def params_of(
     q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, k_scale, v_scale, layout, out, lse
 ) -> Params:
-    """All parameters but those of planned shares."""
+    """All parameters but those of planned splits."""
     page_axis, head_axis = page_and_head_axis(layout)
     page_stride, head_stride, slot_stride = (
         k_cache.stride(axis) * k_cache.element_size() // 16 for axis in (0, head_axis, page_axis)

@@ -1,11 +1,11 @@
-// PTX that CUDA C++ has no words for. No header of the toolkit is included anywhere: NVRTC needs no include path.
+// PTX instructions that CUDA C++ does not expose. No toolkit header is included anywhere: NVRTC needs no include path.
 #pragma once
 
 #define DEVICE __device__ __forceinline__
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-constexpr float kNothing = -1e30f;  // the maximum of no scores; finite, so that differences of two are not NaN
+constexpr float kEmptyMax = -1e30f;  // the maximum of no scores; finite, so that differences of two are not NaN
 
 DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 
@@ -35,7 +35,7 @@ template <bool kBf16> DEVICE float2 unpack(unsigned x) {
 #if __CUDA_ARCH__ >= 890
 constexpr float kE4m3Unit = 1.f;
 DEVICE void from_e4m3(unsigned x, unsigned& low, unsigned& high) {
-  // Taking the halves apart by mov lets ptxas read them in place; a shift would cost an instruction each.
+  // Unpacking the halves by mov lets ptxas read them without a copy; a shift would cost an instruction each.
   asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; cvt.rn.f16x2.e4m3x2 %1, b;}"
       : "=r"(low), "=r"(high) : "r"(x));
 }
@@ -91,7 +91,7 @@ DEVICE uint4 load_16(const void* p) {
   asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
   return r;
 }
-// What other CTAs wrote in this launch: not from L1.
+// Values that other CTAs wrote in this launch: not from L1.
 DEVICE float4 load_fresh_16(const float* p) {
   float4 r;
   asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
@@ -136,7 +136,7 @@ DEVICE void copy_4(unsigned to, const void* from) {
 DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory"); }
 
-// A value that the compiler cannot take apart: keeps an address in one register instead of recomputing it.
+// A value that the compiler cannot see through: keeps an address in one register instead of recomputing it.
 DEVICE unsigned opaque(unsigned x) { unsigned r; asm volatile("mov.b32 %0, %1;" : "=r"(r) : "r"(x)); return r; }
 DEVICE const char* opaque(const char* x) {
   const char* r;
@@ -170,7 +170,7 @@ DEVICE void barrier_wait(unsigned barrier) {
 }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
-DEVICE unsigned address_in(unsigned cta, unsigned address) {  // the same place in another CTA of the cluster
+DEVICE unsigned address_in(unsigned cta, unsigned address) {  // the same address in another CTA of the cluster
   unsigned r;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(cta));
   return r;

@@ -54,8 +54,8 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const uint4 four = raw.q[n][half][i / 4];
-        const unsigned word = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
+        const uint4 words = raw.q[n][half][i / 4];
+        const unsigned word = i % 4 == 0 ? words.x : i % 4 == 1 ? words.y : i % 4 == 2 ? words.z : words.w;
         x[half][i] = unpack<kQueryBf16>(word);
         if constexpr (kChannelScales) {
           const uint4 scales = raw.k_scale[half][i / 2];
@@ -74,16 +74,17 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        float2 rest = {x[half][i].x * factor, x[half][i].y * factor};
+        float2 residual = {x[half][i].x * factor, x[half][i].y * factor};
 #pragma unroll
-        for (int part = 0; part < kQueryParts; part++) {
-          const unsigned two = pack<kKvBf16>(rest.x, rest.y);
-          if constexpr (kQueryParts > 1) {
-            const float2 taken = unpack<kKvBf16>(two);
-            rest = {rest.x - taken.x, rest.y - taken.y};
+        for (int term = 0; term < kQueryTerms; term++) {
+          const unsigned packed = pack<kKvBf16>(residual.x, residual.y);
+          if constexpr (kQueryTerms > 1) {
+            const float2 rounded = unpack<kKvBf16>(packed);
+            residual = {residual.x - rounded.x, residual.y - rounded.y};
           }
-          if constexpr (!kQueryShared) q.b[part][n][half][i] = two;
-          else if (threadIdx.x < 32) store_shared_4(q.address(part, n, half, i / 2) + i % 2 * 4, two);  // all warps' is the same
+          if constexpr (!kQueryShared) q.b[term][n][half][i] = packed;
+          else if (threadIdx.x < 32)  // the same for all warps
+            store_shared_4(q.term_address(term, n, half, i / 2) + i % 2 * 4, packed);
         }
       }
     // Column 2t + i is column g of the lanes 8t + 4i on; the unit of converted keys cancels here.

@@ -1,7 +1,7 @@
-// Stages 2 to 4, one step of one warp: scores, softmax, values. With g = lane / 4 and t = lane % 4:
+// Phases 2 to 4, one step of one warp: scores, softmax, values. With g = lane / 4 and t = lane % 4:
 //
 //   scores   S^T (16 tokens x 8 columns) = K (A) Q^T (B)    a tile of keys and a tile of columns: head_dim / 16 MMAs
-//            (twice that for a query in two parts)
+//            (twice that for a query of two terms)
 //            K: the lane's 16 bytes (8 dims at 16 bits: twice that) of rows g and g + 8 are its A elements; which dims
 //            an MMA sums over is free, so Q is loaded in the same order: 16 dims from 16 t on of each half
 //   softmax  P = exp2(c S - m): the lane has columns 2t, 2t + 1 of tokens g, g + 8
@@ -9,7 +9,7 @@
 //            V: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 the lane has dims 8g .. 8g + 7 of each half; bytes of two tokens
 //            are interleaved to pairs; MMA m (0-3) has dims 8g + 2m (A row g) and 8g + 2m + 1 (row g + 8)
 //
-// Row x of the MMAs is the tile's token swapped(x), which spreads the reads of V over the banks; P^T carries the same
+// Row x of the MMAs is the tile's token swapped(x), which spreads the reads of V over the banks; P^T has the same
 // order, so that only masks and token scales see it.
 #pragma once
 #include "load.cuh"
@@ -23,22 +23,22 @@ struct State {                           // of a warp, so far
 };
 
 struct Query {
-  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [part][tile][half][4 dims][lane].
-  unsigned b[kQueryShared ? 1 : kQueryParts][kGroupTiles][kHalves][8];
-  unsigned at;                           // this lane's first, in shared memory
+  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [term][tile][half][4 dims][lane].
+  unsigned b[kQueryShared ? 1 : kQueryTerms][kGroupTiles][kHalves][8];
+  unsigned address;                      // this lane's first, in shared memory
   float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
   unsigned tokens;                       // query tokens of the same columns: 2 bits each
 
-  DEVICE unsigned address(int part, int n, int half, int x) const {
-    return at + (((part * kGroupTiles + n) * kHalves + half) * 4 + x) * 256;
+  DEVICE unsigned term_address(int term, int n, int half, int x) const {
+    return address + (((term * kGroupTiles + n) * kHalves + half) * 4 + x) * 256;
   }
-  DEVICE uint2 four_dims(int part, int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
-    if constexpr (kQueryShared) return load_shared_8(address(part, n, half, x));
-    else return {b[part][n][half][2 * x], b[part][n][half][2 * x + 1]};
+  DEVICE uint2 four_dims(int term, int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
+    if constexpr (kQueryShared) return load_shared_8(term_address(term, n, half, x));
+    else return {b[term][n][half][2 * x], b[term][n][half][2 * x + 1]};
   }
 };
 
-struct Reader {                          // addresses in slot 0 of the ring
+struct Reader {                          // addresses in stage 0 of the ring
   unsigned k, v[2], scale;
   DEVICE Reader(unsigned ring, int lane) {
     const int g = lane >> 2, t = lane & 3, row = swapped(g);
@@ -46,10 +46,10 @@ struct Reader {                          // addresses in slot 0 of the ring
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int token = swapped(2 * t + j);
-      const int at = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
-      v[j] = opaque(half_at(ring + kValuesAt + token * kRowBytes + at, kInterleaved));
+      const int offset = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
+      v[j] = opaque(half_at(ring + kValuesOffset + token * kRowBytes + offset, kInterleaved));
     }
-    scale = ring + kScalesAt + row * 4;
+    scale = ring + kScalesOffset + row * 4;
   }
 };
 
@@ -93,8 +93,8 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
 #pragma unroll
         for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll
-          for (int part = 0; part < kQueryParts; part++) {
-            const uint2 b = q.four_dims(part, n, half, x);
+          for (int term = 0; term < kQueryTerms; term++) {
+            const uint2 b = q.four_dims(term, n, half, x);
             mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], b.x, b.y);
           }
     }
@@ -106,7 +106,8 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
 // exp2 of a difference still fits fp16. With token scales the weight of a token carries its value's scale:
 // P = exp2(c k_scale S + log2 v_scale - m), and the sum takes it out again.
 template <bool kEdge>
-DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, unsigned scale, int token, int from, int to) {
+DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, unsigned scale, int token, int begin,
+                            int end) {
   float add[kTiles][2] = {};  // log2 v_scale of tokens g, g + 8
   if constexpr (kTokenScales) {
 #pragma unroll
@@ -115,7 +116,7 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
       for (int i = 0; i < 2; i++) {
         const float key = kChannelScales ? 1.f : load_shared_float(scale + j * 128 + i * 32);
         const float value = load_shared_float(scale + j * 128 + i * 32 + 64);
-        add[j][i] = log2_fast(fmaxf(value, 0x1p-60f));  // also of NaN in a slot that is masked
+        add[j][i] = log2_fast(fmaxf(value, 0x1p-60f));  // also of NaN in a masked slot
 #pragma unroll
         for (int n = 0; n < kGroupTiles; n++) { s[j][n][2 * i] *= key; s[j][n][2 * i + 1] *= key; }
       }
@@ -129,12 +130,12 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
         for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll
           for (int x = 0; x < 2; x++) {
-            const int before = token + 16 * j + 8 * i - (kQueryTokens > 1 ? q.tokens >> (4 * n + 2 * x) & 3 : 0);
-            if (before < from || before >= to) s[j][n][2 * i + x] = -__int_as_float(0x7f800000);
+            const int relative = token + 16 * j + 8 * i - (kQueryTokens > 1 ? q.tokens >> (4 * n + 2 * x) & 3 : 0);
+            if (relative < begin || relative >= end) s[j][n][2 * i + x] = -__int_as_float(0x7f800000);
           }
       }
   }
-  float top[kGroupTiles][2], over = kNothing;
+  float top[kGroupTiles][2], over = kEmptyMax;
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll
@@ -189,14 +190,15 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
 }
 
 // ---- values
-template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, unsigned slot, int tile_token, int from, int to) {
+template <bool kEdge>
+DEVICE void load_values(RawValues& v, const Reader& reader, unsigned stage, int tile_token, int begin, int end) {
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
 #pragma unroll
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const unsigned address = half_at(at.v[i & 1] + slot + j * kTileBytes, half) + (i >> 1) * (kBlockBytes / 2);
+        const unsigned address = half_at(reader.v[i & 1] + stage + j * kTileBytes, half) + (i >> 1) * (kBlockBytes / 2);
         unsigned(&words)[kOneByte ? 2 : 4] = v[j][half][i];
         if constexpr (kOneByte) {
           const uint2 x = load_shared_8(address);
@@ -205,9 +207,9 @@ template <bool kEdge> DEVICE void load_values(RawValues& v, const Reader& at, un
           const uint4 x = load_shared_16(address);
           words[0] = x.x; words[1] = x.y; words[2] = x.z; words[3] = x.w;
         }
-        if constexpr (kEdge) {  // what is masked may be NaN, and 0 x NaN is NaN
+        if constexpr (kEdge) {  // a masked value may be NaN, and 0 x NaN is NaN
           const int t = threadIdx.x & 3, token = tile_token + 16 * j + 8 * (i >> 1) + swapped(2 * t + (i & 1));
-          if (token < from || token >= to + kQueryTokens - 1)
+          if (token < begin || token >= end + kQueryTokens - 1)
 #pragma unroll
             for (unsigned& word : words) word = 0u;
         }
@@ -238,22 +240,22 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
         }
 }
 
-// One step: the tiles in a slot, the first of which begins at `token`. If kEdge, tokens are masked: query token i
-// sees from + i to to + i - 1.
+// One step: the tiles in a stage (its offset in the ring), the first of which starts at `token`. If kEdge, tokens are
+// masked: query token i sees [begin + i, end + i).
 template <bool kEdge>
-DEVICE void compute_step(State& st, const Query& q, const Reader& at, unsigned slot, int token, int from, int to) {
+DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsigned stage, int token, int begin, int end) {
   Scores s;
   Weights w;
   RawValues v;
   Columns columns;
-  compute_scores(s, q, at.k + slot);
+  compute_scores(s, q, reader.k + stage);
   if constexpr (!kQueryShared) {  // the values arrive beside the softmax; many columns have no registers for that
-    load_values<kEdge>(v, at, slot, token, from, to);
+    load_values<kEdge>(v, reader, stage, token, begin, end);
     to_columns(columns, v);
   }
-  compute_softmax<kEdge>(st, s, w, q, at.scale + slot, token + swapped((threadIdx.x & 31) >> 2), from, to);
+  compute_softmax<kEdge>(st, s, w, q, reader.scale + stage, token + swapped((threadIdx.x & 31) >> 2), begin, end);
   if constexpr (kQueryShared) {
-    load_values<kEdge>(v, at, slot, token, from, to);
+    load_values<kEdge>(v, reader, stage, token, begin, end);
     to_columns(columns, v);
   }
 #pragma unroll

@@ -1,19 +1,19 @@
-"""Which attention backend vLLM picks for a model with sinks, and what that costs: one entry per GPU and release.
+"""The attention backend that vLLM picks for a model with sinks, and its cost: one entry per GPU family and release.
 
 The choices are read from vLLM's sources. The figures of decode kernels are those of the newest kernel bench of an H200
-in results/, over its grid (test_doctor_backends.py computes them anew); those of the CPU were measured before
-there were result files. Where another GPU was not measured, the entry says so.
+in results/, over its grid (test_backends.py recomputes them); those of the CPU were measured before there were result
+files. An entry for a GPU that was not measured says so.
 """
 
 from flashinfer_patches.strict import Strict
 
 
 class Choice(Strict):
-    """What one vLLM release does on one family of devices.
+    """The backend of one vLLM release on one family of devices.
 
-    backend: as vLLM names it. bf16, fp8: who computes decode attention with that KV cache, and at what cost.
-    cubins: whether the choice needs NVIDIA's prebuilt kernels, packaged or from the network.
-    better: what to do instead where this choice is a bad one.
+    backend: as vLLM names it. bf16, fp8: what computes decode attention with that KV cache, and at what cost;
+    fp8_widened: the same on a CPU without FP8 kernels. cubins: whether it needs NVIDIA's prebuilt kernels, packaged or
+    from the network. better: what to do instead, if there is a better choice.
     """
 
     backend: str
@@ -28,7 +28,7 @@ _FA3 = Choice(
     backend="FLASH_ATTN",
     bf16="FlashAttention 3. Measured on an H200: relative error 2.3e-3",
     fp8=(
-        "FlashAttention 3 with the query in FP8 too: twice the KV capacity, no speed. Measured on an H200 with vLLM"
+        "FlashAttention 3 with the query in FP8 too: twice the KV capacity, no speedup. Measured on an H200 with vLLM"
         " 0.26.0: decode attention takes 0.87-1.02 times BF16's time; relative error"
         " 3.6-3.8e-2, 16 times BF16's"
     ),
@@ -46,7 +46,7 @@ CHOICES = {
         backend="CPU_ATTN",
         bf16="vLLM's CPU kernel. Measured on a CPU: mean |delta log p| 0.005-0.007 against fp32",
         fp8=(
-            "vLLM's CPU kernel: twice the KV capacity, no speed. Measured on a CPU: mean |delta log p| 0.013-0.018"
+            "vLLM's CPU kernel: twice the KV capacity, no speedup. Measured on a CPU: mean |delta log p| 0.013-0.018"
             " with our rounding cache writer, 0.030-0.040 as stock vLLM truncates"
         ),
         fp8_widened=(
@@ -88,5 +88,5 @@ CHOICES = {
 
 
 def choice(family: str, vllm_version: str) -> Choice | None:
-    """What this vLLM picks on a device family (`cpu`, `sm90`, ...); None where nobody looked."""
+    """The choice of a vLLM version on a device family (`cpu`, `sm90`, ...); None if it is not known."""
     return CHOICES.get((family, ".".join(vllm_version.split(".")[:2])))

@@ -10,58 +10,49 @@ from rich.text import Text
 
 from flashinfer_patches.errors import ENVIRONMENT
 from vllm_launch.cli import DEFAULT_PORT
-from vllm_launch.doctor import checks
-from vllm_launch.doctor import flashinfer as doctor_flashinfer
+from vllm_launch.doctor import checks, flashinfer
 from vllm_launch.doctor.backends import choice
-from vllm_launch.doctor.checks import Finding
-from vllm_launch.doctor.facts import Facts, gather
+from vllm_launch.doctor.facts import Facts, Failure, gather
+from vllm_launch.doctor.finding import Finding, Status, worst
 
-SEVERITY = ("ok", "warning", "error")
-VERDICTS = {"ok": "ready", "warning": "ready, with warnings", "error": "cannot run yet"}
-COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+VERDICTS = {Status.OK: "ready", Status.WARNING: "ready, with warnings", Status.ERROR: "cannot run yet"}
+COLOURS = {Status.OK: "green", Status.WARNING: "yellow", Status.ERROR: "red"}
 PIPE_WIDTH = 110
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """Judge the facts: one finding for each thing looked at, hardware first. Looks at nothing itself."""
+    """Judge the facts: one finding for each check, hardware first. Reads nothing of this machine itself."""
     build, machine, packages = facts.build, facts.machine, facts.packages
-    chosen = choice(machine.family, build[1]) if machine and isinstance(build, tuple) else None
+    chosen = choice(machine.family, build[1]) if machine and not isinstance(build, Failure) else None
     backend = chosen.backend if chosen else None
-    found = [checks.gpu(facts.gpu, facts.no_gpu, facts.capability, build)]
+    results = [checks.gpu(facts.gpu, facts.no_gpu, facts.capability, build)]
     if facts.device == "gpu":
         if facts.gpu and facts.driver_cuda:
             cuda = checks.torch_cuda(packages)
-            found.append(checks.driver(facts.gpu.driver, facts.driver_cuda, None if cuda == "cpu" else cuda))
+            results.append(checks.driver(facts.gpu.driver, facts.driver_cuda, None if cuda == "cpu" else cuda))
         prebuilt = "flashinfer-jit-cache" in packages
-        found.append(
-            checks.toolkit(facts.nvcc, facts.toolkit, facts.ninja, facts.capability, backend, prebuilt),
-        )
-    found += [
+        results.append(checks.toolkit(facts.nvcc, facts.toolkit, facts.ninja, facts.capability, backend, prebuilt))
+    results += [
         checks.vllm(build),
         *checks.software(facts.software),
         checks.torch(packages, facts.pins, build),
-        doctor_flashinfer.flashinfer(packages, facts.pins, backend, facts.patch),
-        doctor_flashinfer.prebuilt_kernels(packages, facts.patch),
+        flashinfer.installation(packages, facts.pins, backend, facts.patch),
+        flashinfer.prebuilt_kernels(packages, facts.patch),
     ]
     if machine:
-        found += checks.backends(machine, build, packages)
-        users = facts.memory_users
+        results += checks.backends(machine, build, packages)
         for need in facts.needs:
-            found += [checks.model(need), checks.memory(need, machine, facts.page_cache_bytes, users)]
-    found += [checks.disk(place) for place in facts.places]
-    return [*found, checks.port(facts.port, facts.port_user)]
-
-
-def worst(found: list[Finding]) -> str:
-    """The status of the whole: "ok", "warning" or "error"."""
-    return max((finding.status for finding in found), key=SEVERITY.index)
+            results.append(checks.model(need))
+            results.append(checks.memory(need, machine, facts.page_cache_bytes, facts.memory_users))
+    results += [checks.disk(folder) for folder in facts.folders]
+    return [*results, checks.port(facts.port, facts.port_user)]
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def doctor(context, as_json):
-    """Look at this machine and say what would keep `bench serving baseline fp8` from running, each with its remedy.
+    """Report what would keep `bench serving baseline fp8` from running on this machine, each with its remedy.
 
     Starts nothing and leaves nothing; needs neither vLLM nor torch.
 
@@ -72,24 +63,25 @@ def doctor(context, as_json):
         cache_root=Path.home() / ".cache" / "fp8-sinks",
         run_root=Path("runs"),
     )
-    found = findings(facts)
-    status = worst(found)
+    results = findings(facts)
+    status = worst(results)
     if as_json:
-        click.echo(json.dumps({"status": status, "findings": [f.model_dump() for f in found]}, indent=2))
+        document = {"status": status, "findings": [finding.model_dump(mode="json") for finding in results]}
+        click.echo(json.dumps(document, indent=2))
     else:
-        _print(found, status)
-    context.exit(ENVIRONMENT if status == "error" else 0)
+        _print(results, status)
+    context.exit(ENVIRONMENT if status == Status.ERROR else 0)
 
 
-def _print(found: list[Finding], status: str) -> None:
+def _print(results: list[Finding], status: Status) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for finding in found:
-        what = Text(finding.what)
+    for finding in results:
+        text = Text(finding.message)
         if finding.remedy:
-            what.append(f"\nremedy: {finding.remedy}", style="bold")
-        table.add_row(Text(finding.status, style=COLOURS[finding.status]), finding.topic, what)
+            text.append(f"\nremedy: {finding.remedy}", style="bold")
+        table.add_row(Text(finding.status, style=COLOURS[finding.status]), finding.topic, text)
     console.print(table)
     console.print(Text(f"\n{VERDICTS[status]}", style=COLOURS[status]))

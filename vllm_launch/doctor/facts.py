@@ -1,4 +1,4 @@
-"""What the doctor looks at, gathered once: devices, packages, tools, models, folders. Metadata only, nothing heavy."""
+"""The facts that the doctor judges, gathered once: devices, packages, tools, models, folders."""
 
 import os
 import re
@@ -26,26 +26,37 @@ PACKAGES = [*software.RECORDED, "flashinfer-cubin", "ninja", "nvidia-cuda-runtim
 PUBLISHED_WEIGHTS = {"openai/gpt-oss-120b": int(60.8 * GIB), "openai/gpt-oss-20b": int(12.8 * GIB)}
 
 
-class Trouble(Strict):
+class Failure(Strict):
     """A Problem as plain data."""
 
-    what: str
+    message: str
     remedy: str
+
+    @classmethod
+    def from_problem(cls, problem: Problem) -> "Failure":
+        return cls(message=problem.message, remedy=problem.remedy)
+
+
+Build = tuple[Device, str] | Failure
+Release = tuple[int, int]
 
 
 class Need(Strict):
-    """What serving some profiles' default model takes: bytes of memory in all, and of weights (None: not known)."""
+    """Memory for the default model of some profiles: bytes in all, weight_bytes of its weights (None: not known).
+
+    missing: why the model is not on this machine.
+    """
 
     profiles: list[str]
     model: str
     bytes: int
     weight_bytes: int | None
     detail: str
-    missing: Trouble | None
+    missing: Failure | None
 
 
-class Place(Strict):
-    """A folder that runs write into; it may not exist yet. free_bytes: on its disk."""
+class Folder(Strict):
+    """A folder that runs write into; it may not exist yet. free_bytes: on its disk. used_bytes: by subfolder."""
 
     role: str
     path: str
@@ -55,55 +66,55 @@ class Place(Strict):
 
 
 class Facts(Strict):
-    """Everything that the checks judge.
+    """The input of the checks.
 
-    build: ("cpu" | "gpu", version) of the installed vLLM, or what is wrong with it. gpu is None where no GPU answers,
-    and no_gpu says why. capability: "9.0". driver_cuda: the newest CUDA the driver runs. host: the machine as a CPU.
-    page_cache_bytes: memory that holds files, freed on demand. memory_users: who holds most of the device's memory.
-    packages: installed versions. pins: the exact versions vLLM asks for. software: what else a server or a bench
-    lacks. toolkit: CUDA version of nvcc. ninja: on PATH. patch: what FlashInfer's files are, None where there is none.
-    port_user: who listens on port, None if nobody does.
+    build: device and version of the installed vLLM. gpu: None if none answers; no_gpu says why. capability: "9.0".
+    driver_cuda: the newest CUDA release that the driver runs. host: the machine as a CPU. page_cache_bytes: memory
+    that holds files, freed on demand. memory_users: the largest users of the device's memory. packages: installed
+    versions. patch: the state of FlashInfer's files, None without FlashInfer. pins: the versions that vLLM requires.
+    software: what else a server or a bench lacks. toolkit: CUDA release of nvcc. ninja: whether it is on PATH.
+    port_user: the process that listens on port.
     """
 
-    build: tuple[Device, str] | Trouble
+    build: Build
     gpu: Machine | None
     no_gpu: str | None
     capability: str | None
-    driver_cuda: tuple[int, int] | None
+    driver_cuda: Release | None
     host: Machine
     page_cache_bytes: int
     memory_users: list[str]
     packages: dict[str, str]
-    patch: Status | Trouble | None = None
+    patch: Status | Failure | None = None
     pins: dict[str, str]
-    software: list[Trouble]
+    software: list[Failure]
     nvcc: str | None
-    toolkit: tuple[int, int] | None
+    toolkit: Release | None
     ninja: bool
     needs: list[Need]
-    places: list[Place]
+    folders: list[Folder]
     port: int
     port_user: str | None
 
     @property
     def device(self) -> Device:
-        """Where a server would run: what vLLM was built for; without vLLM, what is here."""
         return device_of(self.build, self.gpu)
 
     @property
     def machine(self) -> Machine | None:
+        """The device that a server would run on."""
         return self.gpu if self.device == "gpu" else self.host
 
 
-def device_of(build: tuple[Device, str] | Trouble, gpu: Machine | None) -> Device:
-    """See Facts.device."""
+def device_of(build: Build, gpu: Machine | None) -> Device:
+    """The kind of device that a server would run on: what vLLM was built for; without vLLM, what is present."""
     if isinstance(build, tuple):
         return build[0]
     return "gpu" if gpu else "cpu"
 
 
 def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
-    """Look at this machine. Leaves nothing, downloads nothing, imports neither torch nor vLLM nor FlashInfer."""
+    """Inspect this machine. Leaves nothing, downloads nothing, imports neither torch nor vLLM nor FlashInfer."""
     build = _build()
     gpu, no_gpu = _gpu()
     host = detect("cpu")
@@ -129,9 +140,9 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
         toolkit=_toolkit(nvcc) if nvcc else None,
         ninja=shutil.which("ninja") is not None,
         needs=needs(device, total),
-        places=[
-            place("cache folder", cache_root, tuple(CACHE_VARIABLES.values())),
-            place("run folder", run_root, ()),
+        folders=[
+            inspect_folder("cache folder", cache_root, tuple(CACHE_VARIABLES.values())),
+            inspect_folder("run folder", run_root, ()),
         ],
         port=port,
         port_user=port_user(port),
@@ -139,14 +150,17 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
 
 
 def needs(device: Device, total_bytes: int) -> list[Need]:
-    """What the default model of each shipped profile needs on a device with that much memory; equal ones as one."""
-    found: dict[tuple, Need] = {}
+    """Memory that the default model of each shipped profile takes; profiles with equal needs share an entry.
+
+    total_bytes: memory of the device.
+    """
+    by_need: dict[tuple, Need] = {}
     for name in profile.names():
         loaded = profile.load(name)
         settings = loaded.devices[device]
         weights, missing = _weights(settings.default_model)
-        own = loaded.model_settings(settings.default_model.split("/")[-1]).vllm
-        merged = arguments.merge(loaded.vllm, settings.vllm, own)
+        of_model = loaded.model_settings(settings.default_model.split("/")[-1]).vllm
+        merged = arguments.merge(loaded.vllm, settings.vllm, of_model)
         bytes_, detail = needed_bytes(device, weights or 0, total_bytes, merged, settings.env)
         need = Need(
             profiles=[name],
@@ -157,25 +171,27 @@ def needs(device: Device, total_bytes: int) -> list[Need]:
             missing=missing,
         )
         key = (need.model, need.bytes)
-        found[key] = need.model_copy(update={"profiles": [*found[key].profiles, name]}) if key in found else need
-    return list(found.values())
+        if key in by_need:
+            need = need.model_copy(update={"profiles": [*by_need[key].profiles, name]})
+        by_need[key] = need
+    return list(by_need.values())
 
 
-def place(role: str, path: Path, parts: tuple[str, ...]) -> Place:
-    """A folder as it is, or as its nearest existing parent lets it become; used_bytes of each of its `parts`."""
+def inspect_folder(role: str, path: Path, subfolders: tuple[str, ...]) -> Folder:
+    """Describe a folder, or if it does not exist, its nearest existing parent; used_bytes of each subfolder."""
     path = path.expanduser().absolute()
     writable = cannot_write(path) is None
-    return Place(
+    return Folder(
         role=role,
         path=f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path),
         writable=writable,
         free_bytes=shutil.disk_usage(existing(path)).free if writable else 0,
-        used_bytes={part: _size(path / part) for part in parts},
+        used_bytes={name: _size(path / name) for name in subfolders},
     )
 
 
 def port_user(port: int) -> str | None:
-    """Who listens on a loopback port, as text; None if it is free."""
+    """The process that listens on a loopback port, as text; None if the port is free."""
     reason = cannot_listen("127.0.0.1", port)
     if reason is None:
         return None
@@ -184,36 +200,36 @@ def port_user(port: int) -> str | None:
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
-        pass  # not ours to see: the reason must do
+        pass  # not permitted: name the reason alone
     return f"another program ({reason})"
 
 
-def _build() -> tuple[Device, str] | Trouble:
+def _build() -> Build:
     try:
         return software.vllm_build()
     except Problem as problem:
-        return Trouble(what=problem.message, remedy=problem.remedy)
+        return Failure.from_problem(problem)
 
 
-def _software(device: Device, host: Machine, has_vllm: bool) -> list[Trouble]:
-    """What preflight and `bench serving` check too; llama-benchy comes with vLLM, so without one it is not missed."""
+def _software(device: Device, host: Machine, has_vllm: bool) -> list[Failure]:
+    """Run the software checks of preflight and `bench serving`. llama-benchy comes with vLLM: checked only with it."""
     checks = [software.check_python, lambda: software.check_libraries(device)]
     if device == "cpu":
         checks.append(lambda: check_cpu_attention(host, os.environ))
-    found = []
+    failures = []
     for check in [*checks, software.check_llama_benchy] if has_vllm else checks:
         try:
             check()
         except Problem as problem:
-            found.append(Trouble(what=problem.message, remedy=problem.remedy))
-    return found
+            failures.append(Failure.from_problem(problem))
+    return failures
 
 
-def _patch() -> Status | Trouble | None:
+def _patch() -> Status | Failure | None:
     try:
         return engine.status() if package.installed() else None
-    except Problem as error:
-        return Trouble(what=error.message, remedy=error.remedy)
+    except Problem as problem:
+        return Failure.from_problem(problem)
 
 
 def _gpu() -> tuple[Machine | None, str | None]:
@@ -228,17 +244,17 @@ def _memory_users(gpu: Machine | None, count: int = 3) -> list[str]:
     held = [(process.used_bytes, process.pid) for process in (gpu.gpu_processes if gpu else [])]
     if gpu is None or gpu.unified:
         resident = ((process.info["memory_info"], process.pid) for process in psutil.process_iter(["memory_info"]))
-        held += [(memory.rss, pid) for memory, pid in resident if memory]  # None: not ours to see
+        held += [(memory.rss, pid) for memory, pid in resident if memory]  # None: not permitted
     return [program(pid, used_bytes) for used_bytes, pid in sorted(held, reverse=True)[:count]]
 
 
 def _pins(distribution: str) -> dict[str, str]:
-    """The exact versions of torch and FlashInfer that a distribution asks for on this platform's CPU."""
+    """The exact versions of torch and FlashInfer that a distribution requires."""
     try:
-        asked = metadata.requires(distribution) or []
+        requirements = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
         return {}
-    exact = (re.match(r"(torch|flashinfer-python)==([\w.+]+)", line) for line in asked)
+    exact = (re.match(r"(torch|flashinfer-python)==([\w.+]+)", line) for line in requirements)
     # The first of several: they differ by platform in the local part ("+cpu") alone.
     return {match[1]: match[2].split("+")[0] for match in exact if match}
 
@@ -251,21 +267,21 @@ def _nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def _toolkit(nvcc: str) -> tuple[int, int] | None:
+def _toolkit(nvcc: str) -> Release | None:
     try:
-        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10).stdout
+        output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    match = re.search(r"release (\d+)\.(\d+)", said)
+    match = re.search(r"release (\d+)\.(\d+)", output)
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _weights(name: str) -> tuple[int | None, Trouble | None]:
-    """Bytes of a default model's weights, and what is wrong if it is not on this machine."""
+def _weights(name: str) -> tuple[int | None, Failure | None]:
+    """Bytes of a default model's weights, and why it is not on this machine."""
     try:
         return model.find(model.of_default(name)).weight_bytes, None
     except Problem as problem:
-        return PUBLISHED_WEIGHTS.get(name), Trouble(what=problem.message, remedy=problem.remedy)
+        return PUBLISHED_WEIGHTS.get(name), Failure.from_problem(problem)
 
 
 def _size(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """A made-up result of kind `kernels` for tests: no figure in it was measured."""
 
 from bench.kernels.grid import GEOMETRY, kv_bytes
-from bench.kernels.result import Build, KernelRow, KernelsResult, Tolerance
+from bench.kernels.result import Build, KernelRow, KernelsResult
 from bench.kernels.shape import Shape, even
 from kernels_tests.bench.samples import a_result
 
@@ -19,7 +19,7 @@ def a_kernel_row(shape: Shape, kernel="fa2-sinks", kv_format="bf16", us=10.0, sp
     row = KernelRow(
         kernel=kernel,
         kv_format=kv_format,
-        **KernelRow.place(shape),
+        **KernelRow.shape_fields(shape),
         kv_bytes=kv_bytes(shape, kv_format),
         time_us=us,
         samples_us=[us * (1 - spread), us, us * (1 + spread)],
@@ -33,22 +33,6 @@ def a_kernel_row(shape: Shape, kernel="fa2-sinks", kv_format="bf16", us=10.0, sp
 def a_failed_row(shape: Shape, kernel="xqa-sinks", kv_format="e4m3", error="RuntimeError: no | such kernel"):
     nothing = {"time_us": None, "samples_us": [], "rel_l2": None, "setting": None}
     return a_kernel_row(shape, kernel, kv_format, **nothing, error=error)
-
-
-def a_tolerance(shape: Shape, kernel="fa2-sinks", kv_format="e4m3", missed=0.5) -> Tolerance:
-    return Tolerance(
-        kernel=kernel,
-        kv_format=kv_format,
-        batch=shape.batch,
-        context=shape.context,
-        rtol=1e-2,
-        atol=1e-3,
-        missed_stored=0.0,
-        missed_bf16=missed,
-        rel_l2_stored=2.2e-3,
-        rel_l2_bf16=4.1e-2,
-        error=None,
-    )
 
 
 def fa2_rows() -> list[KernelRow]:
@@ -86,6 +70,5 @@ def a_kernels_result(*rows: KernelRow, identity="20260702-120000", **changes) ->
             Build(kernel="xqa-sinks", kv_format="e4m3", seconds=None, error="RuntimeError: nvcc | not found"),
         ],
         rows=list(rows or fa2_rows()),
-        tolerance=[a_tolerance(even(1, 128), missed=0.66), a_tolerance(even(4, 1024), missed=0.48)],
     )
     return result.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""What the kernel bench refuses before it measures anything, and its command line."""
+"""The command line of the kernel bench, and what keeps a run from starting."""
 
 import json
 
@@ -7,82 +7,133 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import command, grid, peers
-from bench.kernels import run as runs
+from bench.kernels import environment, grid, peers
+from bench.kernels.request import KernelsRequest
 from bench.record.files import write
-from kernels_tests.bench.conftest import a_status, refused
+from bench.record.run_folder import CACHE, LOCK, REQUEST
+from flashinfer_patches import locking
+from kernels_tests.bench.kernels.conftest import a_status
 
 NO_GPU = LookupError("no NVIDIA driver answers")
+UNPATCHED = [kernel for kernel in peers.KERNELS if not kernel.patched]
 
 
-def test_a_machine_without_a_gpu_is_refused_first(gpu_machine):
-    runs.check(peers.KERNELS, named=False)
-    gpu_machine.setattr(runs.package, "installed", lambda: None)
-    gpu_machine.setattr(runs.machine, "detect", lambda _device: (_ for _ in ()).throw(NO_GPU))
-    assert "no GPU to time kernels on: no NVIDIA driver answers" in refused().message
+def without_gpu(patch):
+    def detect(_device):
+        raise NO_GPU
+
+    patch.setattr(environment.machine, "detect", detect)
 
 
-def test_no_flashinfer_is_refused(gpu_machine):
-    gpu_machine.setattr(runs.package, "installed", lambda: None)
-    assert "no FlashInfer" in refused().message
+def test_every_problem_is_reported(gpu_machine, problems_of):
+    assert problems_of() == []
+    gpu_machine.setattr(environment.package, "installed", lambda: None)
+    without_gpu(gpu_machine)
+    gpu, flashinfer = problems_of()
+    assert str(NO_GPU) in gpu.message and "no FlashInfer" in flashinfer.message
+    assert len(problems_of([kernel for kernel in peers.KERNELS if kernel.source == "lowp"])) == 1
 
 
-def test_a_torch_without_cuda_is_refused(gpu_machine):
+def test_a_torch_without_cuda_is_refused(gpu_machine, problems_of):
     gpu_machine.setattr(torch.cuda, "is_available", lambda: False)
-    assert "sees no GPU" in refused().message
+    (problem,) = problems_of()
+    assert torch.__version__ in problem.message
 
 
 @pytest.mark.parametrize("state", ["clean", "partial", "edited", "unknown version", "superseded"])
-def test_an_unpatched_flashinfer_is_refused_for_kernels_that_need_the_patch(gpu_machine, state):
-    gpu_machine.setattr(runs.engine, "status", lambda: a_status(state))
-    problem = refused()
-    assert f"is {state}; fa2-sinks bf16, fa2-sinks e4m3: expected the patch series applied" in problem.message
-    assert "fp8-sinks patch apply" in problem.remedy and problem.remedy.endswith(
-        "without them: --kernel sink-decode --kernel fa2-no-sinks --kernel xqa-sinks"
-    )
-    runs.check([kernel for kernel in peers.KERNELS if not kernel.patched], named=False)
-    assert "--kernel" not in refused([kernel for kernel in peers.KERNELS if kernel.patched]).remedy
+def test_kernels_that_need_the_patch_are_refused_without_it(gpu_machine, problems_of, state):
+    gpu_machine.setattr(environment.engine, "status", lambda: a_status(state))
+    (problem,) = problems_of()
+    assert f"is {state}; fa2-sinks bf16, fa2-sinks e4m3:" in problem.message
+    assert "fp8-sinks patch apply" in problem.remedy
+    assert problem.remedy.endswith("--kernel sink-decode --kernel fa2-no-sinks --kernel xqa-sinks")
+    assert problems_of(UNPATCHED) == []
+    (problem,) = problems_of([kernel for kernel in peers.KERNELS if kernel.patched])
+    assert "--kernel" not in problem.remedy
 
 
-def run(*words: str):
-    return CliRunner().invoke(bench, ["kernels", *words])
+def test_vllm_is_required_only_by_name(gpu_machine, problems_of):
+    assert problems_of(named=False) == []
+    (problem,) = problems_of(named=True)
+    assert problem.message.startswith("vllm-fa3 cannot be measured: ")
+    assert problems_of([kernel for kernel in peers.KERNELS if kernel.source != "vllm"], named=True) == []
 
 
-def test_a_dry_run_needs_no_gpu():
-    done = run("--dry-run", "--shape", "8x8192", "--kernel", "fa2-sinks")
-    assert done.exit_code == 0, done.output
-    lines = done.stdout.splitlines()
+def run(*options: str):
+    return CliRunner().invoke(bench, ["kernels", *options])
+
+
+def test_a_dry_run_prints_bytes_and_layers(gpu_machine):
+    dry_run = run("--dry-run", "--shape", "8x8192", "--kernel", "fa2-sinks")
+    assert dry_run.exit_code == 0, dry_run.output
+    lines = dry_run.stdout.splitlines()
     assert [line.split()[:3] for line in lines] == [["8x8192", "fa2-sinks", "bf16"], ["8x8192", "fa2-sinks", "e4m3"]]
-    assert "67.1 MB of KV cache a call" in lines[1] and "6 layers in turn (403 MB)" in lines[1]
+    assert "67.1 MB" in lines[1] and "6 layers" in lines[1] and "(403 MB)" in lines[1]
     assert len(run("--dry-run").stdout.splitlines()) == len(grid.GRID) * len(peers.KERNELS)
+    assert "skipped: a block table wider" in run("--dry-run", "--shape", "1x2048t131072").stdout
 
 
-def test_the_command_line_is_checked(tmp_path):
-    for words in (["--shape", "8"], ["--kernel", "fa4"], ["--resume", str(tmp_path)]):
-        assert run(*words, "--run-dir", str(tmp_path / "run")).exit_code == 2
+def test_a_dry_run_exits_as_the_run_would(gpu_machine, tmp_path):
+    without_gpu(gpu_machine)
+    dry_run = run("--dry-run", "--shape", "8x8192", "--run-dir", str(tmp_path / "run"))
+    assert dry_run.exit_code == 4 and str(NO_GPU) in dry_run.stderr
+    assert len(dry_run.stdout.splitlines()) == len(peers.KERNELS)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_something_else_is_refused(gpu_machine, tmp_path):
-    (tmp_path / "cache").mkdir()
-    refused = run("--run-dir", str(tmp_path))
-    assert refused.exit_code == 2 and "is not empty, and holds no run of this bench" in refused.output
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+def test_the_command_line_is_checked(tmp_path):
+    for options in (["--shape", "8"], ["--kernel", "fa4"], ["--resume", str(tmp_path)]):
+        assert run(*options, "--run-dir", str(tmp_path / "run")).exit_code == 2
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_resumed_with_what_it_was_asked(tmp_path):
-    asked = command.Asked(kernels=["sink-decode"], shapes=["8x8192w127"])
-    write(asked, tmp_path / "request.json")
-    lines = run("--resume", str(tmp_path), "--dry-run").stdout.splitlines()
+def test_a_folder_without_a_run_is_refused(gpu_machine, tmp_path):
+    (tmp_path / CACHE).mkdir()
+    refusal = run("--run-dir", str(tmp_path))
+    assert refusal.exit_code == 2 and REQUEST in refusal.output
+    assert [path.name for path in tmp_path.iterdir()] == [CACHE]
+
+
+def test_a_cache_folder_of_another_program_is_kept(gpu_machine, tmp_path):
+    write(KernelsRequest(kind="kernels", kernels=[], shapes=[]), tmp_path / REQUEST)
+    foreign = tmp_path / CACHE / "vllm" / "file"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("foreign")
+    refusal = run("--run-dir", str(tmp_path))
+    assert refusal.exit_code == 2 and str(tmp_path / CACHE) in refusal.output
+    assert foreign.read_text() == "foreign"
+
+
+def test_a_folder_in_use_is_refused(gpu_machine, tmp_path):
+    with locking.held(tmp_path / LOCK, "bench kernels", timeout_s=0):
+        refusal = run("--run-dir", str(tmp_path), "--kernel", "sink-decode")
+    assert refusal.exit_code == 4 and "bench kernels" in refusal.output
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_is_resumed_with_its_request(gpu_machine, tmp_path):
+    write(KernelsRequest(kind="kernels", kernels=["sink-decode"], shapes=["8x8192w127"]), tmp_path / REQUEST)
+    resumed = run("--resume", str(tmp_path), "--dry-run")
+    assert resumed.exit_code == 0, resumed.output
+    lines = resumed.stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [["8x8192w127", "sink-decode"]] * 2
     same = run("--run-dir", str(tmp_path), "--kernel", "sink-decode", "--shape", "8x8192w127", "--dry-run")
-    assert same.stdout.splitlines() == lines
-    other = run("--run-dir", str(tmp_path), "--dry-run")
-    assert other.exit_code == 2 and "holds a run of other kernels or shapes" in other.output
-    nothing = run("--resume", str(tmp_path / "none"), "--dry-run")
-    assert nothing.exit_code == 2 and "is no run of this bench" in nothing.output
-    for gone in ({"kernels": ["sink-decode", "fa9"], "shapes": []}, {"kernels": [], "shapes": ["8x8192w126"]}):
-        (tmp_path / "request.json").write_text(json.dumps(gone))
-        unknown = run("--resume", str(tmp_path), "--dry-run")
-        assert unknown.exit_code == 2 and "is no run of this bench" in unknown.output
-    assert "left out: a block table wider" in run("--dry-run", "--shape", "1x2048t131072").stdout
+    assert same.exit_code == 0 and same.stdout.splitlines() == lines
+    different = run("--run-dir", str(tmp_path), "--dry-run")
+    assert different.exit_code == 2 and "other kernels, shapes" in different.output
+    assert run("--resume", str(tmp_path / "none"), "--dry-run").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "request_fields",
+    [
+        {"kind": "kernels", "kernels": ["sink-decode", "fa9"], "shapes": []},
+        {"kind": "kernels", "kernels": [], "shapes": ["8x8192w126"]},
+        {"kernels": [], "shapes": []},
+        {"kind": "serving", "profiles": ["baseline"], "model": None, "overrides": []},
+    ],
+)
+def test_a_request_of_another_version_or_kind_is_refused(gpu_machine, tmp_path, request_fields):
+    (tmp_path / REQUEST).write_text(json.dumps(request_fields))
+    refusal = run("--resume", str(tmp_path), "--dry-run")
+    assert refusal.exit_code == 2 and REQUEST in refusal.output

@@ -1,4 +1,4 @@
-"""How FlashInfer's kernels are called, without a GPU: stand-ins that compute what they are given."""
+"""How FlashInfer's kernels are called, without a GPU: stand-ins that compute attention from their arguments."""
 
 import sys
 from types import ModuleType
@@ -14,7 +14,7 @@ SHAPES = [even(2, 32), Shape((300, 16, 100)), even(2, 200, window_left=127), eve
 
 
 class Wrapper:
-    """BatchDecodeWithPagedKVCacheWrapper: builds block table and lengths anew from what was planned."""
+    """BatchDecodeWithPagedKVCacheWrapper: rebuilds block table and lengths from the arguments of plan()."""
 
     def __init__(self, _workspace, layout, **options):
         assert layout == "HND" and options["use_cuda_graph"] and options["backend"] == "fa2"
@@ -22,14 +22,14 @@ class Wrapper:
 
     def plan(self, indptr, indices, last_page, heads, kv_heads, head_dim, page_size, *, use_sinks=False, **options):
         assert all(torch.equal(*pair) for pair in zip(self.buffers, (indptr, indices, last_page), strict=True))
-        assert {one.dtype for one in (indptr, indices, last_page)} == {torch.int32}
+        assert {tensor.dtype for tensor in (indptr, indices, last_page)} == {torch.int32}
         assert (heads, kv_heads, page_size) == (64, 8, 16) and options["q_data_type"] == torch.bfloat16
         counts = indptr.diff()
         self.lengths, self.use_sinks, self.planned = (counts - 1) * page_size + last_page, use_sinks, options
         self.planned["head_dim"] = head_dim
         self.table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int32)
-        for row, part in enumerate(indices.split(counts.tolist())):
-            self.table[row, : len(part)] = part
+        for row, pages in enumerate(indices.split(counts.tolist())):
+            self.table[row, : len(pages)] = pages
 
     def run(self, q, kv, *, out, enable_pdl, sinks=None):
         assert (sinks is not None) == self.use_sinks and isinstance(enable_pdl, bool)
@@ -59,12 +59,12 @@ def flashinfer(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kernel", [one for one in peers.KERNELS if one.source == "flashinfer"], ids=str)
+@pytest.mark.parametrize("kernel", [kernel for kernel in peers.KERNELS if kernel.source == "flashinfer"], ids=str)
 def test_flashinfers_kernels_get_the_inputs(kernel, shape):
-    made = inputs.build(shape, layers=2, device="cpu")
-    expected = exact.expected(made, kernel.kv_format, sinks=kernel.sinks)
+    data = inputs.build(shape, layers=2, device="cpu")
+    expected = exact.expected(data, kernel.kv_format, sinks=kernel.sinks)
     for setting in kernel.settings:
-        inputs.poison(made)
-        for call in kernel.calls(made, setting):
+        inputs.poison(data)
+        for call in kernel.calls(data, setting):
             call()
-        assert 1e-3 < exact.rel_l2(exact.outputs(made), expected) < 2.5e-3
+        assert 1e-3 < exact.rel_l2(exact.outputs(data), expected) < 2.5e-3

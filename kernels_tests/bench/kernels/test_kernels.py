@@ -191,19 +191,6 @@ def test_an_output_that_is_right_in_the_first_layer_alone_is_wrong(small):
     assert exact.rel_l2(exact.outputs(small), expected) > 0.1
 
 
-def test_missed_counts_elements_outside_the_tolerance():
-    expected = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-    out = torch.tensor([1.0109, 1.0111, math.nan, 0.0009], dtype=torch.float64)
-    assert exact.missed(out, expected, rtol=1e-2, atol=1e-3) == 0.5
-
-
-def test_e4m3_misses_the_plans_tolerance_by_its_rounding_alone(small):
-    """No kernel in it: the exact answer over the stored cache, held against that over BF16."""
-    stored, bf16 = (exact.expected(small, name, sinks=True) for name in ("e4m3", "bf16"))
-    assert exact.missed(stored, bf16, grid.RTOL, grid.ATOL) > 0.3
-    assert 0.02 < exact.rel_l2(stored, bf16) < 0.1
-
-
 def test_samples_are_microseconds_a_call_without_the_warmups():
     clock = iter([100.0] * timing.WARMUPS + [0.5] * timing.REPLAYS)
     assert timing.samples_us(lambda: next(clock), calls=20) == [25.0] * timing.REPLAYS
@@ -213,7 +200,7 @@ def test_samples_are_microseconds_a_call_without_the_warmups():
 def test_long_replays_are_fewer():
     clock = iter([100.0] * timing.WARMUPS + [60.0] * 9 + [70.0])
     assert len(timing.samples_us(lambda: next(clock), calls=1)) == 9 and next(clock) == 70.0
-    assert len(timing.samples_us(lambda: 1e6, calls=1)) == timing.LEAST_REPLAYS
+    assert len(timing.samples_us(lambda: 1e6, calls=1)) == timing.MIN_REPLAYS
 
 
 def test_calls_are_repeated_in_whole_rounds():

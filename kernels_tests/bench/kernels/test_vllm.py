@@ -1,4 +1,4 @@
-"""How vLLM's kernels are called, without a GPU: stand-ins that compute what is asked, and vLLM's own signatures."""
+"""How vLLM's kernels are called, without a GPU: stand-ins that compute attention, and vLLM's own signatures."""
 
 import ast
 import sys
@@ -23,10 +23,10 @@ SOURCES = {
 
 
 class Vllm:
-    """Stands in for vLLM: records the arguments by name, and answers decode attention with them."""
+    """A stand-in for vLLM: records the arguments by name, and computes decode attention from them."""
 
     def __init__(self, patch):
-        self.seen: dict[str, list[dict]] = {name: [] for name in SOURCES}
+        self.arguments: dict[str, list[dict]] = {name: [] for name in SOURCES}
         mode = type("KVQuantMode", (), {"NONE": 0, "FP8_PER_TENSOR": 1})
         modules = {
             "vllm.vllm_flash_attn": {
@@ -45,31 +45,31 @@ class Vllm:
                 sys.modules[name].__path__ = []
             vars(sys.modules[path]).update(content)
 
-    def _metadata(self, **given):
-        self.seen["get_scheduler_metadata"].append(given)
+    def _metadata(self, **options):
+        self.arguments["get_scheduler_metadata"].append(options)
         return torch.zeros(5, dtype=torch.int32)
 
-    def _flash_attn(self, q, k, v, **given):
-        self.seen["flash_attn_varlen_func"].append({"q": q, "k": k, "v": v} | given)
-        assert given["fa_version"] == 3 and given["causal"] and given["s_aux"].dtype == torch.bfloat16
-        self._answer(q, k, v, given.pop("out"), given["s_aux"], **self._common(given))
+    def _flash_attn(self, q, k, v, **options):
+        self.arguments["flash_attn_varlen_func"].append({"q": q, "k": k, "v": v} | options)
+        assert options["fa_version"] == 3 and options["causal"] and options["s_aux"].dtype == torch.bfloat16
+        self._answer(q, k, v, options.pop("out"), options["s_aux"], **self._common(options))
 
-    def _unified(self, q, k, v, out, **given):
-        self.seen["unified_attention"].append({"q": q, "k": k, "v": v, "out": out} | given)
-        assert given["causal"] and given["softcap"] == 0 and given["sinks"].dtype == torch.bfloat16
-        self._answer(q, k, v, out, given["sinks"], **self._common(given))
+    def _unified(self, q, k, v, out, **options):
+        self.arguments["unified_attention"].append({"q": q, "k": k, "v": v, "out": out} | options)
+        assert options["causal"] and options["softcap"] == 0 and options["sinks"].dtype == torch.bfloat16
+        self._answer(q, k, v, out, options["sinks"], **self._common(options))
 
     @staticmethod
-    def _common(given) -> dict:
-        batch = len(given["seqused_k"])
-        assert given["max_seqlen_q"] == 1 and given["cu_seqlens_q"].tolist() == list(range(batch + 1))
-        assert given["max_seqlen_k"] == given["seqused_k"].max()
-        left, right = given["window_size"]
+    def _common(options) -> dict:
+        batch = len(options["seqused_k"])
+        assert options["max_seqlen_q"] == 1 and options["cu_seqlens_q"].tolist() == list(range(batch + 1))
+        assert options["max_seqlen_k"] == options["seqused_k"].max()
+        left, right = options["window_size"]
         assert right == (-1 if left < 0 else 0)
         return {
-            "block_table": given["block_table"],
-            "seq_lens": given["seqused_k"],
-            "sm_scale": given["softmax_scale"],
+            "block_table": options["block_table"],
+            "seq_lens": options["seqused_k"],
+            "sm_scale": options["softmax_scale"],
             "window_left": left,
         }
 
@@ -85,28 +85,31 @@ def vllm(monkeypatch) -> Vllm:
     return Vllm(monkeypatch)
 
 
-def called(name: str, kv_format: str, setting: str, shape: Shape) -> float:
-    """Calls a kernel at a shape; the error of its output."""
-    made = inputs.build(shape, layers=2, device="cpu")
-    inputs.poison(made)
-    kernel = next(one for one in peers.KERNELS if str(one) == f"{name} {kv_format}")
-    for call in kernel.calls(made, setting):
+def error_of_call(name: str, kv_format: str, setting: str, shape: Shape) -> float:
+    """Call a kernel at a shape; the error of its output."""
+    data = inputs.build(shape, layers=2, device="cpu")
+    inputs.poison(data)
+    kernel = next(kernel for kernel in peers.KERNELS if str(kernel) == f"{name} {kv_format}")
+    for call in kernel.calls(data, setting):
         call()
-    return exact.rel_l2(exact.outputs(made), exact.expected(made, kv_format, sinks=True))
+    return exact.rel_l2(exact.outputs(data), exact.expected(data, kv_format, sinks=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
 @pytest.mark.parametrize("setting", vllm_peers.FA3_SETTINGS)
 def test_fa3(vllm, shape, kv_format, setting):
-    error = called("vllm-fa3", kv_format, setting, shape)
+    error = error_of_call("vllm-fa3", kv_format, setting, shape)
     fp8 = kv_format == "e4m3"
     assert (0.01 < error < 0.06) if fp8 else (1e-3 < error < 2.5e-3)
-    first, second = vllm.seen["flash_attn_varlen_func"]
+    first, second = vllm.arguments["flash_attn_varlen_func"]
     assert first["q"].dtype == first["k"].dtype == FORMATS[kv_format].dtype and first["q"] is not second["q"]
     scales = [first[f"{name}_descale"] for name in "qkv"]
-    assert all(one.shape == (shape.batch, 8) and (one == 1).all() for one in scales) if fp8 else scales == [None] * 3
-    planned = vllm.seen["get_scheduler_metadata"]
+    if fp8:
+        assert all(scale.shape == (shape.batch, 8) and (scale == 1).all() for scale in scales)
+    else:
+        assert scales == [None] * 3
+    planned = vllm.arguments["get_scheduler_metadata"]
     assert len(planned) == (setting == vllm_peers.SPLITS_BY_VLLM), "once for all layers"
     assert ("scheduler_metadata" in first) == bool(planned)
     if planned:
@@ -119,50 +122,52 @@ def test_fa3(vllm, shape, kv_format, setting):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
 def test_triton(vllm, shape, kv_format):
-    assert 1e-3 < called("vllm-triton", kv_format, "vLLM's own", shape) < 2.5e-3
-    first = vllm.seen["unified_attention"][0]
+    assert 1e-3 < error_of_call("vllm-triton", kv_format, "vLLM's own", shape) < 2.5e-3
+    first = vllm.arguments["unified_attention"][0]
     assert first["q"].dtype == torch.bfloat16 and first["kv_quant_mode"] == (kv_format == "e4m3")
     assert first["softmax_segm_output"].shape == (16, 64, 16, shape.head_dim) and first["seq_threshold_3D"] == 16
 
 
 def test_why_vllms_kernels_cannot_be_used(vllm, monkeypatch):
     monkeypatch.setattr(vllm_peers, "find_spec", lambda _name: object())
-    assert vllm_peers.unusable("vllm-triton") is None and vllm_peers.unusable("vllm-fa3") is None
+    assert vllm_peers.unusable_reason("vllm-triton") is None and vllm_peers.unusable_reason("vllm-fa3") is None
     sys.modules["vllm.vllm_flash_attn"].fa_version_unsupported_reason = lambda _version: "only on 9.x"
-    assert vllm_peers.unusable("vllm-fa3") == "only on 9.x" and vllm_peers.unusable("vllm-triton") is None
+    assert vllm_peers.unusable_reason("vllm-fa3") == "only on 9.x" and vllm_peers.unusable_reason("vllm-triton") is None
     del sys.modules["vllm.vllm_flash_attn"].fa_version_unsupported_reason
-    assert "vLLM's kernel cannot be imported: ImportError" in vllm_peers.unusable("vllm-fa3")
+    assert "vLLM's kernel cannot be imported: ImportError" in vllm_peers.unusable_reason("vllm-fa3")
     monkeypatch.setattr(vllm_peers, "find_spec", lambda _name: None)
-    assert vllm_peers.unusable("vllm-triton") == vllm_peers.missing() == "vLLM is not installed"
+    assert vllm_peers.unusable_reason("vllm-triton") == vllm_peers.missing_reason() == "vLLM is not installed"
 
 
-def test_the_installed_vllm_takes_what_is_given(vllm):
-    """Names of the arguments against the sources, which are there on a CPU too."""
+def test_the_installed_vllm_accepts_the_arguments(vllm):
+    """The names of the arguments against vLLM's sources, which a CPU build has too."""
     spec = find_spec_of_vllm()
     if spec is None:
         pytest.skip("vLLM is not installed")
-    called("vllm-fa3", "e4m3", vllm_peers.SPLITS_BY_VLLM, SHAPES[0])
-    called("vllm-triton", "e4m3", "vLLM's own", SHAPES[0])
+    error_of_call("vllm-fa3", "e4m3", vllm_peers.SPLITS_BY_VLLM, SHAPES[0])
+    error_of_call("vllm-triton", "e4m3", "vLLM's own", SHAPES[0])
     for function, source in SOURCES.items():
-        wanted = set(vllm.seen[function][0])
-        taken, needed = parameters(Path(spec).parent / source, function)
-        assert wanted <= taken and needed <= wanted | {"q", "k", "v"}, function
+        passed = set(vllm.arguments[function][0])
+        accepted, required = parameters(Path(spec).parent / source, function)
+        assert passed <= accepted and required <= passed | {"q", "k", "v"}, function
 
 
 def find_spec_of_vllm() -> str | None:
-    """Where the real vLLM is, beside the stand-in."""
+    """The path of the real vLLM, beside the stand-in."""
     stand_in = sys.modules.pop("vllm")
     try:
-        found = find_spec("vllm")
+        spec = find_spec("vllm")
     finally:
         sys.modules["vllm"] = stand_in
-    return found.origin if found else None
+    return spec.origin if spec else None
 
 
 def parameters(path: Path, function: str) -> tuple[set[str], set[str]]:
     """A function's parameters, and those without a default, from its source alone."""
     tree = ast.parse(path.read_text())
-    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function).args
-    names = [one.arg for one in found.args]
-    only = {one.arg for one, default in zip(found.kwonlyargs, found.kw_defaults, strict=True) if default is None}
-    return {*names, *(one.arg for one in found.kwonlyargs)}, {*names[: len(names) - len(found.defaults)], *only}
+    arguments = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function).args
+    names = [argument.arg for argument in arguments.args]
+    keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    required = {argument.arg for argument, default in keywords if default is None}
+    accepted = {*names, *(argument.arg for argument in arguments.kwonlyargs)}
+    return accepted, {*names[: len(names) - len(arguments.defaults)], *required}

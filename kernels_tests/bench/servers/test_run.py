@@ -12,7 +12,7 @@ from bench.serving import section as summary
 from bench.serving import tables
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import LOAD, rows
-from vllm_launch import provenance
+from vllm_launch import redaction
 
 
 def without_port_and_nonce(command):
@@ -22,7 +22,7 @@ def without_port_and_nonce(command):
 
 def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
     bench("serving", "baseline", "fp8")
-    executed = [provenance.redact_all(plan.command) for plan in servers.plans]
+    executed = [redaction.redact_all(plan.command) for plan in servers.plans]
     assert len({plan.nonce for plan in servers.plans}) == len(servers.plans) == 6
     for row in rows(tmp_path / "run").values():
         cold, warm, scored = row.starts
@@ -80,7 +80,7 @@ def test_an_accuracy_run_has_a_single_start(bench, servers, tmp_path):
     bench("accuracy", "fp8")
     (start,) = rows(tmp_path / "run")["fp8"].starts
     assert start.cache == "scored"
-    assert start.command == provenance.redact_all(servers.plans[-1].command)
+    assert start.command == redaction.redact_all(servers.plans[-1].command)
     assert rows(tmp_path / "run")["fp8"].requested.command == start.command
 
 
@@ -150,7 +150,7 @@ def test_a_failed_start_leaves_its_command_and_an_untried_start_none(bench, serv
     servers.fail["baseline cold"] = Problem("server", "it ended", "see the log")
     bench("serving", "baseline", "fp8", exit_code=1)
     baseline, fp8 = rows(tmp_path / "run").values()
-    assert baseline.requested.command == provenance.redact_all(servers.plans[0].command)
+    assert baseline.requested.command == redaction.redact_all(servers.plans[0].command)
     assert baseline.starts == [] and fp8.requested.command == []
 
 

@@ -16,7 +16,7 @@ from bench import cli
 from bench import kinds as result
 from kernels_tests.bench.serving import small
 from kernels_tests.processes import completed, spawn, wait_for, watched
-from vllm_launch import model, provenance
+from vllm_launch import model, redaction
 
 pytestmark = pytest.mark.server
 
@@ -87,7 +87,7 @@ def test_the_result_has_starts_rates_and_provenance(finished):
 
 def test_the_commands_in_the_result_are_those_of_the_processes(finished):
     executed = [
-        provenance.redact_all(command) for command in json.loads((finished.parent / "commands.json").read_text())
+        redaction.redact_all(command) for command in json.loads((finished.parent / "commands.json").read_text())
     ]
     baseline, second = result.read(finished / "result.json").rows
     assert all(start.command in executed for start in baseline.starts)

@@ -7,7 +7,7 @@ import pytest
 from flashinfer_patches import engine, jit_cache
 from flashinfer_patches.errors import Problem
 from kernels_tests.flashinfer_patches.engine.worlds import APPLIED, DECODE, install, write
-from kernels_tests.vllm_launch.doctor.test_command import about, on_gpu
+from kernels_tests.vllm_launch.machines import about, on_gpu
 from vllm_launch import plan, profile, provenance, server, software
 from vllm_launch.doctor import facts as doctor_facts
 from vllm_launch.machine import detect
@@ -70,18 +70,18 @@ def test_the_doctor_reports_the_state_of_flashinfer(installed):
         (result,) = about(on_gpu(patch=doctor_facts._patch(), extra_packages=packages), topic)
         return result
 
-    assert "not patched" in finding().what
+    assert finding().value["patch"] == "clean"
     applied = engine.apply()
     patched = finding()
-    assert patched.status == "ok" and f"patched ({applied.patch_set})" in patched.what
-    assert "for those who call FlashInfer themselves" in patched.what and "does not use that path" in patched.what
+    assert patched.status == "ok" and patched.value["patch"] == "applied" and not patched.value["drops_sinks"]
+    assert applied.patch_set in patched.message and "does not use that path" in patched.message
     prebuilt = {"flashinfer-jit-cache": "0.6.14"}
     assert finding("prebuilt kernels", **prebuilt).status == "error"
     (installed / DECODE).write_bytes(b"mine\n")
-    assert finding().status == "error" and "edited" in finding().what
+    assert finding().status == "error" and finding().value["patch"] == "edited"
     install(installed)
     assert finding().status == "error" and "fp8-sinks patch apply" in finding().remedy
     engine.revert()
     assert finding("prebuilt kernels", **prebuilt).status == "warning"
     install(installed, APPLIED | {DECODE: b"# later\n" + APPLIED[DECODE]})
-    assert "holds the changes of our patch series already" in finding().what
+    assert finding().value["patch"] == "superseded"

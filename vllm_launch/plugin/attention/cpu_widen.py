@@ -1,12 +1,12 @@
 """An FP8 KV cache on a CPU for which vLLM has no FP8 kernels (neither AVX-512 nor AMX).
 
-K and V are stored as FP8 codes, rounded to nearest: the cache takes half of BF16's bytes. At each step the pages that
-a layer reads are widened into a scratch cache in the model's dtype, and vLLM's kernel for that dtype runs over it:
-sinks, windows, GQA and causality are the kernel's. At scale 1 widening is exact: every FP8 value is a BF16 value.
-The scratch holds one layer's pages of the requests in this step and is freed after the layer.
+K and V are stored as FP8 codes, rounded to nearest: the cache takes half of BF16's bytes. In each step the pages that
+a layer reads are widened into a scratch cache in the model's dtype, and vLLM's kernel for that dtype runs on it, with
+its sinks, windows, GQA and causality. At scale 1 widening is exact: every FP8 value is a BF16 value. The scratch
+holds the pages of one layer for the requests of this step, and is freed after the layer.
 
-A page of the cache lies as [block, K and V, kv_heads, head_dim]: nothing but this module reads it. Layers that keep
-the model's dtype (--kv-cache-dtype-skip-layers) are vLLM's alone.
+The layout of a page is [block, K and V, kv_heads, head_dim]; only this module reads it. Layers that keep the model's
+dtype (--kv-cache-dtype-skip-layers) are left to vLLM.
 """
 
 import copy
@@ -23,7 +23,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from vllm_launch.plugin.cpu_cache import FP8_DTYPES, to_fp8
+from vllm_launch.plugin.attention.cpu_cache import FP8_DTYPES, to_fp8
 
 logger = init_logger("vllm.fp8_sinks")
 
@@ -32,32 +32,32 @@ PAIRS = 1 << 16
 
 @functools.cache
 def _pair_table(fp8: torch.dtype, dtype: torch.dtype, scale: float) -> torch.Tensor:
-    """[PAIRS] integers, each the values in `dtype` of two FP8 codes; the index is the pair as an int16, plus 2^15."""
+    """[PAIRS] integers, each two values in `dtype`; the index is the pair of FP8 codes as an int16, plus 2^15."""
     codes = torch.arange(-PAIRS // 2, PAIRS // 2, dtype=torch.int16).view(torch.uint8)
     values = codes.view(fp8).float().mul_(scale).to(dtype)
     return values.view(torch.int32 if dtype.itemsize == 2 else torch.int64)
 
 
 def widen(codes: torch.Tensor, fp8: torch.dtype, dtype: torch.dtype, scale: float) -> torch.Tensor:
-    """The values of FP8 `codes` (uint8, an even last dimension) times `scale`, in `dtype`; a NaN stays one.
+    """Convert FP8 `codes` (uint8, an even last dimension) to `dtype`, times `scale`; NaN stays NaN.
 
-    By a table of pairs: on AVX2 five times as fast as torch's cast, twenty times as fast as a table of single codes.
+    Uses a table of pairs: on AVX2 five times as fast as torch's cast, twenty times as fast as a table of single codes.
     """
     index = codes.contiguous().view(torch.int16).view(-1).int().add_(PAIRS // 2)
     return _pair_table(fp8, dtype, scale).index_select(0, index).view(dtype).view(codes.shape)
 
 
-def _seen_by_kernel(kv_cache_dtype: str) -> str:
-    """The KV cache dtype that vLLM's kernel is told: the model's own where the cache is FP8."""
+def _kernel_dtype(kv_cache_dtype: str) -> str:
+    """The KV cache dtype to pass to vLLM's kernel: the model's own if the cache is FP8."""
     return "auto" if kv_cache_dtype in FP8_DTYPES else kv_cache_dtype
 
 
 @dataclass
 class Scratch:
-    """What a step's scratch cache holds.
+    """The contents of a step's scratch cache.
 
-    pages: the cache's pages, [pages]. slots: where their tokens go in the scratch, [pages * block]; -1 for a token
-    that no request has written: its bytes may be another layer's, NaNs among them, and stay zeros in the scratch.
+    pages: the pages of the cache, [pages]. slots: the scratch slots of their tokens, [pages * block]; -1 for a token
+    that no request has written: its bytes may be another layer's, including NaNs, and stay zeros in the scratch.
     """
 
     pages: torch.Tensor
@@ -67,10 +67,10 @@ class Scratch:
 def plan_scratch(
     block_table: torch.Tensor, seq_lens: torch.Tensor, query_lens: torch.Tensor, block: int, window: int
 ) -> tuple[Scratch, torch.Tensor]:
-    """The scratch for one step, each page once, and the block table over it.
+    """Plan the scratch of one step, with each page once; returns it and the block table into it.
 
-    block_table: [requests, blocks] int32; window: tokens that a query sees, itself included, -1 for all. An entry that
-    no query of its request sees (past the end, or slid out of the window) becomes vLLM's null page 0, left empty.
+    block_table: [requests, blocks] int32; window: tokens that a query attends to, itself included, -1 for all. Entries
+    that no query of their request reads (past the end, or before the window) become vLLM's null page 0, left empty.
     """
     first = torch.zeros_like(seq_lens) if window < 0 else (seq_lens - query_lens - window + 1).clamp_(min=0) // block
     end = (seq_lens + block - 1) // block
@@ -88,18 +88,18 @@ def plan_scratch(
 
 @dataclass
 class WideningMetadata(CPUAttentionMetadata):
-    """vLLM's metadata over the scratch cache; scratch: None for layers that keep the model's dtype."""
+    """vLLM's metadata for the scratch cache. scratch: None for layers that keep the model's dtype."""
 
     scratch: Scratch | None = None
 
 
 class WideningBuilder(CPUAttentionMetadataBuilder):
-    """Schedules vLLM's kernel for an unquantised cache, which is what it gets."""
+    """Schedules vLLM's kernel for an unquantised cache."""
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
         plain = copy.copy(vllm_config)
         plain.cache_config = copy.copy(vllm_config.cache_config)
-        plain.cache_config.cache_dtype = _seen_by_kernel(vllm_config.cache_config.cache_dtype)
+        plain.cache_config.cache_dtype = _kernel_dtype(vllm_config.cache_config.cache_dtype)
         super().__init__(kv_cache_spec, layer_names, plain, device)
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
@@ -114,11 +114,11 @@ class WideningBuilder(CPUAttentionMetadataBuilder):
 
 
 class WideningCpuImpl(CPUAttentionBackendImpl):
-    """vLLM's CPU attention over an FP8 cache that is widened for it, and our own cache write."""
+    """vLLM's CPU attention on the widened FP8 cache, with our cache write."""
 
-    def __init__(self, heads, head_size, scale, kv_heads, alibi_slopes, window, kv_cache_dtype, *rest, **named):
-        seen = _seen_by_kernel(kv_cache_dtype)
-        super().__init__(heads, head_size, scale, kv_heads, alibi_slopes, window, seen, *rest, **named)
+    def __init__(self, heads, head_size, scale, kv_heads, alibi_slopes, window, kv_cache_dtype, *args, **kwargs):
+        kernel_dtype = _kernel_dtype(kv_cache_dtype)
+        super().__init__(heads, head_size, scale, kv_heads, alibi_slopes, window, kernel_dtype, *args, **kwargs)
         self.fp8_dtype = FP8_DTYPES.get(kv_cache_dtype)
         if self.fp8_dtype is not None:
             logger.info_once("fp8-sinks: CPU KV cache writer rounds to %s", kv_cache_dtype)
@@ -136,13 +136,13 @@ class WideningCpuImpl(CPUAttentionBackendImpl):
             codes = to_fp8(x[: len(tokens)][tokens], scale, self.fp8_dtype).view(torch.uint8)
             pages[slots // block, slots % block, index] = codes
 
-    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *scales, **named_scales):
+    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs):
         if self.fp8_dtype is not None and attn_metadata is not None:
-            kv_cache = self._widened(layer, kv_cache, attn_metadata.scratch, query.dtype)
-        return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales, **named_scales)
+            kv_cache = self._scratch_cache(layer, kv_cache, attn_metadata.scratch, query.dtype)
+        return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
 
-    def _widened(self, layer, kv_cache, scratch: Scratch, dtype: torch.dtype) -> torch.Tensor:
-        """The scratch cache: the pages in `dtype`, laid out by vLLM's own writer as its kernel reads them."""
+    def _scratch_cache(self, layer, kv_cache, scratch: Scratch, dtype: torch.dtype) -> torch.Tensor:
+        """Widen the pages to `dtype`, in the layout of vLLM's own cache writer."""
         blocks, kv_heads, block, width = kv_cache.shape
         codes = kv_cache.view(blocks, -1).index_select(0, scratch.pages).view(-1, 2, kv_heads, width // 2)
         key, value = (
@@ -156,7 +156,7 @@ class WideningCpuImpl(CPUAttentionBackendImpl):
 
 
 class WideningCpuBackend(CPUAttentionBackend):
-    """CPU_ATTN under its own name, with the implementation above."""
+    """vLLM's CPU_ATTN backend with WideningCpuImpl."""
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:

@@ -1,8 +1,8 @@
 """The CPU cache writer: correctly rounded FP8 where vLLM's own CPU kernel truncates.
 
 vLLM's CPU kernel drops the low mantissa bits when it stores K and V in FP8 (1.117 becomes 1.0), about twice the
-error of rounding to nearest. Here K and V are first rounded onto the FP8 grid, in their own dtype; the kernel's
-truncation of a value on the grid is exact. The native attention kernel reads the cache as before.
+error of rounding to nearest. This writer first rounds K and V to the FP8 grid, in their own dtype; truncating a value
+on the grid is exact. The native attention kernel reads the cache as before.
 """
 
 import torch
@@ -19,16 +19,16 @@ FP8_DTYPES = {
 
 
 def to_fp8(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-    """x / scale (any shape, BF16 or FP16) rounded to the nearest value of the FP8 `dtype`; beyond it, its largest."""
+    """Round x / scale (any shape, BF16 or FP16) to the nearest value of the FP8 `dtype`, clamped to its range."""
     limit = torch.finfo(dtype).max
     scaled = x if scale == 1.0 else x.float() / scale
     return scaled.clamp(-limit, limit).to(dtype)
 
 
 def round_to_grid(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-    """x rounded to the nearest multiple of `scale` that the FP8 `dtype` has; beyond its range, its largest value.
+    """Round x to the nearest FP8 value times `scale`, clamped to the range of the FP8 `dtype`.
 
-    x: any shape, BF16 or FP16; same shape and dtype back. At scale 1 every result is exact in BF16.
+    x: any shape, BF16 or FP16; the result has the same shape and dtype. At scale 1 every result is exact in BF16.
     """
     rounded = to_fp8(x, scale, dtype)
     return rounded.to(x.dtype) if scale == 1.0 else (rounded.float() * scale).to(x.dtype)
@@ -53,7 +53,7 @@ class RoundingCpuImpl(CPUAttentionBackendImpl):
 
 
 class RoundingCpuBackend(CPUAttentionBackend):
-    """CPU_ATTN under its own name, with the implementation above."""
+    """vLLM's CPU_ATTN backend with RoundingCpuImpl."""
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:

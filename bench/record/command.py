@@ -1,0 +1,37 @@
+"""Execute a run from a command: folder locked, progress shown, result and report written."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from bench.record import run_folder
+from flashinfer_patches.strict import Strict
+from vllm_launch.terminal import Print, progress, signals_as_exit, talk
+
+R = TypeVar("R", bound=Strict)
+
+
+def execute_run(
+    folder: Path, request: Strict, execute: Callable[[Print, Print], R], write_report: Callable[[Path], Path]
+) -> R:
+    """Execute a run in its own folder, then write its report and print where both are.
+
+    execute: takes terminal.progress()'s two functions, writes folder/result.json, which has a report even if it raises
+    after that, and returns the result. write_report: writes the report of a run folder and returns its path. Raises
+    what run_folder.opened() does. Prints how to resume a run that did not finish.
+    """
+    result = None
+    with signals_as_exit(), run_folder.opened(folder, request), progress() as (status, report):
+        try:
+            result = execute(status, report)
+        finally:
+            if (folder / "result.json").exists():
+                _print(f"result: {folder / 'result.json'}\nreport: {write_report(folder)}")
+            if result is None:
+                _print(f"resume: {shlex.join(['fp8-sinks', 'bench', request.kind, '--resume', str(folder)])}")
+    return result
+
+
+def _print(text: str) -> None:
+    talk.print(text, soft_wrap=True, highlight=False, markup=False)
