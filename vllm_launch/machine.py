@@ -61,15 +61,6 @@ def detect(device: str) -> Machine:
     return _gpu() if device == "gpu" else _cpu()
 
 
-def has_gpu() -> bool:
-    """Whether an NVIDIA driver answers and shows at least one GPU."""
-    try:
-        with _nvml():
-            return pynvml.nvmlDeviceGetCount() > 0
-    except LookupError:
-        return False
-
-
 def capability_and_cuda() -> tuple[str, tuple[int, int]]:
     """Compute capability of the first GPU ("9.0"), and the newest CUDA release its driver runs ((13, 0)).
 
