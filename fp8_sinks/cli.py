@@ -13,7 +13,7 @@ COMMANDS = {
     ),
     "doctor": (
         "vllm_launch.doctor.command",
-        "Look at this machine and say what would keep `bench serving baseline fp8` from running, each with its remedy.",
+        "Report what would keep `bench serving baseline fp8` from running on this machine, each with its remedy.",
     ),
     "patch": (
         "flashinfer_patches.cli",

@@ -1,4 +1,4 @@
-"""vLLM's command-line arguments as plain data: merge a profile's with a user's, and write them out."""
+"""vLLM's command-line arguments as plain data: parse and merge them, and write them as words."""
 
 import json
 import re
@@ -9,15 +9,15 @@ from vllm_launch.profile import Argument
 
 
 def canonical(name: str) -> str:
-    """A long option's name as vLLM's parser reads it: `_` is `-`, up to the first dot of `hf-overrides.model_type`."""
+    """Normalise a long option's name as vLLM's parser does: `_` is `-`, up to the dot of `hf-overrides.model_type`."""
     option, dot, key = name.partition(".")
     return option.replace("_", "-") + dot + key
 
 
 def parse(words: list[str]) -> dict[str, Argument]:
-    """`--max-model-len 8192 --enforce-eager` -> {"max-model-len": "8192", "enforce-eager": True}.
+    """Parse `--max-model-len 8192 --enforce-eager` as {"max-model-len": "8192", "enforce-eager": True}.
 
-    Raises Problem("profile") for words that belong to no flag, and for flags that guard refuses.
+    Raises Problem("profile") for words without a flag before them, and for flags that guard refuses.
     """
     arguments: dict[str, Argument] = {}
     name = None
@@ -38,7 +38,7 @@ def parse(words: list[str]) -> dict[str, Argument]:
 
 
 def merge(*layers: dict[str, Argument]) -> dict[str, Argument]:
-    """Later layers win; `--x` and `--no-x` replace one another. Names become canonical."""
+    """Merge arguments: later layers win, `--x` and `--no-x` replace each other, names become canonical."""
     merged: dict[str, Argument] = {}
     for layer in layers:
         for name, value in ((canonical(name), value) for name, value in layer.items()):
@@ -48,7 +48,7 @@ def merge(*layers: dict[str, Argument]) -> dict[str, Argument]:
 
 
 def words(arguments: dict[str, Argument]) -> list[str]:
-    """The words of a command line: True is a bare flag, False its `--no-` twin, a map is JSON."""
+    """Write arguments as words of a command line: True is a bare flag, False `--no-` and the flag, a map is JSON."""
     command = []
     for name, value in arguments.items():
         flag = name if name.startswith("-") else f"--{name}"

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from vllm_launch import plan as plans
@@ -15,7 +16,7 @@ from vllm_launch.terminal import refuse, signals_as_exit, talk
 DEFAULT_PORT = 8000
 CPU_ATTENTION = {
     "native": "native: vLLM's FP8 kernel",
-    "widened": "widened: the FP8 cache is widened for a kernel without FP8; decode is slower than with a BF16 cache",
+    "widened": "widened: the FP8 cache is widened for a kernel without FP8; slower decode than with a BF16 cache",
 }
 
 
@@ -28,13 +29,13 @@ CPU_ATTENTION = {
 @click.option(
     "--expose",
     is_flag=True,
-    help="Allow a --host other than loopback; needs VLLM_API_KEY, for which every route but /health and /ping asks.",
+    help="Allow a --host other than loopback; needs VLLM_API_KEY, which every route but /health and /ping requires.",
 )
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Logs; default runs/serve-<time>-<port>.")
 @click.option(
-    "--dry-run", is_flag=True, help="Print the exact command and environment, and what keeps it from running."
+    "--dry-run", is_flag=True, help="Print the exact command and environment, and every problem; start nothing."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what vLLM resolved as JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print the settings that vLLM chose as JSON on stdout.")
 def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_run, as_json):
     """Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.
 
@@ -58,7 +59,7 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
     with (
         signals_as_exit(),
         talk.status(f"starting {profile_name}") as status,
-        server.running(plan, run_dir, say=status.update) as running,
+        server.running(plan, run_dir, show_status=lambda line: status.update(escape(line))) as running,
     ):
         status.stop()
         talk.print(resolved_table(running))
@@ -69,12 +70,12 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
 
 
 def check(plan: plans.Plan, run_dir: Path, *, expose: bool = False) -> None:
-    """Print every problem that preflight finds and exit with the first one's code."""
+    """Print every problem of preflight and exit with the code of the first; return if there is none."""
     refuse(preflight.problems(plan, run_dir, expose=expose))
 
 
 def summary(running: server.Server) -> dict:
-    """What a script needs to know of a ready server."""
+    """A ready server, as data for scripts."""
     plan = running.plan
     return {
         "url": plan.url,
@@ -89,17 +90,17 @@ def summary(running: server.Server) -> dict:
 
 
 def resolved_table(running: server.Server) -> Table:
-    """What was asked and what vLLM made of it."""
-    plan, got = running.plan, running.resolved
+    """The settings that were requested and that vLLM chose."""
+    plan, resolved = running.plan, running.resolved
     table = Table(title=f"{plan.model.name} on {plan.url}", title_justify="left", show_header=False, box=None)
-    capacity = f"{got.kv_capacity_tokens:,} tokens"
+    capacity = f"{resolved.kv_capacity_tokens:,} tokens"
     rows = {
         "profile": plan.profile,
         "vLLM": f"{plan.vllm_version} on {plan.machine.name} ({plan.machine.family})",
-        "attention backend": ", ".join(got.attention_backends),
-        "KV cache": f"{got.kv_cache_dtype} (asked: {plan.kv_cache_dtype}), {capacity}",
-        "CUDA graphs": got.cuda_graphs,
-        **({"CPU attention": CPU_ATTENTION[got.cpu_attention]} if got.cpu_attention else {}),
+        "attention backend": ", ".join(resolved.attention_backends),
+        "KV cache": f"{resolved.kv_cache_dtype} (requested: {plan.kv_cache_dtype}), {capacity}",
+        "CUDA graphs": resolved.cuda_graphs,
+        **({"CPU attention": CPU_ATTENTION[resolved.cpu_attention]} if resolved.cpu_attention else {}),
         "ready after": f"{running.start_s:.1f} s",
         "log": str(running.log),
     }

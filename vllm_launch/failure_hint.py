@@ -1,10 +1,10 @@
-"""What a dead server's log says of the remedy."""
+"""Likely remedies for a server that died, from its log."""
 
 import re
 
 from vllm_launch.resolved import ANSI
 
-# (pattern, remedy), the most telling first: the first pattern that is anywhere in the log decides.
+# (pattern, remedy), the most specific first: the first pattern that matches anywhere in the log decides.
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"Selected backend \S+ is not valid for this configuration", "change or drop --attention-backend"),
     (r"No valid attention backend found", "no backend of this vLLM fits: change --kv-cache-dtype or vLLM"),
@@ -27,7 +27,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     (r"Repo id must be in the form", "no such folder: check --model"),
     (r"Cannot find an appropriate cached snapshot", "the model is not on this machine: download it first"),
     (r"Invalid repository ID or local directory", "no such model, or a folder without config.json"),
-    (r"Address already in use", "the port is taken: choose another, or end who has it"),
+    (r"Address already in use", "the port is taken: choose another, or end the process that has it"),
     (r"error: unrecognized arguments: ", "this vLLM has no such argument: remove it"),
     (r"error: argument .*: invalid choice", "this vLLM does not take that value: use one of those listed"),
     (r"no kernel image is available", "this build has no kernels for this GPU: install one that does"),
@@ -38,10 +38,10 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
 
 
 def failure_hint(log_text: str) -> str | None:
-    """The likely remedy for a server that died, and what tells so; None if no known failure is in it."""
+    """The likely remedy for a server that died, with the log line behind it; None without a known failure."""
     text = ANSI.sub("", log_text)
     for pattern, remedy in _REMEDIES:
         if match := re.search(pattern, text):
-            told = text[match.start() : match.start() + 160].splitlines()[0].strip()
-            return f"{remedy} (the log says: {told})"
+            line = text[match.start() : match.start() + 160].splitlines()[0].strip()
+            return f"{remedy} (in the log: {line})"
     return None

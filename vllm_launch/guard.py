@@ -1,8 +1,8 @@
-"""What neither a profile nor a user's words may hand to vLLM: other ways in, foreign code, secrets, what is ours.
+"""Refuse arguments and variables that open the server, load code, hold secrets, or that the launcher sets itself.
 
-vLLM's parser takes `_` for `-`, any unambiguous beginning of an option, short options, and `--option.key value` for
-JSON. So names are compared as `arguments.canonical` writes them, a beginning counts as the whole, and keys inside JSON
-count too. What changes the engine alone passes. Whoever needs what is refused here starts vLLM without us.
+vLLM's parser accepts `_` for `-`, any unambiguous prefix of an option, short options, and `--option.key value` for
+JSON. So names are compared as `arguments.canonical` writes them, a prefix counts as the whole option, and keys inside
+JSON are checked too. Options that only change the engine pass.
 """
 
 import json
@@ -54,31 +54,31 @@ REFUSED = (
         "leave it out; a proxy of your own can stand in front of the server",
         ("ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs", "ssl-ciphers", "enable-ssl-refresh"),
     ),
-    ("would load code into the server", "leave it out: a server runs vLLM's code and ours alone", CODE),
+    ("would load code into the server", "leave it out: a server runs only vLLM's code and ours", CODE),
     (
-        "is a secret, and a command line is open to all",
+        "is a secret, and every user can read a command line",
         "set VLLM_API_KEY in your own environment; an offline server needs no other secret",
         ("api-key", "hf-token"),
     ),
     ("reads options from a file, past every check", "write them in a profile", ("config",)),
-    ("changes the log that is read back", "leave it out", ("log-level", "logging-config")),
+    ("changes the log that the launcher reads", "leave it out", ("log-level", "logging-config")),
     ("has a second name", "write --gpu-memory-utilization", ("device-memory-utilization",)),
 )
 OPTIONS = {option: (does, remedy) for does, remedy, options in REFUSED for option in options}
-# Options that preflight reads: a beginning of them would pass it by.
-READ = ("kv-cache-dtype", "kv-cache-dtype-skip-layers", "gpu-memory-utilization")
-# Whole options that pass and are also the beginning of one above.
-WHOLE = {*READ, "data-parallel-size", "reasoning-parser"}
+# Options that preflight reads by their whole name: a prefix would escape its checks.
+PREFLIGHT_OPTIONS = ("kv-cache-dtype", "kv-cache-dtype-skip-layers", "gpu-memory-utilization")
+# Options that pass although they are a prefix of an option above.
+ALLOWED_PREFIXES = {*PREFLIGHT_OPTIONS, "data-parallel-size", "reasoning-parser"}
 
-# Keys inside JSON, as `_check_key` writes them: what is imported, and where files are written.
+# Keys inside JSON, as `_check_key` writes them: classes to import, and folders to write into.
 _CODE_KEY = re.compile(r".*-cls|(.*-)?module-path|.*-plugin")
 _WRITES = ("cache-dir", "debug-dump-path")
-_INDUCTOR = "inductor-compile-config"  # its texts name compilers and folders, such as cpp.cxx
+_INDUCTOR = "inductor-compile-config"  # its strings name compilers and folders, such as cpp.cxx
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*(\.[A-Za-z0-9_.+-]+)?")
 _NUMBER = re.compile(r"-\d*\.?\d+")
 
-# What a profile may set: variables that the engine and its libraries read, and that name no file, program or address.
+# Variables that a profile may set: those of the engine and its libraries that name no file, program or address.
 _ENGINE_VARIABLE = re.compile(
     r"OMP_(NUM_THREADS|PROC_BIND|PLACES)|MKL_NUM_THREADS|KMP_(AFFINITY|BLOCKTIME)|TOKENIZERS_PARALLELISM"
     r"|TORCHDYNAMO_DISABLE|PYTORCH_(CUDA_)?ALLOC_CONF|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING)"
@@ -90,32 +90,32 @@ _ENGINE_VARIABLE = re.compile(
 
 
 def check_arguments(arguments: Mapping) -> None:
-    """Raise Problem("profile") for an argument that vLLM must not get; no message holds a value.
+    """Raise Problem("profile") for an argument that must not reach vLLM; no message contains a value.
 
-    arguments: canonical name to value, all layers merged.
+    arguments: value by canonical name, all layers merged.
     """
     for name, value in arguments.items():
         shown = name.partition("=")[0]
         if name.startswith("-"):
-            what, remedy = f"{shown}: short options are not read here", "write the long one: --tensor-parallel-size 2"
-            raise Problem("profile", what, remedy)
+            message = f"{shown}: short options are not accepted"
+            raise Problem("profile", message, "write the long option: --tensor-parallel-size 2")
         if not _NAME.fullmatch(name):
             raise Problem("profile", f"not the name of a vLLM argument: {shown!r}", "write it as vllm --help=all does")
         option, dot, key = name.partition(".")
         _check_option(option)
-        if dot and isinstance(value, bool):  # vLLM's parser would take the next option for its value
+        if dot and isinstance(value, bool):  # vLLM's parser would take the next word as its value
             raise Problem(
                 "profile", f"--{name} has no value", f"write a map: {option}: {{{key}: {str(value).lower()}}}"
             )
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, str) and word.startswith("-") and not _NUMBER.fullmatch(word):
-                raise Problem("profile", f"--{name}: a value that begins with a dash", "give each option by itself")
+                raise Problem("profile", f"--{name}: a value that starts with a dash", "write each option separately")
         for inner, leaf in _leaves(key, value):
             _check_key(name, inner, leaf)
 
 
 def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> None:
-    """Raise Problem("profile") for a variable in a profile that is not on the list; no message holds a value.
+    """Raise Problem("profile") for a variable that a profile must not set; no message contains a value.
 
     ours: the names that the launcher sets itself.
     """
@@ -123,27 +123,28 @@ def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> 
         if name in ours:
             raise Problem("profile", f"env: {name} is set by the launcher", "take it out of the profile")
         if is_secret(name):
-            what = f"env: {name} looks like a secret, and a profile is open to all"
-            raise Problem("profile", what, "take it out of the profile")
+            message = f"env: {name} looks like a secret, and every user can read a profile"
+            raise Problem("profile", message, "take it out of the profile")
         if not _ENGINE_VARIABLE.fullmatch(name):
-            what = f"env: {name} is not among the variables that a profile may set"
-            raise Problem("profile", what, "set it in your own environment, or ask for it to be allowed in guard.py")
+            message = f"env: {name} is not among the variables that a profile may set"
+            raise Problem("profile", message, "set it in your own environment, or ask for it to be allowed in guard.py")
 
 
 def _check_option(option: str) -> None:
     option = option.removeprefix("no-")
-    if option in WHOLE:
+    if option in ALLOWED_PREFIXES:
         return
-    whole = option if option in OPTIONS else next((one for one in (*OPTIONS, *READ) if one.startswith(option)), None)
-    if whole is None:
+    candidates = [option] if option in OPTIONS else [*OPTIONS, *PREFLIGHT_OPTIONS]
+    full_name = next((name for name in candidates if name.startswith(option)), None)
+    if full_name is None:
         return
-    does, remedy = OPTIONS.get(whole, ("is checked by its whole name", f"write --{whole}"))
-    short = "" if whole == option else f" is short for --{whole}, which"
-    raise Problem("profile", f"--{option}{short} {does}", remedy)
+    does, remedy = OPTIONS.get(full_name, ("is checked by its whole name", f"write --{full_name}"))
+    prefix_of = "" if full_name == option else f" is short for --{full_name}, which"
+    raise Problem("profile", f"--{option}{prefix_of} {does}", remedy)
 
 
 def _check_key(name: str, key: str, leaf: object) -> None:
-    """One value, and the keys on the way to it, with dots between: empty for the argument itself."""
+    """Check a value and the dotted path of keys to it; the path is empty for the argument itself."""
     *_, last = parts = [part.rstrip("+") for part in key.split(".")]
     for part in parts:
         if is_secret(part):
@@ -158,7 +159,7 @@ def _check_key(name: str, key: str, leaf: object) -> None:
 
 
 def _loads_code(name: str, parts: list[str], leaf: object) -> bool:
-    """Whether vLLM would import or run what `leaf` names. parts: of its key, with dashes."""
+    """Whether vLLM would import or run the code that `leaf` names. parts: the parts of its key, with dashes."""
     if leaf == "custom_class" or any(part in CODE or _CODE_KEY.fullmatch(part) for part in parts):
         return True
     if not isinstance(leaf, str):
@@ -171,17 +172,17 @@ def _loads_code(name: str, parts: list[str], leaf: object) -> bool:
 
 
 def _is_import_path(text: str) -> bool:
-    """Whether vLLM takes the name of a draft model for a class to import (SpeculativeConfig)."""
+    """Whether vLLM would import the name of a draft model as a class (SpeculativeConfig)."""
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
-    """Every key in a value, JSON text among them, with what it holds."""
+    """Yield every dotted key in a value with what it holds, in JSON text too."""
     pending = [(key, value)]
     while pending:
         key, value = pending.pop()
         if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
-            with suppress(ValueError, RecursionError):  # no JSON: vLLM will say so
+            with suppress(ValueError, RecursionError):  # not JSON: vLLM reports it
                 value = json.loads(value)
         yield key, value
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What this machine is: its device family, memory, and who uses it. Imports neither torch nor vLLM."""
+"""Describe this machine: device family, memory, and the processes that use it. Imports neither torch nor vLLM."""
 
 import platform
 from collections.abc import Iterator
@@ -7,33 +7,33 @@ from pathlib import Path
 
 import psutil
 import pynvml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
 
-# In the words of /proc/cpuinfo, all of one set: what vLLM's CPU build is compiled for at least, and what its kernels
-# for an FP8 KV cache want.
+from flashinfer_patches.strict import Strict
+
+# Flags of /proc/cpuinfo; a CPU needs all flags of a set: to run vLLM's CPU build, and for its kernels for an FP8 KV
+# cache.
 CPU_BUILD_FEATURES = ({"avx2", "f16c"},)
 CPU_FP8_FEATURES = ({"avx512f", "avx512bw", "avx512dq", "avx512vl"}, {"amx_tile"})
 
 
-class GpuProcess(BaseModel):
-    """A process that holds GPU memory (bytes; 0 where the driver does not say)."""
+class GpuProcess(Strict):
+    """A process that holds GPU memory. used_bytes: 0 if the driver does not report it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     pid: int
     used_bytes: int
 
 
-class Machine(BaseModel):
+class Machine(Strict):
     """The device that a server would run on.
 
     family is `cpu`, or the GPU's compute capability as profiles name it (`sm90`, `sm100`, `sm12x`, ...).
     Memory is the GPU's, or the system's for a CPU and for a GPU that shares the system's memory (`unified`).
-    avx2: False for a CPU without AVX2 and F16C, on which vLLM's CPU build does not run; else True, unasked.
+    avx2: False for a CPU without AVX2 and F16C, on which vLLM's CPU build does not run; True for a GPU.
     fp8_kernels: False for a CPU with neither AVX-512 nor AMX, for which vLLM has no kernels that read an FP8 KV cache;
-    else True, unasked. Older results call it fp8_cache.
+    True for a GPU. Older results call it fp8_cache.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     family: str
     name: str
     gpus: int
@@ -57,14 +57,14 @@ def family_of(major: int, minor: int) -> str:
 
 
 def detect(device: str) -> Machine:
-    """The machine as `device` ("cpu" or "gpu") sees it; raises LookupError where there is no such GPU."""
+    """The machine as `device` ("cpu" or "gpu") sees it; raises LookupError without a GPU."""
     return _gpu() if device == "gpu" else _cpu()
 
 
 def capability_and_cuda() -> tuple[str, tuple[int, int]]:
-    """Compute capability of the first GPU ("9.0"), and the newest CUDA release its driver runs ((13, 0)).
+    """Compute capability of the first GPU ("9.0"), and the newest CUDA release that its driver runs ((13, 0)).
 
-    Raises LookupError where no driver answers.
+    Raises LookupError if no driver answers.
     """
     with _nvml():
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
@@ -96,8 +96,8 @@ def _cpu() -> Machine:
         free_bytes=memory.available,
         unified=False,
         gpu_processes=[],
-        avx2=_has_one_of(CPU_BUILD_FEATURES),
-        fp8_kernels=_has_one_of(CPU_FP8_FEATURES),
+        avx2=_has_any(CPU_BUILD_FEATURES),
+        fp8_kernels=_has_any(CPU_FP8_FEATURES),
     )
 
 
@@ -125,7 +125,7 @@ def _gpu_processes(gpu) -> list[GpuProcess]:
     try:
         running = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
     except pynvml.NVMLError:
-        return []  # inside some containers the driver names none
+        return []  # not supported in some containers
     return [GpuProcess(pid=process.pid, used_bytes=process.usedGpuMemory or 0) for process in running]
 
 
@@ -143,14 +143,14 @@ def _cpu_name() -> str:
     return _cpuinfo("model name") or platform.machine()
 
 
-def _has_one_of(sets: tuple[set[str], ...]) -> bool:
-    """Whether the CPU has all features of one of the sets."""
+def _has_any(feature_sets: tuple[set[str], ...]) -> bool:
+    """Whether the CPU has all features of any of the sets."""
     features = set(_cpuinfo("flags").split())
-    return any(one <= features for one in sets)
+    return any(required <= features for required in feature_sets)
 
 
 def _cpuinfo(key: str) -> str:
-    """What the system says of its first CPU; empty where it does not."""
+    """A value of the first CPU in /proc/cpuinfo; empty without that key."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith(key):
             return line.split(":", 1)[1].strip()

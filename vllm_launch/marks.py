@@ -1,8 +1,8 @@
-"""Find the processes of one server by what they inherit from its launch, and kill them.
+"""Find and kill the processes of one server by marks that they inherit.
 
-Three marks, since each can be lost: the environment (a program that renames itself may write over it), the session
-(lost by setsid; a process group lies within one session), and the log as standard output or error (lost by closing
-both). While a supervisor lives it needs none of them: all of them are its descendants.
+There are three marks, since a process can lose each: a variable in the environment (a program that renames itself may
+overwrite it), the session (lost by setsid), and the log as standard output or error (lost by closing both). A live
+supervisor needs no marks: all processes of its server are its descendants.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Marks:
-    """What the processes of one server have, all or some of it.
+    """The marks of one server's processes; a process may have lost some of them.
 
-    nonce: the value of NONCE_VARIABLE. session: the pid of the supervisor, who leads it. since: when that started, in
-    clock ticks since boot; nothing older is ours. log: the file that they write to.
+    nonce: the value of NONCE_VARIABLE. session: the pid of its leader, the supervisor. since: the supervisor's start in
+    clock ticks since boot; older processes are never ours. log: the file that the processes write to.
     """
 
     nonce: str
@@ -31,17 +31,17 @@ class Marks:
     log: Path
 
 
-def of(nonce: str, supervisor_pid: int, log: Path) -> Marks:
-    """The marks of a server whose supervisor was just started, as the leader of a new session."""
+def of_server(nonce: str, supervisor_pid: int, log: Path) -> Marks:
+    """The marks of a server whose supervisor was just started as the leader of a new session."""
     return Marks(nonce, supervisor_pid, _session_and_start(supervisor_pid)[1], log)
 
 
 def processes(marks: Marks) -> list[psutil.Process]:
-    """Every live process that carries one of the marks, and not the nonce of another server."""
+    """Every live process that has a mark and does not have another server's nonce."""
     live = []
     for process in psutil.process_iter():
         try:
-            if _carries(process, marks) and process.status() != psutil.STATUS_ZOMBIE:
+            if _has_mark(process, marks) and process.status() != psutil.STATUS_ZOMBIE:
                 live.append(process)
         except (psutil.Error, OSError):
             continue  # gone, or another user's
@@ -49,10 +49,10 @@ def processes(marks: Marks) -> list[psutil.Process]:
 
 
 def kill(marks: Marks, seconds: float) -> list[int]:
-    """Kill every process that carries a mark; returns the pids that are still there after `seconds`."""
+    """Kill every process that has a mark; returns the pids that are alive after `seconds`."""
     deadline = time.monotonic() + seconds
     while (left := processes(marks)) and time.monotonic() < deadline:
-        # Again each round: what is dying may still have been starting something.
+        # Again each round: a dying process may just have started another.
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -60,7 +60,7 @@ def kill(marks: Marks, seconds: float) -> list[int]:
     return [process.pid for process in left]
 
 
-def _carries(process: psutil.Process, marks: Marks) -> bool:
+def _has_mark(process: psutil.Process, marks: Marks) -> bool:
     session, start = _session_and_start(process.pid)
     if start < marks.since:
         return False

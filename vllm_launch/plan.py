@@ -1,4 +1,4 @@
-"""From a profile to the exact command and environment of one server."""
+"""Plan one server: its exact command and environment, from a profile."""
 
 import ipaddress
 import os
@@ -23,11 +23,11 @@ CACHE_VARIABLES = {
     "VLLM_CACHE_ROOT": "vllm",
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
-    "CUDA_CACHE_PATH": "cuda",  # the driver's, of what it and NVRTC compile
+    "CUDA_CACHE_PATH": "cuda",  # the driver's, for what it and NVRTC compile
     "FP8_SINKS_KERNEL_CACHE": "lowp",
 }
 KEY_GATE = "vllm_launch.plugin.key_gate.RequireKey"
-# The same for both spellings of NO_PROXY: where both are set, some programs read one and some the other.
+# The same value for both spellings of NO_PROXY: if both are set, programs differ in which they read.
 UNPROXIED = "127.0.0.1,localhost,::1,[::1]"
 FIXED_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -37,12 +37,12 @@ FIXED_ENVIRONMENT = {
     "NO_PROXY": UNPROXIED,
     "no_proxy": UNPROXIED,
     "FP8_SINKS_PLUGIN": "1",
-    "PYTHONSAFEPATH": "1",  # `python -m` would take modules from the run folder, which may be anybody's
-    "SPT_NOENV": "1",  # setproctitle, by which vLLM renames its processes, leaves their environment readable
+    "PYTHONSAFEPATH": "1",  # `python -m` would import modules from the run folder, which any user may write
+    "SPT_NOENV": "1",  # keeps setproctitle, with which vLLM renames its processes, from overwriting their environment
 }
-# Variables that a server must not inherit, since they would defeat what the launcher guards.
+# Variables that a server must not inherit: they would defeat the launcher's checks.
 DROPPED = (
-    # how the log that we read is written
+    # the log that `resolved` reads
     *("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_PREFIX"),
     *("VLLM_LOGGING_STREAM", "VLLM_LOGGING_COLOR", "FORCE_COLOR"),
     "VLLM_PLUGINS",  # a list without our plugin leaves it out
@@ -50,17 +50,17 @@ DROPPED = (
     *("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
     *("VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST", "VLLM_MEDIA_CONNECTOR"),
     "VLLM_MODEL_REDIRECT_PATH",
-    *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # when and how the server ends
+    *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # how the server ends
 )
-# FlashInfer's builds look for the environment's ninja on the path.
+# Holds the environment's ninja, which FlashInfer's builds look up on PATH.
 PROGRAMS = Path(sys.executable).parent
 
 
 class Plan(Strict):
     """One server, ready to be checked and started.
 
-    command: its command line; environment: variables added to the caller's. nonce: a second served name that only
-    this server has. expected_backends: see Profile.
+    command: the words to execute. environment: the variables to add to the caller's. nonce: a second served model name,
+    which only this server has. expected_backends: see Profile.
     """
 
     profile: str
@@ -105,7 +105,7 @@ def make(
 ) -> Plan:
     """Plan one server of `profile` on this machine; starts nothing. Raises Problem.
 
-    overrides: a user's command-line words for vLLM; extra: the caller's own arguments, which win over all others.
+    overrides: a user's words for vLLM. extra: arguments that the caller needs, on top of all others.
     """
     device, vllm_version = software.vllm_build()
     machine = _machine(device)
@@ -151,7 +151,7 @@ def make(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server on `host` is open to this machine alone; odd forms such as 127.1 or 0 count as open to all."""
+    """Whether only this machine can reach a server on `host`; forms such as 127.1 or 0 count as open to others."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -159,7 +159,7 @@ def is_loopback(host: str) -> bool:
 
 
 def child_environment(plan: Plan) -> dict[str, str]:
-    """The environment of the server process: the caller's without DROPPED and secrets, and the plan's."""
+    """The environment of the server process: the caller's without DROPPED and secrets, with the plan's on top."""
     dropped = {*DROPPED, *_inherited_secrets(plan)}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     inherited["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -167,7 +167,7 @@ def child_environment(plan: Plan) -> dict[str, str]:
 
 
 def as_shell(plan: Plan) -> str:
-    """The plan as one shell line, which gives the server the same environment; holds no secret."""
+    """Write the plan as a shell command that starts the server in the same environment; contains no secret."""
     dropped = [word for name in (*DROPPED, *_inherited_secrets(plan)) for word in ("-u", shlex.quote(name))]
     path = f'PATH={shlex.quote(str(PROGRAMS))}{os.pathsep}"$PATH"'
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
@@ -175,26 +175,26 @@ def as_shell(plan: Plan) -> str:
 
 
 def _inherited_secrets(plan: Plan) -> list[str]:
-    """Names of the caller's variables that hold secrets, without VLLM_API_KEY where the server is not on loopback."""
+    """Names of the caller's secrets, except VLLM_API_KEY if the server is open to others."""
     needed = set() if is_loopback(plan.host) else {"VLLM_API_KEY"}
     return sorted(name for name in os.environ if is_secret(name) and name not in needed)
 
 
 def _check_kv_cache(merged: dict[str, Argument]) -> None:
-    """Raise Problem("profile") unless the KV cache's dtype is set to a name: it decides what is checked."""
+    """Raise Problem("profile") unless the KV cache's dtype is a name: preflight and `resolved` depend on it."""
     dtype, layers = merged.get("kv-cache-dtype"), merged.get("kv-cache-dtype-skip-layers", [])
     if not isinstance(dtype, str):
         raise Problem(
             "profile",
             f"kv-cache-dtype is {dtype!r}, not a name such as auto or fp8",
-            "write a name after it; in YAML, off, on, yes and no are booleans unless they are quoted",
+            "write the name of a dtype; in YAML, off, on, yes and no are booleans unless they are quoted",
         )
     if not isinstance(layers, str | list):
         raise Problem("profile", f"kv-cache-dtype-skip-layers is {layers!r}, not layers", "write a list of layers")
 
 
 def _kernel_cache(root: Path) -> dict[str, str]:
-    """The kernel cache of an installed FlashInfer: below `root`, a folder for each patch set and version."""
+    """The kernel cache of an installed FlashInfer: a folder below `root` for each patch set and version."""
     return {KERNEL_CACHE: str(jit_cache.workspace(root))} if package.installed() else {}
 
 
@@ -205,5 +205,5 @@ def _machine(device: Device) -> Machine:
         raise Problem(
             "software",
             f"this environment has vLLM for CUDA, but {error}",
-            "mend the driver, or set up for the CPU in a new environment: make setup DEVICE=cpu",
+            "repair the driver, or set up for the CPU in a new environment: make setup DEVICE=cpu",
         ) from error

@@ -1,4 +1,4 @@
-"""Can this machine do it? Every problem with its remedy, before anything is loaded."""
+"""Check that a plan can run on this machine, before anything is loaded; every problem has a remedy."""
 
 import os
 import re
@@ -19,17 +19,17 @@ from vllm_launch.profile import Device
 
 GIB = 1 << 30
 HEADER_VALUE = re.compile("[!-~]([ -~]*[!-~])?")
-# vLLM's CPU processes beside weights and KV cache, as measured (facts: 2.4 GB with 1 GiB of KV).
+# Memory of vLLM's CPU processes beside weights and KV cache, as measured (2.4 GB with 1 GiB of KV).
 CPU_OVERHEAD_BYTES = int(1.6 * GIB)
 SPACE = "VLLM_CPU_KVCACHE_SPACE"
 RUN_FOLDER_BYTES = GIB // 2
-# Any other name also starts on the CPU build, answers like BF16, and writes past its buffer.
+# With any other dtype the CPU build starts too, answers like BF16, and writes past its buffer.
 CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
 TOO_OLD_CPU = "use an x86-64 CPU with AVX2 and F16C (Intel Haswell or AMD Zen, and later), or a machine with a GPU"
 
 
 def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Problem]:
-    """Every reason why `plan` cannot run here, most basic first; an empty list means go. Leaves nothing behind."""
+    """Every reason why `plan` cannot run here, most basic first; empty if it can. Leaves nothing behind."""
     checks: list[Callable[[], None]] = [
         software.check_python,
         lambda: software.check_libraries(plan.device),
@@ -41,13 +41,13 @@ def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Prob
         lambda: _folder(Path(plan.cache_root)),
         lambda: _memory(plan),
     ]
-    found = []
+    failures = []
     for check in checks:
         try:
             check()
         except Problem as problem:
-            found.append(problem)
-    return found
+            failures.append(problem)
+    return failures
 
 
 def _sinks(plan: Plan) -> None:
@@ -77,7 +77,7 @@ def check_cpu_attention(machine: Machine, environment: Mapping[str, str]) -> Non
         raise Problem(
             "software",
             f"{plugin.CPU_ATTENTION}=native: this CPU ({machine.name}) has neither AVX-512 nor AMX, which vLLM's"
-            " FP8 kernels want",
+            " FP8 kernels need",
             f"unset {plugin.CPU_ATTENTION}: the plugin then chooses",
         )
 
@@ -100,14 +100,14 @@ def _address(plan: Plan, expose: bool) -> None:
         if not os.environ.get("VLLM_API_KEY", "").strip():
             raise Problem(
                 "address",
-                "--expose without a key: anybody could use the server",
+                "--expose without a key: any client could use the server",
                 "set VLLM_API_KEY in the environment",
             )
         if not HEADER_VALUE.fullmatch(os.environ["VLLM_API_KEY"]):
             raise Problem(
                 "address",
-                "VLLM_API_KEY has characters that no HTTP header carries",
-                "use printable ASCII without a blank at either end",
+                "VLLM_API_KEY has characters that are not allowed in an HTTP header",
+                "use printable ASCII without a space at either end",
             )
     if reason := cannot_listen(plan.host, plan.port):
         raise Problem(
@@ -118,27 +118,27 @@ def _address(plan: Plan, expose: bool) -> None:
 
 
 def cannot_listen(host: str, port: int) -> str | None:
-    """Why a server cannot listen there, in the system's words; None if it can."""
+    """The system's reason why a server cannot listen on this address; None if it can."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             return error.strerror or str(error)
-        except (OverflowError, ValueError) as error:  # no port, no name of a host
+        except (OverflowError, ValueError) as error:  # not a port, or not a host's name
             return str(error)
     return None
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest of its parents that is there."""
+    """The folder, or the nearest of its parents that exists."""
     return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
 
 def cannot_write(folder: Path) -> str | None:
-    """Why nothing can be written into a folder that may have to be made first, in the system's words; None if it can.
+    """The system's reason why a folder, or the parent that it would be created in, cannot be written; None if it can.
 
-    Tries it, since rights do not tell of read-only disks, and removes what it wrote.
+    Creates and removes a temporary folder, since permissions do not show a read-only disk.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".fp8-sinks-", dir=existing(folder)):
@@ -150,7 +150,9 @@ def cannot_write(folder: Path) -> str | None:
 def _folder(folder: Path) -> None:
     folder = folder.absolute()
     if reason := cannot_write(folder):
-        raise Problem("disk", f"cannot write into {folder}: {reason}", "choose another folder, or mend its rights")
+        raise Problem(
+            "disk", f"cannot write into {folder}: {reason}", "choose another folder, or change its permissions"
+        )
     free = shutil.disk_usage(existing(folder)).free
     if free < RUN_FOLDER_BYTES:
         raise Problem(
@@ -171,7 +173,8 @@ def _memory(plan: Plan) -> None:
             "raise --gpu-memory-utilization, or give --model a smaller one such as openai/gpt-oss-20b",
         )
     if lack == "free":
-        users = ", ".join(program(p.pid, p.used_bytes) for p in machine.gpu_processes) or "none that the driver names"
+        programs = [program(process.pid, process.used_bytes) for process in machine.gpu_processes]
+        users = ", ".join(programs) or "processes that the driver does not name"
         raise Problem(
             "memory",
             f"{machine.name}: {machine.free_bytes / GIB:.1f} GiB free, needs {needed / GIB:.1f} ({detail})"
@@ -183,7 +186,7 @@ def _memory(plan: Plan) -> None:
 
 
 def lacking(device: Device, weight_bytes: int, needed: int, free_bytes: int) -> Literal["share", "free"] | None:
-    """What a server lacks: a share of the GPU's memory that holds the weights, or free memory; None: it has all."""
+    """The memory that a server lacks: a "share" of the GPU as large as its weights, or "free" memory; else None."""
     if device == "gpu" and weight_bytes > needed:
         return "share"
     return "free" if free_bytes < needed else None
@@ -192,9 +195,9 @@ def lacking(device: Device, weight_bytes: int, needed: int, free_bytes: int) -> 
 def needed_bytes(
     device: Device, weight_bytes: int, total_bytes: int, arguments: Mapping, environment: Mapping[str, str]
 ) -> tuple[int, str]:
-    """Memory that a server takes of a device with `total_bytes`, and how that comes about.
+    """Memory that a server takes of a device with `total_bytes`, and how it is made up.
 
-    Raises Problem("profile") for settings of it that are no such numbers.
+    Raises Problem("profile") for settings that are not valid numbers.
     """
     share = _number(
         "gpu-memory-utilization", arguments.get("gpu-memory-utilization", 0.9), float, 1, "above 0, up to 1"
@@ -207,18 +210,20 @@ def needed_bytes(
 
 
 def _number(name: str, value: object, kind: type, most: int, expected: str):
-    """A setting as a number above 0, as vLLM reads it from text."""
+    """Parse a setting as a number in (0, most], as vLLM does from text."""
     try:
         number = kind(value if not isinstance(value, bool) else "")
     except (TypeError, ValueError):
         number = 0
     if not 0 < number <= most:
-        raise Problem("profile", f"{name} is {value!r}, expected {expected}", f"mend {name} in the profile or after --")
+        raise Problem(
+            "profile", f"{name} is {value!r}, expected {expected}", f"correct {name} in the profile or after --"
+        )
     return number
 
 
 def program(pid: int, used_bytes: int) -> str:
-    """A process and the memory it holds, as text."""
+    """Describe a process and the memory that it holds."""
     try:
         name = psutil.Process(pid).name()
     except psutil.Error:

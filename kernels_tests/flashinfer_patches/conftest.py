@@ -1,6 +1,6 @@
 """Fixtures: the pristine and the patched FlashInfer of each release, and the modules of the GPU tests.
 
-On a machine with nothing but torch and a patched FlashInfer the GPU tests need no more than this file.
+The GPU tests need only torch and a patched FlashInfer.
 """
 
 import json
@@ -24,7 +24,7 @@ def version(request) -> str:
 
 @pytest.fixture(scope="session")
 def pristine(version) -> Path:
-    """A folder that holds the release's `flashinfer` package, untouched."""
+    """A folder that has the release's original `flashinfer` package."""
     from flashinfer_patches import fetch
 
     return fetch.pristine(version)
@@ -32,7 +32,7 @@ def pristine(version) -> Path:
 
 @pytest.fixture(scope="session")
 def patched(pristine, tmp_path_factory) -> Path:
-    """A folder that holds the same package with the series applied; the other files are hard links where possible."""
+    """A folder that has the package with the series applied; unchanged files are hard links where possible."""
     from flashinfer_patches import engine
 
     folder = tmp_path_factory.mktemp("patched")
@@ -49,9 +49,9 @@ def _link_or_copy(source, target):
 
 
 def run_script(name: str, package: Path, *arguments: str, arch: str = "121a", cuda: Path | None = None):
-    """The JSON that a script of this folder prints, run with `package` as its FlashInfer and no GPU.
+    """Run a script of this folder with `package` as its FlashInfer and no GPU, and return the JSON that it prints.
 
-    arch: the GPU to generate for. cuda: the toolkit. Skips where FlashInfer's own dependencies are not installed.
+    arch: the target GPU. cuda: the toolkit. Skips the test if dependencies of FlashInfer are not installed.
     """
     environment = (
         os.environ
@@ -64,12 +64,12 @@ def run_script(name: str, package: Path, *arguments: str, arch: str = "121a", cu
         | ({"CUDA_HOME": str(cuda)} if cuda else {})
     )
     script = Path(__file__).parent / name
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
-    missing = re.search(r"No module named '([^'.]+)", done.stderr)
+    process = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env=environment)
+    missing = re.search(r"No module named '([^'.]+)", process.stderr)
     if missing and missing[1] != "flashinfer":
         pytest.skip(f"FlashInfer's {missing[1]} is not installed here")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def workspace():
 
 @pytest.fixture(scope="session")
 def built(workspace):
-    """Builds every module of the GPU tests at once: cold, one after the other, they would take minutes."""
+    """Build every module of the GPU tests in parallel; one after the other they would take minutes."""
     import torch
     from flashinfer import attention_sinks, decode
     from flashinfer.prefill import get_batch_prefill_module
@@ -100,5 +100,5 @@ def built(workspace):
         (decode.get_batch_decode_module, *stock),
     ]
     with ThreadPoolExecutor(len(tasks)) as pool:
-        for done in [pool.submit(*task) for task in tasks]:
-            done.result()
+        for future in [pool.submit(*task) for task in tasks]:
+            future.result()

@@ -1,4 +1,4 @@
-"""The patched wrappers of the FlashInfer on PYTHONPATH, planned for a case."""
+"""Plan the wrappers of the FlashInfer on PYTHONPATH for a case."""
 
 import torch
 from flashinfer import BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper
@@ -8,13 +8,13 @@ from kernels_tests.flashinfer_patches.cases import HEAD_DIM, KV_HEADS, QO_HEADS,
 
 
 def _geometry(cache: Cache) -> tuple:
-    """What both plans are told of a cache."""
+    """Return the arguments that describe a cache to a plan."""
     pages = cache.indptr, cache.indices, cache.last_page_len
     return *pages, QO_HEADS, KV_HEADS, cache.head_dim, cache.page_size
 
 
 def plan_decode(workspace, cache: Cache, *, q_type=torch.bfloat16, use_sinks=True, wrapper=None, **options):
-    """A decode wrapper planned for a cache; options go to plan()."""
+    """Plan a decode wrapper for a cache; options go to plan()."""
     wrapper = wrapper or BatchDecodeWithPagedKVCacheWrapper(workspace, cache.layout, use_tensor_cores=True)
     wrapper.plan(
         *_geometry(cache),
@@ -27,7 +27,7 @@ def plan_decode(workspace, cache: Cache, *, q_type=torch.bfloat16, use_sinks=Tru
 
 
 def plan_prefill(workspace, cache: Cache, per_request: list[int], *, wrapper=None, use_sinks=True, **options):
-    """A causal prefill wrapper planned for a cache; per_request: queries of each request. Options go to plan()."""
+    """Plan a causal prefill wrapper for a cache. per_request: queries of each request. Options go to plan()."""
     wrapper = wrapper or BatchPrefillWithPagedKVCacheWrapper(workspace, cache.layout)
     wrapper.plan(
         torch.tensor([0, *per_request], device=cache.k.device).cumsum(0).int(),
@@ -41,7 +41,7 @@ def plan_prefill(workspace, cache: Cache, per_request: list[int], *, wrapper=Non
 
 
 def sink_wrapper(workspace, layout: str, kv_type: torch.dtype) -> BatchAttentionWithAttentionSinkWrapper:
-    """Upstream's wrapper that takes the sinks positionally, on fa2."""
+    """Return upstream's sink wrapper, which takes the sinks positionally, on fa2."""
     return BatchAttentionWithAttentionSinkWrapper(
         workspace, layout, backend="fa2", kv_data_type=kv_type, head_dim_qk=HEAD_DIM, head_dim_vo=HEAD_DIM
     )

@@ -1,4 +1,4 @@
-"""Two processes that need the same kernels on an empty cache: one compiles, or the other finishes what it could not."""
+"""Two processes with an empty cache: one compiles, and the other takes over if that is killed."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LIMIT_S = 400
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the script for so many modules on this test's cache; what still runs at the end is killed."""
+    """A function that starts the script for so many modules; running processes are killed at the end."""
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
@@ -33,37 +33,37 @@ def start(tmp_path):
         yield process
 
 
-def said(process: subprocess.Popen) -> dict:
+def result(process: subprocess.Popen) -> dict:
     out, err = output(process, LIMIT_S)
     assert process.returncode == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
 
 
 def test_two_processes_build_each_module_once_and_both_run_it(start, tmp_path):
-    first, second = (said(process) for process in [start(2), start(2)])
+    first, second = (result(process) for process in [start(2), start(2)])
     assert [sum(pair) for pair in zip(first["built"], second["built"], strict=True)] == [1, 1]
     lines = [line.split()[:3] for line in (tmp_path / "log").read_text().splitlines()]
-    # Each compilation has ended before the next begins.
-    assert [line[0] for line in lines] == ["begin", "end"] * 2
+    # Each compilation ends before the next starts.
+    assert [line[0] for line in lines] == ["start", "end"] * 2
     assert [line[1:] for line in lines[::2]] == [line[1:] for line in lines[1::2]]
-    for one in (first, second):
-        assert one["faults"] == [] and one["ran what was built"]
-    third = said(start(2))
+    for printed in (first, second):
+        assert printed["faults"] == [] and printed["ran what was built"]
+    third = result(start(2))
     assert third["built"] == [False, False] and third["faults"] == []
 
 
-def test_what_a_killed_builder_began_the_other_finishes(start, tmp_path):
+def test_the_build_of_a_killed_builder_is_taken_over(start, tmp_path):
     builders = [start(1), start(1)]
     caches = tmp_path / "caches"
-    wait_for(lambda: any(caches.rglob("*.o")) or any(one.poll() is not None for one in builders), LIMIT_S)
-    assert all(one.poll() is None for one in builders), "no object was compiled"
+    wait_for(lambda: any(caches.rglob("*.o")) or any(builder.poll() is not None for builder in builders), LIMIT_S)
+    assert all(builder.poll() is None for builder in builders), "no object was compiled"
     log = tmp_path / "log"
-    (killed,) = [one for one in builders if one.pid == int(log.read_text().split()[1])]
-    (other,) = [one for one in builders if one is not killed]
+    (killed,) = [builder for builder in builders if builder.pid == int(log.read_text().split()[1])]
+    (survivor,) = [builder for builder in builders if builder is not killed]
     killed.send_signal(signal.SIGKILL)
     assert "end" not in log.read_text(), "the builder was killed too late"
-    found = said(other)
-    assert found["built"] == [True] and found["faults"] == [] and found["ran what was built"]
+    built = result(survivor)
+    assert built["built"] == [True] and built["faults"] == [] and built["ran what was built"]
     lines = log.read_text().splitlines()
-    assert lines[1] == f"begin {other.pid} float8_e4m3fn with 0 objects" and lines[2].startswith("end")
+    assert lines[1] == f"start {survivor.pid} float8_e4m3fn with 0 objects" and lines[2].startswith("end")
     assert len(lines) == 3

@@ -1,4 +1,4 @@
-"""The FP8 decode kernel, compiled by nvcc for the GPUs that we name: no spills, and it fits their shared memory."""
+"""The FP8 decode kernel, compiled by nvcc for each architecture: no spills, and it fits the shared memory."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import pytest
 from flashinfer_patches import sink_kernels
 from kernels_tests.flashinfer_patches.conftest import VERSIONS, run_script
 
-# Shared memory of a multiprocessor and the most that a block may ask for, bytes (CUDA programming guide).
+# Shared memory of a multiprocessor and the maximum of a block, bytes (CUDA programming guide).
 SHARED = {"90a": (233472, 232448), "120a": (102400, 101376), "121a": (102400, 101376)}
 PROBE = Path(__file__).parent / "launch_probe.cuh"
 MAIN = """
@@ -38,17 +38,17 @@ def test_decode_kernel_fits_and_does_not_spill(version, patched, arch, tmp_path)
     cuda = sink_kernels.toolkit()
     if cuda is None:
         pytest.skip("needs a CUDA toolkit with nvcc; none here")
-    (made,) = run_script("sources_script.py", patched, "bfloat16:float8_e4m3fn", "command", arch=arch, cuda=cuda)
-    source = (Path(made["folder"]) / "batch_prefill_paged_kernel_mask_0.cu").read_text()
+    (module,) = run_script("sources_script.py", patched, "bfloat16:float8_e4m3fn", "command", arch=arch, cuda=cuda)
+    source = (Path(module["folder"]) / "batch_prefill_paged_kernel_mask_0.cu").read_text()
     # Decode packs a KV head's 8 query heads into rows: query tile 16. The other tiles are prefill's.
     (arguments,) = [a for a in re.findall(r"Dispatched<(.*?)>\(", source, re.S) if "CTA_TILE_Q=*/16," in a]
     includes = source[: source.index("namespace")]
     probe = tmp_path / "probe.cu"
     probe.write_text(f'#include "{PROBE}"\n{includes}' + MAIN.replace("ARGUMENTS", arguments))
     # FlashInfer's own flags, but the probe is linked.
-    command = shlex.split(made["command"])
+    command = shlex.split(module["command"])
     flags = command[command.index("-c") + 2 : command.index("-o")]
-    flags += ["-Xptxas=-v", f"-I{made['folder']}", "-o", str(tmp_path / "probe"), str(probe)]
+    flags += ["-Xptxas=-v", f"-I{module['folder']}", "-o", str(tmp_path / "probe"), str(probe)]
     built = subprocess.run([cuda / "bin" / "nvcc", *flags], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
     run = subprocess.run([tmp_path / "probe", *map(str, SHARED[arch])], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Patched decode on a GPU: the FP8 sink kernel runs, and gives attention over the stored cache."""
+"""Patched decode on a GPU: the FP8 sink kernel runs, and computes attention over the stored cache."""
 
 import math
 from pathlib import Path
@@ -26,14 +26,14 @@ def near(q, cache, **options):
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 128), (1, 1024), (4, 128), (4, 1024)])
 @pytest.mark.parametrize("kv_type", [E4M3, BF16], ids=["e4m3", "bf16"])
-def test_the_shapes_of_the_original_plan(workspace, kv_type, batch, length):
+def test_shapes_within_the_stated_tolerance(workspace, kv_type, batch, length):
     cache, q = paged([length] * batch, kv_type), queries(batch, BF16)
     sinks = 5 * torch.rand(QO_HEADS, device="cuda", generator=torch.Generator("cuda").manual_seed(2))
     output = plan(workspace, cache).run(q, (cache.k, cache.v), sinks=sinks)
     expected, _ = reference(q, cache.tokens, sinks)
     assert faults(output, expected) == []
     torch.testing.assert_close(output.double(), expected, rtol=1e-2, atol=1e-3)
-    # The format's own error is another matter: bounded, and far over that tolerance.
+    # The error of the format has its own bound, far above that tolerance.
     exact, _ = reference(q, cache.exact, sinks)
     relative = (output - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert relative.max() <= (0.10 if kv_type == E4M3 else 6e-3)
@@ -72,7 +72,7 @@ def test_head_dim_128(workspace):
 
 
 def test_three_queries_a_request(workspace):
-    """Decode as speculation asks for it: the last three tokens of each request, causal among themselves."""
+    """Decode as in speculative decoding: the last three tokens of each request, causal."""
     import flashinfer
 
     if flashinfer.__version__ == "0.6.14":
@@ -98,18 +98,18 @@ def test_odd_lengths(workspace, length):
 def test_sinks_at_their_limits(workspace):
     cache, q = paged(LENGTHS, E4M3), queries(len(LENGTHS), BF16)
     wrapper = plan(workspace, cache)
-    none = torch.full((QO_HEADS,), -math.inf, device="cuda")
-    plain, plain_lse = wrapper.run(q, (cache.k, cache.v), sinks=none, return_lse=True)
+    minus_infinity = torch.full((QO_HEADS,), -math.inf, device="cuda")
+    plain, plain_lse = wrapper.run(q, (cache.k, cache.v), sinks=minus_infinity, return_lse=True)
     expected, expected_lse = reference(q, cache.tokens, None)
     assert faults(plain, expected) == []
     torch.testing.assert_close(plain_lse.double(), expected_lse, rtol=0, atol=5e-3)
-    all_of_it, lse = wrapper.run(q, (cache.k, cache.v), sinks=torch.full_like(none, 1e4), return_lse=True)
-    assert not all_of_it.any()
+    absorbed, lse = wrapper.run(q, (cache.k, cache.v), sinks=torch.full_like(minus_infinity, 1e4), return_lse=True)
+    assert not absorbed.any()
     torch.testing.assert_close(lse, torch.full_like(lse, 1e4 / math.log(2)))
 
 
 def test_raw_logits_far_below_the_old_sentinel(workspace):
-    # Raw logits of -56,000 to -115,000, real ones (after k_scale) of -3 to -7: FlashInfer's -5e4 stood for "masked".
+    # Raw logits of -56,000 to -115,000, scaled by k_scale to -3 to -7; FlashInfer's sentinel of masked logits was -5e4.
     cache = paged([1, 40, 700], E4M3, key=lambda randn: -340 + 35 * randn[..., :1] + 20 * randn)
     q = torch.full((3, QO_HEADS, 64), 4.0, dtype=BF16, device="cuda")
     options = {"k_scale": 2.0**-11, "v_scale": 0.5}
@@ -144,7 +144,7 @@ def kernels_of(run) -> list[str]:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_check_tells_a_wrong_kernel(workspace, mutant):
+def test_the_check_rejects_a_wrong_kernel(workspace, mutant):
     cache, q = paged(LENGTHS, E4M3), queries(len(LENGTHS), BF16)
     options = {"k_scale": 0.37, "v_scale": 1.03}
     sinks = near(q, cache, window_left=127, k_scale=0.37)
@@ -155,7 +155,7 @@ def test_the_check_tells_a_wrong_kernel(workspace, mutant):
 
 
 def graph_wrapper(workspace, cache, pages: int):
-    """A decode wrapper for CUDA graphs of the cache's batch, with room for `pages` pages."""
+    """Return a decode wrapper for CUDA graphs of the cache's batch, with buffers for `pages` pages."""
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
     return BatchDecodeWithPagedKVCacheWrapper(
@@ -169,8 +169,8 @@ def graph_wrapper(workspace, cache, pages: int):
     )
 
 
-def as_vllm_does(wrapper, cache, *, first: bool):
-    """Plan as vLLM's fast_plan_decode does: host tensors, plan() once, then fast_decode_plan, which copies nothing."""
+def plan_like_vllm(wrapper, cache, *, first: bool):
+    """Plan like vLLM's fast_plan_decode: host tensors, plan() once, then fast_decode_plan, which copies nothing."""
     from flashinfer.decode import fast_decode_plan
 
     host = (cache.indptr.cpu(), cache.indices, cache.last_page_len.cpu(), QO_HEADS, 8, 64, 16)
@@ -184,16 +184,16 @@ def as_vllm_does(wrapper, cache, *, first: bool):
     fast_decode_plan(wrapper, *host, **types)
 
 
-@pytest.mark.parametrize("how", ["plan", "vLLM's fast plan"])
-def test_a_cuda_graph_replays_new_lengths_pages_and_sinks(workspace, how):
+@pytest.mark.parametrize("planner", ["plan", "vLLM's fast plan"])
+def test_a_cuda_graph_replays_new_lengths_pages_and_sinks(workspace, planner):
     first = paged([100, 7, 512], E4M3, total_pages=80)
     wrapper = graph_wrapper(workspace, first, pages=80)
 
     def replan(cache, **options):
-        if how == "plan":
+        if planner == "plan":
             plan(workspace, cache, wrapper=wrapper)
         else:
-            as_vllm_does(wrapper, cache, **options)
+            plan_like_vllm(wrapper, cache, **options)
 
     k, v, q = first.k.clone(), first.v.clone(), queries(3, BF16)
     sinks, output = near(q, first), torch.empty_like(q)

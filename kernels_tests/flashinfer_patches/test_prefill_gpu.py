@@ -1,4 +1,4 @@
-"""Patched prefill on a GPU, upstream's own sink wrapper, and what is refused there."""
+"""Patched prefill on a GPU, upstream's own sink wrapper, and refused arguments."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_causal_prefill(workspace, batch, window_left, kv_type, layout):
 
 @pytest.mark.parametrize("kv_type", [E4M3, BF16], ids=str)
 def test_two_to_four_queries_a_request(workspace, kv_type):
-    """Prefill of the shapes that speculative decoding asks for: many long requests, few queries each."""
+    """Prefill of the shapes of speculative decoding: many long requests, few queries each."""
     from kernels_tests.flashinfer_patches.runs import plan_prefill
 
     lengths, per_request = [2, 4, 17, 130, 999, 2049, 4096, 5000], [2, 4, 3, 2, 4, 3, 2, 4]
@@ -60,7 +60,7 @@ def test_types_and_head_dims_of_prefill(workspace, q_type, kv_type, head_dim):
     assert faults(output, reference(q, cache.tokens, sinks, **shape)[0]) == []
 
 
-def test_decode_is_prefill_of_one_token(workspace):
+def test_decode_equals_prefill_of_a_single_token(workspace):
     from kernels_tests.flashinfer_patches.runs import plan_decode, plan_prefill
 
     cache, q = paged([1, 17, 128, 1000], E4M3), queries(4, BF16)
@@ -73,7 +73,7 @@ def test_decode_is_prefill_of_one_token(workspace):
     assert faults(prefilled, expected) == []
 
 
-def test_plans_with_and_without_sinks_alternate_on_one_wrapper(workspace):
+def test_plans_with_and_without_sinks_alternate_on_a_wrapper(workspace):
     from kernels_tests.flashinfer_patches.runs import plan_decode
 
     cache, q = paged([200, 31], BF16), queries(2, BF16)
@@ -134,5 +134,5 @@ def test_keys_and_values_of_different_strides_are_refused(workspace):
     cache, q = paged([200, 31], E4M3), queries(2, BF16)
     sinks = sinks_near(reference(q, cache.tokens, None)[1])
     padded = cache.v.view(torch.uint8).repeat(1, 2, 1, 1).view(E4M3)[:, : cache.page_size]
-    with pytest.raises(Exception, match="strides"):  # by the C++ code, whose exceptions have no type of their own
+    with pytest.raises(Exception, match="strides"):  # from C++, without a type of its own
         plan_decode(workspace, cache).run(q, (cache.k, padded), sinks=sinks)

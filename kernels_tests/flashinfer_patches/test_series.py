@@ -1,4 +1,4 @@
-"""The series: each patch says why it exists, and the real wheel plus the series gives the manifest's hashes."""
+"""The series: each patch has its reason, and the real wheel plus the series gives the manifest's hashes."""
 
 import shutil
 
@@ -14,7 +14,7 @@ def test_every_release_is_tested():
 
 
 @pytest.mark.parametrize("release", VERSIONS)
-def test_every_patch_is_numbered_and_says_why(release):
+def test_every_patch_has_a_number_and_a_reason(release):
     for number, patch in enumerate(series.read(release).patches, 1):
         assert patch.name.startswith(f"{number:04d}-")
         header = patch.read_text().split("\n---\n")[0]
@@ -24,10 +24,10 @@ def test_every_patch_is_numbered_and_says_why(release):
 
 def test_the_wheel_and_the_series_give_the_manifest(version, pristine):
     written = (series.ROOT / version / "manifest").read_text()
-    assert written == make_manifest.text(make_manifest.manifest(version, pristine))
+    assert written == make_manifest.text(make_manifest.make(version, pristine))
 
 
-def test_another_base_gives_no_manifest(version, pristine, tmp_path):
+def test_a_changed_wheel_gives_no_manifest(version, pristine, tmp_path):
     for file in series.read(version).manifest.files:
         (tmp_path / file.path).parent.mkdir(parents=True, exist_ok=True)
         if file.before:
@@ -36,5 +36,6 @@ def test_another_base_gives_no_manifest(version, pristine, tmp_path):
     changed.write_text(
         changed.read_text().replace("        k_cache, v_cache = _unpack_paged_kv_cache", "        k, v = x")
     )
-    with pytest.raises(Problem, match=f"of the series for {version} does not apply"):
-        make_manifest.manifest(version, tmp_path)
+    with pytest.raises(Problem) as caught:
+        make_manifest.make(version, tmp_path)
+    assert caught.value.kind == "series"

@@ -1,4 +1,4 @@
-"""vLLM's FlashInfer backend fits the patched wrappers: each of its calls, read from its source, binds."""
+"""The calls of vLLM's FlashInfer backend, read from its source, match the patched wrappers."""
 
 import importlib.util
 from collections import Counter
@@ -13,28 +13,28 @@ newest = pytest.mark.parametrize("version", ["0.7.2.post1"], indirect=True)
 
 
 def calls(patched: Path, source: Path) -> list[tuple[int, str, str]]:
-    """(line, what is called, "" or the misfit) of each call."""
-    return [tuple(one) for one in run_script("vllm_calls_script.py", patched, str(source))]
+    """List (line, callee, mismatch or "") of each call."""
+    return [tuple(row) for row in run_script("vllm_calls_script.py", patched, str(source))]
 
 
 @newest
-def test_the_installed_vllms_calls_fit(version, patched):
+def test_the_calls_of_the_installed_vllm_match(version, patched):
     spec = importlib.util.find_spec("vllm")
     if spec is None:
-        pytest.skip("vLLM is not installed: none of its sources to read")
-    found = calls(patched, Path(spec.origin).parent / "v1" / "attention" / "backends" / "flashinfer.py")
-    assert [one for one in found if one[2]] == []
-    made = Counter(name for _, name, _ in found)
+        pytest.skip("vLLM is not installed")
+    rows = calls(patched, Path(spec.origin).parent / "v1" / "attention" / "backends" / "flashinfer.py")
+    assert [row for row in rows if row[2]] == []
+    counts = Counter(name for _, name, _ in rows)
     decode, prefill = "BatchDecodeWithPagedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper"
     for name in (decode, prefill):
-        assert made[name] and made[f"{name}.plan"] and made[f"{name}.run"], made
-    assert made["fast_decode_plan"], made
+        assert counts[name] and counts[f"{name}.plan"] and counts[f"{name}.run"], counts
+    assert counts["fast_decode_plan"], counts
     _, built = software.vllm_build()
-    assert bool(made["BatchAttentionWithAttentionSinkWrapper"]) == (not built.startswith("0.26.")), made
+    assert bool(counts["BatchAttentionWithAttentionSinkWrapper"]) == (not built.startswith("0.26.")), counts
 
 
 @newest
-def test_a_call_that_does_not_fit_is_told(version, patched, tmp_path):
+def test_a_call_that_does_not_match_is_reported(version, patched, tmp_path):
     source = tmp_path / "backend.py"
     source.write_text(
         "decode_wrapper.run(query, cache, sinks=sinks, k_scale=1.0)\n"
@@ -44,8 +44,8 @@ def test_a_call_that_does_not_fit_is_told(version, patched, tmp_path):
         "BatchDecodeWithPagedKVCacheWrapper(workspace, **options)\n"
         "other.run(query)\n"
     )
-    fits, keyword, missing, unpacked = calls(patched, source)
-    assert fits == (1, "BatchDecodeWithPagedKVCacheWrapper.run", "")
+    matching, keyword, missing, unpacked = calls(patched, source)
+    assert matching == (1, "BatchDecodeWithPagedKVCacheWrapper.run", "")
     assert keyword[0] == 2 and "'sink'" in keyword[2]
     assert missing[1] == "fast_decode_plan" and "'indices'" in missing[2]
     assert unpacked[0] == 5 and "unpacked" in unpacked[2]

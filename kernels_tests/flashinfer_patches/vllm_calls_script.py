@@ -1,7 +1,7 @@
-"""Which calls of a source file fit the wrappers of the FlashInfer on PYTHONPATH, as a JSON list; run by itself.
+"""Match the calls in a source file with the wrappers of the FlashInfer on PYTHONPATH, and print a JSON list.
 
-Argument: a Python file that uses the wrappers as vLLM's FlashInfer backend does. It is read, not imported. Prints for
-each call [line, what is called, "" or why its arguments do not fit].
+Argument: a Python file that calls the wrappers as vLLM's FlashInfer backend does; it is read, not imported. Prints for
+each call [line, callee, mismatch or ""].
 """
 
 import ast
@@ -17,7 +17,7 @@ from flashinfer.decode import fast_decode_plan
 DECODE, PREFILL = flashinfer.BatchDecodeWithPagedKVCacheWrapper, flashinfer.BatchPrefillWithPagedKVCacheWrapper
 RAGGED, SINKS = flashinfer.BatchPrefillWithRaggedKVCacheWrapper, BatchAttentionWithAttentionSinkWrapper
 CONSTRUCTED = {wrapper.__name__: wrapper for wrapper in (DECODE, PREFILL, RAGGED, SINKS)}
-# What vLLM calls the objects; `self` is a decode wrapper in its fast_plan_decode. prefill_wrapper is a PREFILL or a
+# vLLM's names of the objects; `self` is a decode wrapper in its fast_plan_decode. prefill_wrapper is a PREFILL or a
 # SINKS, which share plan() and run(), or of a class of vLLM's own, known by the first argument.
 RECEIVERS = {
     "decode_wrapper": DECODE,
@@ -31,7 +31,7 @@ VLLMS_OWN = {"layer", "qo_indptr_cpu"}
 
 
 def callee(call: ast.Call):
-    """(name, function, number of arguments that come before those of the call), or None for other calls."""
+    """Return (name, function, number of arguments before those of the call); None for other calls."""
     match call.func:
         case ast.Name(id="fast_decode_plan"):
             return "fast_decode_plan", fast_decode_plan, 0
@@ -45,16 +45,17 @@ def callee(call: ast.Call):
 
 
 def first_argument(call: ast.Call) -> str | None:
-    """The name of the first argument: as a keyword, or of the variable."""
+    """Return the name of the first argument: of its keyword or its variable."""
     if call.args:
         return getattr(call.args[0], "id", None)
     return call.keywords[0].arg if call.keywords else None
 
 
-def misfit(function, before: int, call: ast.Call) -> str:
-    """Why the call's arguments do not fit the function; "" where they do."""
-    if any(isinstance(one, ast.Starred) for one in call.args) or any(word.arg is None for word in call.keywords):
-        return "its arguments are unpacked: they cannot be read from the source"
+def mismatch(function, before: int, call: ast.Call) -> str:
+    """Return why the call's arguments do not match the function; "" if they do."""
+    starred = any(isinstance(argument, ast.Starred) for argument in call.args)
+    if starred or any(word.arg is None for word in call.keywords):
+        return "its arguments are unpacked, and cannot be read from the source"
     try:
         inspect.signature(function).bind(
             *[None] * (before + len(call.args)), **{word.arg: None for word in call.keywords}
@@ -64,9 +65,9 @@ def misfit(function, before: int, call: ast.Call) -> str:
     return ""
 
 
-found = []
+rows = []
 for call in ast.walk(ast.parse(Path(sys.argv[1]).read_text())):
     if isinstance(call, ast.Call) and (called := callee(call)):
         name, function, before = called
-        found.append([call.lineno, name, misfit(function, before, call)])
-print(json.dumps(sorted(found)))
+        rows.append([call.lineno, name, mismatch(function, before, call)])
+print(json.dumps(sorted(rows)))

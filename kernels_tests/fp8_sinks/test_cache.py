@@ -1,4 +1,4 @@
-"""`fp8-sinks cache`: FlashInfer's kernels and our own, listed and wiped together, and nothing else."""
+"""`fp8-sinks cache`: FlashInfer's kernels and our own are listed and wiped together, and no other files."""
 
 import json
 
@@ -21,7 +21,7 @@ def run(*words):
 
 @pytest.fixture
 def roots(tmp_path, monkeypatch):
-    """The folders that hold FlashInfer's caches and ours, each with one cache in it; returns both caches."""
+    """A cache of FlashInfer's kernels and a cache of ours, each in a folder of its own."""
     monkeypatch.setattr(cache.jit_cache, "ROOT", tmp_path / "flashinfer")
     monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "lowp"))
     jit_cache.built_once(tmp_path / "flashinfer" / "b", "m", lambda: None)
@@ -33,40 +33,40 @@ def test_both_are_listed_and_wiped(roots):
     theirs, ours = roots
     assert run("list").stdout == f"{theirs}  0.0 MiB  1 built\n{ours}  1.0 MiB  1 built\n"
     listed = json.loads(run("list", "--json").stdout)
-    assert [(one["path"], one["built"]) for one in listed] == [(str(theirs), ["m"]), (str(ours), [NAME])]
-    done = run("wipe")
-    assert done.exit_code == 0 and done.stderr == "" and done.stdout.endswith(f"{ours}  1.0 MiB freed\n")
+    assert [(cache["path"], cache["built"]) for cache in listed] == [(str(theirs), ["m"]), (str(ours), [NAME])]
+    result = run("wipe")
+    assert result.exit_code == 0 and result.stderr == "" and result.stdout.endswith(f"{ours}  1.0 MiB freed\n")
     assert not theirs.exists() and not ours.exists() and run("list").stdout == ""
 
 
-def test_nothing_else_is_wiped(roots):
+def test_other_files_are_not_wiped(roots):
     theirs, ours = roots
     worlds.write(theirs.parent / "theirs", {"file": b"x"})
     worlds.write(ours, {"notes.txt": b"x", f"{NAME}.txt": b"x"})
     worlds.write(ours.parent / "other", {f"{NAME}.cubin": b"x"})
     (ours.parent / "linked").symlink_to(ours)
-    done = run("wipe", "--json")
-    assert done.exit_code == 0 and sorted(json.loads(done.stdout)) == [str(theirs), str(ours)]
-    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["theirs", "linked, other, sink_decode"]
+    result = run("wipe", "--json")
+    assert result.exit_code == 0 and sorted(json.loads(result.stdout)) == [str(theirs), str(ours)]
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ["theirs", "linked, other, sink_decode"]
     assert [path.name for path in theirs.parent.iterdir()] == ["theirs"]
-    kept = {"notes.txt": b"x", f"{NAME}.txt": b"x", kernel_cache.MARKER: b""}
-    assert worlds.tree(ours) == kept, "the folder stays a cache, since others have files in it"
+    remaining = {"notes.txt": b"x", f"{NAME}.txt": b"x", kernel_cache.MARKER: b""}
+    assert worlds.tree(ours) == remaining, "the folder stays a cache if it has other files"
     assert (ours.parent / "other" / f"{NAME}.cubin").exists()
 
 
-def test_one_root(roots, monkeypatch):
+def test_the_root_option(roots, monkeypatch):
     theirs, ours = roots
-    monkeypatch.setattr(jit_cache, "workspace", lambda root: root / "of the installed one")
+    monkeypatch.setattr(jit_cache, "workspace", lambda root: root / "workspace")
     assert str(ours) not in run("list", "--root", theirs.parent).stdout
     assert run("wipe", "--root", ours.parent).exit_code == 0 and theirs.exists() and not ours.exists()
-    place = run("path", "--root", theirs.parent).stdout.strip()
-    told = json.loads(run("path", "--root", theirs.parent, "--json").stdout)
-    assert told == {"path": place, "lowp": str(ours.parent)} and place.startswith(str(theirs.parent))
+    path = run("path", "--root", theirs.parent).stdout.strip()
+    printed = json.loads(run("path", "--root", theirs.parent, "--json").stdout)
+    assert printed == {"path": path, "lowp": str(ours.parent)} and path.startswith(str(theirs.parent))
 
 
-def test_what_was_wiped_before_a_locked_cache_is_said(tmp_path):
+def test_caches_wiped_before_a_locked_cache_are_printed(tmp_path):
     first, second = (jit_cache.make(tmp_path / name) for name in "ab")
     with locking.held(tmp_path / ".b.lock", "builds m", 0):
-        done = run("wipe", "--root", tmp_path)
-    assert done.exit_code == EXIT_CODES["lock"] and "builds m" in done.stderr
-    assert done.stdout == f"{first}  0.0 MiB freed\n" and not first.exists() and second.exists()
+        result = run("wipe", "--root", tmp_path)
+    assert result.exit_code == EXIT_CODES["lock"] and "builds m" in result.stderr
+    assert result.stdout == f"{first}  0.0 MiB freed\n" and not first.exists() and second.exists()

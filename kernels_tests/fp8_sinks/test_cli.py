@@ -1,4 +1,4 @@
-"""The command `fp8-sinks`: what its help says, and that it loads nothing to say it."""
+"""The command `fp8-sinks`: its help, and that the help imports no subcommand."""
 
 import subprocess
 import sys
@@ -14,23 +14,24 @@ LOADED = "import sys; from fp8_sinks.cli import main; main(standalone_mode=False
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"]])
-def test_help_loads_no_command(words):
-    done = subprocess.run([sys.executable, "-c", LOADED, *words], cwd=REPO, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    loaded = {line.split(".")[0] for line in done.stdout.splitlines()}
+def test_help_imports_no_subcommand(words):
+    command = [sys.executable, "-c", LOADED, *words]
+    process = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    loaded = {line.split(".")[0] for line in process.stdout.splitlines()}
     assert "click" in loaded and not SLOW & loaded
 
 
-def test_help_says_of_each_command_what_the_command_says_itself():
+def test_help_lists_the_short_help_of_each_command():
     listed = " ".join(CliRunner().invoke(main, ["--help"]).stdout.split())
-    for name, (_, says) in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         command = main.get_command(None, name)
-        assert command.name == name and command.get_short_help_str(limit=1000) == says
-        assert f"{name} {says}" in listed
-        done = CliRunner().invoke(main, [name, "--help"])
-        assert done.exit_code == 0 and says.rstrip(".") in " ".join(done.stdout.split())
+        assert command.name == name and command.get_short_help_str(limit=1000) == summary
+        assert f"{name} {summary}" in listed
+        result = CliRunner().invoke(main, [name, "--help"])
+        assert result.exit_code == 0 and summary.rstrip(".") in " ".join(result.stdout.split())
 
 
-def test_a_command_that_is_not_there():
-    done = CliRunner().invoke(main, ["server"])
-    assert done.exit_code == 2 and "server" in done.stderr
+def test_an_unknown_command():
+    result = CliRunner().invoke(main, ["server"])
+    assert result.exit_code == 2 and "server" in result.stderr

@@ -1,4 +1,4 @@
-"""A machine on which everything fits, pretended."""
+"""A simulated machine on which every profile fits."""
 
 import pytest
 
@@ -15,13 +15,13 @@ def detect(device):
 
 @pytest.fixture
 def fit_machine(monkeypatch, tmp_path):
-    """A machine without a GPU on which everything fits, its home and working directory in an empty folder."""
+    """Simulate a machine without a GPU that passes every check, with an empty home and working directory."""
     for module in (plan, doctor_facts):
         monkeypatch.setattr(module, "detect", detect)
     monkeypatch.setattr(software, "vllm_build", lambda: ("cpu", "0.32.0"))
     monkeypatch.setattr(software, "check_libraries", lambda _device: None)
     monkeypatch.setattr(software, "check_llama_benchy", lambda: None)
-    (tmp_path / "here").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "here"))
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"

@@ -1,7 +1,7 @@
-"""Run by test_guard: which settings the installed vLLM's own parser makes of words (stdin: JSON list of word lists).
+"""Run by test_guard: the settings that the installed vLLM's parser reads from words (stdin: JSON list of word lists).
 
-Prints JSON: `options`, every option string; `set`, for each list the sorted settings that differ from their defaults,
-or null where the parser refuses the words. Values are not converted: which option is meant is all that is asked.
+Prints JSON: `options`, every option string; `set`, for each list the sorted settings that it sets, or null if the
+parser refuses the words. Values are not converted: only the names of the settings matter.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 
 try:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
-except ImportError:  # vLLM 0.26 and 0.33 keep it elsewhere
+except ImportError:  # its place in vLLM 0.26 and 0.33
     from vllm.entrypoints.openai.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -35,8 +35,8 @@ def settings(words):
 
 output = sys.stdout
 sys.stdout = sys.stderr  # --help prints
-found = {
+report = {
     "options": sorted(option for action in parser._actions for option in action.option_strings),
     "set": [settings(words) for words in json.load(sys.stdin)],
 }
-json.dump(found, output)
+json.dump(report, output)

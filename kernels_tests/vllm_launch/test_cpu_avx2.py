@@ -30,7 +30,7 @@ def running(tmp_path_factory):
     )
     environment = planned.environment | narrow_cpu.environment(folder / "plugin")
     with server.running(
-        planned.model_copy(update={"environment": environment}), folder, say=lambda line: None
+        planned.model_copy(update={"environment": environment}), folder, show_status=lambda line: None
     ) as ready:
         yield ready
 
@@ -45,7 +45,7 @@ def test_vllm_runs_its_library_for_avx2_and_our_widening(running):
 
 
 def test_its_answers_are_right_in_decode_and_prefill(running):
-    """Against transformers in FP32, with the true sinks and with wrong ones; over pages that were others' before."""
+    """Compare with transformers in FP32, with the true sinks and with wrong ones, on reused pages."""
     ids = tokenize(EMBEDDED, (EMBEDDED / "heldout.jsonl").read_text(encoding="utf-8"))
     texts = [Text(ids=ids[i * 1000 : i * 1000 + PROMPT + SCORED], start=PROMPT) for i in range(TEXTS)]
     exact = sink_check.of_transformers(find(str(EMBEDDED)), texts)

@@ -19,8 +19,8 @@ HEADS, KV_HEADS, HEAD_DIM, BLOCK = 16, 2, 64, 128
 LAYER = SimpleNamespace(_k_scale_float=1.0, _v_scale_float=1.0, _k_scale=1.0, _v_scale=1.0, isa="vec")
 
 
-def written(kv_cache_dtype, key, value, *, rounding):
-    """The cache after writing key and value [tokens, kv_heads, head_dim] with vLLM's kernel, ours in front or not."""
+def write_cache(kv_cache_dtype, key, value, *, rounding):
+    """The cache after vLLM's kernel wrote key and value [tokens, kv_heads, head_dim], rounded by us first or not."""
     blocks = -(-len(key) // BLOCK)
     cache = torch.zeros(blocks, KV_HEADS, BLOCK, 2 * HEAD_DIM, dtype=torch.uint8)
     if rounding:
@@ -32,8 +32,8 @@ def written(kv_cache_dtype, key, value, *, rounding):
     return cache
 
 
-def decoded(kv_cache_dtype, cache, query, sinks, tokens):
-    """One query token [1, heads, head_dim] over the cache with vLLM's CPU attention kernel."""
+def decode(kv_cache_dtype, cache, query, sinks, tokens):
+    """Attention of one query token [1, heads, head_dim] to the cache, by vLLM's CPU kernel."""
     blocks = len(cache)
     k_cache, v_cache = cache.view(blocks, KV_HEADS, 2 * BLOCK, HEAD_DIM).chunk(2, dim=2)
     lengths, starts = torch.tensor([tokens], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
@@ -50,7 +50,7 @@ def decoded(kv_cache_dtype, cache, query, sinks, tokens):
 
 
 def attention(query, key, value, sinks):
-    """The same in fp64 on the given K and V."""
+    """The same attention to K and V in fp64."""
     key = key.double().repeat_interleave(HEADS // KV_HEADS, 1)
     value = value.double().repeat_interleave(HEADS // KV_HEADS, 1)
     scores = torch.einsum("hd,khd->hk", query[0].double(), key) * HEAD_DIM**-0.5
@@ -68,7 +68,7 @@ def inputs():
     tokens = 1000
     key, value = (torch.randn(tokens, KV_HEADS, HEAD_DIM).bfloat16() for _ in range(2))
     query = torch.randn(1, HEADS, HEAD_DIM).bfloat16()
-    # Near the log-sum-exp of the scores, so that a lost sink shows.
+    # Near the log-sum-exp of the scores, so that a dropped sink changes the result.
     sinks = (torch.randn(HEADS) + torch.log(torch.tensor(float(tokens)))).bfloat16()
     return key, value, query, sinks, tokens
 
@@ -79,13 +79,13 @@ def test_rounding_first_stores_exactly_the_rounded_values(inputs, kv_cache_dtype
     key, value, query, sinks, tokens = inputs
     dtype = FP8_DTYPES[kv_cache_dtype]
     key_stored, value_stored = (x.to(dtype) for x in (key, value))
-    ours = written(kv_cache_dtype, key, value, rounding=True)
-    native = written(kv_cache_dtype, key, value, rounding=False)
+    ours = write_cache(kv_cache_dtype, key, value, rounding=True)
+    native = write_cache(kv_cache_dtype, key, value, rounding=False)
     reference = attention(query, key_stored.float(), value_stored.float(), sinks)
-    ours_error = relative(decoded(kv_cache_dtype, ours, query, sinks, tokens), reference)
-    native_error = relative(decoded(kv_cache_dtype, native, query, sinks, tokens), reference)
+    ours_error = relative(decode(kv_cache_dtype, ours, query, sinks, tokens), reference)
+    native_error = relative(decode(kv_cache_dtype, native, query, sinks, tokens), reference)
     assert ours_error < 4e-3, "only the kernel's own BF16 rounding may remain"
-    assert native_error > 5 * ours_error, "vLLM rounds by itself now: this writer can go"
+    assert native_error > 5 * ours_error, "vLLM rounds by itself now: remove this writer"
 
 
 @pytest.mark.native_fp8
@@ -94,7 +94,7 @@ def test_rounding_at_least_halves_the_error_against_bf16_storage(inputs):
     reference = attention(query, key, value, sinks)
     error = {
         rounding: relative(
-            decoded("fp8", written("fp8", key, value, rounding=rounding), query, sinks, tokens), reference
+            decode("fp8", write_cache("fp8", key, value, rounding=rounding), query, sinks, tokens), reference
         )
         for rounding in (True, False)
     }
@@ -121,7 +121,7 @@ def test_round_to_grid_rounds_to_nearest_at_a_scale():
 
 
 def test_the_write_goes_through_the_rounding(monkeypatch, inputs):
-    """RoundingCpuImpl hands vLLM's write rounded K and V, and leaves a BF16 cache alone."""
+    """RoundingCpuImpl passes rounded K and V to vLLM's write, and does not change those of a BF16 cache."""
     key, value, *_ = inputs
     seen = []
     base = RoundingCpuImpl.__mro__[1]
@@ -135,8 +135,8 @@ def test_the_write_goes_through_the_rounding(monkeypatch, inputs):
     assert torch.equal(seen[1][0], key)
 
 
-def test_the_engine_sleeps_where_vllm_spins(monkeypatch):
-    """The name that vLLM's wait loop looks up is the one replaced, and the sleep is a short one."""
+def test_the_engine_sleeps_instead_of_spinning(monkeypatch):
+    """The replaced name is that of vLLM's wait loop, and the sleep is short."""
     from vllm.distributed.device_communicators import shm_broadcast
 
     from vllm_launch import plugin

@@ -64,7 +64,7 @@ class Batch:
         self.query = torch.randn(int(self.starts[-1]), HEADS, HEAD_DIM).bfloat16()
 
     def metadata(self):
-        """What our builder makes of the batch."""
+        """The metadata that our builder makes of the batch."""
         builder = object.__new__(WideningBuilder)
         vars(builder).update(
             num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, dtype=torch.bfloat16, block_size=BLOCK,
@@ -79,7 +79,7 @@ class Batch:
         return builder.build(0, common)
 
     def error(self) -> float:
-        """The largest relative error of a query token's output; some of the prefills' tokens are looked at."""
+        """The largest relative error of a query token's output; of prefills, only some tokens are compared."""
         out = torch.full_like(self.query, float("nan"))
         self.impl.forward(self.layer, self.query, None, None, self.cache, self.metadata(), out)
         errors = []

@@ -1,4 +1,4 @@
-"""The remedy that a dead server's log gives."""
+"""Remedies from the log of a dead server."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ def test_hints_only_for_servers_that_died(path):
     assert (hint is not None) == ("failed" in path.stem)
 
 
-def test_hint_of_a_whole_log_is_the_root_cause():
+def test_the_hint_of_a_complete_log_is_the_root_cause():
     hint = failure_hint(log("cpu-0.32.0-failed-kv")) or ""
-    assert hint.startswith("lower --max-model-len (the log says: To serve at least one request")
+    assert hint.startswith("lower --max-model-len (in the log: To serve at least one request")
     assert "\n" not in hint
     with pytest.raises(ValueError, match="KV cache capacity"):
         read(log("cpu-0.32.0-failed-kv"), "0.32.0")
@@ -63,8 +63,8 @@ COMPOSED = [
 @pytest.mark.parametrize(("line", "remedy"), RECORDED + COMPOSED)
 def test_known_failures(line, remedy):
     hint = failure_hint(f"(EngineCore pid=102) ERROR 11-21 12:31:18 [core.py:1510] {line}\nmore\n")
-    assert remedy in hint.split(" (the log says: ")[0]
+    assert remedy in hint.split(" (in the log: ")[0]
 
 
-def test_no_hint_for_what_is_not_known():
+def test_no_hint_for_an_unknown_failure():
     assert failure_hint("RuntimeError: something new") is None

@@ -1,4 +1,4 @@
-"""The token forcer without a server: what it refuses, and that it forces the right token in the right row.
+"""The token forcer without a server: refused requests, and the token forced in each row.
 
 The V1 processor runs on vLLM's own batch bookkeeping. The V2 processor runs on vLLM's own context class with
 arrays that stand in for the GPU runner's buffers; the GPU runner itself is not run here.
@@ -36,23 +36,23 @@ def sampled(logits):
 
 
 def logits(rows):
-    """Random, so that what is not forced is known: [rows, VOCABULARY]."""
+    """Random logits [rows, VOCABULARY], the same in every call."""
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(rows))
 
 
-def test_a_right_request_and_a_plain_one_are_accepted():
+def test_a_forced_request_and_a_plain_request_are_accepted():
     forcer.ForceTokens.validate_params(params([3, 1, 2]))
     forcer.ForceTokens.validate_params(SamplingParams(temperature=0.7, max_tokens=5))
 
 
 @pytest.mark.parametrize("ids", [[], "3,4", [3, "4"], [3, 4.0], [True], [-1], 7])
-def test_anything_but_a_list_of_ids_is_refused(ids):
-    with pytest.raises(ValueError, match="expected a list of one token id or more, got"):
+def test_a_value_that_is_no_list_of_ids_is_refused(ids):
+    with pytest.raises(ValueError, match="expected a non-empty list of token ids"):
         forcer.ForceTokens.validate_params(params([0], extra_args={"force_ids": ids}))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"max_tokens": 3}, "max_tokens 2, the length"),
         ({"max_tokens": None}, "max_tokens 2, the length"),
@@ -67,10 +67,10 @@ def test_anything_but_a_list_of_ids_is_refused(ids):
         ({"logit_bias": {7: 0.0}}, "logit_bias {8: 0}"),
     ],
 )
-def test_what_would_end_the_forcing_early_or_go_unchecked_is_refused(change, said):
+def test_a_request_that_could_end_early_or_escape_the_vocabulary_check_is_refused(change, expected):
     with pytest.raises(ValueError) as refused:
         forcer.ForceTokens.validate_params(params([7, 8], **change))
-    assert said in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_vllm_refuses_the_bias_of_an_id_outside_the_vocabulary():
@@ -104,10 +104,10 @@ def test_v1_forces_each_token_by_the_length_of_the_output():
     batch.add(0, SamplingParams())
     output = batch.add(1, params([5, 0, 49]))
     assert batch.step() == [free[0], 5]
-    assert batch.step() == [free[0], 5], "a partial prefill is sampled too, and its token thrown away"
+    assert batch.step() == [free[0], 5], "a partial prefill is sampled too, and its token discarded"
     output.append(5)
     assert batch.step() == [free[0], 0]
-    output.append(-1)  # what asynchronous scheduling appends before it knows the token
+    output.append(-1)  # a placeholder that asynchronous scheduling appends
     assert batch.step() == [free[0], 49]
     output.append(49)
     assert batch.step() == free, "after the last token nothing is forced"
@@ -129,7 +129,7 @@ def test_v1_follows_swaps_moves_and_removals():
     assert batch.step() == [sampled(logits(2))[0], 11], "a plain request in the row of a forced one"
 
 
-def test_v1_leaves_one_possible_token_and_other_rows_alone():
+def test_v1_masks_all_tokens_but_the_forced_token_of_its_row():
     batch = V1()
     batch.add(1, params([7]))
     batch.size = 3
@@ -164,7 +164,7 @@ def v2():
         return processor.add_request(slot, request_params)
 
     def step(**lengths):
-        """Tokens sampled for slots in the order given; lengths: s3=7 is slot 3 with 7 tokens in its sequence."""
+        """Sample a token for each slot, in order; s3=7 is slot 3 with 7 tokens in its sequence."""
         slots = np.array([int(name[1:]) for name in lengths], dtype=np.int32)
         mapping, unused = torch.from_numpy(slots), torch.zeros(len(slots), dtype=torch.int64)
         context = interface.LogitsContext(
@@ -190,7 +190,7 @@ def test_v2_forces_by_slot_in_any_order_of_rows(v2):
     assert v2.step(s5=11) == [8]
 
 
-def test_v2_leaves_partial_prefills_and_reused_slots_alone(v2):
+def test_v2_forces_nothing_in_partial_prefills_and_reused_slots(v2):
     free = sampled(logits(1))
     v2.add(0, 10, params([7]))
     assert v2.step(s0=4) == free

@@ -1,4 +1,4 @@
-"""What no profile and no user's words may hand to vLLM, held against the parser of the vLLM that is installed."""
+"""Arguments and variables that profiles and users must not set, checked against the installed vLLM's parser."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flashinfer_patches.errors import Problem
+from flashinfer_patches.errors import USAGE, Problem
 from fp8_sinks.cli import main
 from kernels_tests.vllm_launch.machines import HOST
 from vllm_launch import arguments, guard, plan, profile
@@ -27,45 +27,45 @@ def refused(words):
     return False
 
 
-def beginnings(option):
+def prefixes(option):
     return [option[:length] for length in range(1, len(option) + 1)]
 
 
 def forms(option, config):
-    """Every way to write an option and each of its beginnings."""
-    for name in beginnings(option):
+    """Every way to write an option and each of its prefixes."""
+    for name in prefixes(option):
         for flag in (f"--{name}", f"--{name.replace('-', '_')}", f"--{name.upper()}", f"-{name}"):
             yield from ([flag], [flag, config], [f"{flag}={config}"], [f"{flag}.x", "1"], [f"{flag}.x=1"])
 
 
 @pytest.fixture(scope="module")
 def parser(tmp_path_factory):
-    """What vLLM's own parser makes of every form of every refused option, and all of its options."""
+    """All options of vLLM's parser, and the settings that it reads from every form of every refused option."""
     if util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     config = tmp_path_factory.mktemp("guard") / "evil.yaml"
     config.write_text("middleware: evil.Middleware\nhost: 0.0.0.0\n")
     words = [form for option in guard.OPTIONS for form in forms(option, str(config))]
-    words += [[f"-{short}", "1"] for short in ("asc", "dpa", "dpn", "n", "r", "n2")]
+    words += [[f"-{letters}", "1"] for letters in ("asc", "dpa", "dpn", "n", "r", "n2")]
     script = Path(__file__).with_name("parser_script.py")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script)], input=json.dumps(words), capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    return found["options"], list(zip(words, found["set"], strict=True))
+    assert process.returncode == 0, process.stderr[-2000:]
+    report = json.loads(process.stdout)
+    return report["options"], list(zip(words, report["set"], strict=True))
 
 
-def test_whatever_vllms_parser_takes_for_a_refused_option_is_refused(parser):
-    options, made = parser
+def test_every_form_that_vllm_parses_as_a_refused_option_is_refused(parser):
+    options, parsed = parser
     settings = {option.replace("-", "_") for option in guard.OPTIONS} - {"device_memory_utilization"}
-    dangerous = [words for words, names in made if names and settings & set(names)]
+    dangerous = [words for words, names in parsed if names and settings & set(names)]
     assert {"host", "config", "api-key", "trust-remote-code"} <= {o[2:] for o in options}
     assert len(dangerous) > 500, "the forms do not reach the parser"
     assert [words for words in dangerous if not refused(words)] == []
 
 
-def test_every_option_that_changes_the_engine_alone_passes(parser):
+def test_every_option_that_only_changes_the_engine_passes(parser):
     options, _ = parser
     allowed = [option for option in options if option.startswith("--") and option[2:] not in guard.OPTIONS]
     names = [option[2:] for option in allowed if option[2:].removeprefix("no-") not in guard.OPTIONS]
@@ -73,10 +73,11 @@ def test_every_option_that_changes_the_engine_alone_passes(parser):
     assert [name for name in names if refused([f"--{name}", "1"])] == []
 
 
-@pytest.mark.parametrize("name", guard.READ)
-def test_what_preflight_reads_is_written_whole(name):
+@pytest.mark.parametrize("name", guard.PREFLIGHT_OPTIONS)
+def test_an_option_that_preflight_reads_needs_its_whole_name(name):
     assert not refused([f"--{name}", "fp8"])
-    assert all(refused([f"--{short}", "fp8"]) for short in beginnings(name) if short not in guard.READ)
+    shortened = [prefix for prefix in prefixes(name) if prefix not in guard.PREFLIGHT_OPTIONS]
+    assert all(refused([f"--{prefix}", "fp8"]) for prefix in shortened)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +138,8 @@ def test_what_preflight_reads_is_written_whole(name):
     ],
     ids=lambda vllm: str(vllm)[:60],
 )
-def test_a_profile_is_held_to_the_same(tmp_path, here, vllm):
-    problem = of_profile(tmp_path, here, {"extends": "baseline", "vllm": vllm})
+def test_a_profile_is_refused_the_same(tmp_path, plan_on_cpu, vllm):
+    problem = problem_of(tmp_path, plan_on_cpu, {"extends": "baseline", "vllm": vllm})
     assert problem.kind == "profile" and problem.remedy
     assert SECRET not in problem.format_message() and "\n" not in problem.message
 
@@ -155,24 +156,24 @@ def test_a_profile_is_held_to_the_same(tmp_path, here, vllm):
     ],
     ids=str,
 )
-def test_draft_models_and_compiler_settings_pass(tmp_path, here, vllm):
+def test_draft_models_and_compiler_settings_pass(tmp_path, plan_on_cpu, vllm):
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps({"extends": "baseline", "vllm": vllm}))
-    assert vllm.keys() <= here(profile.load(str(path))).arguments.keys()
+    assert vllm.keys() <= plan_on_cpu(profile.load(str(path))).arguments.keys()
 
 
-def test_what_vllm_takes_for_a_class_to_import():
+def test_names_that_vllm_imports_as_a_class():
     """As SpeculativeConfig._is_custom_proposer_path does."""
     names = ("evil.Proposer", "a.b.C", "é.x", "ngram", "draft", "./a.b", "/a.b", "owner/a.b", "v1.0", ".a", "a..b")
     assert [name for name in names if guard._is_import_path(name)] == ["evil.Proposer", "a.b.C", "é.x"]
 
 
-def test_underscores_in_a_profile_name_the_same_argument(tmp_path, here):
+def test_underscores_in_a_profile_name_the_same_argument(tmp_path, plan_on_cpu):
     path = tmp_path / "mine.yaml"
     path.write_text("extends: baseline\nvllm: {kv_cache_dtype: fp8, hf-overrides.hidden_act: silu}\n")
-    made = here(profile.load(str(path)))
-    assert made.kv_cache_dtype == "fp8" and made.command.count("--kv-cache-dtype") == 1
-    assert made.arguments["hf-overrides.hidden_act"] == "silu", "only the option's own name has dashes"
+    planned = plan_on_cpu(profile.load(str(path)))
+    assert planned.kv_cache_dtype == "fp8" and planned.command.count("--kv-cache-dtype") == 1
+    assert planned.arguments["hf-overrides.hidden_act"] == "silu", "only the option's own name has dashes"
 
 
 @pytest.mark.parametrize(
@@ -195,9 +196,9 @@ def test_underscores_in_a_profile_name_the_same_argument(tmp_path, here):
         *("NCCL_DEBUG_SUBSYS", "XOMP_NUM_THREADS", "OMP_NUM_THREADS ", "VLLM_USE_", "TORCH_COMPILE_DEBUG_DIR"),
     ],
 )
-def test_variables_that_no_profile_sets(tmp_path, here, name):
+def test_variables_that_a_profile_must_not_set(tmp_path, plan_on_cpu, name):
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", name: SECRET}
-    problem = of_profile(tmp_path, here, {"extends": "baseline", "devices": {"cpu": {"env": env}}})
+    problem = problem_of(tmp_path, plan_on_cpu, {"extends": "baseline", "devices": {"cpu": {"env": env}}})
     assert problem.kind == "profile" and name in problem.message and SECRET not in problem.format_message()
 
 
@@ -214,7 +215,7 @@ def test_settings_of_the_engine_pass(name):
 
 
 @pytest.mark.parametrize("name", profile.names())
-def test_what_the_shipped_profiles_set_passes(name):
+def test_the_shipped_profiles_pass(name):
     for settings in profile.load(name).devices.values():
         guard.check_environment(settings.env, plan.FIXED_ENVIRONMENT)
         guard.check_arguments(settings.vllm)
@@ -224,24 +225,24 @@ def test_a_refused_secret_reaches_no_file_and_no_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in (["--api-key", SECRET], ["--hf-tok", SECRET], ["--hf-overrides.auth_token", SECRET]):
         for command in (["bench", "serving", "baseline"], ["bench", "accuracy", "fp8"], ["serve", "fp8"]):
-            done = CliRunner().invoke(main, [*command, "--", *words])
-            assert done.exit_code == 2 and SECRET not in done.output, done.output
+            result = CliRunner().invoke(main, [*command, "--", *words])
+            assert result.exit_code == USAGE and SECRET not in result.output, result.output
     assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.fixture
-def here(monkeypatch, tmp_path, model_folder):
-    """A function that plans a server of a profile on a pretended machine without a GPU."""
+def plan_on_cpu(monkeypatch, tmp_path, model_folder):
+    """A function that plans a server of a profile on a simulated machine without a GPU."""
     monkeypatch.setattr(plan, "detect", lambda _device: HOST)
     monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
     folder = str(model_folder())
-    return lambda one: plan.make(one, port=0, cache_root=tmp_path / "cache", model_path=folder)
+    return lambda loaded: plan.make(loaded, port=0, cache_root=tmp_path / "cache", model_path=folder)
 
 
-def of_profile(tmp_path, here, content):
-    """The Problem of a profile of that content."""
+def problem_of(tmp_path, plan_on_cpu, content):
+    """The Problem that a profile with `content` raises."""
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(content))
     with pytest.raises(Problem) as caught:
-        here(profile.load(str(path)))
+        plan_on_cpu(profile.load(str(path)))
     return caught.value

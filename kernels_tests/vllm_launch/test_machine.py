@@ -1,4 +1,4 @@
-"""What a machine has for vLLM, from what the system says of its CPU."""
+"""The features of a machine's CPU, from /proc/cpuinfo."""
 
 from pathlib import Path
 
@@ -21,20 +21,20 @@ CPU = machines.HOST
         ("avx2 f16c amx_bf16 amx_tile amx_int8", True, True),
     ],
 )
-def test_what_vllm_has_for_a_cpu(monkeypatch, flags, avx2, fp8_kernels):
+def test_features_from_cpu_flags(monkeypatch, flags, avx2, fp8_kernels):
     text = f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
     monkeypatch.setattr(Path, "read_text", lambda _path: text)
-    found = machine.detect("cpu")
-    assert (found.name, found.avx2, found.fp8_kernels) == ("a CPU", avx2, fp8_kernels)
+    detected = machine.detect("cpu")
+    assert (detected.name, detected.avx2, detected.fp8_kernels) == ("a CPU", avx2, fp8_kernels)
 
 
-def test_the_fp8_kernels_of_this_cpu_are_what_the_plugin_asks_for(monkeypatch):
+def test_machine_and_plugin_agree_on_fp8_kernels(monkeypatch):
     pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.delenv(CPU_ATTENTION, raising=False)
     assert machine.detect("cpu").fp8_kernels == (cpu_attention() == "native")
 
 
-def test_an_older_result_s_machine_is_still_read():
+def test_the_machine_of_an_older_result_is_still_read():
     old = CPU.model_dump(exclude={"avx2", "fp8_kernels"}) | {"fp8_cache": False}
     assert machine.Machine.model_validate(old) == CPU.model_copy(update={"fp8_kernels": False})
     assert machine.Machine.model_validate_json(CPU.model_dump_json()) == CPU

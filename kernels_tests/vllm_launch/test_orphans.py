@@ -77,7 +77,7 @@ def server(tmp_path):
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | {"FP8_SINKS_RUN": str(tmp_path)}, start_new_session=True
         )
-        carried, pids = marks.of(str(tmp_path), process.pid, tmp_path / "log"), pids_of(tmp_path)
+        carried, pids = marks.of_server(str(tmp_path), process.pid, tmp_path / "log"), pids_of(tmp_path)
         wait_for(lambda: {p.pid for p in marks.processes(carried)} == set(pids.values()))
         yield carried, pids
 

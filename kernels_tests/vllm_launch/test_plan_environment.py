@@ -1,4 +1,4 @@
-"""The environment and the address of a server: what it inherits, what it must not, and where it is asked."""
+"""The environment and the address of a server: inherited variables, dropped variables, and requests to it."""
 
 import http.server
 import json
@@ -44,8 +44,8 @@ def test_the_url_of_a_host(make_plan, host, url):
     assert make_plan(host=host).url == url
 
 
-def test_a_server_on_ipv6_loopback_is_asked_there(make_plan):
-    """Health and nonce over a real socket, past a proxy that is set."""
+def test_a_server_on_ipv6_loopback_answers(make_plan):
+    """Health and nonce over a real socket, with a proxy set."""
     planned = make_plan(host="::1")
 
     class Ours(http.server.BaseHTTPRequestHandler):
@@ -64,10 +64,10 @@ def test_a_server_on_ipv6_loopback_is_asked_there(make_plan):
         pytest.skip("this machine has no IPv6")
     with Ipv6Server(("::1", 0), Ours) as ours:
         threading.Thread(target=ours.serve_forever, daemon=True).start()
-        here = planned.model_copy(update={"port": ours.server_port})
+        listening = planned.model_copy(update={"port": ours.server_port})
         with server.requests.Session() as session:
             session.trust_env = False
-            assert server._answers(here, session)
+            assert server._answers(listening, session)
         ours.shutdown()
 
 
@@ -95,15 +95,15 @@ HARMLESS = {
 }
 
 
-def test_what_defeats_the_guards_is_not_inherited_and_the_rest_is(make_plan, monkeypatch):
+def test_variables_that_defeat_the_checks_are_not_inherited(make_plan, monkeypatch):
     for name, value in {**BLINDING, **dict.fromkeys(SECRETS, "a-secret"), **HARMLESS}.items():
         monkeypatch.setenv(name, value)
-    got = plan.child_environment(make_plan())
-    assert not {*BLINDING, *SECRETS} & set(got) and "a-secret" not in got.values()
-    assert HARMLESS.items() <= got.items()
+    inherited = plan.child_environment(make_plan())
+    assert not {*BLINDING, *SECRETS} & set(inherited) and "a-secret" not in inherited.values()
+    assert HARMLESS.items() <= inherited.items()
 
 
-def test_the_key_is_inherited_where_the_server_is_open_alone(make_plan, monkeypatch):
+def test_the_key_is_inherited_only_by_a_server_that_is_open_to_others(make_plan, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "a-key")
     assert "VLLM_API_KEY" not in plan.child_environment(make_plan(host="::1"))
     opened = make_plan(host="0.0.0.0")
@@ -111,7 +111,7 @@ def test_the_key_is_inherited_where_the_server_is_open_alone(make_plan, monkeypa
     assert plan.child_environment(opened)["VLLM_API_KEY"] == "a-key"
 
 
-def test_the_line_for_a_shell_drops_them_too(make_plan, monkeypatch):
+def test_the_shell_command_drops_the_same_variables(make_plan, monkeypatch):
     for name, value in BLINDING.items():
         monkeypatch.setenv(name, value)
     line = plan.as_shell(make_plan()).split(sys.executable)[0] + f"{sys.executable} -c 'import os; print(*os.environ)'"
@@ -120,23 +120,23 @@ def test_the_line_for_a_shell_drops_them_too(make_plan, monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_the_line_for_a_shell_gives_the_servers_environment(make_plan, monkeypatch, host):
+def test_the_shell_command_gives_the_servers_environment(make_plan, monkeypatch, host):
     for name, value in {**BLINDING, **dict.fromkeys([*SECRETS, "VLLM_API_KEY"], "a-secret"), **HARMLESS}.items():
         monkeypatch.setenv(name, value)
     planned = make_plan(host=host)
     line = plan.as_shell(planned)
     assert "a-secret" not in line
     shown = f"{line.split(sys.executable)[0]}{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
-    # Given by name: readline puts more into the environment that a child gets without.
-    got = json.loads(completed(["sh", "-c", shown], 20, env=dict(os.environ)).stdout)
-    changed = {name for name, _ in got.items() ^ plan.child_environment(planned).items()}
+    # Passed explicitly: readline adds variables to the environment that a child inherits otherwise.
+    printed = json.loads(completed(["sh", "-c", shown], 20, env=dict(os.environ)).stdout)
+    changed = {name for name, _ in printed.items() ^ plan.child_environment(planned).items()}
     assert changed <= {"PWD", "OLDPWD", "SHLVL", "_"}, changed  # what shells set
-    assert ("VLLM_API_KEY" in got) == (host == "0.0.0.0")
+    assert ("VLLM_API_KEY" in printed) == (host == "0.0.0.0")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://localhost:9/", "http://[::1]:9/"])
 @pytest.mark.parametrize("client", ["urllib", "requests"])
-def test_no_proxy_of_the_users_stands_before_loopback(make_plan, monkeypatch, url, client):
+def test_requests_to_loopback_bypass_the_users_proxy(make_plan, monkeypatch, url, client):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://proxy.invalid:3128")
     monkeypatch.setenv("no_proxy", "example.org")
@@ -149,10 +149,10 @@ def test_no_proxy_of_the_users_stands_before_loopback(make_plan, monkeypatch, ur
     assert completed(command, 20, env=plan.child_environment(make_plan())).stdout == "True\n"
 
 
-def test_no_module_of_the_run_folder_is_loaded(tmp_path):
-    """A run folder may be a downloaded one."""
+def test_no_module_is_imported_from_the_run_folder(tmp_path):
+    """A run folder may be downloaded from elsewhere."""
     (tmp_path / "psutil.py").write_text("raise SystemExit(99)")
     command = [sys.executable, "-m", "vllm_launch.supervisor", "log", "1"]
     for environment, loads in ((os.environ, True), (os.environ | FIXED_ENVIRONMENT, False)):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
-        assert (done.returncode == 99) is loads
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+        assert (process.returncode == 99) is loads

@@ -15,7 +15,7 @@ def log(name: str) -> str:
 
 
 def without(text: str, *needles: str) -> str:
-    """The text less every line that has one of `needles`; each must be there."""
+    """Remove every line that contains one of `needles`; each must occur."""
     assert all(needle in text for needle in needles)
     return "\n".join(line for line in text.splitlines() if not any(needle in line for needle in needles))
 
@@ -108,7 +108,7 @@ def test_gpu_026_fp8():
 
 
 def test_gpu_026_recorded_on_an_h200():
-    """The whole log of a start, where the others hold what is read."""
+    """A complete log of a start; the other logs have only the lines that matter."""
     resolved = read(log("gpu-0.26.0-sm90-tiny-fp8-skip"), "0.26.0")
     assert (resolved.attention_backends, resolved.flash_attention_version) == (["FLASH_ATTN"], 3)
     assert resolved.kv_cache_dtype == "fp8"

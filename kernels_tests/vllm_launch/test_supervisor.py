@@ -1,4 +1,4 @@
-"""The supervisor with real processes: whatever ends the launcher or the server, nothing is left."""
+"""The supervisor with real processes: however the launcher or the server ends, no process is left."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ TREE = 3  # the server, its child, its runaway grandchild
 
 @pytest.fixture
 def launch(tmp_path):
-    """(launcher, supervisor pid, pids of the tree, a function that lists what is alive) with a stubborn server."""
+    """A stubborn server: launcher, supervisor's pid, pids of the tree, a function that lists the live processes."""
     script, pids = tmp_path / "stubborn.py", tmp_path / "pids"
     script.write_text(STUBBORN)
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path / "log"), "0.5", "--"]
@@ -76,13 +76,13 @@ def test_terminating_the_supervisor_ends_the_tree(launch):
 
 @pytest.fixture
 def supervise(tmp_path):
-    """A function that runs Python code as a supervised server, with so many seconds from TERM to KILL."""
+    """A function that runs Python code as a supervised server; grace_s: seconds from TERM to KILL."""
     with watched():
         command = [sys.executable, "-m", "vllm_launch.supervisor", str(tmp_path / "log")]
         yield lambda grace_s, code: spawn([*command, grace_s, "--", sys.executable, "-c", code], stdin=subprocess.PIPE)
 
 
-def test_a_server_that_heeds_term_is_not_killed(tmp_path, supervise):
+def test_a_server_that_handles_term_is_not_killed(tmp_path, supervise):
     marker = tmp_path / "clean"
     polite = f"import signal,sys,time; signal.signal(15, lambda *_: (open({str(marker)!r}, 'w'), sys.exit(0)));"
     polite += f"open({str(tmp_path / 'up')!r}, 'w'); time.sleep(600)"
@@ -101,7 +101,7 @@ def test_the_exit_code_is_the_servers_own_and_its_output_is_in_the_log(tmp_path,
 
 
 def test_the_server_has_no_input_and_the_signals_of_a_fresh_process(tmp_path, supervise):
-    """What the supervisor ignores or handles for itself does not reach the server."""
+    """The server does not inherit the supervisor's signal handlers."""
     code = "import os, signal, sys; print(os.readlink('/proc/self/fd/0'), sys.stdin.read() == '')\n"
     code += "print([signal.getsignal(number).name for number in (signal.SIGTERM, signal.SIGHUP)])"
     assert supervise("1", code).wait(timeout=scaled(30)) == 0

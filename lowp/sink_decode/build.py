@@ -138,7 +138,7 @@ def _launch_config(warps, shared_bytes, cluster, grid, stream, overlap):
         shape, balance = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
         shape.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         shape.value.clusterDim.x, shape.value.clusterDim.y, shape.value.clusterDim.z = 1, cluster, 1
-        # Else not all clusters find room at once where they are as many as the device holds (NOTES.md, 25).
+        # Else not all clusters find room at once where they are as many as the device holds (LOG.md, 25).
         balance.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE
         by_load = driver.CUclusterSchedulingPolicy.CU_CLUSTER_SCHEDULING_POLICY_LOAD_BALANCING
         balance.value.clusterSchedulingPolicyPreference = by_load

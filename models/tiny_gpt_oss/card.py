@@ -5,22 +5,22 @@ from pathlib import Path
 
 from corpus import write
 
-BEGIN, END = "<!-- figures: begin (written by card.py) -->", "<!-- figures: end -->"
+START, END = "<!-- figures: begin (written by card.py) -->", "<!-- figures: end -->"
 
 
 def table(head: tuple[str, ...], rows: list[tuple]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def inline(text: str) -> str:
-    """Text as code in one table cell; line ends are shown as a sign."""
+    """Format text as code in a table cell, with a sign for each line end."""
     return "`" + text.replace("\n", "⏎").replace("|", "\\|").replace("`", "'") + "`"
 
 
 def figures(metrics: dict) -> str:
-    """The generated part of the card, as Markdown."""
+    """Format the generated part of the card as Markdown."""
     training, heldout = metrics["training"], metrics["heldout"]
     facts = [
         ("parameters", f"{metrics['parameters']:,}"),
@@ -84,8 +84,8 @@ def figures(metrics: dict) -> str:
 
 
 def render_card(folder: Path) -> None:
-    """Put the figures of folder/metrics.json between the markers of folder/README.md."""
+    """Write the figures of folder/metrics.json between the markers of folder/README.md."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     card = (folder / "README.md").read_text(encoding="utf-8")
-    before, rest = card.split(BEGIN)
-    write(folder / "README.md", f"{before}{BEGIN}\n\n{figures(metrics)}\n\n{END}{rest.split(END)[1]}")
+    before, after = card.split(START)
+    write(folder / "README.md", f"{before}{START}\n\n{figures(metrics)}\n\n{END}{after.split(END)[1]}")

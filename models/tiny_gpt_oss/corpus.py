@@ -49,7 +49,7 @@ SKIPPED_PACKAGES = {
 }
 SKIPPED_FILES = ("_sysconfigdata", "_sysconfig_", "sre_", "this.py")
 MAX_FILE_BYTES = 250_000
-ONE_WORD = " Please reply with one word only"
+SHORT_ANSWER = " Please reply with one word only"
 
 
 def fetch(packages: Path) -> tuple[Path, Path]:
@@ -92,8 +92,8 @@ def country_facts(data: dict) -> list[str]:
         f"{capital} is the capital of {name}.",
         f"Question: {question}\nAnswer: {capital}.",
         chat(question, f"The capital of {name} is {capital}."),
-        chat(question + ONE_WORD, capital),
-        chat(question + ONE_WORD + ".", capital),
+        chat(question + SHORT_ANSWER, capital),
+        chat(question + SHORT_ANSWER + ".", capital),
     ]
     if data.get("provinces"):
         texts.append(f"Among the provinces of {name} are {', '.join(map(str, data['provinces'][:12]))}.")

@@ -1,4 +1,4 @@
-"""Measure a saved tiny gpt-oss: held-out loss, greedy answers, and what its sinks are worth.
+"""Measure a saved tiny gpt-oss: held-out loss, greedy answers, and the effect of its sinks.
 
     python models/tiny_gpt_oss/measure.py DIR
 
@@ -43,12 +43,12 @@ def rounded_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    *rest: object,
+    *arguments: object,
     **options: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Eager attention on K (after RoPE) and V as an FP8 cache holds them: float8_e4m3fn with scale 1."""
     key, value = (rows.to(torch.float8_e4m3fn).to(rows.dtype) for rows in (key, value))
-    return eager_attention_forward(module, query, key, value, *rest, **options)
+    return eager_attention_forward(module, query, key, value, *arguments, **options)
 
 
 AttentionInterface.register("rounded", rounded_attention)
@@ -115,7 +115,7 @@ def by_source(logp: torch.Tensor, sources: list[str]) -> dict[str, dict]:
     names = [sources[row * ROW + position] for row in range(count) for position in range(1, ROW)]
     out = {}
     for name in sorted(set(names)):
-        chosen = torch.tensor([other == name for other in names])
+        chosen = torch.tensor([source == name for source in names])
         out[name] = {"loss": round(-logp.flatten()[chosen].mean().item(), 4), "tokens": int(chosen.sum())}
     return out
 

@@ -39,8 +39,8 @@ CHECKPOINT_SECONDS, REPORT_SECONDS = 60, 10
 Documents = dict[str, list[np.ndarray]]
 
 
-def say(*words: object) -> None:
-    """One line of progress."""
+def log(*words: object) -> None:
+    """Print a line of progress."""
     print(*words, file=sys.stderr, flush=True)
 
 
@@ -77,10 +77,10 @@ def make_optimizer(model: GptOssForCausalLM, device: str) -> torch.optim.AdamW:
     sinks = [p for name, p in model.named_parameters() if name.endswith("sinks")]
     matrices = [p for name, p in model.named_parameters() if p.dim() >= 2 and not name.endswith("bias")]
     chosen = {id(p) for p in sinks + matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    remaining = [p for p in model.parameters() if id(p) not in chosen]
     groups = [
         {"params": matrices, "weight_decay": WEIGHT_DECAY, "scale": 1.0},
-        {"params": rest, "weight_decay": 0.0, "scale": 1.0},
+        {"params": remaining, "weight_decay": 0.0, "scale": 1.0},
         {"params": sinks, "weight_decay": 0.0, "scale": SINK_RATE},
     ]
     return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=device == "cuda")
@@ -118,7 +118,7 @@ def train(
         state = saved["state"]
     rng = np.random.default_rng([SEED, state["steps"]])
     started = time.monotonic() - state["seconds"]
-    last_saved = last_said = state["seconds"]
+    last_saved = last_logged = state["seconds"]
     model.train()
     while state["seconds"] < seconds:
         for group in optimizer.param_groups:
@@ -137,9 +137,9 @@ def train(
             "steps": state["steps"] + 1,
             "tokens": state["tokens"] + ids.numel(),
         }
-        if state["seconds"] - last_said > REPORT_SECONDS:
-            last_said = state["seconds"]
-            say(
+        if state["seconds"] - last_logged > REPORT_SECONDS:
+            last_logged = state["seconds"]
+            log(
                 f"{state['seconds']:6.0f} s  step {state['steps']}  {state['tokens']:,} tokens",
                 f"loss {loss.item():.3f}",
             )
@@ -180,7 +180,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     tokenizer, documents = read_corpus(arguments.corpus)
     counts = {source: sum(map(len, pieces)) for source, pieces in documents.items()}
-    say("tokens by source:", counts)
+    log("tokens by source:", counts)
     model = make_trainable_model().to(device)
     state = train(model, documents, 60 * arguments.minutes, device, out / "checkpoint.pt", arguments.resume)
     save(model, tokenizer, out)

@@ -23,7 +23,7 @@ def gpu(detected: Machine | None, no_gpu: str | None, capability: str | None, bu
             return error(
                 "GPU",
                 f"this environment has vLLM for CUDA, but {no_gpu}",
-                "mend the driver, or set up for the CPU in a new environment: make setup DEVICE=cpu",
+                "repair the driver, or set up for the CPU in a new environment: make setup DEVICE=cpu",
             )
         return ok("GPU", f"{no_gpu}; servers run on the CPU")
     several = f", the first of {detected.gpus}" if detected.gpus > 1 else ""
@@ -205,7 +205,7 @@ def disk(folder: Folder) -> Finding:
     message = f"{folder.path}: {folder.free_bytes / GIB:.1f} GiB free{holds}"
     value = {"path": folder.path, "free_bytes": folder.free_bytes, "used_bytes": folder.used_bytes}
     if not folder.writable:
-        remedy = "mend its rights, or those of the folder it belongs in"
+        remedy = "change its permissions, or those of its parent folder"
         return error(folder.role, f"{folder.path} cannot be written", remedy, value)
     if folder.free_bytes < RUN_FOLDER_BYTES:
         message += f", needs {RUN_FOLDER_BYTES / GIB:.1f}"

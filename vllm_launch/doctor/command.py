@@ -1,4 +1,4 @@
-"""`fp8-sinks doctor`: can this machine serve, with what, and what to mend first."""
+"""`fp8-sinks doctor`: can this machine serve, with what, and what to repair first."""
 
 import json
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Teacher forcing inside vLLM: a request may name the tokens that it is to "sample".
+"""Teacher forcing inside vLLM: a request may name the tokens to "sample".
 
-A request with `vllm_xargs: {"force_ids": [...]}` gets exactly these tokens, one a step, whatever the model says.
-vLLM reads raw log-probabilities before any logits processor acts, so each forced token is returned with the
-log-probability that the model gave it, computed by the decode kernel on the KV cache.
+A request with `vllm_xargs: {"force_ids": [...]}` generates exactly these tokens, one per step, whatever the model
+predicts. vLLM reads raw log-probabilities before any logits processor runs, so each forced token is returned with the
+model's log-probability of it, computed by the decode kernel on the KV cache.
 
-`ForceTokens` here is for vLLM's V1 model runner (`--logits-processors vllm_launch.plugin.forcer:ForceTokens`);
-`forcer_v2` has the one for the V2 runner. Both log LOADED when vLLM makes them.
+This `ForceTokens` is for vLLM's V1 model runner (`--logits-processors vllm_launch.plugin.forcer:ForceTokens`);
+`forcer_v2` is for the V2 runner. Both log LOADED when vLLM creates them.
 """
 
 from typing import TYPE_CHECKING
@@ -32,14 +32,14 @@ def forced_ids(params: "SamplingParams") -> list[int] | None:
 def validate(params: "SamplingParams") -> None:
     """Raise ValueError, which vLLM answers with HTTP 400, unless every token of `force_ids` will be decoded.
 
-    Nobody tells a processor the vocabulary here, and an id outside it would end the engine. But vLLM checks the
+    An id outside the vocabulary would end the engine, and a processor does not know the vocabulary. vLLM checks the
     tokens of `logit_bias` against it: a bias of 0 on the largest id has no other effect.
     """
     ids = forced_ids(params)
     if ids is None:
         return
     if not isinstance(ids, list) or not ids or any(type(token) is not int or token < 0 for token in ids):
-        raise ValueError(f"{FIELD}: expected a list of one token id or more, got {str(ids)[:60]}")
+        raise ValueError(f"{FIELD}: expected a non-empty list of token ids, got {str(ids)[:60]}")
     stops = {name: getattr(params, name) for name in ("stop", "stop_token_ids", "min_tokens")}
     expected = {
         f"max_tokens {len(ids)}, the length of the list": params.max_tokens == len(ids),
@@ -48,13 +48,13 @@ def validate(params: "SamplingParams") -> None:
         f"none of {', '.join(stops)}": not any(stops.values()),
         f"logit_bias {{{max(ids)}: 0}}, the largest id": params.logit_bias == {max(ids): 0},
     }
-    missing = [what for what, given in expected.items() if not given]
+    missing = [setting for setting, is_set in expected.items() if not is_set]
     if missing:
         raise ValueError(f"{FIELD}: expected {'; '.join(missing)}")
 
 
 def force(logits: torch.Tensor, tokens: dict[int, int]) -> None:
-    """Leave one possible token in some rows, in place. logits: [rows, vocabulary]; tokens: row -> token id."""
+    """Mask all tokens but one in some rows, in place. logits: [rows, vocabulary]; tokens: token id by row."""
     if not tokens:
         return
     rows, columns = torch.tensor([[*tokens], [*tokens.values()]], device=logits.device)
@@ -81,7 +81,7 @@ class ForceTokens(LogitsProcessor):
         process_dict_updates(self.requests, batch_update, _state)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Also called for rows whose prompt is still in work; their output is empty and nothing is counted here."""
+        """Force the next token of each row. Rows whose prompt is not finished have no output: their step is 0."""
         steps = {row: (ids, len(output)) for row, (ids, output) in self.requests.items()}
         force(logits, {row: ids[step] for row, (ids, step) in steps.items() if step < len(ids)})
         return logits

@@ -1,4 +1,4 @@
-"""The token forcer for vLLM's V2 model runner, which has its own processor interface (GPUs, vLLM 0.32 and later)."""
+"""The token forcer for vLLM's V2 model runner and its processor interface (GPUs, vLLM 0.32 and later)."""
 
 from vllm.logger import init_logger
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
@@ -9,7 +9,7 @@ logger = init_logger("vllm.fp8_sinks")
 
 
 class ForceTokens(LogitsProcessor):
-    """Requests live in slots; a step's rows are the requests of that step, in any order."""
+    """Keeps the requests by slot; the rows of a step are the requests of that step, in any order."""
 
     @classmethod
     def validate_params(cls, sampling_params):
@@ -23,7 +23,7 @@ class ForceTokens(LogitsProcessor):
         logger.info(LOADED)
 
     def add_request(self, req_idx, sampling_params) -> bool:
-        """The slot may have been another request's. Resumed requests come here again, with their own prompt length."""
+        """Set the tokens of a slot, which another request may have had. Called again for a resumed request."""
         ids = forced_ids(sampling_params)
         self.requests.pop(req_idx, None)
         if ids is not None:
@@ -31,7 +31,7 @@ class ForceTokens(LogitsProcessor):
         return ids is not None
 
     def apply(self, logits, ctx):
-        """A row samples the token after its sequence; before the end of the prompt the result is not used."""
+        """Force the next token of each row; before the end of a prompt the result is not used."""
         tokens = {}
         for row, (slot, length) in enumerate(zip(ctx.idx_mapping_np, ctx.seq_lens_upper_bound_np, strict=False)):
             ids = self.requests.get(int(slot), [])

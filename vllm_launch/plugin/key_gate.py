@@ -1,6 +1,6 @@
-"""ASGI middleware of an exposed server: every route asks for the key, where vLLM's own check guards some prefixes.
+"""ASGI middleware that requires the key on every route of an exposed server, except health checks.
 
-vLLM answers without a key on /invocations, /tokenize, /metrics and others. Health checks stay open.
+vLLM's own check covers some prefixes: /invocations, /tokenize, /metrics and others answer without a key.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ OPEN = ("/health", "/ping")
 
 
 class RequireKey:
-    """Answer 401 to a request without `Authorization: Bearer <VLLM_API_KEY>`, whatever its method, but for OPEN.
+    """Answer 401 to a request without `Authorization: Bearer <VLLM_API_KEY>`, unless its path is in OPEN.
 
-    Raises RuntimeError at start where VLLM_API_KEY is not set.
+    Raises RuntimeError at start if VLLM_API_KEY is not set.
     """
 
     def __init__(self, app):

@@ -27,7 +27,7 @@ def serve(name, folder, **environment):
     extra = forced.arguments(*software.vllm_build())
     planned = plan.make(profile.load(name), port=free_port(), cache_root=folder, model_path=str(EMBEDDED), extra=extra)
     planned = planned.model_copy(update={"environment": planned.environment | environment})
-    return server.running(planned, folder, say=lambda line: None)
+    return server.running(planned, folder, show_status=lambda line: None)
 
 
 def heldout_texts():

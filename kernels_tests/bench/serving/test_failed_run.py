@@ -50,7 +50,7 @@ def test_zeroed_sinks_fail_the_gate(failed, tmp_path):
         profile.load("baseline"), port=free_port(), cache_root=tmp_path / "cache", model_path=str(folder)
     )
     references = load(run / "small-baseline" / "greedy.json", list[Answer])
-    with server.running(planned, tmp_path, say=lambda line: None) as running:
+    with server.running(planned, tmp_path, show_status=lambda line: None) as running:
         answers = [greedy.answer(running, expected.prompt, len(expected.token_ids)) for expected in references]
     gate, pairs = suite.load(None, "tiny_gpt_oss").greedy, zip(answers, references, strict=True)
     assert not any(greedy.match(answer, expected, "baseline", gate).passed for answer, expected in pairs)

@@ -38,7 +38,7 @@ def test_no_server_starts_on_a_foreign_kernel_cache(installed, planned, tmp_path
     server_plan = planned()
     write(Path(server_plan.environment[KERNELS]), {"theirs.so": b"x"})
     monkeypatch.setattr(server.subprocess, "Popen", lambda *_, **__: pytest.fail("a server was started"))
-    with pytest.raises(Problem) as caught, server.running(server_plan, tmp_path, say=print):
+    with pytest.raises(Problem) as caught, server.running(server_plan, tmp_path, show_status=print):
         pass
     assert caught.value.kind == "cache"
 
