@@ -3,8 +3,8 @@
 import click
 
 from bench.accuracy.command import accuracy_command
+from bench.commands import compare_command, keep_command, report_command, write_report
 from bench.kernels.command import kernels_command
-from bench.report.command import compare_command, keep_command, report_command, write_report
 from bench.serving.command import serving_command
 
 

@@ -17,7 +17,7 @@ from bench.roofline.prediction import (
     predict,
     weight_bytes,
 )
-from bench.roofline.shape import Shape, load
+from bench.roofline.shape import ModelShape, load
 from flashinfer_patches.errors import Problem
 
 BATCHES, CONTEXTS = (1, 8, 32, 128), (2048, 8192, 32768, 131072)
@@ -80,7 +80,7 @@ def roofline(model, bandwidth, batches, contexts, as_json, plot):
             raise Problem("disk", f"cannot write {plot}: {error.strerror}", remedy) from error
 
 
-def as_json_text(shape: Shape, bandwidth: float, batches: list[int], contexts: list[int]) -> str:
+def as_json_text(shape: ModelShape, bandwidth: float, batches: list[int], contexts: list[int]) -> str:
     """The prediction as JSON: bytes, seconds, tokens/s; `context` of pays_from is null where FP8 never pays."""
     points = [predict(shape, *key, bandwidth) for key in product(KV_FORMATS, contexts, batches)]
     pays = [
@@ -97,7 +97,7 @@ def as_json_text(shape: Shape, bandwidth: float, batches: list[int], contexts: l
     return json.dumps(content, indent=1)
 
 
-def as_text(shape: Shape, bandwidth: float, batches: list[int], contexts: list[int]) -> str:
+def as_text(shape: ModelShape, bandwidth: float, batches: list[int], contexts: list[int]) -> str:
     """Two tables in plain text: by batch the weights and where FP8 pays, by batch and context bytes, rate and time."""
     limits = [
         ["", "experts", "weights", "fp8 pays", "", "", "fp8* pays", "", ""],

@@ -8,12 +8,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 from bench.report.figure import NUMBER, colour_and_marker, frame, legend, save
 from bench.report.numbers import requests
 from bench.roofline.prediction import GAINS, gain, pays_from, predict
-from bench.roofline.shape import Shape
+from bench.roofline.shape import ModelShape
 
 PAYS = GAINS[-1]
 
 
-def roofline_message(shape: Shape, batches: list[int]) -> str:
+def roofline_message(shape: ModelShape, batches: list[int]) -> str:
     """From which context FP8 in every layer gains PAYS, for the fewest and the most requests at once."""
     parts = []
     for batch in dict.fromkeys((min(batches), max(batches))):
@@ -22,7 +22,7 @@ def roofline_message(shape: Shape, batches: list[int]) -> str:
     return f"{shape.name}, by bytes alone: an FP8 KV cache decodes {PAYS - 1:.0%} faster {', '.join(parts)}"
 
 
-def roofline_plot(shape: Shape, bandwidth: float, batches: list[int], path: Path) -> None:
+def roofline_plot(shape: ModelShape, bandwidth: float, batches: list[int], path: Path) -> None:
     """Rates of BF16 and FP8 (tokens/s) and FP8's gain (%) over the context, a line per batch, a mark at PAYS.
 
     bandwidth: bytes/s. Contexts go from 1/512 of the model's longest to that. Raises OSError if it cannot write.

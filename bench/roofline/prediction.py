@@ -8,7 +8,7 @@ is a limit. Bytes are the whole model's: for several GPUs, give the sum of their
 from bisect import bisect_left
 from typing import NamedTuple
 
-from bench.roofline.shape import Shape, names, of_model
+from bench.roofline.shape import ModelShape, names, of_model
 from vllm_launch.model import Model
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
@@ -30,25 +30,25 @@ class Point(NamedTuple):
     tokens_s: float
 
 
-def active_experts(shape: Shape, batch: int) -> float:
+def active_experts(shape: ModelShape, batch: int) -> float:
     """Experts of a layer that a step reads: E (1 - (1 - k/E)^batch), k of E a token, expected, routing uniform."""
     return shape.experts * (1 - (1 - shape.experts_per_token / shape.experts) ** batch)
 
 
-def weight_bytes(shape: Shape, batch: int) -> float:
+def weight_bytes(shape: ModelShape, batch: int) -> float:
     """Weights that a step reads, in bytes: all but the experts once, the active experts, an embedding row a token."""
     once = shape.attention_bytes + shape.other_bytes + shape.head_bytes
     return once + active_experts(shape, batch) * shape.expert_bytes + batch * shape.row_bytes
 
 
-def kv_bytes(shape: Shape, kv_format: str, context: int, batch: int) -> float:
+def kv_bytes(shape: ModelShape, kv_format: str, context: int, batch: int) -> float:
     """KV cache that a step reads, in bytes: `context` tokens a request in full layers, at most the window in others."""
     full, sliding = KV_FORMATS[kv_format]
     windowed = min(context, shape.window)
     return batch * (shape.full_values * context * full + shape.sliding_values * windowed * sliding)
 
 
-def predict(shape: Shape, kv_format: str, context: int, batch: int, bandwidth: float) -> Point:
+def predict(shape: ModelShape, kv_format: str, context: int, batch: int, bandwidth: float) -> Point:
     """A decode step at `context` tokens of cache a request, on memory of `bandwidth` bytes/s."""
     weights, cache = weight_bytes(shape, batch), kv_bytes(shape, kv_format, context, batch)
     step_s = (weights + cache) / bandwidth
@@ -90,14 +90,14 @@ def why_not(model: Model, machine_family: str) -> str | None:
     return None
 
 
-def gain(shape: Shape, kv_format: str, context: int, batch: int) -> float:
+def gain(shape: ModelShape, kv_format: str, context: int, batch: int) -> float:
     """Predicted rate over that of a BF16 cache: bytes of a step over bytes of a step, at any bandwidth."""
     weights = weight_bytes(shape, batch)
     of_bf16 = weights + kv_bytes(shape, "bf16", context, batch)
     return of_bf16 / (weights + kv_bytes(shape, kv_format, context, batch))
 
 
-def pays_from(shape: Shape, kv_format: str, least: float, batch: int) -> int | None:
+def pays_from(shape: ModelShape, kv_format: str, least: float, batch: int) -> int | None:
     """The smallest context (tokens) where gain() is at least `least`; None if the model's longest is too short."""
     contexts = range(1, shape.max_context + 1)  # gain() never falls with the context
     index = bisect_left(contexts, least, key=lambda context: gain(shape, kv_format, context, batch))

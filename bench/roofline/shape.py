@@ -18,7 +18,7 @@ MODEL_TYPE = "gpt_oss"  # whose tensors are counted, as transformers defines the
 LayerType = Literal["full_attention", "sliding_attention"]
 
 
-class Shape(NamedTuple):
+class ModelShape(NamedTuple):
     """What the roofline needs of a model. Bytes of weights, and KV values of a token, are sums over all layers.
 
     expert_bytes: of one expert in every layer. other_bytes: routers and norms. row_bytes: a token's row of the
@@ -77,7 +77,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
-def load(model: str) -> Shape:
+def load(model: str) -> ModelShape:
     """The shape of `model`: a folder with a config.json, such a file, or the name of a config that ships with us.
 
     Raises Problem("model") if there is none, and for one whose bytes cannot be counted.
@@ -95,7 +95,7 @@ def load(model: str) -> Shape:
     return count(path.resolve().parent.name if path.name == "config.json" else path.stem, content)
 
 
-def of_model(model: Model) -> Shape | None:
+def of_model(model: Model) -> ModelShape | None:
     """The shape of a result's model, by its name among the shipped configs; None if none has its name and KV cache."""
     if model.name not in names():
         return None
@@ -104,7 +104,7 @@ def of_model(model: Model) -> Shape | None:
     return shape if values_match and shape.window == model.sliding_window else None
 
 
-def count(name: str, content: dict) -> Shape:
+def count(name: str, content: dict) -> ModelShape:
     """Count the bytes that a config.json's content describes.
 
     Raises Problem("model") where the count would be wrong: for other model types, weights quantised otherwise than
@@ -120,7 +120,7 @@ def count(name: str, content: dict) -> Shape:
     router = config.num_local_experts * (hidden + 1)
     expert_bytes = mlp * (BYTES_MXFP4 if config.quantization_config else BYTES_16) + mlp_bias * BYTES_16
     full = config.layer_types.count("full_attention") if config.layer_types else layers // 2
-    return Shape(
+    return ModelShape(
         name=name,
         attention_bytes=BYTES_16 * layers * attention,
         expert_bytes=layers * expert_bytes,

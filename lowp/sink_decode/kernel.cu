@@ -1,5 +1,5 @@
 // Decode attention with sinks over a paged, quantised KV cache: 1 to 4 query tokens a sequence.
-// reference.py has the formula.
+// lowp/paged/reference.py has the formula.
 //
 //   split.cuh   which KV split of which row this CTA computes      a CTA: some tokens of one row and one KV head,
 //   load.cuh    1. load: block table, keys, values to the ring              for all query heads and tokens

@@ -32,11 +32,11 @@ TABLE = {
 LARGE, SMALL = shape.load("gpt-oss-120b"), shape.load("gpt-oss-20b")
 
 
-def rate(model_shape: shape.Shape, kv_format: str, context: int, batch: int, bandwidth: float = H200) -> float:
+def rate(model_shape: shape.ModelShape, kv_format: str, context: int, batch: int, bandwidth: float = H200) -> float:
     return roofline.predict(model_shape, kv_format, context, batch, bandwidth).tokens_s
 
 
-def differences(model_shape: shape.Shape) -> list[str]:
+def differences(model_shape: shape.ModelShape) -> list[str]:
     """Where the table is not reproduced to its last printed digit."""
     mismatches = []
     for (bandwidth, context), line in TABLE.items():

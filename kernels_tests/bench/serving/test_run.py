@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from bench import kinds as result
-from bench.report.command import write_report
+from bench.commands import write_report
 from kernels_tests.bench.serving import small
 from kernels_tests.processes import completed, spawn, wait_for, watched
 from vllm_launch import model, redaction
