@@ -3,6 +3,7 @@
 A section is what one result contributes; which kinds of results there are is not known here (bench/kinds.py).
 """
 
+import os
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +16,8 @@ from bench.report import markdown as md
 from flashinfer_patches.errors import Problem
 
 GLANCE_START, GLANCE_END = "<!-- results: begin, written by `make report` -->", "<!-- results: end -->"
-GLANCE_HEADERS = ["measured on", "profile or kernel", "answers", "KV capacity", "decode speed", "date"]
+GLANCE_HEADERS = ["measured on", "profile, kernel", "answers", "KV capacity", "decode speed"]
+GLANCE_NOTE = "One request, longest context; ratios to `baseline`; (noise): the samples show no difference."
 MAX_PLOTS = 3
 NOTE = (
     "Made from result files by `fp8-sinks bench report`; a speed stands only beside an accuracy record. ± is the noise:"
@@ -28,7 +30,8 @@ class Section(NamedTuple):
     """What one result contributes to a report; blocks and cells are Markdown, the others plain text.
 
     subject: what was measured on what; of equal ones the newest result counts. not_measured: in one line each.
-    glance: rows under GLANCE_HEADERS, without the date. draw: writes the plot to a path, None where nothing is drawn.
+    glance: rows under GLANCE_HEADERS. draw: writes the plot to a path, None where nothing is drawn. glance_plot: a plot
+    for the README.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Section(NamedTuple):
     glance: list[list[str]]
     plot_title: str
     draw: Callable[[Path], None] | None
+    glance_plot: bool = False
 
     @property
     def title(self) -> str:
@@ -81,20 +85,23 @@ def write_run(section: Section, folder: Path, name: str = "report.md") -> Path:
     return folder / name
 
 
-def write_glance(sections: list[Section], path: Path) -> Path:
-    """Replace the lines between GLANCE_START and GLANCE_END in a Markdown file by one table of the newest results.
+def write_glance(sections: list[Section], path: Path, plots: Path) -> Path:
+    """Replace the lines between GLANCE_START and GLANCE_END in a Markdown file by the newest results at a glance.
 
-    Raises Problem("file") where the file or its markers are missing.
+    plots: the folder with the plots. Raises Problem("file") where the file or its markers are missing.
     """
-    rows = [[*row, f"{section.created:%Y-%m-%d}"] for section in newest(sections) for row in section.glance]
+    shown = newest(sections)
     try:
         before, remainder = path.read_text(encoding="utf-8").split(GLANCE_START)
         _, after = remainder.split(GLANCE_END)
     except (OSError, ValueError) as error:
         remedy = f"write the lines {GLANCE_START} and {GLANCE_END} into it, once each"
         raise Problem("file", f"{path} has no markers for the table of results", remedy) from error
-    table = md.table(GLANCE_HEADERS, rows)
-    write_text(f"{before}{GLANCE_START}\n\n{table}\n\n{GLANCE_END}{after}", path)
+    blocks = [md.table(GLANCE_HEADERS, [row for section in shown for row in section.glance]), GLANCE_NOTE]
+    for section in [section for section in shown if section.glance_plot and section.draw][:1]:
+        image = Path(os.path.relpath(plots / f"{section.file_name}.png", path.parent)).as_posix()
+        blocks.append(f"![{md.text(section.subject)}]({image})")
+    write_text("\n\n".join([f"{before}{GLANCE_START}", *blocks, f"{GLANCE_END}{after}"]), path)
     return path
 
 
