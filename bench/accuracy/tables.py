@@ -112,10 +112,10 @@ def details(rows: Sequence[AccuracyRow]) -> list[str]:
     blocks = []
     if scored := [row for row in rows if row.accuracy]:
         lines = [line for row in scored for line in _figure_lines(row.profile, row.accuracy)]
-        checks = {row.profile: row.accuracy.sinks for row in scored if row.accuracy.sinks}
-        sinks = md.bullets([md.text(f"{name}: {sink_words(check)}") for name, check in checks.items()])
+        checks = {row.profile: row.accuracy.sinks for row in scored}
+        sinks = [md.text(f"{name}: {sink_words(check) if check else NO_RECORD}") for name, check in checks.items()]
         blocks += ["## Accuracy", md.table(["profile", "context", "path", "tokens", *FIGURES.values()], lines), NOTE]
-        blocks += [f"Sink check:\n\n{sinks}"] if sinks else []
+        blocks.append(f"Sink check:\n\n{md.bullets(sinks)}")
     differing = [
         f"{md.text(row.profile)} after {md.code(match.prompt)}, {match.matched} of {match.tokens} tokens equal:"
         f" {md.code(match.text)} instead of {md.code(match.reference_text)}"

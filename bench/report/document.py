@@ -67,21 +67,20 @@ def write(
         raise Problem("file", f"two results have the id {duplicates[0]}", "name each result file once")
     details_folder = Path(plots_folder).parent
     with writing(folder, "choose another folder, or make it writable"):
-        plots = _draw(sections, folder, plots_folder)
+        _draw(sections, folder / plots_folder)
         for section in sections:
-            plot = [_image(section, Path(plots[section.id]).relative_to(details_folder))] if section.id in plots else []
-            blocks = [f"# {section.title}", *section.page, *plot, *section.details]
+            image = _image(section, Path(plots_folder).name)
+            blocks = [f"# {section.title}", *section.page, *image, *section.details]
             write_text(_joined(blocks), folder / details_folder / f"{section.file_name}.md")
-        details = {section.id: (details_folder / f"{section.file_name}.md").as_posix() for section in sections}
-        write_text(_joined(page(sections, plots, details)), folder / name)
+        write_text(_joined(page(sections, plots_folder, details_folder)), folder / name)
     return folder / name
 
 
 def write_run(section: Section, folder: Path, name: str = "report.md") -> Path:
     """Write one run's page and details as folder/name, and its plot; raises Problem("disk")."""
     with writing(folder, "choose another folder, or make it writable"):
-        plots = _draw([section], folder, "plots")
-        write_text(_joined([*page([section], plots, {}), *section.details]), folder / name)
+        _draw([section], folder / "plots")
+        write_text(_joined([*page([section], "plots"), *section.details]), folder / name)
     return folder / name
 
 
@@ -105,23 +104,21 @@ def write_glance(sections: list[Section], path: Path, plots: Path) -> Path:
     return path
 
 
-def page(sections: list[Section], plots: dict[str, str], details: dict[str, str]) -> list[str]:
-    """Blocks of the page: GPUs before CPUs, an earlier run of a subject as a link alone.
-
-    plots, details: result id -> relative path.
-    """
+def page(sections: list[Section], plots_folder: str, details_folder: Path | None = None) -> list[str]:
+    """Blocks of the page: GPUs before CPUs, an earlier run of a subject as a link alone; no links without details."""
     blocks, shown = ["# Benchmark results", NOTE], newest(sections)
-    plotted = [section.id for section in shown if section.id in plots][:MAX_PLOTS]
+    plotted = [section.id for section in shown if section.draw][:MAX_PLOTS]
     for section in shown:
         blocks += [f"## {section.title}", *section.page]
-        blocks += [_image(section, plots[section.id])] if section.id in plotted else []
-        links = [
-            f"[{'details' if run is section else f'earlier run, {run.created:%Y-%m-%d}'}]({details[run.id]})"
-            for run in [section, *(run for run in sections if run not in shown)]
-            if run.subject == section.subject and run.id in details
-        ]
-        blocks += [" · ".join(links)] if links else []
-    missing = [f"{md.text(f'{each.subject}: {line}')}" for each in shown for line in each.not_measured]
+        blocks += _image(section, plots_folder) if section.id in plotted else []
+        if details_folder is not None:
+            runs = {section.file_name: "details"}
+            for run in sections:
+                if run.subject == section.subject and run is not section:
+                    runs[run.file_name] = f"earlier run, {run.created:%Y-%m-%d}"
+            links = [f"[{label}]({(details_folder / name).as_posix()}.md)" for name, label in runs.items()]
+            blocks.append(" · ".join(links))
+    missing = [md.text(f"{each.subject}: {line}") for each in shown for line in each.not_measured]
     return [*blocks, *(["## Not measured", md.bullets(missing)] if missing else [])]
 
 
@@ -131,18 +128,15 @@ def newest(sections: list[Section]) -> list[Section]:
     return sorted((section for section in sections if section is last[section.subject]), key=lambda s: s.on_cpu)
 
 
-def _draw(sections: list[Section], folder: Path, plots_folder: str) -> dict[str, str]:
-    """Write the plots; result id -> path inside the folder."""
-    (folder / plots_folder).mkdir(parents=True, exist_ok=True)
-    plots = {section.id: f"{plots_folder}/{section.file_name}.png" for section in sections if section.draw}
+def _draw(sections: list[Section], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for section in sections:
         if section.draw:
-            section.draw(folder / plots[section.id])
-    return plots
+            section.draw(folder / f"{section.file_name}.png")
 
 
-def _image(section: Section, path: Path | str) -> str:
-    return f"![{md.text(section.plot_title)}]({Path(path).as_posix()})"
+def _image(section: Section, folder: str) -> list[str]:
+    return [f"![{md.text(section.plot_title)}]({folder}/{section.file_name}.png)"] if section.draw else []
 
 
 def _joined(blocks: list[str]) -> str:

@@ -54,22 +54,16 @@ def colour_and_marker(index: int) -> dict[str, str]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def curves(
-    panel: Axes, title: str, series: Mapping[str, Sequence[Point]], bounds: Mapping[str, float] | None = None
-) -> None:
+def curves(panel: Axes, title: str, series: Mapping[str, Sequence[Point]], bounds: Mapping[str, float]) -> None:
     """Lines over the context with error bars, by label, from zero on; bounds: dashed lines in the labels' colours."""
-    bounds = bounds or {}
     for index, (label, points) in enumerate(series.items()):
         if points:
             x, values, lowest, highest = np.array(points).T
             shift = ScaledTranslation((index - (len(series) - 1) / 2) * 4 / 72, 0, panel.figure.dpi_scale_trans)
-            style = {"capsize": 3, "elinewidth": 1.2, "label": label, "transform": panel.transData + shift}
-            panel.errorbar(
-                x, values, yerr=np.array([values - lowest, highest - values]), **colour_and_marker(index), **style
-            )
+            style = colour_and_marker(index) | {"capsize": 3, "elinewidth": 1.2, "transform": panel.transData + shift}
+            panel.errorbar(x, values, yerr=np.array([values - lowest, highest - values]), label=label, **style)
         if label in bounds:
-            colour = colour_and_marker(index)["color"]
-            panel.axhline(bounds[label], color=colour, linestyle="--", linewidth=1.2)
+            panel.axhline(bounds[label], color=colour_and_marker(index)["color"], linestyle="--", linewidth=1.2)
     points = [point for of_label in series.values() for point in of_label]
     contexts = sorted({context for context, *_ in points})
     panel.set_title(title, loc="left")

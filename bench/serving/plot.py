@@ -42,5 +42,5 @@ def _decode_panel(panel: Axes, rows: Sequence[ServingRow], concurrency: int, out
         )
         for row in rows
     }
-    curves(panel, f"decode, tokens/s; {requests(concurrency)}, {output} tokens out", series)
+    curves(panel, f"decode, tokens/s; {requests(concurrency)}, {output} tokens out", series, {})
     panel.yaxis.set_major_formatter(NUMBER)

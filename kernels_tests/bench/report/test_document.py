@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -52,8 +53,7 @@ def test_the_report_of_a_run_holds_page_and_details(tmp_path):
 
 def test_the_page_shows_gpus_before_cpus_and_at_most_three_plots():
     order = [a_section("cpu", "m on a CPU", on_cpu=True), *(a_section(name, f"m on {name}") for name in "abc")]
-    plots = {section.id: f"{section.id}.png" for section in order}
-    text = "\n".join(document.page(order, plots, {}))
+    text = "\n".join(document.page(order, "plots"))
     assert [line for line in text.splitlines() if line.startswith("page of")] == [
         "page of a",
         "page of b",
@@ -65,16 +65,16 @@ def test_the_page_shows_gpus_before_cpus_and_at_most_three_plots():
 
 def test_an_earlier_run_of_a_subject_is_a_link_alone():
     sections = [a_section("earlier", day=1), a_section("newest", day=2), a_section("other", "m on y", day=1)]
-    text = "\n".join(document.page(sections, {}, {section.id: f"{section.id}.md" for section in sections}))
+    text = "\n".join(document.page(sections, "plots", Path("results")))
     assert "page of newest" in text and "page of other" in text and "page of earlier" not in text
-    assert "[details](newest.md) · [earlier run, 2026-07-01](earlier.md)" in text
+    assert "[details](results/newest.md) · [earlier run, 2026-07-01](results/earlier.md)" in text
     assert text.count("earlier.md") == 1
 
 
 def test_missing_measurements_are_listed_with_their_subject():
-    blocks = document.page([a_section(not_measured=["fp8: all rates"]), a_section("b", "m on y")], {}, {})
+    blocks = document.page([a_section(not_measured=["fp8: all rates"]), a_section("b", "m on y")], "plots")
     assert blocks[-2:] == ["## Not measured", "- m on x: fp8: all rates"]
-    assert "## Not measured" not in document.page([a_section()], {}, {})
+    assert "## Not measured" not in document.page([a_section()], "plots")
 
 
 def test_two_results_of_an_id_are_refused_and_an_id_is_a_safe_file_name(tmp_path):

@@ -34,7 +34,7 @@ def text_of(result: ServingResult) -> str:
     """Page, details and title, as they are written."""
     part = section.section(result)
     cells = [cell for line in part.glance for cell in line]
-    return "\n\n".join([*document.page([part], {}, {}), *part.details, part.plot_title, *cells])
+    return "\n\n".join([*document.page([part], "plots"), *part.details, part.plot_title, *cells])
 
 
 def rates_of(text: str) -> list[dict[str, str]]:
