@@ -24,7 +24,7 @@ def write_report(folder: Path) -> Path:
 @click.option("--out", type=FOLDER, default=".", show_default=True, help="Folder for the report.")
 @click.option("--name", default="BENCHMARK_RESULTS.md", show_default=True)
 @click.option("--plots", default="plots", show_default=True, help="Folder inside --out; details go to its parent.")
-@click.option("--glance", type=click.Path(path_type=Path, dir_okay=False), help="Renew the table of results in FILE.")
+@click.option("--glance", type=click.Path(path_type=Path, dir_okay=False), help="Renew the table and plot in FILE.")
 def report_command(paths, out, name, plots, glance):
     """Write one page, details and plots from result files, run folders or folders of result files alone."""
     sources = [kinds.file_of(path) for path in paths]
@@ -35,7 +35,7 @@ def report_command(paths, out, name, plots, glance):
     sections = kinds.sections(files)
     click.echo(document.write(sections, out, name, plots))
     if glance:
-        click.echo(document.write_glance(sections, glance))
+        click.echo(document.write_glance(sections, glance, out / plots))
 
 
 @click.command("keep")

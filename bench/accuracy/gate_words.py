@@ -8,8 +8,8 @@ from flashinfer_patches.errors import Problem
 
 PATHS = {"decode": "decode", "prefill": "prefill", "paths": "decode against its own prefill"}
 FIGURES = {
-    "mean_abs_delta": "mean |delta log p|",
-    "p99_abs_delta": "p99 |delta log p|",
+    "mean_abs_delta": "mean |Δ log p|",
+    "p99_abs_delta": "p99 |Δ log p|",
     "kl": "KL",
     "top1": "top-1 agreement",
     "perplexity_ratio": "perplexity ratio",
@@ -54,10 +54,10 @@ def gate_words(gate: Gate) -> str:
 
 
 def sink_words(sinks: SinkCheck) -> str:
-    """The sink check in one line: distances (mean |delta log p|, nats) from transformers with each kind of sinks."""
+    """The sink check in one line: mean |Δ log p| to transformers in FP32 with each kind of sinks."""
     if sinks.reason:
         return f"{sinks.status}: {sinks.reason}"
     distances = ", ".join(f"{name} {value:.3f}" for name, value in sinks.mean_abs_delta.items())
     bounds = [f"true at most {sinks.bound:g}"] if sinks.bound else []
-    bounds += [f"others at least {sinks.factor:g} times that far"] if sinks.factor else []
-    return f"{sinks.status}: {distances} nats from transformers in FP32 ({'; '.join(bounds) or 'not judged'})"
+    bounds += [f"others at least {sinks.factor:g} times that"] if sinks.factor else []
+    return f"{sinks.status}: mean |Δ log p| to FP32 {distances} ({'; '.join(bounds) or 'not judged'})"

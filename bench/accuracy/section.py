@@ -13,16 +13,15 @@ from bench.report.document import Section
 def section(result: AccuracyResult) -> Section:
     """An accuracy result's part of a report: no speed."""
     base = tables.base_of(result.rows)
-    headers = ["profile", "answers", "KV capacity, tokens"]
-    table = [[md.text(row.profile), tables.answers_cell(row), tables.capacity_cell(row, base)] for row in result.rows]
+    table = md.table(tables.FIRST_HEADERS, [tables.first_cells(row, base) for row in result.rows])
     return Section(
         id=result.id,
         created=result.provenance.created,
         on_cpu=result.provenance.machine.family == "cpu",
         subject=f"Answers of {subject(result)}",
-        page=[md.table(headers, table), *tables.failed(result.rows)],
+        page=[table, *tables.failed(result.rows)],
         not_measured=[line for row in result.rows for line in tables.missing(row, [])],
-        details=[*tables.details(result.rows), *tables.settings(result.rows), *source(result)],
+        details=[*tables.details(result.rows), *provenance.details(result.provenance)],
         glance=[glance_row(result, row, "no speed") for row in result.rows if row is not base and tables.answers(row)],
         plot_title=f"Answers of {subject(result)}",
         draw=partial(_draw, result) if any(row.accuracy for row in result.rows) else None,
@@ -37,20 +36,11 @@ def subject(result: AccuracyResult) -> str:
 
 
 def glance_row(result: AccuracyResult, row: AccuracyRow, decode: str) -> list[str]:
-    """A row under GLANCE_HEADERS, without the date."""
+    """A row under GLANCE_HEADERS."""
     base, machine = tables.base_of(result.rows), result.provenance.machine
-    ratio = tables.capacity_ratio(row, base)
     where = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
-    profiles = md.text(row.profile if row is base else f"{row.profile} over {base.profile}")
     record = f"{tables.outcome(row)}, {tables.mean_text(row.accuracy)}" if row.accuracy else tables.answers(row)
-    return [where, profiles, md.verdict(record), f"{ratio:.2f}x" if ratio else "-", decode]
-
-
-def source(result: AccuracyResult, highest_load: float | None = None) -> list[str]:
-    model = result.model
-    about = f"{model.name}, {model.layers} layers, {model.weight_bytes / provenance.GIB:.2f} GiB of weights"
-    rows = [["result", md.text(result.id)], ["model", md.text(about)]]
-    return ["## Provenance", provenance.table(result.provenance, rows, highest_load)]
+    return [where, md.text(row.profile), md.verdict(record), tables.capacity_ratio(row, base), decode]
 
 
 def _draw(result: AccuracyResult, path: Path) -> None:

@@ -2,23 +2,19 @@
 
 from collections.abc import Sequence
 
-from bench.accuracy.gate_words import FIGURES, PATHS, gate_words, sink_words
+from bench.accuracy.gate_words import FIGURES, PATHS, failed_gates, sink_words
 from bench.accuracy.result import AccuracyRow
-from bench.accuracy.verdicts import AccuracyRecord, Figure, Gate, GreedyMatch
+from bench.accuracy.verdicts import AccuracyRecord, Figure, Gate
 from bench.report import markdown as md
-from bench.report.numbers import number
-from vllm_launch.resolved import Resolved, canonical_kv_dtype
+from vllm_launch.resolved import canonical_kv_dtype
 
 NO_RECORD = "no record"
+FIRST_HEADERS = ["profile", "answers", "KV capacity, tokens"]
 SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference
 NOTE = (
     "Log-probabilities of given tokens against the reference profile's: decode token by token through the KV cache,"
     " prefill all at once; in brackets 95% intervals over whole texts, then the gate. The reference's own rows, the"
     " same server asked twice, are the noise."
-)
-GREEDY_NOTE = (
-    "Equal greedy answers cannot judge a cache format alone: with large margins a coarser cache passes too, with small"
-    " ones a match is luck."
 )
 
 
@@ -65,33 +61,43 @@ def mean_text(record: AccuracyRecord) -> str:
     return f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}"
 
 
-def answers_cell(row: AccuracyRow) -> str:
-    return md.verdict(answers(row) or NO_RECORD)
+def first_cells(row: AccuracyRow, base: AccuracyRow) -> list[str]:
+    """A row's cells under FIRST_HEADERS."""
+    capacity = f"{row.resolved.kv_capacity_tokens:,}" if row.resolved else "not known"
+    ratio = capacity_ratio(row, base)
+    capacity += f" ({ratio})" if ratio != "-" else ""
+    return [md.text(row.profile), md.verdict(answers(row) or NO_RECORD), capacity]
+
+
+def capacity_ratio(row: AccuracyRow, base: AccuracyRow) -> str:
+    """The KV capacity over the base's; "-" for the base itself, and where it is not known."""
+    if row is base or row.resolved is None or base.resolved is None:
+        return "-"
+    return f"{row.resolved.kv_capacity_tokens / base.resolved.kv_capacity_tokens:.2f}x"
 
 
 def failed(rows: Sequence[AccuracyRow]) -> list[str]:
-    """A block that lists every failed step, greedy answer, gate and sink check; none without failures."""
+    """A block that lists every failed step, greedy answer, gate and sink check, and every setting not as requested."""
     lines = []
     for row in rows:
         name, record = md.text(row.profile), row.accuracy
         lines += [f"**{name} failed in step {md.text(each.step)}:** {md.text(each.message)}" for each in row.failures]
-        lines += [
-            f"**{name}**, greedy after {md.code(match.prompt)}: {match_text(match)}"
-            for match in row.greedy
-            if not match.passed
-        ]
-        if record and record.passed is False:
-            lines += [f"**{name}**, {md.text(gate_words(gate))}" for gate in record.failed_gates]
-            if record.sinks and record.sinks.status == "FAILED":
-                lines.append(f"**{name}**, sinks: {md.text(sink_words(record.sinks))}")
-            if record.reference == row.profile:
-                lines.append(f"**{name}** is the reference and fails its own gates: distances from it mean nothing")
+        lines += [f"**{name}**, {md.text(line)}" for line in [*failed_gates(row), *not_as_requested(row)]]
+        if record and record.reference == row.profile and record.passed is False:
+            lines.append(f"**{name}** is the reference and fails its own gates: distances from it mean nothing")
     return [f"Failed:\n\n{md.bullets(lines)}"] if lines else []
 
 
-def match_text(match: GreedyMatch) -> str:
-    counts = f"{match.matched} of {match.tokens} tokens equal, {match.distinct} distinct"
-    return f"{counts}, smallest margin {number(match.margin)} nats"
+def not_as_requested(row: AccuracyRow) -> list[str]:
+    """Attention backends and KV cache dtype that vLLM resolved otherwise, as plain text."""
+    if row.resolved is None:
+        return []
+    settings = [
+        (", ".join(sorted(each.attention_backends)), canonical_kv_dtype(each.kv_cache_dtype, row.resolved.model_dtype))
+        for each in (row.requested, row.resolved)
+    ]
+    pairs = zip(("attention backend", "KV cache dtype"), *settings, strict=True)
+    return [f"{name}: expected {expected}, got {actual}" for name, expected, actual in pairs if expected != actual]
 
 
 def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
@@ -101,88 +107,47 @@ def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
     return [f"{row.profile}: {', '.join(parts)}"] if parts else []
 
 
-def capacity_cell(row: AccuracyRow, base: AccuracyRow) -> str:
-    if row.resolved is None:
-        return "not known"
-    ratio = capacity_ratio(row, base)
-    return f"{row.resolved.kv_capacity_tokens:,}{f' ({ratio:.2f}x)' if ratio else ''}"
-
-
-def capacity_ratio(row: AccuracyRow, base: AccuracyRow) -> float | None:
-    """The KV capacity over the base's; None for the base itself, and where it is not known."""
-    if row is base or row.resolved is None or base.resolved is None:
-        return None
-    return row.resolved.kv_capacity_tokens / base.resolved.kv_capacity_tokens
-
-
 def details(rows: Sequence[AccuracyRow]) -> list[str]:
-    """Every figure beside its gate, the sink checks and the greedy answers."""
-    blocks = ["## Accuracy"]
+    """Every figure with its interval and gate, the sink checks, and the greedy answers that differ."""
+    blocks = []
     if scored := [row for row in rows if row.accuracy]:
         lines = [line for row in scored for line in _figure_lines(row.profile, row.accuracy)]
-        blocks += [md.table(["profile", "context", "", "tokens in texts", *FIGURES.values()], lines), NOTE]
-        checks = [(row.profile, row.accuracy.sinks) for row in scored]
-        sinks = [f"{md.text(name)}: {md.text(sink_words(check) if check else NO_RECORD)}" for name, check in checks]
+        checks = {row.profile: row.accuracy.sinks for row in scored}
+        sinks = [md.text(f"{name}: {sink_words(check) if check else NO_RECORD}") for name, check in checks.items()]
+        blocks += ["## Accuracy", md.table(["profile", "context", "path", "tokens", *FIGURES.values()], lines), NOTE]
         blocks.append(f"Sink check:\n\n{md.bullets(sinks)}")
-    blocks += ["## Greedy answers", GREEDY_NOTE]
-    for row in rows:
-        for match in row.greedy:
-            texts = [(match.reference, match.reference_text), (row.profile, match.text)]
-            outcome = md.verdict("pass" if match.passed else "FAILED")
-            blocks.append(f"{outcome} after {md.code(match.prompt)}: {match_text(match)}")
-            blocks.append(md.bullets([f"{md.text(name)}: {md.code(text)}" for name, text in texts]))
-    return blocks
+    differing = [
+        f"{md.text(row.profile)} after {md.code(match.prompt)}, {match.matched} of {match.tokens} tokens equal:"
+        f" {md.code(match.text)} instead of {md.code(match.reference_text)}"
+        for row in rows
+        for match in row.greedy
+        if match.matched < match.tokens
+    ]
+    return [*blocks, *(["## Greedy answers that differ", md.bullets(differing)] if differing else [])]
 
 
 def _figure_lines(profile: str, record: AccuracyRecord) -> list[list[str]]:
-    """A row per context and path: each figure with its interval and its gate."""
+    """A row for each path over all contexts, and for decode at each context: figures with interval and gate."""
     gates = {(gate.context, gate.path, gate.figure): gate for gate in record.gates}
-    parts = [(None, path, getattr(record, path)) for path in PATHS]
-    parts += [
-        (entry.context, path, getattr(entry, path)) for entry in record.contexts for path in ("decode", "prefill")
-    ]
+    agreements = [(None, path, getattr(record, path)) for path in PATHS]
+    agreements += [(entry.context, "decode", entry.decode) for entry in record.contexts]
     lines = []
-    for context, path, agreement in parts:
+    for context, path, agreement in agreements:
         if agreement:
             cells = [_figure(getattr(agreement, name), name, gates.get((context, path, name))) for name in FIGURES]
             where = f"{context:,}" if context else "all"
-            lines.append([md.text(profile), where, PATHS[path], f"{agreement.tokens:,} in {agreement.texts}", *cells])
+            lines.append([md.text(profile), where, PATHS[path], f"{agreement.tokens:,}", *cells])
     return lines
 
 
 def _figure(figure: Figure, name: str, gate: Gate | None) -> str:
-    digits = {"top1": ".2%", "kl": ".2g"}.get(name, ".3f")
-
-    def write(value: float) -> str:  # a broken server's perplexity ratio can have 300 digits
-        return f"{value:{digits}}" if value < 1e6 else f"{value:.1e}"
-
-    interval = f" ({write(figure.low)} to {write(figure.high)})" if figure.low is not None else ""
+    """Such as `0.112 (0.094 to 0.132), ≤ 0.125`; bold where the gate failed."""
+    digits = {"top1": ".2%", "kl": ".2g", "perplexity_ratio": ".4g"}.get(name, ".3f")
+    text = f"{figure.value:{digits}}"
+    if figure.low is not None:
+        text += f" ({figure.low:{digits}} to {figure.high:{digits}})"
     if gate is None or gate.bound is None:
-        return f"{write(figure.value)}{interval}"
+        return text
     sense = {"top1": "≥", "perplexity_ratio": "within a factor of"}.get(name, "≤")
-    bound = f"{gate.bound:.1%}" if name == "top1" else f"{gate.bound:g}"
-    text = f"{write(figure.value)}{interval}, {sense} {bound}"
+    text += f", {sense} {f'{gate.bound:.1%}' if name == 'top1' else f'{gate.bound:g}'}"
     return text if gate.passed else f"**FAILED: {text}**"
-
-
-def settings(rows: Sequence[AccuracyRow]) -> list[str]:
-    """What was requested of vLLM and what it really uses, profile by profile."""
-    lines = []
-    for row in rows:
-        requested, resolved = row.requested, row.resolved
-        backends, dtype = ", ".join(requested.attention_backends), requested.kv_cache_dtype
-        if resolved:
-            resolved_texts = [", ".join(resolved.attention_backends), kv_dtype(resolved), resolved.cuda_graphs]
-        else:
-            resolved_texts = ["not read back"] * 3
-        lines.append([md.text(cell) for cell in (row.profile, row.description, backends, dtype, *resolved_texts)])
-    headers = ["profile", "", "attention, requested", "KV cache, requested"]
-    headers += ["attention, resolved", "KV cache, resolved", "CUDA graphs"]
-    return ["## Settings", md.table(headers, lines)]
-
-
-def kv_dtype(resolved: Resolved) -> str:
-    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
-    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
-    skipped = ", ".join(resolved.kv_skip_layers)
-    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype

@@ -31,7 +31,7 @@ def holds(figure: FigureName, value: float, bound: float) -> bool:
 def sink_status(distances: dict[str, float], bound: float | None, factor: float | None) -> SinkStatus:
     """Passed if the true sinks are within `bound` and the nearest wrong ones `factor` times that far.
 
-    distances: mean |delta log p| (nats) of TRUE_SINKS and of at least one wrong kind.
+    distances: mean |Δ log p| (nats) of TRUE_SINKS and of at least one wrong kind.
     """
     near = distances[TRUE_SINKS]
     far = min(value for name, value in distances.items() if name != TRUE_SINKS)

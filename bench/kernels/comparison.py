@@ -7,12 +7,8 @@ from bench.kernels.result import KernelRow, KernelsResult
 from lowp.paged.shapes import Shape
 
 KV_FORMATS = QUANTISED, BASE = "e4m3", "bf16"
-LAW_US, LAW_SHARE = (
-    3.5,
-    0.93,
-)  # the law: a call of our kernel may take so long, and its bytes at that share of the ceiling
+LAW_US, LAW_SHARE = 3.5, 0.93  # the law: a call may take LAW_US, and its bytes at LAW_SHARE of the ceiling
 ACCURATE_REL_L2 = 4e-3  # the error of a kernel that keeps BF16 accuracy; the bound of the tests in kernels_tests
-Pair = tuple[KernelRow, KernelRow]
 
 
 def floor_us(row: KernelRow, ceiling: float) -> float:
@@ -23,11 +19,6 @@ def floor_us(row: KernelRow, ceiling: float) -> float:
 def law_us(row: KernelRow, ceiling: float) -> float:
     """Microseconds that a call may take."""
     return LAW_US + floor_us(row, ceiling) / LAW_SHARE
-
-
-def excess(row: KernelRow, ceiling: float) -> float:
-    """Share of the law by which a call takes longer than it may; negative where it takes less."""
-    return row.time_us / law_us(row, ceiling) - 1
 
 
 def ours(result: KernelsResult, kv_format: str) -> list[KernelRow]:
@@ -56,23 +47,3 @@ def verdict(row: KernelRow, base: KernelRow) -> Literal["faster", "slower", "equ
     if max(row.samples_us) < min(base.samples_us):
         return "faster"
     return "slower" if min(row.samples_us) > max(base.samples_us) else "equal"
-
-
-def pairs(result: KernelsResult, kernel: str) -> list[Pair]:
-    """A kernel's rows with an FP8 and with a BF16 cache at each plain shape that has both, in the result's order."""
-    rows = [row for row in result.rows if row.kernel == kernel and row.error is None and row.shape.plain]
-    base = {row.shape: row for row in rows if row.kv_format == BASE}
-    return [(row, base[row.shape]) for row in rows if row.kv_format == QUANTISED and row.shape in base]
-
-
-def pays_from(pairs: list[Pair]) -> dict[int, int | None]:
-    """Batch -> the shortest measured context from which on FP8 is faster at every one; None if not at the longest."""
-    starts: dict[int, int | None] = {}
-    ended: set[int] = set()  # batches where FP8 is not faster at a longer context
-    for row, base in sorted(pairs, key=lambda pair: (pair[0].batch, -pair[0].context)):
-        starts.setdefault(row.batch, None)
-        if verdict(row, base) != "faster":
-            ended.add(row.batch)
-        elif row.batch not in ended:
-            starts[row.batch] = row.context
-    return starts

@@ -10,7 +10,7 @@ from bench.kernels.comparison import (
     LAW_SHARE,
     LAW_US,
     QUANTISED,
-    excess,
+    law_us,
     ours,
     peers_at,
     plain,
@@ -27,12 +27,12 @@ NOTE = (
     "Time: median of the replays of one CUDA graph, each kernel at its fastest setting; caches rotate through several"
     f" times the GPU's own cache. Law: {LAW_US:g} us + bytes / ({LAW_SHARE:g} x read ceiling). relL2: error against"
     " float64 attention over the cache as stored; bold: not accurate. vllm-fa3 with an E4M3 cache has an"
-    " FP8 query, quantised before the timed call; fa2-no-sinks computes no sinks."
+    " FP8 query, quantised before the timed call; fa2-no-sinks computes no sinks. -: not measured."
 )
 
 
 def section(result: KernelsResult) -> Section:
-    source, table, gains = result.provenance, tables.page_table(result), tables.gain_table(result)
+    source, table = result.provenance, tables.page_table(result)
     version = source.versions.get("flashinfer-python", "?")
     formats = [name for name in KV_FORMATS if any(row.kv_format == name for row in result.rows)]
     times = [(f"## All kernels, {name} cache: us, relL2", tables.time_table(result, name)) for name in formats]
@@ -43,32 +43,27 @@ def section(result: KernelsResult) -> Section:
         subject=f"Decode kernels on {source.machine.name}, FlashInfer {version}",
         page=[*([table] if table else []), _conditions(result), *failed(result)],
         not_measured=left_out(result),
-        details=[
-            *(block for pair in times for block in pair),
-            NOTE,
-            *(["## E4M3 over BF16", gains] if gains else []),
-            "## Builds",
-            tables.build_table(result),
-            "## Provenance",
-            provenance.table(source, [["result", md.text(result.id)]]),
-        ],
+        details=[*(block for pair in times for block in pair), NOTE, *provenance.details(source)],
         glance=_glance(result),
         plot_title=title(result),
         draw=partial(_draw, result) if any(row.error is None for row in result.rows) else None,
+        glance_plot=True,
     )
 
 
 def _conditions(result: KernelsResult) -> str:
     geometry = result.geometry
-    errors = {name: [row.rel_l2 for row in ours(result, name)] for name in KV_FORMATS}
-    parts = [
+    lines = [
         f"us: microseconds a call. {geometry.query_heads} query heads over {geometry.kv_heads} KV heads of"
-        f" {geometry.head_dim}, {geometry.query_format} query, pages of {geometry.page_size} tokens, {geometry.layout}",
-        f"Read ceiling of this run {result.read_ceiling_bytes_per_s / 1e12:.2f} TB/s; floor: a call's bytes at it",
-        f"Accurate: relL2 at most {ACCURATE_REL_L2:g} against float64",
-        *(f"{OURS} {name}: relL2 at most {max(values):.1e}" for name, values in errors.items() if values),
+        f" {geometry.head_dim}, {geometry.query_format} query, pages of {geometry.page_size} tokens, "
+        f"{geometry.layout}.",
+        f"Read ceiling of this run {result.read_ceiling_bytes_per_s / 1e12:.2f} TB/s; floor: a call's bytes at it.",
+        f"Accurate: relL2 at most {ACCURATE_REL_L2:g} against float64.",
     ]
-    return f"{'. '.join(parts)}."
+    for name in KV_FORMATS:
+        if rows := ours(result, name):
+            lines.append(f"{OURS} {name}: relL2 at most {max(row.rel_l2 for row in rows):.1e}.")
+    return " ".join(lines)
 
 
 def title(result: KernelsResult) -> str:
@@ -76,7 +71,7 @@ def title(result: KernelsResult) -> str:
     rows = plain(ours(result, QUANTISED))
     if not rows:
         return f"Decode kernels on {result.provenance.machine.name}: share of the read ceiling"
-    met = sum(excess(row, result.read_ceiling_bytes_per_s) <= 0 for row in rows)
+    met = sum(row.time_us <= law_us(row, result.read_ceiling_bytes_per_s) for row in rows)
     parts = [*_over_peers(result, rows), f"within the law at {met} of {len(rows)} shapes"]
     return f"{OURS} {QUANTISED} on {result.provenance.machine.name}: {'; '.join(parts)}"
 
@@ -95,23 +90,21 @@ def failed(result: KernelsResult) -> list[str]:
         if row.error:
             shapes.setdefault((f"{row.kernel} {row.kv_format}", row.error), []).append(row.shape.words)
     lines = []
-    for (kernel, message), names in shapes.items():
+    for (kernel, error), names in shapes.items():
         where = "; ".join(names) if len(names) <= MAX_SHAPES else f"{len(names)} shapes"
-        lines.append(f"{md.text(kernel)} at {where}: {md.text(message)}")
+        lines.append(f"{md.text(kernel)} at {where}: {md.text(error)}")
     return [f"Failed:\n\n{md.bullets(lines)}"] if lines else []
 
 
 def left_out(result: KernelsResult) -> list[str]:
     """Kernels that were not measured, at all or at some shapes, those of one reason in one line."""
-    kernels: dict[str, dict[str, None]] = {}
-    shapes: dict[str, set[str]] = {}
-    for entry in result.left_out:
-        kernels.setdefault(entry.reason, {})[entry.kernel] = None
-        shapes.setdefault(entry.reason, set()).update([entry.shape] if entry.shape else [])
-    return [
-        f"{', '.join(names)}{f' at {len(shapes[reason])} shapes' if shapes[reason] else ''}: {reason}"
-        for reason, names in kernels.items()
-    ]
+    lines = []
+    for reason in dict.fromkeys(entry.reason for entry in result.left_out):
+        entries = [entry for entry in result.left_out if entry.reason == reason]
+        shapes = {entry.shape for entry in entries if entry.shape}
+        kernels = ", ".join(dict.fromkeys(entry.kernel for entry in entries))
+        lines.append(f"{kernels}{f' at {len(shapes)} shapes' if shapes else ''}: {reason}")
+    return lines
 
 
 def _glance(result: KernelsResult) -> list[list[str]]:
@@ -119,7 +112,7 @@ def _glance(result: KernelsResult) -> list[list[str]]:
     if not (rows := plain(ours(result, QUANTISED))):
         return []
     speed = next(iter(_over_peers(result, rows)), "no other kernel measured")
-    error = f"relL2 at most {max(row.rel_l2 for row in rows):.1e}"
+    error = f"relL2 ≤ {max(row.rel_l2 for row in rows):.1e}"
     return [[md.text(result.provenance.machine.name), f"{OURS} {QUANTISED}", error, "-", speed]]
 
 

@@ -5,22 +5,17 @@ from bench.kernels.comparison import (
     BASE,
     KV_FORMATS,
     QUANTISED,
-    Pair,
     accurate_peer,
-    excess,
     floor_us,
     law_us,
     ours,
-    pairs,
-    pays_from,
     peers_at,
     verdict,
 )
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
 from bench.report import markdown as md
-from bench.report.numbers import number, span
-from lowp.paged.shapes import HEAD_DIM
+from bench.report.numbers import number
 
 SHAPE = "batch x context"
 
@@ -67,55 +62,16 @@ def time_table(result: KernelsResult, kv_format: str) -> str:
     for shape in shapes:
         cells = [rows.get((shape, kernel)) for kernel in kernels]
         floor = number(floor_us(next(filter(None, cells)), ceiling))
-        lines.append([shape.words, floor, _law_cell(measured.get(shape), ceiling), *map(_time_cell, cells)])
+        over = measured[shape].time_us / law_us(measured[shape], ceiling) - 1 if shape in measured else None
+        law = "-" if over is None else "met" if over <= 0 else f"**{over:+.1%}**"
+        lines.append([shape.words, floor, law, *map(_time_cell, cells)])
     return md.table([SHAPE, "floor, us", f"{OURS} against the law", *kernels], lines)
-
-
-def _law_cell(row: KernelRow | None, ceiling: float) -> str:
-    if row is None:
-        return "-"
-    over = excess(row, ceiling)
-    return f"{number(law_us(row, ceiling))} us: {'met' if over <= 0 else f'**{over:+.1%}**'}"
 
 
 def _time_cell(row: KernelRow | None) -> str:
     if row is None:
-        return "not measured"
+        return "-"
     if row.error:
         return "**failed**"
     error = f"{row.rel_l2:.1e}"
     return f"{number(row.time_us)}, {f'**{error}**' if row.rel_l2 > ACCURATE_REL_L2 else error}"
-
-
-def gain_table(result: KernelsResult) -> str:
-    """Where an FP8 cache pays over a BF16 one through each kernel, at plain shapes; empty without such."""
-    lines = []
-    for kernel in dict.fromkeys(row.kernel for row in result.rows):
-        if of_kernel := pairs(result, kernel):
-            gains = span([base.time_us / row.time_us for row, base in of_kernel], lambda value: f"{value:.2f}x")
-            slower = sum(verdict(*pair) == "slower" for pair in of_kernel)
-            lines.append([md.text(kernel), gains, f"{slower} of {len(of_kernel)} shapes", _pays(of_kernel)])
-    headers = ["kernel", f"{BASE} time over {QUANTISED} time", f"{QUANTISED} slower at", f"{QUANTISED} pays"]
-    return md.table(headers, lines) if lines else ""
-
-
-def _pays(of_kernel: list[Pair]) -> str:
-    """Batches with no speedup at their longest context, and those that need more than their shortest one."""
-    starts, parts = pays_from(of_kernel), []
-    if never := [str(batch) for batch, start in starts.items() if start is None]:
-        parts.append(f"no speedup at batch {', '.join(never)}")
-    for batch, start in starts.items():
-        if start and start > min(row.context for row, _ in of_kernel if row.batch == batch):
-            parts.append(f"from {start:,} tokens at batch {batch}")
-    return "; ".join(parts) or "at every shape"
-
-
-def build_table(result: KernelsResult) -> str:
-    """Seconds of the first call, a row per kernel and storage format."""
-    builds: dict[str, list[str]] = {}
-    for build in result.builds:
-        seconds = f"**failed**: {md.text(build.error)}" if build.error else number(build.seconds)
-        variant = f" (head_dim {build.head_dim})" if build.head_dim != HEAD_DIM else ""
-        variant += " (window)" if build.windowed else ""
-        builds.setdefault(f"{build.kernel} {build.kv_format}", []).append(f"{seconds}{variant}")
-    return md.table(["kernel", "first build, s"], [[md.text(name), ", ".join(cells)] for name, cells in builds.items()])

@@ -3,6 +3,7 @@
 A section is what one result contributes; which kinds of results there are is not known here (bench/kinds.py).
 """
 
+import os
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +16,8 @@ from bench.report import markdown as md
 from flashinfer_patches.errors import Problem
 
 GLANCE_START, GLANCE_END = "<!-- results: begin, written by `make report` -->", "<!-- results: end -->"
-GLANCE_HEADERS = ["measured on", "profile or kernel", "answers", "KV capacity", "decode speed", "date"]
+GLANCE_HEADERS = ["measured on", "profile, kernel", "answers", "KV capacity", "decode speed"]
+GLANCE_NOTE = "One request, longest context; ratios to `baseline`; (noise): the samples show no difference."
 MAX_PLOTS = 3
 NOTE = (
     "Made from result files by `fp8-sinks bench report`; a speed stands only beside an accuracy record. ± is the noise:"
@@ -28,7 +30,8 @@ class Section(NamedTuple):
     """What one result contributes to a report; blocks and cells are Markdown, the others plain text.
 
     subject: what was measured on what; of equal ones the newest result counts. not_measured: in one line each.
-    glance: rows under GLANCE_HEADERS, without the date. draw: writes the plot to a path, None where nothing is drawn.
+    glance: rows under GLANCE_HEADERS. draw: writes the plot to a path, None where nothing is drawn. glance_plot: a plot
+    for the README.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Section(NamedTuple):
     glance: list[list[str]]
     plot_title: str
     draw: Callable[[Path], None] | None
+    glance_plot: bool = False
 
     @property
     def title(self) -> str:
@@ -63,58 +67,58 @@ def write(
         raise Problem("file", f"two results have the id {duplicates[0]}", "name each result file once")
     details_folder = Path(plots_folder).parent
     with writing(folder, "choose another folder, or make it writable"):
-        plots = _draw(sections, folder, plots_folder)
+        _draw(sections, folder / plots_folder)
         for section in sections:
-            plot = [_image(section, Path(plots[section.id]).relative_to(details_folder))] if section.id in plots else []
-            blocks = [f"# {section.title}", *section.page, *plot, *section.details]
+            image = _image(section, Path(plots_folder).name)
+            blocks = [f"# {section.title}", *section.page, *image, *section.details]
             write_text(_joined(blocks), folder / details_folder / f"{section.file_name}.md")
-        details = {section.id: (details_folder / f"{section.file_name}.md").as_posix() for section in sections}
-        write_text(_joined(page(sections, plots, details)), folder / name)
+        write_text(_joined(page(sections, plots_folder, details_folder)), folder / name)
     return folder / name
 
 
 def write_run(section: Section, folder: Path, name: str = "report.md") -> Path:
     """Write one run's page and details as folder/name, and its plot; raises Problem("disk")."""
     with writing(folder, "choose another folder, or make it writable"):
-        plots = _draw([section], folder, "plots")
-        write_text(_joined([*page([section], plots, {}), *section.details]), folder / name)
+        _draw([section], folder / "plots")
+        write_text(_joined([*page([section], "plots"), *section.details]), folder / name)
     return folder / name
 
 
-def write_glance(sections: list[Section], path: Path) -> Path:
-    """Replace the lines between GLANCE_START and GLANCE_END in a Markdown file by one table of the newest results.
+def write_glance(sections: list[Section], path: Path, plots: Path) -> Path:
+    """Replace the lines between GLANCE_START and GLANCE_END in a Markdown file by the newest results at a glance.
 
-    Raises Problem("file") where the file or its markers are missing.
+    plots: the folder with the plots. Raises Problem("file") where the file or its markers are missing.
     """
-    rows = [[*row, f"{section.created:%Y-%m-%d}"] for section in newest(sections) for row in section.glance]
+    shown = newest(sections)
     try:
         before, remainder = path.read_text(encoding="utf-8").split(GLANCE_START)
         _, after = remainder.split(GLANCE_END)
     except (OSError, ValueError) as error:
         remedy = f"write the lines {GLANCE_START} and {GLANCE_END} into it, once each"
         raise Problem("file", f"{path} has no markers for the table of results", remedy) from error
-    table = md.table(GLANCE_HEADERS, rows)
-    write_text(f"{before}{GLANCE_START}\n\n{table}\n\n{GLANCE_END}{after}", path)
+    blocks = [md.table(GLANCE_HEADERS, [row for section in shown for row in section.glance]), GLANCE_NOTE]
+    for section in [section for section in shown if section.glance_plot and section.draw][:1]:
+        image = Path(os.path.relpath(plots / f"{section.file_name}.png", path.parent)).as_posix()
+        blocks.append(f"![{md.text(section.subject)}]({image})")
+    write_text("\n\n".join([f"{before}{GLANCE_START}", *blocks, f"{GLANCE_END}{after}"]), path)
     return path
 
 
-def page(sections: list[Section], plots: dict[str, str], details: dict[str, str]) -> list[str]:
-    """Blocks of the page: GPUs before CPUs, an earlier run of a subject as a link alone.
-
-    plots, details: result id -> relative path.
-    """
+def page(sections: list[Section], plots_folder: str, details_folder: Path | None = None) -> list[str]:
+    """Blocks of the page: GPUs before CPUs, an earlier run of a subject as a link alone; no links without details."""
     blocks, shown = ["# Benchmark results", NOTE], newest(sections)
-    plotted = [section.id for section in shown if section.id in plots][:MAX_PLOTS]
+    plotted = [section.id for section in shown if section.draw][:MAX_PLOTS]
     for section in shown:
         blocks += [f"## {section.title}", *section.page]
-        blocks += [_image(section, plots[section.id])] if section.id in plotted else []
-        links = [
-            f"[{'details' if run is section else f'earlier run, {run.created:%Y-%m-%d}'}]({details[run.id]})"
-            for run in [section, *(run for run in sections if run not in shown)]
-            if run.subject == section.subject and run.id in details
-        ]
-        blocks += [" · ".join(links)] if links else []
-    missing = [f"{md.text(f'{each.subject}: {line}')}" for each in shown for line in each.not_measured]
+        blocks += _image(section, plots_folder) if section.id in plotted else []
+        if details_folder is not None:
+            runs = {section.file_name: "details"}
+            for run in sections:
+                if run.subject == section.subject and run is not section:
+                    runs[run.file_name] = f"earlier run, {run.created:%Y-%m-%d}"
+            links = [f"[{label}]({(details_folder / name).as_posix()}.md)" for name, label in runs.items()]
+            blocks.append(" · ".join(links))
+    missing = [md.text(f"{each.subject}: {line}") for each in shown for line in each.not_measured]
     return [*blocks, *(["## Not measured", md.bullets(missing)] if missing else [])]
 
 
@@ -124,18 +128,15 @@ def newest(sections: list[Section]) -> list[Section]:
     return sorted((section for section in sections if section is last[section.subject]), key=lambda s: s.on_cpu)
 
 
-def _draw(sections: list[Section], folder: Path, plots_folder: str) -> dict[str, str]:
-    """Write the plots; result id -> path inside the folder."""
-    (folder / plots_folder).mkdir(parents=True, exist_ok=True)
-    plots = {section.id: f"{plots_folder}/{section.file_name}.png" for section in sections if section.draw}
+def _draw(sections: list[Section], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for section in sections:
         if section.draw:
-            section.draw(folder / plots[section.id])
-    return plots
+            section.draw(folder / f"{section.file_name}.png")
 
 
-def _image(section: Section, path: Path | str) -> str:
-    return f"![{md.text(section.plot_title)}]({Path(path).as_posix()})"
+def _image(section: Section, folder: str) -> list[str]:
+    return [f"![{md.text(section.plot_title)}]({folder}/{section.file_name}.png)"] if section.draw else []
 
 
 def _joined(blocks: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ TITLE_CHARACTERS, LEGEND_CHARACTERS = 84, 90  # that fit into a line
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 NUMBER = StrMethodFormatter("{x:,.10g}")
+Point = tuple[float, float, float, float]  # x, value, lowest, highest
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -53,24 +54,22 @@ def colour_and_marker(index: int) -> dict[str, str]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def error_line(
-    panel: Axes, index: int, count: int, label: str, points: Sequence[tuple[float, float, float, float]]
-) -> None:
-    """A line through (x, value, lowest, highest) with error bars, shifted a little so that none hides another."""
-    if not points:
-        return
-    x, values, lowest, highest = zip(*points, strict=True)
-    below = [value - low for value, low in zip(values, lowest, strict=True)]
-    above = [high - value for value, high in zip(values, highest, strict=True)]
-    shift = ScaledTranslation((index - (count - 1) / 2) * 4 / 72, 0, panel.figure.dpi_scale_trans)
-    line_style = {"capsize": 3, "elinewidth": 1.2, "label": label, "transform": panel.transData + shift}
-    panel.errorbar(x, values, yerr=[below, above], **colour_and_marker(index), **line_style)
-
-
-def context_axis(panel: Axes, contexts: Sequence[int]) -> None:
-    """A logarithmic axis of contexts with a tick at each."""
+def curves(panel: Axes, title: str, series: Mapping[str, Sequence[Point]], bounds: Mapping[str, float]) -> None:
+    """Lines over the context with error bars, by label, from zero on; bounds: dashed lines in the labels' colours."""
+    for index, (label, points) in enumerate(series.items()):
+        if points:
+            x, values, lowest, highest = np.array(points).T
+            shift = ScaledTranslation((index - (len(series) - 1) / 2) * 4 / 72, 0, panel.figure.dpi_scale_trans)
+            style = colour_and_marker(index) | {"capsize": 3, "elinewidth": 1.2, "transform": panel.transData + shift}
+            panel.errorbar(x, values, yerr=np.array([values - lowest, highest - values]), label=label, **style)
+        if label in bounds:
+            panel.axhline(bounds[label], color=colour_and_marker(index)["color"], linestyle="--", linewidth=1.2)
+    points = [point for of_label in series.values() for point in of_label]
+    contexts = sorted({context for context, *_ in points})
+    panel.set_title(title, loc="left")
+    panel.set_ylim(0, 1.06 * max([*bounds.values(), *(highest for *_, highest in points)]) or 1)
     panel.set_xscale("log")
-    panel.set_xlim(min(contexts) / 1.4, max(contexts) * 1.4)
+    panel.set_xlim(contexts[0] / 1.4, contexts[-1] * 1.4)
     panel.set_xticks(contexts)
     panel.xaxis.set_major_formatter(NUMBER)
     panel.xaxis.set_minor_locator(NullLocator())

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; headers are plain text, cells are Markdown."""
-    lines = [[text(header) for header in headers], ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [f"| {' | '.join(line)} |" for line in [[text(header) for header in headers], *rows]]
+    return "\n".join([lines[0], f"|{'---|' * len(headers)}", *lines[1:]])
 
 
 def bullets(lines: Sequence[str]) -> str:
@@ -27,16 +27,5 @@ def verdict(plain: str) -> str:
 def code(content: str) -> str:
     """Any text as one line of code; line ends and the like as escapes."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in content)
-    fence = _fence(line, 1)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))  # more than stand together anywhere in it
     return f"{fence} {line} {fence}"
-
-
-def block(content: str) -> str:
-    """Any text as a code block."""
-    fence = _fence(content, 3)
-    return f"{fence}text\n{content}\n{fence}"
-
-
-def _fence(content: str, shortest: int) -> str:
-    """More backticks than stand together anywhere in the content."""
-    return "`" * max(shortest, 1 + max(map(len, re.findall("`+", content)), default=0))

@@ -1,10 +1,9 @@
 """Figures as text, for Markdown, plots and the terminal."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 
-from bench.record.noise import FASTER, SLOWER, VERDICTS, Ratio, verdict
+from bench.record.noise import FASTER, INSIDE, SLOWER, TOO_NOISY, Ratio, verdict
 
 
 def number(value: float) -> str:
@@ -25,21 +24,16 @@ def with_noise(ratio: Ratio) -> str:
     return f"{ratio.value:.{digits}f}x ± {ratio.noise:.{digits}f}"
 
 
-def ratio_cell(ratio: Ratio) -> str:
-    """Markdown: the ratio, its noise and its verdict; bold where the difference is beyond the noise."""
-    text, outcome = f"{with_noise(ratio)}, {verdict(ratio)}", verdict(ratio)
+def ratio_cell(ratio: Ratio, brief: bool = False) -> str:
+    """Markdown: the ratio, its noise and its verdict; bold where the difference is beyond the noise.
+
+    brief: `(noise)` for a difference that is inside the noise or too noisy to compare.
+    """
+    outcome = verdict(ratio)
+    if brief and outcome in (INSIDE, TOO_NOISY):
+        return f"{with_noise(ratio)} (noise)"
+    text = f"{with_noise(ratio)}, {outcome}"
     return f"**{text}**" if outcome in (FASTER, SLOWER) else text
-
-
-def compared(ratios: Sequence[Ratio], base: str, more_is_faster: bool = True) -> str:
-    """The lowest and the highest ratio to `base`, and how many points have which verdict."""
-    counts = Counter(verdict(ratio, more_is_faster) for ratio in ratios)
-    points = "1 point" if len(ratios) == 1 else f"{len(ratios)} points"
-    if len(counts) == 1:
-        outcome = next(iter(counts))
-    else:
-        outcome = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
-    return f"{span(ratios, with_noise)} of {base} ({points}: {outcome})"
 
 
 def span(values: Sequence, write: Callable[..., str]) -> str:

@@ -34,18 +34,17 @@ def load_warning(source: Provenance, highest: float | None) -> str | None:
     return None
 
 
-def table(source: Provenance, rows: list[list[str]], highest_load: float | None = None) -> str:
-    """Machine, versions, commit and command. rows: what was measured, in Markdown."""
+def details(source: Provenance, highest_load: float | None = None) -> list[str]:
+    """Blocks: machine, versions, commit and command."""
     machine = source.machine
     device = f"{machine.gpus} GPU, driver {machine.driver}" if machine.gpus else f"{machine.cores} cores"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(source.versions.items()))
-    about = [
+    rows = [
         ["made", f"{source.created:%Y-%m-%d %H:%M %Z}".strip()],
         ["machine", md.text(f"{machine.name} ({machine.family}), {device}, {machine.total_bytes / GIB:.0f} GiB")],
         ["load average", load(source, highest_load)],
         ["commit", commit(source)],
         ["FlashInfer patch set", md.text(source.patch)],
-        ["versions", md.text(versions)],
+        ["versions", md.text(", ".join(f"{name} {version}" for name, version in sorted(source.versions.items())))],
         ["command", md.code(shlex.join(source.command)).replace("|", "\\|")],
     ]
-    return md.table(["", ""], [*rows, *about])
+    return ["## Provenance", md.table(["", ""], rows)]

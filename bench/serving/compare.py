@@ -6,22 +6,24 @@ marked. Law: a speed is shown only beside an accuracy record.
 
 import json
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import click
 
-from bench.accuracy.tables import answers, kv_dtype
+from bench.accuracy.tables import answers
 from bench.record import noise
 from bench.report import provenance
-from bench.report.numbers import aligned, compared, number, times, with_noise
+from bench.report.numbers import aligned, number, span, times, with_noise
 from bench.serving import tables
 from bench.serving.comparable import NOT_READ, Difference, differences
 from bench.serving.result import ServingResult, ServingRow
 from bench.serving.section import highest_load
 from flashinfer_patches.errors import Problem
+from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 # Field of Rate -> what it is, and whether more is faster.
 SPEEDS = {
@@ -166,6 +168,13 @@ def _described(side: Side) -> dict:
     }
 
 
+def kv_dtype(resolved: Resolved) -> str:
+    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
+    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
+    skipped = ", ".join(resolved.kv_skip_layers)
+    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
+
+
 def _figures(a: float | None, b: float | None) -> dict:
     return {"a": a, "b": b, "ratio": b / a if a and b else None}
 
@@ -189,6 +198,17 @@ def _speed(a: Side, b: Side, field: str) -> dict:
     ]
     message = f"B {compared(list(ratios.values()), 'A', more_is_faster)}" if points else "no point in common"
     return {"message": message, "points": points}
+
+
+def compared(ratios: Sequence[noise.Ratio], base: str, more_is_faster: bool = True) -> str:
+    """The lowest and the highest ratio to `base`, and how many points have which verdict."""
+    counts = Counter(noise.verdict(ratio, more_is_faster) for ratio in ratios)
+    points = "1 point" if len(ratios) == 1 else f"{len(ratios)} points"
+    if len(counts) == 1:
+        outcome = next(iter(counts))
+    else:
+        outcome = ", ".join(f"{counts[name]} {name}" for name in noise.VERDICTS if counts[name])
+    return f"{span(ratios, with_noise)} of {base} ({points}: {outcome})"
 
 
 def as_text(pair: dict, *, forced: bool) -> str:

@@ -7,7 +7,7 @@ from statistics import median
 from matplotlib.axes import Axes
 
 from bench.accuracy.plot import accuracy_panel, series_label
-from bench.report.figure import NUMBER, context_axis, error_line, frame, legend, save
+from bench.report.figure import NUMBER, curves, frame, legend, save
 from bench.report.numbers import requests
 from bench.serving.result import ServingRow
 from bench.serving.tables import shown_rates
@@ -34,15 +34,13 @@ def serving_plot(title: str, rows: Sequence[ServingRow], path: Path) -> None:
 
 def _decode_panel(panel: Axes, rows: Sequence[ServingRow], concurrency: int, output: int) -> None:
     """Median decode rate (tokens/s), a line per profile; bars show the range of the samples."""
-    highest, contexts = 0.0, set()
-    for index, row in enumerate(rows):
-        rates = [rate for rate in shown_rates(row) if (rate.concurrency, rate.output) == (concurrency, output)]
-        samples = sorted((rate.context, rate.decode_tok_s) for rate in rates)
-        points = [(context, median(values), min(values), max(values)) for context, values in samples]
-        error_line(panel, index, len(rows), series_label(row), points)
-        highest = max([highest, *(high for *_, high in points)])
-        contexts |= {context for context, *_ in points}
-    panel.set_title(f"decode, tokens/s; {requests(concurrency)}, {output} tokens out", loc="left")
-    panel.set_ylim(0, 1.08 * highest)
+    series = {
+        series_label(row): sorted(
+            (rate.context, median(rate.decode_tok_s), min(rate.decode_tok_s), max(rate.decode_tok_s))
+            for rate in shown_rates(row)
+            if (rate.concurrency, rate.output) == (concurrency, output)
+        )
+        for row in rows
+    }
+    curves(panel, f"decode, tokens/s; {requests(concurrency)}, {output} tokens out", series, {})
     panel.yaxis.set_major_formatter(NUMBER)
-    context_axis(panel, sorted(contexts))

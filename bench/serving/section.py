@@ -36,10 +36,7 @@ def section(result: ServingResult) -> Section:
         details=[
             *answers.details(result.rows),
             *_rates(result, base),
-            "## Starts",
-            tables.starts_table(result.rows),
-            *answers.settings(result.rows),
-            *accuracy.source(result, load),
+            *provenance.details(result.provenance, load),
         ],
         glance=_glance(result, base),
         plot_title=_title(result),
@@ -53,36 +50,27 @@ def highest_load(result: ServingResult) -> float | None:
 
 
 def missing(result: ServingResult) -> list[str]:
-    """What each profile lacks, in one line."""
+    """What each profile lacks, in one line; absent starts stand in the table."""
     points = {tables.point(rate) for row in result.rows for rate in row.rates}
     lines = []
     for row in result.rows:
-        caches, measured = {start.cache for start in row.starts}, {tables.point(rate) for rate in row.rates}
-        cached_nothing = any(start.cached_files == 0 for start in tables.timed(row))
-        expected = ("cold",) if cached_nothing else ("cold", "warm")
-        absent = [f"{cache} start" for cache in expected if cache not in caches]
-        if not measured:
-            absent.append("all rates")
-        elif measured < points:
-            absent.append(f"rates at {len(points - measured)} of {len(points)} points")
-        lines += answers.missing(row, absent)
+        absent = points - {tables.point(rate) for rate in row.rates}
+        rates = [f"rates at {len(absent)} of {len(points)} points"] if absent else []
+        lines += answers.missing(row, rates if row.rates else ["all rates"])
     return lines
 
 
 def _rates(result: ServingResult, base: ServingRow) -> list[str]:
+    """All rates that may be shown, and what bytes allow; empty without any."""
+    if not any(tables.shown_rates(row) for row in result.rows):
+        return []
     reason = why_not(result.model, result.provenance.machine.family)
-    blocks = ["## Rates", "Median (slowest to fastest sample); decode and prefill sum over the requests at once."]
-    blocks.append(f"No roofline: {md.text(reason)}." if reason else BYTES_NOTE)
-    for row in result.rows:
-        name = f"**{md.text(row.profile)}**"
-        if not row.rates:
-            blocks.append(f"{name}: not measured")
-        elif not tables.shown_rates(row):
-            blocks.append(f"{name}: {tables.NOT_SHOWN}")
-        else:
-            blocks.append(f"{name} ({answers.answers_cell(row)})")
-            blocks.append(tables.rate_table(row, base, None if reason else result.model))
-    return blocks
+    return [
+        "## Rates",
+        tables.rate_table(result.rows, base, None if reason else result.model),
+        "Median (slowest to fastest sample); decode and prefill sum over the requests at once.",
+        f"No roofline: {md.text(reason)}." if reason else BYTES_NOTE,
+    ]
 
 
 def _glance(result: ServingResult, base: ServingRow) -> list[list[str]]:
@@ -91,7 +79,7 @@ def _glance(result: ServingResult, base: ServingRow) -> list[list[str]]:
     points = tables.page_points(rows)[-1:]
     lines = []
     for row in [row for row in rows if row is not base] or rows:
-        cells = [tables.rate_cell(row, base, point, f" tokens/s at {point.context:,} tokens") for point in points]
+        cells = [tables.rate_cell(row, base, point, brief=True) for point in points]
         lines.append(accuracy.glance_row(result, row, cells[0] if cells else "no speed"))
     return lines
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bench.accuracy.tables import answers, answers_cell, capacity_cell
+from bench.accuracy.tables import FIRST_HEADERS, answers, first_cells, outcome
 from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests, times
@@ -79,60 +79,49 @@ def page_points(rows: Sequence[ServingRow]) -> list[Point]:
 def profile_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
     """A row per profile: answers, capacity, decode rates, starts; then the conditions of the rates."""
     points = page_points(rows)
-    headers = ["profile", "answers", "KV capacity, tokens"]
-    headers += [f"decode at {each.context:,} tokens" for each in points] + ["start, cold / warm, s"]
-    lines = [
-        [md.text(row.profile), answers_cell(row), capacity_cell(row, base)]
-        + [rate_cell(row, base, each) for each in points]
-        + [_start_cell(row, "start_s")]
-        for row in rows
-    ]
-    table = md.table(headers, lines)
-    if not points:
-        return [table]
-    return [table, f"Decode: median tokens/s, {requests(points[0].concurrency)}, {points[0].output} tokens out."]
+    headers = [*FIRST_HEADERS, *(f"decode at {each.context:,} tokens" for each in points), "start, cold / warm, s"]
+    lines = []
+    for row in rows:
+        rates = [rate_cell(row, base, each) for each in points]
+        lines.append([*first_cells(row, base), *rates, _start_cell(row)])
+    conditions = [f"{requests(each.concurrency)}, {each.output} tokens out" for each in points[:1]]
+    return [md.table(headers, lines), *(f"Decode: median tokens/s, {text}." for text in conditions)]
 
 
-def rate_cell(row: ServingRow, base: ServingRow, where: Point, unit: str = "") -> str:
-    """The median decode rate at a point and its ratio to the base's."""
+def rate_cell(row: ServingRow, base: ServingRow, where: Point, brief: bool = False) -> str:
+    """The median decode rate at a point and its ratio to the base's. brief: with its unit, for the README."""
     if where not in samples(row.rates):
         return "not measured"
     if where not in (shown := samples(shown_rates(row))):
         return NOT_SHOWN
-    ratio = ratios(row, base).get(where)
-    comparison = f" ({ratio_cell(ratio)})" if ratio else f" ({WIDENED})" if is_widened(row) else ""
-    return f"{number(median(shown[where]))}{unit}{comparison}"
+    rate, ratio = number(median(shown[where])), ratios(row, base).get(where)
+    comparison = ratio_cell(ratio, brief) if ratio else WIDENED if is_widened(row) else ""
+    if brief:
+        return ", ".join(filter(None, [f"{rate} tokens/s", comparison]))
+    return f"{rate} ({comparison})" if comparison else rate
 
 
-def _start_cell(row: ServingRow, field: str) -> str:
-    seconds = {
-        cache: [getattr(start, field) for start in timed(row) if start.cache == cache] for cache in ("cold", "warm")
-    }
-    return " / ".join(number(median(values)) if values else "-" for values in seconds.values())
+def _start_cell(row: ServingRow) -> str:
+    seconds = [[start.start_s for start in timed(row) if start.cache == cache] for cache in ("cold", "warm")]
+    return " / ".join(number(median(values)) if values else "-" for values in seconds)
 
 
-def starts_table(rows: Sequence[ServingRow]) -> str:
-    lines = [[md.text(row.profile), _start_cell(row, "start_s"), _start_cell(row, "first_token_s")] for row in rows]
-    return md.table(["profile", "launch to ready, cold / warm, s", "first token after it, cold / warm, s"], lines)
-
-
-def rate_table(row: ServingRow, base: ServingRow, model: Model | None) -> str:
-    """All rates of a profile: medians, with the slowest and the fastest sample. model: None without a roofline."""
-    compared = ratios(row, base)
-    headers = ["context (depth + prompt)", "output", "requests at once", "samples", "decode, tokens/s"]
-    headers += [f"over {base.profile}"] if compared else []
-    headers += ["by bytes"] if compared and model else []
-    headers += ["prefill, tokens/s", "first token, ms"]
+def rate_table(rows: Sequence[ServingRow], base: ServingRow, model: Model | None) -> str:
+    """All rates that may be shown: medians, with the slowest and the fastest sample. model: None without a roofline."""
+    headers = ["profile", "answers", "context (depth + prompt)", "output", "requests", "samples", "decode, tokens/s"]
+    headers += [f"over {base.profile}", *(["by bytes"] if model else []), "prefill, tokens/s", "first token, ms"]
     lines = []
-    for rate in sorted(shown_rates(row), key=lambda rate: (rate.concurrency, rate.output, rate.context)):
-        ratio, limit = compared.get(point(rate)), None
-        if model and row.resolved and base.resolved:
-            limit = gain_by_bytes(model, row.resolved, base.resolved, rate.context, rate.concurrency)
-        line = [f"{rate.context:,} ({rate.depth:,} + {rate.prompt:,})", str(rate.output), str(rate.concurrency)]
-        line += [str(len(rate.decode_tok_s)), _spread(rate.decode_tok_s)]
-        line += [ratio_cell(ratio) if ratio else "-"] if compared else []
-        line += [times(limit) if limit else "not counted"] if compared and model else []
-        lines.append([*line, _spread(rate.prefill_tok_s), _spread(rate.first_token_ms)])
+    for row in rows:
+        compared = ratios(row, base)
+        for rate in sorted(shown_rates(row), key=lambda rate: (rate.concurrency, rate.output, rate.context)):
+            ratio, limit = compared.get(point(rate)), None
+            if model and ratio and row.resolved and base.resolved:
+                limit = gain_by_bytes(model, row.resolved, base.resolved, rate.context, rate.concurrency)
+            line = [md.text(row.profile), md.verdict(outcome(row))]
+            line += [f"{rate.context:,} ({rate.depth:,} + {rate.prompt:,})", str(rate.output), str(rate.concurrency)]
+            line += [str(len(rate.decode_tok_s)), _spread(rate.decode_tok_s), ratio_cell(ratio) if ratio else "-"]
+            line += [times(limit) if limit else "not counted" if ratio else "-"] if model else []
+            lines.append([*line, _spread(rate.prefill_tok_s), _spread(rate.first_token_ms)])
     return md.table(headers, lines)
 
 

@@ -72,7 +72,7 @@ def a_resolved(kv_cache_dtype="auto", capacity=671_088) -> Resolved:
 
 
 def an_agreement(delta=0.1, tokens=2048, interval=True) -> Agreement:
-    """Figures that belong to a mean |delta log p| of `delta` nats."""
+    """Figures that belong to a mean |Δ log p| of `delta` nats."""
 
     def figure(value: float) -> Figure:
         return Figure(value=value, low=0.9 * value if interval else None, high=1.1 * value if interval else None)

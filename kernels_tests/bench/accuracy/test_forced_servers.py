@@ -37,7 +37,7 @@ def heldout_texts():
 
 
 def distance(a, b):
-    """Mean |delta log p|, nats."""
+    """Mean |Δ log p|, nats."""
     texts = zip(a, b, strict=True)
     deltas = [abs(x - y) for text_a, text_b in texts for x, y in zip(text_a.logprobs, text_b.logprobs, strict=True)]
     return sum(deltas) / len(deltas)
@@ -87,7 +87,7 @@ def scored_in_fp8(folder, texts, bf16):
             scores[name] = score(running, texts)
             if name in ("decode", "prefill"):
                 scores[name]["short"] = forced.score_all(running, texts["short"], "decode")
-    print("\nmean |delta log p|: against bf16 in decode, in prefill; decode against prefill of the same server")
+    print("\nmean |Δ log p|: against bf16 in decode, in prefill; decode against prefill of the same server")
     for name, paths in {"bf16": bf16, **scores}.items():
         against = [distance(paths[path], bf16[path]) for path in ("decode", "prefill")]
         print(f"{name:14}", *(f"{value:.4f}" for value in (*against, distance(paths["decode"], paths["prefill"]))))

@@ -16,7 +16,7 @@ NOT_RUN = a_sink_check(
 )
 SINKS_FAILED = a_sink_check(status="FAILED")
 LATER = datetime(2026, 7, 9, 8, 0, tzinfo=UTC)
-MEAN = "mean |delta log p|"
+MEAN = "mean |Δ log p|"
 
 
 def rows(**of_fp8):
@@ -46,7 +46,7 @@ def rows(**of_fp8):
 def test_the_record_in_a_few_words(changes, expected):
     profile = a_row("fp8", "fp8", **changes)
     assert str(tables.answers(profile)).startswith(expected)
-    assert tables.answers_cell(profile).startswith("**FAILED") is expected.startswith("FAILED")
+    assert tables.first_cells(profile, a_row())[1].startswith("**FAILED") is expected.startswith("FAILED")
 
 
 def test_every_failure_is_listed_once():
@@ -60,7 +60,7 @@ def test_every_failure_is_listed_once():
     (block,) = tables.failed([a_row(), failing])
     lines = block.splitlines()[2:]
     assert len(lines) == 4 and all("fp8" in line for line in lines)
-    assert r"\| out of memory" in lines[0] and "3 of 32 tokens equal, 4 distinct" in lines[1]
+    assert r"\| out of memory" in lines[0] and "greedy match 3 of 32 (4 distinct)" in lines[1]
     assert "3,960 tokens" in lines[2] and "0.132" in lines[2] and "0.125" in lines[2] and "sinks" in lines[3]
     assert tables.failed(rows()) == [] == tables.failed(rows(bound=None, delta=1.5))
 
@@ -74,23 +74,34 @@ def test_each_figure_stands_beside_its_interval_and_its_gate():
     text = "\n\n".join(tables.details(rows(delta=0.11)))
     assert row(text, "baseline", MEAN)[MEAN] == "0.006 (0.005 to 0.007), ≤ 0.02"
     figures = row(text, "fp8", MEAN)
-    assert figures["tokens in texts"] == "6,144 in 16" and figures[MEAN] == "0.110 (0.099 to 0.121), ≤ 0.125"
+    assert figures["tokens"] == "6,144" and figures[MEAN] == "0.110 (0.099 to 0.121), ≤ 0.125"
     assert figures["KL"] == "0.0077 (0.0069 to 0.0085)" and figures["perplexity ratio"].startswith("1.002 (")
     assert figures["top-1 agreement"] == "94.50% (93.40% to 95.60%)"
-    contexts = [cells for table in tables_of(text) for cells in table if cells.get("profile") == "fp8"]
-    assert [(cells["context"], cells[""]) for cells in contexts[3:]] == [
-        (context, path) for context in ("128", "1,024", "3,960") for path in ("decode", "prefill")
+    cells = [cells for table in tables_of(text) for cells in table if cells.get("profile") == "fp8"]
+    assert [(each["context"], each["path"]) for each in cells] == [
+        *(("all", "decode"), ("all", "prefill"), ("all", "decode against its own prefill")),
+        *(("128", "decode"), ("1,024", "decode"), ("3,960", "decode")),
     ]
-    assert contexts[-2][MEAN] == "**FAILED: 0.132 (0.119 to 0.145), ≤ 0.125**"
-    assert contexts[-1][MEAN] == "0.132 (0.119 to 0.145)", "prefill has no gate at a context"
+    assert cells[-1][MEAN] == "**FAILED: 0.132 (0.119 to 0.145), ≤ 0.125**"
 
 
-def test_sink_checks_and_greedy_texts_are_in_the_details():
-    text = "\n\n".join(tables.details([a_row(), a_row("fp8", "fp8", accuracy=a_record(sinks=NOT_RUN))]))
+def test_figures_of_a_broken_server_stay_short():
+    record = a_record()
+    huge = record.decode.perplexity_ratio.model_copy(update={"value": 1e300, "low": None, "high": None})
+    decode = record.decode.model_copy(update={"perplexity_ratio": huge})
+    text = "\n\n".join(tables.details([a_row(accuracy=record.model_copy(update={"decode": decode}))]))
+    assert row(text, "baseline", MEAN)["perplexity ratio"] == "1e+300"
+
+
+def test_sink_checks_and_greedy_answers_that_differ_are_in_the_details():
+    greedy = [a_match(), a_match(passed=False)]
+    text = "\n\n".join(tables.details([a_row(), a_row("fp8", "fp8", greedy=greedy, accuracy=a_record(sinks=NOT_RUN))]))
     assert r"- fp8: not run: transformers in FP32 needs 491.0 GiB \| 22.0 GiB free" in text
-    assert "- baseline: passed: true 0.090, zeroed 2.360" in text
-    assert text.count("smallest margin 3.84 nats") == 3
-    assert r"- fp8: ``  Paris. The city has\ntwo | three `museums`. ``" in text
+    assert r"- baseline: passed: mean \|Δ log p\| to FP32 true 0.090, zeroed 2.360" in text
+    (line,) = (line for line in text.splitlines() if " after ` The capital" in line)
+    assert line.startswith("- fp8 after ") and "3 of 32 tokens equal: `  London, London, London `" in line
+    assert line.endswith(r"instead of ``  Paris. The city has\ntwo | three `museums`. ``")
+    assert "Greedy" not in "\n".join(tables.details([a_row("fp8", "fp8")]))
 
 
 def an_accuracy_result(*rows) -> AccuracyResult:
@@ -107,19 +118,21 @@ def test_an_accuracy_result_has_its_section_without_any_speed():
     assert row(text, "baseline")["KV capacity, tokens"] == "671,088"
     assert "tokens/s" not in text and "start" not in text and of_kind.on_cpu and of_kind.not_measured == []
     ((_, profiles, answers, capacity, speed),) = of_kind.glance
-    assert (profiles, capacity, speed) == ("fp8 over baseline", "2.00x", "no speed")
+    assert (profiles, capacity, speed) == ("fp8", "2.00x", "no speed")
     assert answers == r"pass, mean \|Δ log p\| 0.100"
     bare = section.section(an_accuracy_result(a_row(accuracy=None, resolved=None)))
     assert bare.draw is None and bare.not_measured == ["baseline: resolved settings, accuracy record"]
 
 
-def test_requested_settings_stand_beside_resolved_settings():
-    profiles = [a_row(), a_row("fp8", "fp8"), a_row("other", resolved=None)]
-    text = "\n\n".join(tables.settings(profiles))
-    assert row(text, "fp8")["KV cache, requested"] == "fp8" and row(text, "fp8")["KV cache, resolved"] == "fp8_e4m3"
-    assert row(text, "other")["attention, resolved"] == "not read back"
-    widened = profiles[1].resolved.model_copy(update={"cpu_attention": "widened", "kv_skip_layers": ["0"]})
-    assert tables.kv_dtype(widened) == "fp8_e4m3, widened for a kernel without FP8; bfloat16 in layers 0"
+def test_a_setting_that_vllm_resolved_otherwise_is_listed():
+    row = a_row("fp8", "fp8")
+    assert tables.failed([a_row(), row, a_row("other", resolved=None)]) == []
+    resolved = {"attention_backends": ["TORCH_SDPA"], "kv_cache_dtype": "auto"}
+    (block,) = tables.failed([row.model_copy(update={"resolved": row.resolved.model_copy(update=resolved)})])
+    assert block.splitlines()[2:] == [
+        "- **fp8**, attention backend: expected CPU_ATTN, got TORCH_SDPA",
+        "- **fp8**, KV cache dtype: expected fp8_e4m3, got bfloat16",
+    ]
 
 
 def drawn(profiles, monkeypatch, tmp_path):

@@ -1,13 +1,15 @@
 """The frame of a report: page, details, README table, which plots, which runs; one smoke test writes real PNGs."""
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from bench import kinds
 from bench.record.files import write
 from bench.report import document
-from bench.report.document import GLANCE_END, GLANCE_START, Section
+from bench.report.document import GLANCE_END, GLANCE_NOTE, GLANCE_START, Section
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.kernels.samples import a_kernels_result, fa2_rows, our_rows
 from kernels_tests.bench.report.reading import tables
@@ -51,8 +53,7 @@ def test_the_report_of_a_run_holds_page_and_details(tmp_path):
 
 def test_the_page_shows_gpus_before_cpus_and_at_most_three_plots():
     order = [a_section("cpu", "m on a CPU", on_cpu=True), *(a_section(name, f"m on {name}") for name in "abc")]
-    plots = {section.id: f"{section.id}.png" for section in order}
-    text = "\n".join(document.page(order, plots, {}))
+    text = "\n".join(document.page(order, "plots"))
     assert [line for line in text.splitlines() if line.startswith("page of")] == [
         "page of a",
         "page of b",
@@ -64,16 +65,16 @@ def test_the_page_shows_gpus_before_cpus_and_at_most_three_plots():
 
 def test_an_earlier_run_of_a_subject_is_a_link_alone():
     sections = [a_section("earlier", day=1), a_section("newest", day=2), a_section("other", "m on y", day=1)]
-    text = "\n".join(document.page(sections, {}, {section.id: f"{section.id}.md" for section in sections}))
+    text = "\n".join(document.page(sections, "plots", Path("results")))
     assert "page of newest" in text and "page of other" in text and "page of earlier" not in text
-    assert "[details](newest.md) · [earlier run, 2026-07-01](earlier.md)" in text
+    assert "[details](results/newest.md) · [earlier run, 2026-07-01](results/earlier.md)" in text
     assert text.count("earlier.md") == 1
 
 
 def test_missing_measurements_are_listed_with_their_subject():
-    blocks = document.page([a_section(not_measured=["fp8: all rates"]), a_section("b", "m on y")], {}, {})
+    blocks = document.page([a_section(not_measured=["fp8: all rates"]), a_section("b", "m on y")], "plots")
     assert blocks[-2:] == ["## Not measured", "- m on x: fp8: all rates"]
-    assert "## Not measured" not in document.page([a_section()], {}, {})
+    assert "## Not measured" not in document.page([a_section()], "plots")
 
 
 def test_two_results_of_an_id_are_refused_and_an_id_is_a_safe_file_name(tmp_path):
@@ -99,16 +100,29 @@ def test_the_glance_is_a_table_of_the_newest_results_between_the_markers(tmp_pat
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{GLANCE_START}\nstale lines\n{GLANCE_END}\n\nafter\n")
     sections = [a_section("earlier", day=1), a_section("newest", day=2), a_section("other", "m on y", day=1)]
-    document.write_glance(sections, readme)
+    document.write_glance(sections, readme, tmp_path / "plots")
     first = readme.read_text()
-    assert first.startswith(f"before\n\n{GLANCE_START}\n\n|") and first.endswith(f"|\n\n{GLANCE_END}\n\nafter\n")
+    assert first.startswith(f"before\n\n{GLANCE_START}\n\n|") and first.endswith(f"\n\n{GLANCE_END}\n\nafter\n")
+    assert GLANCE_NOTE in first and "![" not in first
     (table,) = tables(first)
     assert [tuple(row.values()) for row in table] == [
-        ("m on x", "newest", "pass", "2.00x", "9", "2026-07-02"),
-        ("m on y", "other", "pass", "2.00x", "9", "2026-07-01"),
+        ("m on x", "newest", "pass", "2.00x", "9"),
+        ("m on y", "other", "pass", "2.00x", "9"),
     ]
-    document.write_glance(sections, readme)
+    document.write_glance(sections, readme, tmp_path / "plots")
     assert readme.read_text() == first
+
+
+def test_the_glance_has_one_plot_by_a_path_from_its_file(tmp_path):
+    readme = tmp_path / "docs" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text(f"{GLANCE_START}\n{GLANCE_END}\n")
+    sections = [a_section("accuracy", "m on x"), a_section("earlier", "k", glance_plot=True)]
+    sections += [a_section("ours", "k", day=2, glance_plot=True), a_section("theirs", "k on y", glance_plot=True)]
+    document.write_glance(sections, readme, tmp_path / "results/plots")
+    assert re.findall(r"!\[.*", readme.read_text()) == ["![k](../results/plots/ours.png)"]
+    document.write_glance([a_section("ours", plot=False, glance_plot=True)], readme, tmp_path)
+    assert "![" not in readme.read_text()
 
 
 @pytest.mark.parametrize("text", [None, "no markers\n", f"{GLANCE_START}\n", f"{GLANCE_END}{GLANCE_START * 2}"])
@@ -116,7 +130,7 @@ def test_the_glance_needs_its_markers(tmp_path, text):
     if text is not None:
         (tmp_path / "README.md").write_text(text)
     with pytest.raises(Problem) as problem:
-        document.write_glance([a_section()], tmp_path / "README.md")
+        document.write_glance([a_section()], tmp_path / "README.md", tmp_path)
     assert problem.value.kind == "file"
 
 
@@ -160,5 +174,5 @@ def test_the_committed_report_follows_from_its_results(tmp_path):
     assert len((REPO / "BENCHMARK_RESULTS.md").read_text().splitlines()) < 120
     readme = tmp_path / "README.md"
     readme.write_bytes((REPO / "README.md").read_bytes())
-    document.write_glance(sections, readme)
+    document.write_glance(sections, readme, tmp_path / "results/plots")
     assert readme.read_bytes() == (REPO / "README.md").read_bytes(), "run: make report"

@@ -17,7 +17,8 @@ from bench.record.noise import (
     ratios,
     verdict,
 )
-from bench.report.numbers import compared, number, ratio_cell, with_noise
+from bench.report.numbers import number, ratio_cell, with_noise
+from bench.serving.compare import compared
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,8 @@ def test_a_ratio_is_a_difference_or_noise_or_not_comparable(value, noise, expect
     assert verdict(ratio, more_is_faster=False) == {FASTER: SLOWER, SLOWER: FASTER}.get(expected, expected)
     assert ratio_cell(ratio).strip("*").endswith(f", {expected}")
     assert ratio_cell(ratio).startswith("**") is (expected in (FASTER, SLOWER))
+    brief = f"{with_noise(ratio)} (noise)" if expected in (INSIDE, TOO_NOISY) else ratio_cell(ratio)
+    assert ratio_cell(ratio, brief=True) == brief
 
 
 def test_ratios_and_their_noise():

@@ -13,6 +13,7 @@ from bench.servers.result import Start
 from bench.serving import plot, section, tables
 from bench.serving.result import Rate, ServingResult
 from kernels_tests.bench.report.reading import error_lines, row, value
+from kernels_tests.bench.report.reading import tables as tables_of
 from kernels_tests.bench.samples import (
     a_match,
     a_rate,
@@ -25,6 +26,7 @@ from kernels_tests.bench.samples import (
 )
 
 SHORTEST, LONGEST, START = "decode at 288 tokens", "decode at 1,312 tokens", "start, cold / warm, s"
+CONTEXT = "context (depth + prompt)"
 SECRET = [a_rate(0, decode=[7654.0, 7654.5, 7655.0])]
 
 
@@ -32,7 +34,12 @@ def text_of(result: ServingResult) -> str:
     """Page, details and title, as they are written."""
     part = section.section(result)
     cells = [cell for line in part.glance for cell in line]
-    return "\n\n".join([*document.page([part], {}, {}), *part.details, part.plot_title, *cells])
+    return "\n\n".join([*document.page([part], "plots"), *part.details, part.plot_title, *cells])
+
+
+def rates_of(text: str) -> list[dict[str, str]]:
+    """Rows of the table of all rates."""
+    return [cells for table in tables_of(text) for cells in table if CONTEXT in cells]
 
 
 def shows_the_secret(result: ServingResult) -> bool:
@@ -82,7 +89,7 @@ def test_a_ratio_that_is_hardly_known_is_no_comparison_anywhere(base, samples, v
     assert row(text_of(result), "fp8")[SHORTEST].endswith(f"({ratio_cell(ratio)})")
     assert ratio_cell(ratio).endswith(verdict)
     ((*_, speed),) = section.section(result).glance
-    assert verdict in speed
+    assert speed.endswith(f", {ratio_cell(ratio, brief=True)}")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -91,7 +98,7 @@ def test_every_ratio_is_that_of_the_samples(seed):
     result = a_result(a_row(rates=first), a_row("fp8", "fp8", rates=second))
     expected = noise.ratios(tables.samples(second), tables.samples(first))
     assert tables.ratios(result.rows[1], result.rows[0]) == expected and len(expected) == 6
-    text = tables.rate_table(result.rows[1], result.rows[0], None)
+    text = tables.rate_table(result.rows, result.rows[0], None)
     assert all(ratio_cell(ratio) in text for ratio in expected.values())
 
 
@@ -137,7 +144,7 @@ def test_a_widened_cache_has_no_decode_ratio():
 def test_an_unfinished_run_lists_missing_measurements():
     bare = a_row("fp8", "fp8", resolved=None, starts=[], rates=[], greedy=[])
     part = section.section(a_result(a_row(), bare))
-    missing = "cold start, warm start, all rates, resolved settings, accuracy record"
+    missing = "all rates, resolved settings, accuracy record"
     assert part.not_measured == [f"fp8: {missing}"]
     fp8 = row("\n\n".join(part.page), "fp8")
     assert (fp8["KV capacity, tokens"], fp8[SHORTEST], fp8[START]) == ("not known", "not measured", "- / -")
@@ -157,10 +164,8 @@ def test_which_starts_have_a_time():
     assert tables.timed(a_row(starts=[cold, warm, scored])) == [cold, warm]
     uncached = a_row(starts=[cold.model_copy(update={"cached_files": 0}), warm])
     assert tables.timed(uncached) == uncached.starts[:1]
-    assert section.missing(a_result(uncached.model_copy(update={"starts": uncached.starts[:1]}))) == []
+    assert row(text_of(a_result(uncached)), "baseline")[START] == "21.4 / -"
     assert not shows_the_secret(two_profiles(starts=[cold, warm, scored]))
-    starts = row(tables.starts_table([a_row()]), "baseline")
-    assert list(starts.values())[1:] == ["21.4 / 20.9", "0.31 / 0.19"]
 
 
 def test_only_a_cpu_carries_the_note_on_speed():
@@ -177,8 +182,16 @@ def test_the_busiest_minute_of_any_rate_is_the_load_of_the_run():
 
 
 def test_all_rates_have_their_range():
-    text = tables.rate_table(two_profiles().rows[1], two_profiles().rows[0], None)
-    rates = row(text, "1,312 (1,024 + 256)")
+    rows = two_profiles().rows
+    text = tables.rate_table(rows, rows[0], None)
+    cells = [(each["profile"], each["answers"], each[CONTEXT], each["over baseline"]) for each in rates_of(text)]
+    assert cells == [
+        ("baseline", "reference", "288 (0 + 256)", "-"),
+        ("baseline", "reference", "1,312 (1,024 + 256)", "-"),
+        ("fp8", "pass", "288 (0 + 256)", "1.00x ± 0.06, inside the noise"),
+        ("fp8", "pass", "1,312 (1,024 + 256)", "1.00x ± 0.06, inside the noise"),
+    ]
+    rates = rates_of(text)[-1]
     assert rates["decode, tokens/s"] == "510 (500 to 520)" and rates["samples"] == "3"
     assert rates["prefill, tokens/s"] == "10,200 (10,000 to 10,400)"
     assert rates["first token, ms"] == "12.0 (12.0 to 12.0)" and "by bytes" not in rates
@@ -191,7 +204,7 @@ def test_first_token_is_a_mean_over_the_requests_of_a_repeat():
 
 def test_a_failed_answer_is_on_the_page():
     page = "\n\n".join(section.section(two_profiles(greedy=[a_match(), a_match(passed=False)])).page)
-    assert row(page, "fp8")["answers"] == "**FAILED: greedy 32/32, 3/32**" and "3 of 32 tokens equal" in page
+    assert row(page, "fp8")["answers"] == "**FAILED: greedy 32/32, 3/32**" and "greedy match 3 of 32" in page
     assert "FAILED" not in text_of(two_profiles())
 
 
@@ -231,15 +244,15 @@ def large(name="gpt-oss-120b", gpu=True, concurrency=1, fp8=None, **model) -> Se
 
 def limits(result: ServingResult) -> list[str]:
     """What bytes allow at each context of fp8."""
-    text = tables.rate_table(result.rows[1], result.rows[0], result.model)
-    return [row(text, f"{context + 64:,} ({context - 2048:,} + 2,048)")["by bytes"] for context in STEPS]
+    text = tables.rate_table(result.rows, result.rows[0], result.model)
+    return [each["by bytes"] for each in rates_of(text) if each["profile"] == "fp8"]
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_a_measured_ratio_stands_beside_its_limit_by_bytes(concurrency):
     result = large(concurrency=concurrency)
     assert limits(result) == [times(gain(LARGE, "fp8", context + 64, concurrency)) for context in STEPS]
-    measured = row(text_of(result), "2,112 (0 + 2,048)", "over baseline")["over baseline"]
+    measured = row(text_of(result), "fp8", "over baseline")["over baseline"]
     assert re.fullmatch(r"\*\*0\.983x ± 0\.00\d, slower\*\*", measured)
     assert section.BYTES_NOTE in text_of(result)
 
@@ -269,8 +282,10 @@ def test_without_a_roofline_there_is_a_reason_and_no_limit(change, reason):
 
 
 def test_limits_need_a_record_of_both_profiles():
-    text = text_of(large(fp8={"greedy": []}))
-    assert "by bytes" not in text and "193" not in text and "196" in text
+    result = large(fp8={"greedy": []})
+    rates = rates_of(tables.rate_table(result.rows, result.rows[0], result.model))
+    assert {(each["profile"], each["by bytes"]) for each in rates} == {("baseline", "-")}
+    assert "193" not in text_of(result) and "196" in text_of(result)
 
 
 # The plot.
