@@ -61,7 +61,7 @@ def read(path: Path) -> Result:
         reason = "contradicts itself" if contradiction else f"is not a result of schema {SCHEMA_VERSION}"
         message = f"{path} {reason}: {field}: {first['msg'].removeprefix('Value error, ')}"
         raise Problem("file", message, UNREADABLE_REMEDY) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Problem("file", f"{path} is not JSON: {error}", UNREADABLE_REMEDY) from error
 
 

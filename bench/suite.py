@@ -1,14 +1,17 @@
 """Suites: how to measure a model, as YAML: greedy prompts, grid of speeds, texts to score, and the accuracy gates."""
 
+from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Count, Positive, Strict
 from vllm_launch import yaml_file
 from vllm_launch.profile import Profile
+from vllm_launch.profile import names as profile_names
 from vllm_launch.yaml_file import Library
 
 LIBRARY = Library("suite", Path(__file__).resolve().parent / "suites", "default")
@@ -55,6 +58,14 @@ class Texts(Strict):
 
     source: Literal["heldout", "book"]
     contexts: Annotated[list[ContextTexts], Field(min_length=1)]
+
+    @field_validator("contexts")
+    @classmethod
+    def _each_context_once(cls, contexts: list[ContextTexts]) -> list[ContextTexts]:
+        lengths = [entry.context for entry in contexts]
+        if repeated := [length for length in lengths if lengths.count(length) > 1]:
+            raise ValueError(f"context {repeated[0]} is there twice")  # scores are grouped by context
+        return contexts
 
     @property
     def tokens(self) -> int:
@@ -112,6 +123,13 @@ class Suite(Strict):
     grid: Grid
     texts: Texts
     thresholds: dict[str, Thresholds]
+
+    def check_thresholds(self, profiles: Iterable[Profile]) -> None:
+        """Raise Problem("suite") for thresholds that are neither a shipped profile's nor in a lineage of `profiles`."""
+        known = {*profile_names(), *(name for profile in profiles for name in profile.lineage)}
+        if unknown := sorted({*self.thresholds} - known):
+            message = f"suite {self.name} has thresholds of {unknown[0]}, which is no profile of this run"
+            raise Problem("suite", message, f"known: {', '.join(sorted(known))}")
 
     def thresholds_of(self, profile: Profile) -> Thresholds:
         """The gates of a profile: its own on top of those of the profiles that it extends."""

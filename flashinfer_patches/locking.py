@@ -29,16 +29,14 @@ def held(path: Path, action: str, timeout_s: float) -> Iterator[None]:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise _no_regular_file(path)
         if not HOLDER.fullmatch(os.pread(descriptor, MAX_HOLDER_BYTES, 0)):
-            raise Problem(
-                "lock",
-                f"{path} is no lock file: expected an empty or absent file, or the text of a lock's holder",
-                "move that file away, then run this again",
-            )
+            raise _no_lock_file(path)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()} ({action}) since {datetime.now():%H:%M:%S}".encode())
 
-    if path.is_symlink():
+    if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
         raise _no_regular_file(path)
+    if not is_free_to_take(path):  # before filelock opens it: some of its releases truncate what they lock
+        raise _no_lock_file(path)
     lock = FileLock(path, timeout=timeout_s, fallback_to_soft=False, on_acquired=write_holder)
     with writing(path):
         try:
@@ -63,6 +61,14 @@ def is_free_to_take(path: Path) -> bool:
     except OSError:
         return False
     return HOLDER.fullmatch(text) is not None
+
+
+def _no_lock_file(path: Path) -> Problem:
+    return Problem(
+        "lock",
+        f"{path} is no lock file: expected an empty or absent file, or the text of a lock's holder",
+        "move that file away, then run this again",
+    )
 
 
 def _no_regular_file(path: Path) -> Problem:

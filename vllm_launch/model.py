@@ -170,7 +170,10 @@ def _tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (OSError, SafetensorError) as error:
-        remedy = "download the model again: that file is broken, or not downloaded yet (git lfs pull)"
+        remedy = (
+            "download the model again: that file is broken or not downloaded yet (git lfs pull); if it has a new dtype,"
+            " upgrade safetensors"
+        )
         raise Problem("model", f"cannot read {path}: {str(error)[:200]}", remedy) from error
 
 

@@ -21,16 +21,21 @@ def execute_run(
     after that, and returns the result. write_report: writes the report of a run folder and returns its path. Raises
     what run_folder.opened() does. Prints how to resume a run that did not finish.
     """
-    result = None
+    result, path = None, folder / "result.json"
+    earlier = _written_at(path)
     with signals_as_exit(), run_folder.opened(folder, request), progress() as (status, report):
         try:
             result = execute(status, report)
         finally:
-            if (folder / "result.json").exists():
-                _print(f"result: {folder / 'result.json'}\nreport: {write_report(folder)}")
+            if _written_at(path) != earlier:  # else it is that of an earlier execution
+                _print(f"result: {path}\nreport: {write_report(folder)}")
             if result is None:
                 _print(f"resume: {shlex.join(['fp8-sinks', 'bench', request.kind, '--resume', str(folder)])}")
     return result
+
+
+def _written_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _print(text: str) -> None:

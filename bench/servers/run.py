@@ -88,6 +88,7 @@ def resolve(folder: Path, request: Request) -> Run:
         if plan.model != model:
             message = f"profile {name} serves {plan.model.name}, {names[0]} serves {model.name}"
             raise Problem("profile", message, "compare profiles on one model: give --model")
+    suite.check_thresholds((*profiles, reference))
     entries = {
         loaded.name: Entry(loaded, suite.thresholds_of(loaded), plan_by_name[loaded.name], folder / loaded.name)
         for loaded in (*profiles, reference)

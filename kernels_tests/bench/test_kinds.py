@@ -73,7 +73,15 @@ def test_a_result_of_a_later_schema_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", '{"schema_version": 1, "kind": "serving", "id": "x", "prov', "[]", '{"kind": "x"}', '{"kind": []}', "\xff"],
+    [
+        "",
+        '{"schema_version": 1, "kind": "serving", "id": "x", "prov',
+        "[]",
+        '{"kind": "x"}',
+        '{"kind": []}',
+        "\xff",
+        "[" * 200_000,
+    ],
 )
 def test_a_half_written_or_foreign_result_is_a_clear_error(tmp_path, text):
     path = tmp_path / "result.json"

@@ -92,6 +92,11 @@ def test_a_reference_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch
         ("extends: default\ngrid: {depth: []}\n", "grid.depth"),
         ("extends: default\ngrid: {depth: [0], depth: [1]}\n", "'depth'"),
         ("extends: default\ntexts: {contexts: []}\n", "texts.contexts"),
+        (
+            "extends: default\ntexts:\n  contexts:\n    - {context: 8, texts: 1, tokens: 2}\n"
+            "    - {context: 8, texts: 1, tokens: 4, prefill: false}\n",
+            "context 8",
+        ),
         ("extends: default\nthresholds: {fp8: {decode: {top1: 95}}}\n", "thresholds.fp8.decode.top1"),
         ("extends: default\nthresholds: {fp8: {decode: {kl: .inf}}}\n", "finite"),
         ("extends: default\nvllm: {seed: 1}\n", "vllm"),
@@ -108,3 +113,15 @@ def test_a_bad_suite_is_a_single_line_that_names_the_key(suite_of, text, key):
         suite_of(text)
     assert caught.value.kind == "suite" and caught.value.exit_code == 2
     assert key in caught.value.message and "\n" not in caught.value.message
+
+
+def test_thresholds_of_a_misspelled_profile_are_refused(tmp_path, suite_of):
+    loaded = suite_of(
+        "extends: tiny_gpt_oss\nthresholds: {fp8_skip_sliding: {decode: {kl: 1}}, child: {decode: {kl: 2}}}\n"
+    )
+    (tmp_path / "child.yaml").write_text("extends: fp8\ndescription: mine\n")
+    child = profile.load(str(tmp_path / "child.yaml"))
+    with pytest.raises(Problem) as caught:
+        loaded.check_thresholds([profile.load("fp8"), child])
+    assert caught.value.kind == "suite" and "fp8_skip_sliding" in caught.value.message
+    suite_of("extends: tiny_gpt_oss\nthresholds: {child: {decode: {kl: 2}}}\n").check_thresholds([child])
