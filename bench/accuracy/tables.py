@@ -142,7 +142,7 @@ def _figure_lines(profile: str, record: AccuracyRecord) -> list[list[str]]:
 
 def _figure(figure: Figure, name: str, gate: Gate | None) -> str:
     """Such as `0.112 (0.094 to 0.132), ≤ 0.125`; bold where the gate failed."""
-    digits = {"top1": ".2%", "kl": ".2g", "perplexity_ratio": ".4g"}.get(name, ".3f")
+    digits = {"top1": ".2%", "kl": ".2g", "perplexity_ratio": "#.4g"}.get(name, ".3f")
     text = f"{figure.value:{digits}}"
     if figure.low is not None:
         text += f" ({figure.low:{digits}} to {figure.high:{digits}})"

@@ -44,9 +44,9 @@ _TRTLLM = Choice(
 CHOICES = {
     ("cpu", "0.32"): Choice(
         backend="CPU_ATTN",
-        bf16="vLLM's CPU kernel. Measured on a CPU: mean |delta log p| 0.005-0.007 against fp32",
+        bf16="vLLM's CPU kernel. Measured on a CPU: mean |Δ log p| 0.005-0.007 against fp32",
         fp8=(
-            "vLLM's CPU kernel: twice the KV capacity, no speedup. Measured on a CPU: mean |delta log p| 0.013-0.018"
+            "vLLM's CPU kernel: twice the KV capacity, no speedup. Measured on a CPU: mean |Δ log p| 0.013-0.018"
             " with our rounding cache writer, 0.030-0.040 as stock vLLM truncates"
         ),
         fp8_widened=(

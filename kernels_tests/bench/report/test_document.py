@@ -113,7 +113,7 @@ def test_the_glance_is_a_table_of_the_newest_results_between_the_markers(tmp_pat
     assert readme.read_text() == first
 
 
-def test_the_glance_has_one_plot_by_a_path_from_its_file(tmp_path):
+def test_the_glance_has_a_single_plot_by_a_path_from_its_file(tmp_path):
     readme = tmp_path / "docs" / "README.md"
     readme.parent.mkdir()
     readme.write_text(f"{GLANCE_START}\n{GLANCE_END}\n")
