@@ -11,19 +11,17 @@ import torch
 
 from lowp.jit.device import Device
 
-STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
-SHORT_BYTES = 2**18  # keys and values of a row up to which the steps of a warp are few, however it is split
-LEAST_BYTES = 2**16  # keys and values of a KV split at least: 4 steps of 4 warps
-SPLIT_TOKENS = 4096  # of a KV split where the rows alone fill the device, so that unequal rows balance
-LONG_ROW_SPLITS = 5  # at least, of rows of over 2 * SPLIT_TOKENS, which may be the more unequal
-LONG_TOKENS = (
-    16384  # rows over this are split by plan: a batch of one such and many short must not take its length each
-)
-EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
-TWO_WARP_TOKENS = 2048  # of a row that two warps take, where there are up to eight rows an SM
-MANY_TWO_WARP_TOKENS = 512  # the same where there are more
-MOST_WAVES = 4  # of CTAs that rows are split for: more would only cost where the rows are shorter than their bound
-PLANNED_CTAS = 8  # CTAs an SM, at most, where KV splits are planned
+STEP_BYTES = 4096  # K and V per step of a warp, or one tile if that is larger
+SHORT_BYTES = 2**18  # K and V of a row; up to this a warp has few steps under any split
+LEAST_BYTES = 2**16  # minimum K and V of a split: 4 steps of 4 warps
+SPLIT_TOKENS = 4096  # tokens of a split where whole rows already fill the device, to balance unequal rows
+LONG_ROW_SPLITS = 5  # minimum splits of a row over 2 * SPLIT_TOKENS
+LONG_TOKENS = 16384  # above this the device plans the splits: one long row must not set the cost of all
+EQUAL_TOKENS = 256  # bounds this small are mostly windows, so rows are equal
+TWO_WARP_TOKENS = 2048  # longest row for CTAs of 2 warps, up to 8 rows an SM
+MANY_TWO_WARP_TOKENS = 512  # the same above 8 rows an SM
+MOST_WAVES = 4  # maximum waves of CTAs from splits; more only costs when rows are shorter than their bound
+PLANNED_CTAS = 8  # maximum CTAs an SM with planned splits
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: De
 
 def _a_cluster_per_gpc(variant, row_bytes, tiles, device):
     steps = row_bytes // (STEP_BYTES * 8 * 8)  # of a warp, in a cluster of 8 CTAs of 8 warps
-    if tiles == 1:  # 8 bits are twice the arithmetic a byte: the ring is worth more sooner
+    if tiles == 1:  # 8-bit caches need twice the arithmetic per byte, so a large ring pays at shorter rows
         stages, step_tiles, most = 3, 1, 8 if variant.kv_dtype.itemsize == 1 else 32
     elif steps <= 4:
         stages, step_tiles, most = 2, tiles, 16
@@ -136,7 +134,7 @@ def _warps_an_sm(variant, launch, device):
 
 
 def _all_resident(variant, rows, launch, device):
-    """The launch with the largest clusters of which all are resident: not on the whole device, for GPCs differ."""
+    """The launch with the largest clusters that are all resident; 85% of the device, since GPCs differ in size."""
     cluster = int(0.85 * _resident_ctas(variant, launch, device)) // rows
     return replace(launch, cluster=max(1, min(8, cluster)))
 
@@ -153,7 +151,7 @@ def _many_rows(variant, rows, longest, row_bytes, tiles, device):
         return large
     if cluster > 1 or rows <= resident:
         return replace(small, cluster=cluster)
-    # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
+    # Equal rows: fastest with all rows resident. Unequal rows: fastest when no warp holds a row for long.
     if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
         return Launch(2, 2, 1, 8, 1) if rows <= 8 * device.sms else Launch(1, 2, tiles, 16, 1)
     two_warps = longest <= (TWO_WARP_TOKENS if rows <= 8 * device.sms else MANY_TWO_WARP_TOKENS)
