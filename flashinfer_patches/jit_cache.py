@@ -37,7 +37,7 @@ class Marker(Strict):
 
 
 class Cache(Strict):
-    """A kernel cache. built: the modules that built_once() finished. interrupted: whether a build was."""
+    """A kernel cache. built: the modules that built_once() finished. interrupted: whether a build was interrupted."""
 
     path: Path
     bytes: int

@@ -71,7 +71,7 @@ def build(root, as_json):
 @any_root
 @as_json
 def list_(root, as_json):
-    """List every cache, of FlashInfer's kernels and of our own."""
+    """List the caches of FlashInfer's kernels and of our own."""
     caches = [entry for folder in _roots(root) for entry in _caches(folder)]
     if as_json:
         click.echo(json.dumps([entry.model_dump(mode="json") for entry in caches], indent=2))
@@ -85,7 +85,7 @@ def list_(root, as_json):
 @any_root
 @as_json
 def wipe(root, as_json):
-    """Remove every cache of ours, and no other file."""
+    """Remove the compiled kernels of FlashInfer and our own, and no other file."""
     freed = {}
     for folder in _roots(root):
         for entry in jit_cache.caches(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.kernels import grid
 from bench.kernels.measure import key, message
-from bench.kernels.peers import Kernel
+from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build
 from flashinfer_patches import jit_cache
@@ -20,7 +20,7 @@ CORES_PER_BUILD = 3  # one of FlashInfer's modules has ten files to compile
 def build_all(run: KernelsRun) -> list[Build]:
     """Build the run's kernels; FlashInfer's, which compile for long, several at once."""
     flashinfer = [kernel for kernel in run.kernels if kernel.source == "flashinfer"]
-    builds: dict[Kernel, list[Build]] = {}
+    builds: dict[DecodeKernel, list[Build]] = {}
 
     def build_flashinfer() -> None:
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // CORES_PER_BUILD)) as pool:
@@ -37,7 +37,7 @@ def build_all(run: KernelsRun) -> list[Build]:
     return [build for kernel in run.kernels for build in builds[kernel]]
 
 
-def _build(run: KernelsRun, kernel: Kernel) -> list[Build]:
+def _build(run: KernelsRun, kernel: DecodeKernel) -> list[Build]:
     """Build a kernel in each variant that the run's shapes need."""
     keys = dict.fromkeys(key(kernel, shape) for shape in run.shapes if not kernel.skip_reason(shape))
     builds = []
@@ -49,7 +49,7 @@ def _build(run: KernelsRun, kernel: Kernel) -> list[Build]:
     return builds
 
 
-def _first_call(kernel: Kernel, head_dim: int, windowed: bool) -> tuple[float | None, str | None]:
+def _first_call(kernel: DecodeKernel, head_dim: int, windowed: bool) -> tuple[float | None, str | None]:
     """Seconds of the smallest call of all, or its error."""
     import torch
 

@@ -9,7 +9,7 @@ import click
 
 from bench.kernels import grid, peers, run
 from bench.kernels.environment import problems
-from bench.kernels.peers import Kernel
+from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRequest, resolve
 from bench.kernels.result import KernelsResult
 from bench.record import run_folder
@@ -83,7 +83,7 @@ def _resumed(kernels, shapes, run_dir: Path | None, resume: Path) -> KernelsRequ
     return run_folder.read_request(resume, KernelsRequest)
 
 
-def _plan(kernel: Kernel, shape: Shape) -> str:
+def _plan(kernel: DecodeKernel, shape: Shape) -> str:
     if reason := kernel.skip_reason(shape):
         return f"{shape!s:18} {kernel!s:18} skipped: {reason}"
     size, layers = grid.kv_bytes(shape, kernel.kv_format), grid.layers(shape)

@@ -1,7 +1,7 @@
 """What the kernel bench needs of its environment, and what a resumed run must find unchanged."""
 
 from bench.kernels import vllm_peers
-from bench.kernels.peers import Kernel
+from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.record import run_folder
 from flashinfer_patches import engine, package
@@ -21,7 +21,7 @@ def problems(run: KernelsRun) -> list[Problem]:
     return [problem for problem in (_gpu(), _flashinfer(run.kernels), _named_vllm(run)) if problem]
 
 
-def no_vllm(kernel: Kernel, reason: str) -> Problem:
+def no_vllm(kernel: DecodeKernel, reason: str) -> Problem:
     """The Problem of a kernel of vLLM's that was requested by name."""
     return Problem(
         "software",
@@ -76,7 +76,7 @@ def _gpu() -> Problem | None:
     return Problem("software", f"torch {torch.__version__} sees no GPU", "install torch for CUDA: make setup")
 
 
-def _flashinfer(kernels: list[Kernel]) -> Problem | None:
+def _flashinfer(kernels: list[DecodeKernel]) -> Problem | None:
     if all(kernel.source != "flashinfer" for kernel in kernels):
         return None
     if package.installed() is None:

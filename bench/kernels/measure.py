@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.kernels import grid
-from bench.kernels.peers import Kernel
+from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow
 from lowp.paged.shapes import Shape
@@ -33,11 +33,11 @@ class Failures:
     builds: dict[BuildKey, str] = field(default_factory=dict)
     gpu: str | None = None
 
-    def reason(self, kernel: Kernel, shape: Shape) -> str | None:
+    def reason(self, kernel: DecodeKernel, shape: Shape) -> str | None:
         return self.builds.get(key(kernel, shape)) or self.gpu
 
 
-def key(kernel: Kernel, shape: Shape) -> BuildKey:
+def key(kernel: DecodeKernel, shape: Shape) -> BuildKey:
     """The build of a kernel that a shape needs."""
     return BuildKey(kernel.name, kernel.kv_format, shape.head_dim, shape.window_left >= 0)
 
@@ -80,7 +80,7 @@ def message(error: Exception) -> str:
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."
 
 
-def _figures(kernel: Kernel, data, expected) -> dict:
+def _figures(kernel: DecodeKernel, data, expected) -> dict:
     """The fastest setting's samples, and the error of the output of its timed calls."""
     from bench.kernels import exact, timing
     from lowp.paged import inputs
@@ -114,7 +114,7 @@ def _attempt(measurement: Callable[[], dict], name: str, failures: Failures) -> 
         return None, message(error)
 
 
-def _row(kernel: Kernel, shape: Shape, figures: dict | None, error: str | None) -> KernelRow:
+def _row(kernel: DecodeKernel, shape: Shape, figures: dict | None, error: str | None) -> KernelRow:
     no_figures = {"time_us": None, "samples_us": [], "rel_l2": None, "setting": None}
     return KernelRow(
         kernel=kernel.name,

@@ -17,7 +17,7 @@ OURS = "sink-decode"
 PDL, NO_PDL = "PDL", "no PDL"  # programmatic dependent launch: a kernel starts before the previous one has ended
 
 
-class Kernel(NamedTuple):
+class DecodeKernel(NamedTuple):
     """A decode kernel with one storage format.
 
     source: the library. sinks: whether it computes them. patched: whether it needs FlashInfer patched by our series.
@@ -144,17 +144,17 @@ def _workspace(_owner: str):
 
 
 KERNELS = [
-    Kernel(OURS, "bf16", "lowp", True, False, _ours, ("its own",)),
-    Kernel(OURS, "e4m3", "lowp", True, False, _ours, ("its own",)),
-    Kernel("fa2-no-sinks", "bf16", "flashinfer", False, False, _fa2, (PDL, NO_PDL)),
-    Kernel("fa2-sinks", "bf16", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),
-    Kernel("fa2-sinks", "e4m3", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),
-    Kernel("xqa-sinks", "bf16", "flashinfer", True, False, _xqa, (PDL, NO_PDL)),
-    Kernel("xqa-sinks", "e4m3", "flashinfer", True, False, _xqa, (PDL, NO_PDL)),
-    Kernel("vllm-fa3", "bf16", "vllm", True, False, vllm_peers.fa3, vllm_peers.FA3_SETTINGS),
-    Kernel("vllm-fa3", "e4m3", "vllm", True, False, vllm_peers.fa3, vllm_peers.FA3_SETTINGS),
-    Kernel("vllm-triton", "bf16", "vllm", True, False, vllm_peers.triton, ("vLLM's own",)),
-    Kernel("vllm-triton", "e4m3", "vllm", True, False, vllm_peers.triton, ("vLLM's own",)),
+    DecodeKernel(OURS, "bf16", "lowp", True, False, _ours, ("its own",)),
+    DecodeKernel(OURS, "e4m3", "lowp", True, False, _ours, ("its own",)),
+    DecodeKernel("fa2-no-sinks", "bf16", "flashinfer", False, False, _fa2, (PDL, NO_PDL)),
+    DecodeKernel("fa2-sinks", "bf16", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),
+    DecodeKernel("fa2-sinks", "e4m3", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),
+    DecodeKernel("xqa-sinks", "bf16", "flashinfer", True, False, _xqa, (PDL, NO_PDL)),
+    DecodeKernel("xqa-sinks", "e4m3", "flashinfer", True, False, _xqa, (PDL, NO_PDL)),
+    DecodeKernel("vllm-fa3", "bf16", "vllm", True, False, vllm_peers.fa3, vllm_peers.FA3_SETTINGS),
+    DecodeKernel("vllm-fa3", "e4m3", "vllm", True, False, vllm_peers.fa3, vllm_peers.FA3_SETTINGS),
+    DecodeKernel("vllm-triton", "bf16", "vllm", True, False, vllm_peers.triton, ("vLLM's own",)),
+    DecodeKernel("vllm-triton", "e4m3", "vllm", True, False, vllm_peers.triton, ("vLLM's own",)),
 ]
 
 

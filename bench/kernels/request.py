@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from bench.kernels import grid, peers
-from bench.kernels.peers import Kernel
+from bench.kernels.peers import DecodeKernel
 from flashinfer_patches.strict import Strict
 from lowp.paged.shapes import Shape
 
@@ -37,7 +37,7 @@ class KernelsRun:
 
     folder: Path
     request: KernelsRequest
-    kernels: list[Kernel]
+    kernels: list[DecodeKernel]
     shapes: list[Shape]
     status: Callable[[str], None] = print
     report: Callable[[str], None] = print

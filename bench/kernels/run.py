@@ -9,7 +9,7 @@ from dataclasses import replace
 from bench.kernels import builds, grid, measure, vllm_peers
 from bench.kernels.environment import check_same_ceiling, check_unchanged, collect_provenance, no_vllm
 from bench.kernels.measure import Failures
-from bench.kernels.peers import Kernel
+from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow, KernelsResult, Skipped
 from bench.record import run_folder
@@ -144,6 +144,6 @@ def _skipped_shapes(run: KernelsRun) -> list[Skipped]:
     ]
 
 
-def _without(kernels: list[Kernel], skipped: list[Skipped]) -> list[Kernel]:
+def _without(kernels: list[DecodeKernel], skipped: list[Skipped]) -> list[DecodeKernel]:
     names = {(entry.kernel, entry.kv_format) for entry in skipped}
     return [kernel for kernel in kernels if (kernel.name, kernel.kv_format) not in names]

@@ -41,12 +41,12 @@ def run(arguments, fixed=None, workspace=None):
 
 
 def fitted(arguments, fixed):
-    """Fit a launch to the device and the problem; skip where it needs clusters that the device lacks."""
+    """Fit a launch to the device and the variant; skip where it needs clusters that the device lacks."""
     device = device_of(arguments["q"].device)
     if fixed.cluster > 1 and not device.clusters:
         pytest.skip(f"{device.arch} has no clusters")
     call = Call(**arguments, out=arguments["q"], lse=None, workspace=None)
-    return fit(launch.problem_of(call), fixed, device)
+    return fit(launch.variant_of(call), fixed, device)
 
 
 def check(arguments, fixed=None):

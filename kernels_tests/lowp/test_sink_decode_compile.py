@@ -14,7 +14,7 @@ from lowp.jit import driver
 from lowp.jit.device import Device
 from lowp.paged import cases
 from lowp.sink_decode import build, heuristic
-from lowp.sink_decode.heuristic import Problem
+from lowp.sink_decode.heuristic import Variant
 
 NVCC = shutil.which("nvcc")
 # SMs and shared memory (a CTA, an SM) as the CUDA programming guide's table of compute capabilities has them.
@@ -25,44 +25,44 @@ DEVICES = {
     "sm_121a": Device("sm_121a", True, 48, 101_376, 102_400),
 }
 REGISTERS = 65_536
-GPT_OSS = Problem(64, 8, True, torch.float8_e4m3fn, False, False)
-PROBLEMS = [
+GPT_OSS = Variant(64, 8, True, torch.float8_e4m3fn, False, False)
+VARIANTS = [
     GPT_OSS,
-    Problem(64, 8, True, torch.float8_e4m3fn, False, True),
-    Problem(64, 8, True, torch.float8_e4m3fn, False, False, interleaved=True),
-    Problem(64, 16, False, torch.float8_e4m3fn, True, True, interleaved=True),
-    Problem(64, 8, True, torch.int8, True, False, channel_scales=True, query_tokens=4, interleaved=True),
-    Problem(64, 8, True, torch.bfloat16, False, False),
-    Problem(64, 16, False, torch.float8_e4m3fn, True, False),
-    Problem(128, 8, True, torch.float8_e4m3fn, False, False),
-    Problem(128, 8, False, torch.float8_e4m3fn, True, True),
-    Problem(128, 5, True, torch.float16, True, True),
-    Problem(128, 16, True, torch.bfloat16, False, False),
-    Problem(64, 8, False, torch.bfloat16, False, False),
-    Problem(128, 8, False, torch.bfloat16, True, True),
-    Problem(128, 16, False, torch.bfloat16, False, False),
-    Problem(64, 16, False, torch.bfloat16, False, True, query_tokens=3),
-    Problem(128, 16, True, torch.float8_e4m3fn, True, True),
-    Problem(64, 8, True, torch.int8, False, False),
-    Problem(64, 8, True, torch.int8, True, True),
-    Problem(64, 8, True, torch.int8, True, False, channel_scales=True),
-    Problem(128, 8, True, torch.int8, True, False, channel_scales=True),
-    Problem(128, 8, True, torch.int8, True, True),
-    Problem(128, 16, True, torch.int8, True, False),
-    Problem(64, 8, True, torch.float8_e4m3fn, False, False, query_tokens=2),
-    Problem(64, 8, True, torch.float8_e4m3fn, False, True, query_tokens=4),
-    Problem(64, 2, True, torch.float8_e4m3fn, False, True, query_tokens=4),
-    Problem(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
-    Problem(64, 16, True, torch.int8, True, True, query_tokens=3),
-    Problem(64, 16, True, torch.bfloat16, False, False, query_tokens=3),
-    Problem(64, 5, True, torch.int8, True, True, query_tokens=3),
-    Problem(64, 1, True, torch.int8, True, True, query_tokens=4),
-    Problem(128, 8, True, torch.float8_e4m3fn, True, True, query_tokens=4),
-    Problem(128, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
-    Problem(128, 8, True, torch.bfloat16, False, False, query_tokens=4),
-    Problem(128, 8, True, torch.int8, True, True, query_tokens=3),
-    Problem(128, 16, True, torch.int8, True, True, query_tokens=2),
-    Problem(64, 10, True, torch.int8, True, True, query_tokens=4),
+    Variant(64, 8, True, torch.float8_e4m3fn, False, True),
+    Variant(64, 8, True, torch.float8_e4m3fn, False, False, interleaved=True),
+    Variant(64, 16, False, torch.float8_e4m3fn, True, True, interleaved=True),
+    Variant(64, 8, True, torch.int8, True, False, channel_scales=True, query_tokens=4, interleaved=True),
+    Variant(64, 8, True, torch.bfloat16, False, False),
+    Variant(64, 16, False, torch.float8_e4m3fn, True, False),
+    Variant(128, 8, True, torch.float8_e4m3fn, False, False),
+    Variant(128, 8, False, torch.float8_e4m3fn, True, True),
+    Variant(128, 5, True, torch.float16, True, True),
+    Variant(128, 16, True, torch.bfloat16, False, False),
+    Variant(64, 8, False, torch.bfloat16, False, False),
+    Variant(128, 8, False, torch.bfloat16, True, True),
+    Variant(128, 16, False, torch.bfloat16, False, False),
+    Variant(64, 16, False, torch.bfloat16, False, True, query_tokens=3),
+    Variant(128, 16, True, torch.float8_e4m3fn, True, True),
+    Variant(64, 8, True, torch.int8, False, False),
+    Variant(64, 8, True, torch.int8, True, True),
+    Variant(64, 8, True, torch.int8, True, False, channel_scales=True),
+    Variant(128, 8, True, torch.int8, True, False, channel_scales=True),
+    Variant(128, 8, True, torch.int8, True, True),
+    Variant(128, 16, True, torch.int8, True, False),
+    Variant(64, 8, True, torch.float8_e4m3fn, False, False, query_tokens=2),
+    Variant(64, 8, True, torch.float8_e4m3fn, False, True, query_tokens=4),
+    Variant(64, 2, True, torch.float8_e4m3fn, False, True, query_tokens=4),
+    Variant(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
+    Variant(64, 16, True, torch.int8, True, True, query_tokens=3),
+    Variant(64, 16, True, torch.bfloat16, False, False, query_tokens=3),
+    Variant(64, 5, True, torch.int8, True, True, query_tokens=3),
+    Variant(64, 1, True, torch.int8, True, True, query_tokens=4),
+    Variant(128, 8, True, torch.float8_e4m3fn, True, True, query_tokens=4),
+    Variant(128, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4),
+    Variant(128, 8, True, torch.bfloat16, False, False, query_tokens=4),
+    Variant(128, 8, True, torch.int8, True, True, query_tokens=3),
+    Variant(128, 16, True, torch.int8, True, True, query_tokens=2),
+    Variant(64, 10, True, torch.int8, True, True, query_tokens=4),
 ]
 
 
@@ -73,16 +73,16 @@ LENGTHS = (
 )
 
 
-def launches(problem: Problem, device: Device):
-    """Every launch that is chosen for 8 KV heads and the problem: of BATCHES x LENGTHS, which meet them all."""
-    return dict.fromkeys(heuristic.choose(problem, b, 8, n, device) for b, n in itertools.product(BATCHES, LENGTHS))
+def launches(variant: Variant, device: Device):
+    """Every launch that is chosen for 8 KV heads and the variant: of BATCHES x LENGTHS, which meet them all."""
+    return dict.fromkeys(heuristic.choose(variant, b, 8, n, device) for b, n in itertools.product(BATCHES, LENGTHS))
 
 
-def resources(config: build.Config, folder) -> tuple[int, int]:
+def resources(arch, variant, launch, folder) -> tuple[int, int]:
     """(registers a thread, bytes spilled) as ptxas reports them."""
-    arch = config.arch.removeprefix("sm_")
+    arch = arch.removeprefix("sm_")
     words = [NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-std=c++17", "-Xptxas", "-v", "-cubin"]
-    words += [f"-D{name}={value}" for name, value in config.defines.items()]
+    words += [f"-D{name}={value}" for name, value in build.defines(variant, launch).items()]
     words += ["-o", str(folder / "kernel.cubin"), str(build.SOURCE.folder / build.SOURCE.files[0])]
     compiled = subprocess.run(words, capture_output=True, text=True)
     assert compiled.returncode == 0, compiled.stderr
@@ -92,51 +92,51 @@ def resources(config: build.Config, folder) -> tuple[int, int]:
     return int(registers[1]), int(spilled[1]) + int(spilled[2])
 
 
-def check(problem, launch, device, folder):
-    config = build.Config(device.arch, problem, launch)
-    registers, spilled = resources(config, folder)
+def check(variant, launch, device, folder):
+    registers, spilled = resources(device.arch, variant, launch, folder)
+    shared_bytes = heuristic.shared_bytes(variant, launch)
     assert spilled == 0
-    assert config.shared_bytes <= device.shared_per_cta
-    assert launch.min_ctas * (config.shared_bytes + 1024) <= device.shared_per_sm
+    assert shared_bytes <= device.shared_per_cta
+    assert launch.min_ctas * (shared_bytes + 1024) <= device.shared_per_sm
     assert launch.min_ctas * launch.warps * 32 * registers <= REGISTERS
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
 @pytest.mark.parametrize(
-    "problem",
-    [GPT_OSS, Problem(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4)],
+    "variant",
+    [GPT_OSS, Variant(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4)],
     ids=["e4m3", "int8, 4 query tokens"],
 )
-def test_the_first_launch_compiles(problem, tmp_path):
+def test_the_first_launch_compiles(variant, tmp_path):
     device = DEVICES["sm_90a"]
-    check(problem, heuristic.choose(problem, 1, 8, 2048, device), device, tmp_path)
+    check(variant, heuristic.choose(variant, 1, 8, 2048, device), device, tmp_path)
 
 
 @pytest.mark.compile
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
-@pytest.mark.parametrize("problem", PROBLEMS, ids=repr)
+@pytest.mark.parametrize("variant", VARIANTS, ids=repr)
 @pytest.mark.parametrize("arch", DEVICES)
-def test_every_launch_compiles(arch, problem, tmp_path):
+def test_every_launch_compiles(arch, variant, tmp_path):
     device = DEVICES[arch]
-    for launch in launches(problem, device):
-        check(problem, launch, device, tmp_path)
+    for launch in launches(variant, device):
+        check(variant, launch, device, tmp_path)
 
 
 @pytest.mark.long
 def test_no_launch_is_left_out():
-    """BATCHES and LENGTHS against all batches up to 150 and 160 lengths, and of every problem and device some 700."""
+    """BATCHES and LENGTHS against all batches up to 150 and 160 lengths, and of every variant and device some 700."""
     batches, few = (*range(1, 150), 280, 700), (*range(1, 18), 20, 24, 28, 33, 36, 40, 66, 67, 133, 280)
     lengths = [*range(16, 1024, 64), *range(1024, 20_000, 160), *range(20_000, 140_000, 5000)]
     coarse = [*range(48, 4096, 192), 6000, 9000, 14_000, 18_000, 40_000]
     assert left_out(GPT_OSS, DEVICES["sm_90a"], batches, lengths) == set()
-    for problem, device in itertools.product(PROBLEMS, DEVICES.values()):
-        assert left_out(problem, device, few, coarse) == set(), (problem, device.arch)
+    for variant, device in itertools.product(VARIANTS, DEVICES.values()):
+        assert left_out(variant, device, few, coarse) == set(), (variant, device.arch)
 
 
-def left_out(problem, device, batches, lengths):
+def left_out(variant, device, batches, lengths):
     """The launches that are chosen for 8 KV heads but not among `launches`."""
-    chosen = {heuristic.choose(problem, b, 8, n, device) for b, n in itertools.product(batches, lengths)}
-    return chosen - set(launches(problem, device))
+    chosen = {heuristic.choose(variant, b, 8, n, device) for b, n in itertools.product(batches, lengths)}
+    return chosen - set(launches(variant, device))
 
 
 def test_the_sanitizers_see_every_launch_that_is_chosen():
@@ -157,7 +157,7 @@ def test_the_sanitizers_see_every_launch_that_is_chosen():
 def test_clusters_and_workspace_fit_the_device(arch):
     device = DEVICES[arch]
     assert all(launch.cluster == 0 for launch in launches(GPT_OSS, device)) == (not device.clusters)
-    for p, batch, kv_heads, length in itertools.product(PROBLEMS, (1, 3, 33, 140, 700), (1, 2, 8, 80), LENGTHS):
+    for p, batch, kv_heads, length in itertools.product(VARIANTS, (1, 3, 33, 140, 700), (1, 2, 8, 80), LENGTHS):
         launch = heuristic.choose(p, batch, kv_heads, length, device)
         assert 0 <= launch.cluster <= 8 and launch.stages >= 2 and launch.tiles <= 32 and 1 <= launch.warps <= 16
         assert 32 * launch.warps >= 8 * p.group_tiles
@@ -168,16 +168,16 @@ def test_clusters_and_workspace_fit_the_device(arch):
             assert heuristic.workspace_bytes(batch, columns, kv_heads, p.head_dim, device) >= needed
 
 
-def test_a_problem_that_does_not_fit_raises():
+def test_a_variant_that_does_not_fit_raises():
     small = Device("sm_80", False, 1, 16_384, 16_384)
     with pytest.raises(NotImplementedError, match="does not fit 16384 bytes"):
-        heuristic.choose(Problem(128, 16, True, torch.bfloat16, False, False), 1, 8, 100, small)
+        heuristic.choose(Variant(128, 16, True, torch.bfloat16, False, False), 1, 8, 100, small)
 
 
 def test_a_missing_toolkit_raises(monkeypatch):
     driver.bindings.cache_clear()
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     device = DEVICES["sm_90a"]
-    config = build.Config(device.arch, GPT_OSS, heuristic.choose(GPT_OSS, 1, 8, 2048, device))
+    chosen = heuristic.choose(GPT_OSS, 1, 8, 2048, device)
     with pytest.raises(RuntimeError, match=r"nvrtc is missing .*; install NVRTC and its bindings: pip install"):
-        build.cubin(config)
+        build.cubin(device.arch, GPT_OSS, chosen)

@@ -47,7 +47,7 @@ def launched(monkeypatch):
         **{name: type(name, (), {"__getattr__": lambda _, member: member})() for name in enums},
     )
     monkeypatch.setattr(launcher, "bindings", lambda _name: driver)
-    monkeypatch.setattr(builds, "cubin", lambda config: config.arch)
+    monkeypatch.setattr(builds, "cubin", lambda arch, _variant, _launch: arch)
     monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
     launcher._launch_config.cache_clear()

@@ -77,9 +77,9 @@ def test_interleaved_caches_are_detected(layout, kv_format, head_dim, interleave
     """They are copied a line of both at a time: apart, each would be half a line."""
     case = dataclasses.replace(SMALL, layout=layout, kv_format=kv_format, head_dim=head_dim)
     arguments = build(case)
-    assert launch.problem_of(call_of(arguments)).interleaved == (interleaved and "interleaved" in layout)
+    assert launch.variant_of(call_of(arguments)).interleaved == (interleaved and "interleaved" in layout)
     swapped = arguments | {"k_cache": arguments["v_cache"], "v_cache": arguments["k_cache"]}
-    assert not launch.problem_of(call_of(swapped)).interleaved
+    assert not launch.variant_of(call_of(swapped)).interleaved
 
 
 def test_a_window_longer_than_an_int32_is_full_attention():

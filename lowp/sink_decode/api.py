@@ -1,25 +1,11 @@
-"""Decode attention with sinks: validation and dispatch."""
-
-import math
+"""Decode attention with sinks: the public functions, and the dispatch to a CPU or a GPU."""
 
 import torch
 
-from lowp.formats import FORMATS
 from lowp.jit.device import device_of
-from lowp.paged.layouts import AXES
 from lowp.paged.reference import reference
-from lowp.sink_decode import heuristic, launch
+from lowp.sink_decode import checks, heuristic, launch
 from lowp.sink_decode.call import Call
-from lowp.sink_decode.params import LONGEST_WINDOW
-
-KV_DTYPES = {FORMATS[name].dtype: name for name in ("bf16", "fp16", "e4m3", "int8")}
-PAGE_SIZES = (16, 32, 64, 128)
-HEAD_DIMS = (64, 128)
-LARGEST_GROUP = 16
-MOST_SEQUENCES = 2**15  # the grid's y and z axes end at 65,535, and planned KV splits stand beside the sequences
-MOST_QUERY_TOKENS = 4
-MOST_COLUMNS = {64: 48, 128: 32}  # by head_dim: query heads of a KV head x query tokens
-MOST_TABLE_TOKENS = 2**29 - 1  # a split's first step is tiles x splits in 31 bits, of 16 tokens and up to 64 splits
 
 
 def sink_decode(
@@ -80,9 +66,9 @@ def sink_decode(
     call = Call(
         q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, *scales, layout, out, lse, workspace
     )
-    _check(call)
+    checks.check_arguments(call)
     if q.device.type == "cpu":
-        _check_entries(call)
+        checks.check_entries(call)
         _compute_reference(call)
     elif call.batch:
         launch.run(call)
@@ -109,190 +95,3 @@ def _compute_reference(call):
     call.out.copy_(out)
     if call.lse is not None:
         call.lse.copy_(lse)
-
-
-def _check(call):
-    """Raise for what does not depend on the content of tensors."""
-    _check_query(call)
-    _check_cache(call)
-    _check_table(call)
-    _check_scales(call)
-    if not 0 < call.sm_scale < math.inf:
-        raise ValueError(f"sm_scale is {call.sm_scale}; expected a positive finite number")
-    if not isinstance(call.window_left, int):
-        raise TypeError(f"window_left is {call.window_left!r}; expected an int: -1 (no window) or a number of tokens")
-    if call.window_left < -1:
-        raise ValueError(f"window_left is {call.window_left}; expected -1 (no window) or a number of tokens")
-    _check_outputs(call)
-
-
-def _check_query(call):
-    q = call.q
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"q has dtype {q.dtype}; expected torch.bfloat16 or torch.float16")
-    if q.dim() not in (3, 4):
-        raise ValueError(
-            f"q has shape {tuple(q.shape)}; expected [batch, query_heads, head_dim] or "
-            "[batch, query_tokens, query_heads, head_dim]"
-        )
-    if call.batch > MOST_SEQUENCES:
-        raise NotImplementedError(f"a batch of {call.batch}; this kernel has up to {MOST_SEQUENCES}: split it")
-    head_dim, query_tokens, strides = call.head_dim, call.query_tokens, q.stride()
-    if head_dim not in HEAD_DIMS:
-        raise NotImplementedError(f"head_dim is {head_dim}; this kernel has {_words(HEAD_DIMS)}")
-    if not 1 <= query_tokens <= MOST_QUERY_TOKENS:
-        raise NotImplementedError(f"{query_tokens} query tokens a sequence; this kernel has 1 to {MOST_QUERY_TOKENS}")
-    if strides[-2:] != (head_dim, 1) or any(stride % 8 for stride in strides[:-2]) or q.data_ptr() % 16:
-        raise ValueError(f"q has strides {strides}; expected contiguous heads, rows at multiples of 16 bytes")
-    _check_like("sinks", call.sinks, q, torch.float32, (call.query_heads,))
-
-
-def _check_cache(call):
-    k_cache, v_cache, layout, head_dim, device = call.k_cache, call.v_cache, call.layout, call.head_dim, call.q.device
-    if layout not in AXES:
-        raise ValueError(f"layout is {layout!r}; expected {_words(AXES)}")
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.dtype not in KV_DTYPES:
-            raise TypeError(f"{name} has dtype {cache.dtype}; expected {_words(KV_DTYPES)}")
-        if cache.device != device:
-            raise ValueError(f"{name} is on {cache.device}; expected q's device, {device}")
-        if cache.dim() != 4 or cache.shape[3] != head_dim:
-            raise ValueError(f"{name} has shape {tuple(cache.shape)}; expected 4 axes, the last of {head_dim}")
-        strides, size = cache.stride(), cache.element_size()
-        if strides[3] != 1 or any(stride * size % 16 for stride in strides[:3]) or cache.data_ptr() % 16:
-            raise ValueError(
-                f"{name} has strides {strides} from address {cache.data_ptr():#x}; "
-                "expected a last stride of 1, the others and the address multiples of 16 bytes"
-            )
-    if (k_cache.dtype, k_cache.shape, k_cache.stride()) != (v_cache.dtype, v_cache.shape, v_cache.stride()):
-        raise ValueError(
-            f"k_cache is {k_cache.dtype} {tuple(k_cache.shape)} strides {k_cache.stride()}, v_cache is "
-            f"{v_cache.dtype} {tuple(v_cache.shape)} strides {v_cache.stride()}; expected the same"
-        )
-    page_size, kv_heads, query_heads, query_tokens = call.page_size, call.kv_heads, call.query_heads, call.query_tokens
-    if page_size not in PAGE_SIZES:
-        raise NotImplementedError(f"page size is {page_size} (layout {layout}); this kernel has {_words(PAGE_SIZES)}")
-    if not kv_heads or query_heads % kv_heads or not 1 <= query_heads // kv_heads <= LARGEST_GROUP:
-        raise NotImplementedError(
-            f"{query_heads} query heads over {kv_heads} KV heads (layout {layout}); "
-            f"this kernel has whole head groups of 1 to {LARGEST_GROUP}"
-        )
-    group = query_heads // kv_heads
-    if group * query_tokens > MOST_COLUMNS[head_dim]:
-        raise NotImplementedError(
-            f"{group} query heads a KV head and {query_tokens} query tokens are {group * query_tokens}; "
-            f"this kernel has up to {MOST_COLUMNS[head_dim]} with head_dim {head_dim}"
-        )
-    page_axis, _ = call.axes
-    slots = page_size * k_cache.stride(page_axis) * k_cache.element_size()
-    if _span(k_cache) * k_cache.element_size() > 2**36 or slots > 2**32:
-        raise NotImplementedError(
-            f"a cache of shape {tuple(k_cache.shape)} and strides {k_cache.stride()} spans over 64 GiB, or a page's "
-            "slots over 4 GiB; this kernel's offsets have 32 bits, of 16 bytes and of 1"
-        )
-
-
-def _check_table(call):
-    table = call.block_table
-    if table.dim() != 2:
-        raise ValueError(f"block_table has shape {tuple(table.shape)}; expected [batch, max_pages]")
-    width = call.table_width
-    _check_like("block_table", table, call.q, torch.int32, (call.batch, width), rows_only=True)
-    _check_like("seq_lens", call.seq_lens, call.q, torch.int32, (call.batch,))
-    if width * call.page_size > MOST_TABLE_TOKENS:
-        raise NotImplementedError(
-            f"block_table has {width} pages of {call.page_size} tokens a sequence; this kernel has up to "
-            f"{MOST_TABLE_TOKENS} tokens: give it the columns that are in use"
-        )
-
-
-def _check_entries(call):
-    """Raise for a length past the table's width, or an entry out of range whose page is read. Reads CPU tensors."""
-    table, pages, page_size = call.block_table, call.k_cache.shape[0], call.page_size
-    lengths, width = call.seq_lens.long()[:, None], call.table_width
-    if (lengths > width * page_size).any():
-        raise ValueError(
-            f"seq_lens has {lengths.max()} tokens; expected at most {width * page_size}: block_table has {width} pages"
-        )
-    window = LONGEST_WINDOW if call.window_left < 0 else min(call.window_left, LONGEST_WINDOW)
-    first = lengths - call.query_tokens - window
-    start = torch.arange(width) * page_size
-    read = (start < lengths) & (start + page_size > first)
-    wrong = read & ((table < 0) | (table >= pages))
-    if wrong.any():
-        b, column = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"block_table[{b}, {column}] is {table[b, column]}, of a page in use; expected 0 to {pages - 1}"
-        )
-
-
-def _check_scales(call):
-    k_cache, k_scale, v_scale = call.k_cache, call.k_scale, call.v_scale
-    if k_cache.dtype == torch.int8 and (k_scale is None or v_scale is None):
-        raise ValueError("an int8 cache without k_scale or v_scale; expected both")
-    if k_scale is None and v_scale is None:
-        return
-    kv_heads = call.kv_heads
-    per_token, per_channel = tuple(k_cache.shape[:3]), (kv_heads, call.head_dim)
-    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if scale is None:
-            continue
-        if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32:
-            kind = scale.dtype if isinstance(scale, torch.Tensor) else type(scale).__name__
-            raise TypeError(f"{name} is {kind}; expected None or an fp32 tensor")
-        if scale.device != k_cache.device:
-            raise ValueError(f"{name} is on {scale.device}; expected the cache's device, {k_cache.device}")
-        contiguous = scale.numel() == 1 or (tuple(scale.shape) in ((kv_heads,), per_channel) and scale.is_contiguous())
-        if not contiguous and tuple(scale.shape) != per_token:
-            raise ValueError(
-                f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) or {per_channel} "
-                f"contiguous, or {per_token}"
-            )
-    of_k, of_v = call.k_granularity, call.v_granularity
-    if of_v == "channel" or (of_k == "channel" and k_cache.dtype != torch.int8):
-        whose = "V" if of_v == "channel" else f"a K in {KV_DTYPES[k_cache.dtype]}"
-        raise NotImplementedError(f"scales per channel of {whose}; this kernel has them of a K in int8")
-    if of_k == "channel" and k_scale.data_ptr() % 16:
-        raise ValueError("k_scale is not aligned; expected an address that is a multiple of 16 bytes")
-    by_token = of_k != "channel" and "token_head" in (of_k, of_v)
-    if by_token and (of_k != of_v or k_scale.stride() != v_scale.stride()):
-        raise NotImplementedError(
-            f"scales of K: {of_k}, of V: {of_v}, or of unequal strides; this kernel has scales per token and head for "
-            "both, of equal strides, or for V beside a K per channel"
-        )
-    if of_v == "token_head" and _span(v_scale) > 2**31:
-        raise NotImplementedError(
-            f"v_scale of shape {tuple(v_scale.shape)} and strides {v_scale.stride()} spans over 8 GiB; this kernel's "
-            "offsets of scales have 31 bits, of 4 bytes"
-        )
-
-
-def _check_outputs(call):
-    q, out, lse = call.q, call.out, call.lse
-    _check_like("out", out, q, q.dtype, q.shape)
-    if out.data_ptr() % 16:
-        raise ValueError("out is not aligned; expected an address that is a multiple of 16 bytes")
-    if lse is not None:
-        _check_like("lse", lse, q, torch.float32, q.shape[:-1])
-
-
-def _check_like(name, tensor, q, dtype, shape, rows_only=False):
-    """Raise unless `tensor` has this dtype and shape, is on q's device and contiguous (in rows)."""
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}")
-    if tensor.device != q.device:
-        raise ValueError(f"{name} is on {tensor.device}; expected q's device, {q.device}")
-    contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 if rows_only else tensor.is_contiguous()
-    if not contiguous:
-        raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous{' rows' if rows_only else ''}")
-
-
-def _span(tensor):
-    """Elements from a tensor's first to its last."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _words(values):
-    return ", ".join(str(value) for value in values)

@@ -1,4 +1,4 @@
-"""One call of `sink_decode`, as `api` makes it and hands it along."""
+"""One call of `sink_decode`: made by `api`, checked by `checks`, run by `launch`."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from lowp.paged.layouts import page_and_head_axis
 class Call:
     """The arguments of `sink_decode`, whose docstring has their shapes, and the sizes that follow from them.
 
-    The sizes are valid once `api` has checked the call.
+    The sizes are valid once `checks` has passed the call.
     """
 
     q: torch.Tensor

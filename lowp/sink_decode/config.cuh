@@ -2,7 +2,7 @@
 #pragma once
 #include "ptx.cuh"
 
-// The problem.
+// The variant.
 constexpr int kHeadDim = HEAD_DIM;               // 64 or 128
 constexpr bool kQueryBf16 = QUERY_BF16;          // the query and the output: bf16 or fp16
 constexpr bool kE4m3 = KV_E4M3, kInt8 = KV_INT8; // the cache: e4m3, int8, or 16 bits:

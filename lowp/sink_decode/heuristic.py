@@ -1,4 +1,4 @@
-"""The choice of a launch: from the problem, the batch size, the table's width and the device alone.
+"""The choice of a launch: from the variant, the batch size, the table's width and the device alone.
 
 A row is a sequence and KV head; a row may be cut into KV splits, one a CTA. NOTES.md has the figures behind the rules.
 """
@@ -11,24 +11,22 @@ import torch
 
 from lowp.jit.device import Device
 
-STEP_BYTES = 4096  # keys and values that a warp takes at a time, where a tile is not more
-SHORT_BYTES = 2**18  # keys and values of a row up to which the steps of a warp are few, however it is split
-LEAST_BYTES = 2**16  # keys and values of a KV split at least: 4 steps of 4 warps
-SPLIT_TOKENS = 4096  # of a KV split where the rows alone fill the device, so that unequal rows balance
-LONG_ROW_SPLITS = 5  # at least, of rows of over 2 * SPLIT_TOKENS, which may be the more unequal
-LONG_TOKENS = (
-    16384  # rows over this are split by plan: a batch of one such and many short must not take its length each
-)
-EQUAL_TOKENS = 256  # bounds up to this are windows above all, with all rows equal
-TWO_WARP_TOKENS = 2048  # of a row that two warps take, where there are up to eight rows an SM
-MANY_TWO_WARP_TOKENS = 512  # the same where there are more
-MOST_WAVES = 4  # of CTAs that rows are split for: more would only cost where the rows are shorter than their bound
-PLANNED_CTAS = 8  # CTAs an SM, at most, where KV splits are planned
+STEP_BYTES = 4096  # K and V per step of a warp, or one tile if that is larger
+SHORT_BYTES = 2**18  # K and V of a row; up to this a warp has few steps under any split
+LEAST_BYTES = 2**16  # minimum K and V of a split: 4 steps of 4 warps
+SPLIT_TOKENS = 4096  # tokens of a split where whole rows already fill the device, to balance unequal rows
+LONG_ROW_SPLITS = 5  # minimum splits of a row over 2 * SPLIT_TOKENS
+LONG_TOKENS = 16384  # above this the device plans the splits: one long row must not set the cost of all
+EQUAL_TOKENS = 256  # bounds this small are mostly windows, so rows are equal
+TWO_WARP_TOKENS = 2048  # longest row for CTAs of 2 warps, up to 8 rows an SM
+MANY_TWO_WARP_TOKENS = 512  # the same above 8 rows an SM
+MOST_WAVES = 4  # maximum waves of CTAs from splits; more only costs when rows are shorter than their bound
+PLANNED_CTAS = 8  # maximum CTAs an SM with planned splits
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a build of the kernel computes; config.cuh has the macros.
+class Variant:
+    """A variant of the kernel: what it computes; config.cuh has the macros.
 
     token_scales: V's scales, and K's too unless channel_scales, are per token and head. interleaved: K and V of a
     token are the two halves of one line of 128 bytes.
@@ -77,7 +75,7 @@ class Launch:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: Device) -> Launch:
+def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: Device) -> Launch:
     """Choose the launch for a batch whose sequences have up to `longest` tokens.
 
     Few rows: a cluster each, of as many CTAs as are resident at once.
@@ -85,99 +83,99 @@ def choose(problem: Problem, batch: int, kv_heads: int, longest: int, device: De
     Bounds over LONG_TOKENS, where lengths may differ most: planned KV splits; not of one or two sequences with 8 rows
     or more, whose clusters are enough for the device. Devices without clusters: always planned.
     """
-    rows, tiles = batch * kv_heads, max(1, STEP_BYTES // problem.tile_bytes)
+    rows, tiles = batch * kv_heads, max(1, STEP_BYTES // variant.tile_bytes)
     if not device.clusters or (longest > LONG_TOKENS and not (batch <= 2 and rows >= 8)):
-        return fit(problem, _planned(problem, rows, longest, tiles, device), device)
-    row_bytes = longest * problem.tile_bytes // 16
+        return fit(variant, _planned(variant, rows, longest, tiles, device), device)
+    row_bytes = longest * variant.tile_bytes // 16
     if 4 * rows > device.sms or row_bytes < LEAST_BYTES:
-        return fit(problem, _many_rows(problem, rows, longest, row_bytes, tiles, device), device)
-    return fit(problem, _few_rows(problem, rows, row_bytes, tiles, device), device)
+        return fit(variant, _many_rows(variant, rows, longest, row_bytes, tiles, device), device)
+    return fit(variant, _few_rows(variant, rows, row_bytes, tiles, device), device)
 
 
-def _a_cluster_per_gpc(problem, row_bytes, tiles, device):
+def _a_cluster_per_gpc(variant, row_bytes, tiles, device):
     steps = row_bytes // (STEP_BYTES * 8 * 8)  # of a warp, in a cluster of 8 CTAs of 8 warps
-    if tiles == 1:  # 8 bits are twice the arithmetic a byte: the ring is worth more sooner
-        stages, step_tiles, most = 3, 1, 8 if problem.kv_dtype.itemsize == 1 else 32
+    if tiles == 1:  # 8-bit caches need twice the arithmetic per byte, so a large ring pays at shorter rows
+        stages, step_tiles, most = 3, 1, 8 if variant.kv_dtype.itemsize == 1 else 32
     elif steps <= 4:
         stages, step_tiles, most = 2, tiles, 16
-    elif steps <= 8 or (problem.token_scales and problem.kv_dtype == torch.int8):  # has no registers for more tiles
+    elif steps <= 8 or (variant.token_scales and variant.kv_dtype == torch.int8):  # has no registers for more tiles
         stages, step_tiles, most = 3, tiles, 16
     else:
         stages, step_tiles, most = 2, tiles + 1, 16
     # Two CTAs an SM: the next kernel's clusters, let in early, have room in every GPC, and no two share one.
     for launch in (Launch(8, stages, step_tiles, 2, 8, early=True), Launch(6, 2, tiles, 2, 8, early=True)):
-        if steps <= most and fit(problem, launch, device).min_ctas == 2:
+        if steps <= most and fit(variant, launch, device).min_ctas == 2:
             return launch
     # For longer loops a ring that takes the whole SM is worth more, for long ones with no overlap at all.
-    return _halved_to_fit(problem, Launch(8, 3, 2 * tiles, 1, 8, overlap=steps <= 16), device)
+    return _halved_to_fit(variant, Launch(8, 3, 2 * tiles, 1, 8, overlap=steps <= 16), device)
 
 
-def _halved_to_fit(problem, launch, device):
+def _halved_to_fit(variant, launch, device):
     """The launch, with half its tiles where all of them do not fit."""
-    fits = shared_bytes(problem, launch) <= device.shared_per_cta
+    fits = shared_bytes(variant, launch) <= device.shared_per_cta
     return launch if fits else replace(launch, tiles=launch.tiles // 2)
 
 
-def _few_rows(problem, rows, row_bytes, tiles, device):
+def _few_rows(variant, rows, row_bytes, tiles, device):
     if 16 * rows <= device.sms:
-        return _a_cluster_per_gpc(problem, row_bytes, tiles, device)
+        return _a_cluster_per_gpc(variant, row_bytes, tiles, device)
     small = Launch(4, 3, tiles, 4, 8)
     if row_bytes <= SHORT_BYTES:
-        return _all_resident(problem, rows, small, device)
+        return _all_resident(variant, rows, small, device)
     if 8 * rows <= device.sms:
         return Launch(12, 2, tiles, 1, min(8, 3 * device.sms // (4 * rows)))
     large = Launch(8, 2, tiles, 2, 8)
-    return _all_resident(problem, rows, max(large, small, key=lambda x: _warps_an_sm(problem, x, device)), device)
+    return _all_resident(variant, rows, max(large, small, key=lambda x: _warps_an_sm(variant, x, device)), device)
 
 
-def _warps_an_sm(problem, launch, device):
-    fitted = fit(problem, launch, device)
+def _warps_an_sm(variant, launch, device):
+    fitted = fit(variant, launch, device)
     return fitted.warps * fitted.min_ctas
 
 
-def _all_resident(problem, rows, launch, device):
-    """The launch with the largest clusters of which all are resident: not on the whole device, for GPCs differ."""
-    cluster = int(0.85 * _resident_ctas(problem, launch, device)) // rows
+def _all_resident(variant, rows, launch, device):
+    """The launch with the largest clusters that are all resident; 85% of the device, since GPCs differ in size."""
+    cluster = int(0.85 * _resident_ctas(variant, launch, device)) // rows
     return replace(launch, cluster=max(1, min(8, cluster)))
 
 
-def _many_rows(problem, rows, longest, row_bytes, tiles, device):
+def _many_rows(variant, rows, longest, row_bytes, tiles, device):
     splits = math.ceil(longest / SPLIT_TOKENS) if longest <= 2 * SPLIT_TOKENS else LONG_ROW_SPLITS
-    small = _small(problem, rows, splits, row_bytes, tiles, device)
-    resident = _resident_ctas(problem, small, device)
-    cluster = _resident_splits(problem, rows, row_bytes, small, device)
+    small = _small(variant, rows, splits, row_bytes, tiles, device)
+    resident = _resident_ctas(variant, small, device)
+    cluster = _resident_splits(variant, rows, row_bytes, small, device)
     if cluster < splits:
         cluster = _splits_in_full_waves(rows, min(splits, max(1, MOST_WAVES * resident // rows)), resident)
     large = Launch(8, 2, tiles, 2, 1)
-    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(problem, large, device).min_ctas == 2:
+    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(variant, large, device).min_ctas == 2:
         return large
     if cluster > 1 or rows <= resident:
         return replace(small, cluster=cluster)
-    # Equal rows are fastest where all are on the device at once; unequal ones, where none is one warp's for long.
+    # Equal rows: fastest with all rows resident. Unequal rows: fastest when no warp holds a row for long.
     if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
         return Launch(2, 2, 1, 8, 1) if rows <= 8 * device.sms else Launch(1, 2, tiles, 16, 1)
     two_warps = longest <= (TWO_WARP_TOKENS if rows <= 8 * device.sms else MANY_TWO_WARP_TOKENS)
     return Launch(2, 2, tiles, 8, 1) if two_warps else replace(small, cluster=1)
 
 
-def _resident_ctas(problem, launch, device):
+def _resident_ctas(variant, launch, device):
     """CTAs that the device holds at once."""
-    return fit(problem, launch, device).min_ctas * device.sms
+    return fit(variant, launch, device).min_ctas * device.sms
 
 
-def _resident_splits(problem, rows, row_bytes, launch, device):
+def _resident_splits(variant, rows, row_bytes, launch, device):
     """KV splits of a row that are all resident, and not too short."""
-    resident = int(0.97 * _resident_ctas(problem, launch, device)) // rows
+    resident = int(0.97 * _resident_ctas(variant, launch, device)) // rows
     return max(1, min(8, resident, row_bytes // LEAST_BYTES))
 
 
-def _small(problem, rows, splits, row_bytes, tiles, device):
+def _small(variant, rows, splits, row_bytes, tiles, device):
     """CTAs of 4 warps: with 3 stages, or with 2 and five an SM, where those split rows further or fill waves."""
     three, two = Launch(4, 3, tiles, 4, 8), Launch(4, 2, tiles, 5, 8)
-    if row_bytes <= SHORT_BYTES or fit(problem, two, device).min_ctas < 5:
+    if row_bytes <= SHORT_BYTES or fit(variant, two, device).min_ctas < 5:
         return three
-    ctas_three, ctas_two = (_resident_ctas(problem, launch, device) for launch in (three, two))
-    splits_three, splits_two = (_resident_splits(problem, rows, row_bytes, launch, device) for launch in (three, two))
+    ctas_three, ctas_two = (_resident_ctas(variant, launch, device) for launch in (three, two))
+    splits_three, splits_two = (_resident_splits(variant, rows, row_bytes, launch, device) for launch in (three, two))
     further = splits_two > splits_three and splits_two * ctas_three >= splits_three * ctas_two  # no emptier
     in_waves = splits_three < splits == LONG_ROW_SPLITS and rows <= ctas_three
     return two if further or in_waves else three
@@ -189,62 +187,62 @@ def _splits_in_full_waves(rows, least, resident):
     return next((splits for splits, n in waves.items() if n >= 0.8 * math.ceil(n)), least)
 
 
-def _planned(problem, rows, longest, tiles, device):
+def _planned(variant, rows, longest, tiles, device):
     # With long steps rows of middling length are split less: only where there are enough of them for the device.
     if device.clusters and 24 <= rows <= device.sms:
-        return _halved_to_fit(problem, Launch(8, 2, 2 * tiles, 1, 0), device)
+        return _halved_to_fit(variant, Launch(8, 2, 2 * tiles, 1, 0), device)
     if rows <= 2 * device.sms:
         return Launch(8, 2, tiles, 2, 0)
     two_warps = rows > 4 * device.sms and longest <= TWO_WARP_TOKENS  # on devices without clusters alone; not measured
     return Launch(2, 2, tiles, PLANNED_CTAS, 0) if two_warps else Launch(4, 2, tiles, 4, 0)
 
 
-def fit(problem: Problem, launch: Launch, device: Device) -> Launch:
+def fit(variant: Variant, launch: Launch, device: Device) -> Launch:
     """Reduce a launch to what registers and shared memory allow: its warps, tiles, stages and CTAs an SM.
 
     Raises NotImplementedError where not even the smallest fits.
     """
     # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
-    # state needs 168, then 255. The simplest problems do with 96, which 20 warps have.
-    state = problem.head_dim // 64 * problem.group_tiles
-    single_tile_of_e4m3 = problem.group_tiles == 1 and problem.kv_dtype == torch.float8_e4m3fn
+    # state needs 168, then 255. The simplest variants do with 96, which 20 warps have.
+    state = variant.head_dim // 64 * variant.group_tiles
+    single_tile_of_e4m3 = variant.group_tiles == 1 and variant.kv_dtype == torch.float8_e4m3fn
     warps_per_sm = 16 if single_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
-    if state == 1 and problem.query_tokens == 1 and not problem.token_scales and problem.kv_dtype != torch.int8:
+    if state == 1 and variant.query_tokens == 1 and not variant.token_scales and variant.kv_dtype != torch.int8:
         warps_per_sm = 20
-    columns_of_warps = math.ceil(problem.group_tiles / 4)  # each thread copies a column's sink
+    columns_of_warps = math.ceil(variant.group_tiles / 4)  # each thread copies a column's sink
     launch = replace(launch, warps=max(columns_of_warps, min(launch.warps, warps_per_sm)))
-    if state > 2 and problem.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
+    if state > 2 and variant.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
         launch = replace(launch, tiles=1, stages=launch.stages * launch.tiles)
-    least = max(2, math.ceil(_exchange_bytes(problem) / stage_bytes(problem, launch)))
+    least = max(2, math.ceil(_exchange_bytes(variant) / stage_bytes(variant, launch)))
     for stages in range(max(launch.stages, least), least - 1, -1):
         fitted = replace(launch, stages=stages, min_ctas=1)
-        needed = shared_bytes(problem, fitted)
+        needed = shared_bytes(variant, fitted)
         if needed <= device.shared_per_cta:
             ctas = min(launch.min_ctas, warps_per_sm // launch.warps, device.shared_per_sm // (needed + 1024))
             return replace(fitted, min_ctas=max(1, ctas))
     if launch.warps > 2:
         fewer = max(warps for warps in (2, 4, 8) if warps < launch.warps)
-        return fit(problem, replace(launch, warps=fewer, stages=3), device)
-    raise NotImplementedError(f"{problem} does not fit {device.shared_per_cta} bytes of shared memory")
+        return fit(variant, replace(launch, warps=fewer, stages=3), device)
+    raise NotImplementedError(f"{variant} does not fit {device.shared_per_cta} bytes of shared memory")
 
 
-def _exchange_bytes(problem):
-    return 8 * problem.group_tiles * (problem.head_dim + 4) * 4
+def _exchange_bytes(variant):
+    return 8 * variant.group_tiles * (variant.head_dim + 4) * 4
 
 
-def stage_bytes(problem: Problem, launch: Launch) -> int:
+def stage_bytes(variant: Variant, launch: Launch) -> int:
     """One stage of a warp's ring (load.cuh)."""
-    return launch.tiles * (problem.tile_bytes + (128 if problem.token_scales else 0))
+    return launch.tiles * (variant.tile_bytes + (128 if variant.token_scales else 0))
 
 
-def shared_bytes(problem: Problem, launch: Launch) -> int:
+def shared_bytes(variant: Variant, launch: Launch) -> int:
     """Shared memory of a CTA (merge.cuh)."""
-    heads = 8 * problem.group_tiles
-    used = launch.warps * launch.stages * stage_bytes(problem, launch) + heads * launch.warps * 8 + heads * 4
-    query_tiles = problem.group_tiles * problem.head_dim // 64 * problem.query_terms
+    heads = 8 * variant.group_tiles
+    used = launch.warps * launch.stages * stage_bytes(variant, launch) + heads * launch.warps * 8 + heads * 4
+    query_tiles = variant.group_tiles * variant.head_dim // 64 * variant.query_terms
     used += 1024 * query_tiles if query_tiles > 5 else 0  # the query (config.cuh)
     if launch.cluster > 1:
-        slice_floats = math.ceil(heads * problem.head_dim / 4 / launch.cluster) * 4
+        slice_floats = math.ceil(heads * variant.head_dim / 4 / launch.cluster) * 4
         return used + launch.cluster * (slice_floats * 4 + heads * 8) + 8
     return used if launch.cluster == 1 else used + 4
 

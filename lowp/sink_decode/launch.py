@@ -8,14 +8,14 @@ from lowp.jit import launcher
 from lowp.jit.device import device_of
 from lowp.sink_decode import build
 from lowp.sink_decode.call import Call
-from lowp.sink_decode.heuristic import Launch, Problem, choose, partial_bytes, planned_splits
+from lowp.sink_decode.heuristic import Launch, Variant, choose, partial_bytes, planned_splits
 from lowp.sink_decode.params import params_of
 
 
-def problem_of(call: Call) -> Problem:
-    """Return the problem that a build for the call must solve."""
+def variant_of(call: Call) -> Variant:
+    """Return the variant of the kernel that the call needs."""
     q, k_cache = call.q, call.k_cache
-    return Problem(
+    return Variant(
         head_dim=call.head_dim,
         group=call.group,
         query_bf16=q.dtype == torch.bfloat16,
@@ -35,24 +35,24 @@ def run(call: Call, fixed: Launch | None = None) -> None:
     Raises TypeError or ValueError for a workspace that does not fit, where the launch needs one.
     """
     device = device_of(call.q.device)
-    problem, batch, kv_heads = problem_of(call), call.batch, call.kv_heads
+    variant, batch, kv_heads = variant_of(call), call.batch, call.kv_heads
     longest = call.table_width * call.page_size
-    if problem.window:
-        longest = min(longest, call.window_left + problem.query_tokens)
-    launch = fixed or choose(problem, batch, kv_heads, longest, device)
+    if variant.window:
+        longest = min(longest, call.window_left + variant.query_tokens)
+    launch = fixed or choose(variant, batch, kv_heads, longest, device)
     params = params_of(call)
     grid = (kv_heads, launch.cluster, batch)
     if launch.cluster == 0:
         splits = planned_splits(launch, kv_heads, device)
         grid = (kv_heads, splits + batch, 1)
         counter_bytes = batch * kv_heads * 4
-        needed = kv_heads * splits * partial_bytes(problem.group_tiles, problem.head_dim) + counter_bytes
+        needed = kv_heads * splits * partial_bytes(variant.group_tiles, variant.head_dim) + counter_bytes
         workspace = checked_workspace(call.workspace, needed, call.q.device)
         params.splits = splits
         params.partials = workspace.data_ptr()
         params.arrived = workspace.data_ptr() + workspace.numel() - counter_bytes
     with torch.cuda.device(call.q.device):
-        kernel = build.kernel(build.Config(device.arch, problem, launch), call.q.device.index)
+        kernel = build.kernel(device.arch, variant, launch, call.q.device.index)
         launcher.launch(kernel, grid, params, launch.cluster, launch.overlap and device.clusters)
 
 

@@ -73,8 +73,8 @@ struct Stream {
     }
   }
 
-  // The warp copies a tile of keys or values (interleaved, of both), kCopyRows rows at a time. Every other time a bit
-  // of the swizzle turns.
+  // The warp copies a tile of keys or values (interleaved, of both), kCopyRows rows at a time. With 4 rows at a time,
+  // one bit of the swizzle flips on odd i.
   DEVICE void copy_tile(unsigned into, const char* from) const {
     constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kOneByte ? 32 : 64;
     const unsigned rows = 16u * kCopyRows * p.slot_stride;

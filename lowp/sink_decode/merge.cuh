@@ -137,7 +137,7 @@ DEVICE Partial merge_cluster(const char* shared, int element) {
 }
 #endif
 
-// ---- CTAs anywhere: partials through device memory; the CTA that arrives last merges them.
+// ---- planned splits: partials through device memory; the CTA that arrives last merges them.
 DEVICE float* partial_address(const Params& p, int kv_head, int split) {
   return p.partials + (static_cast<long long>(kv_head) * p.splits + split) * kPartialFloats;
 }

@@ -41,7 +41,7 @@ DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int
         raw.k_scale[half][i] = load_16(p.k_scale + kv_head * kHeadDim + 64 * half + 16 * t + 4 * i);
 }
 
-// to_log2 becomes sm_scale x k_scale x log2 e over the column's power of two.
+// to_log2: sm_scale x k_scale x log2 e; divided here by the column's power of two.
 DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float to_log2, int lane) {
   const int t = lane & 3;
   q.tokens = 0u;
@@ -91,7 +91,7 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const float scaled = to_log2 / (kE4m3 ? kE4m3Unit : 1.f);
-      // Columns past the last may spill into one another's bits; nothing reads what they compute.
+      // Unused columns may overlap in the bit field; their results are never read.
       q.tokens |= query_token(p, 8 * n + 2 * t + i) << (4 * n + 2 * i);
       q.to_log2[n][i] = kKvBf16 ? scaled : __fdividef(scaled, __shfl_sync(kAllLanes, factor, 8 * t + 4 * i));
     }

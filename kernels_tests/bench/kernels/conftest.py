@@ -97,7 +97,7 @@ def fake_device(gpu_machine, tmp_path):
         gpu_machine.setenv(name, "the user's own")
 
     def kernel(name, kv_format="e4m3", settings=("right",), source="flashinfer", sinks=True):
-        return peers.Kernel(name, kv_format, source, sinks, source == "flashinfer", prepare, settings)
+        return peers.DecodeKernel(name, kv_format, source, sinks, source == "flashinfer", prepare, settings)
 
     def execute(*kernels, shapes=SHAPES, named=False, folder="run"):
         lines = []

@@ -86,8 +86,8 @@ def test_inputs_hold_the_same_values_in_every_format(small):
     pages = small.block_table.flatten()
     assert sorted(pages.tolist()) == list(range(42)) and pages.tolist() != list(range(42))
     assert not torch.equal(small.q[0], small.q[1])
-    again = inputs.build(even(6, 100), layers=3, device="cpu")
-    assert torch.equal(again.q[2], small.q[2]) and torch.equal(again.block_table, small.block_table)
+    rebuilt = inputs.build(even(6, 100), layers=3, device="cpu")
+    assert torch.equal(rebuilt.q[2], small.q[2]) and torch.equal(rebuilt.block_table, small.block_table)
 
 
 def test_sinks_are_near_the_log_sum_exp(small):
@@ -112,18 +112,18 @@ def test_sinks_are_near_the_log_sum_exp(small):
 @pytest.mark.parametrize("sinks", [True, False])
 def test_the_exact_answer_is_attention(shape, kv_format, sinks):
     """Judged by a dense attention written apart; only pages that are read are in the caches."""
-    made = inputs.build(shape, layers=2, device="cpu")
-    k, v = made.caches[kv_format][1]
-    used = {int(made.block_table[row, page]) for row in range(shape.batch) for page in pages(shape, row)}
+    data = inputs.build(shape, layers=2, device="cpu")
+    k, v = data.caches[kv_format][1]
+    used = {int(data.block_table[row, page]) for row in range(shape.batch) for page in pages(shape, row)}
     assert used == set(range(len(k))), "a page that is not read would make the caches larger than what is counted"
-    logits = made.sinks if sinks else torch.full_like(made.sinks, -math.inf)
-    options = {"sm_scale": made.sm_scale, "window_left": shape.window_left, "layout": "HND"}
-    judged, _ = dense.attention(made.q[1], k, v, made.block_table, made.seq_lens, logits, **options)
+    logits = data.sinks if sinks else torch.full_like(data.sinks, -math.inf)
+    options = {"sm_scale": data.sm_scale, "window_left": shape.window_left, "layout": "HND"}
+    judged, _ = dense.attention(data.q[1], k, v, data.block_table, data.seq_lens, logits, **options)
     for row in range(shape.batch):
-        output = exact.attention(made, kv_format, 1, row, sinks=sinks)
+        output = exact.attention(data, kv_format, 1, row, sinks=sinks)
         torch.testing.assert_close(output, judged[row], rtol=1e-9, atol=1e-12)
-    assert made.block_table.shape[1] == -(-max(shape.context, shape.table_tokens) // 16)
-    assert torch.equal(made.sinks, made.sinks.bfloat16().float())
+    assert data.block_table.shape[1] == -(-max(shape.context, shape.table_tokens) // 16)
+    assert torch.equal(data.sinks, data.sinks.bfloat16().float())
 
 
 def pages(shape, row) -> range:
@@ -132,10 +132,10 @@ def pages(shape, row) -> range:
 
 
 def test_the_longest_sequence_is_checked():
-    made = inputs.build(Shape((16, 16, 16, 32, 16, 16, 16)), layers=1, device="cpu")
-    assert len(exact.expected(made, "bf16", sinks=True)) == exact.ROWS + 1
-    made = inputs.build(Shape((32, 16, 16, 16, 16, 16, 16)), layers=1, device="cpu")
-    assert len(exact.expected(made, "bf16", sinks=True)) == exact.ROWS
+    data = inputs.build(Shape((16, 16, 16, 32, 16, 16, 16)), layers=1, device="cpu")
+    assert len(exact.expected(data, "bf16", sinks=True)) == exact.ROWS + 1
+    data = inputs.build(Shape((32, 16, 16, 16, 16, 16, 16)), layers=1, device="cpu")
+    assert len(exact.expected(data, "bf16", sinks=True)) == exact.ROWS
 
 
 @pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
@@ -151,14 +151,14 @@ def test_caches_lie_in_memory_as_the_layout_says(kv_format):
 
 @pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
 @pytest.mark.parametrize("layout", ["HND", "NHD", "interleaved"])
-def test_our_kernel_is_called_with_what_the_inputs_hold(kv_format, layout):
+def test_our_kernel_is_called_with_the_inputs(kv_format, layout):
     """On CPU tensors its float64 reference computes: layers, window, table and output are the right ones."""
-    made = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, layout=layout), layers=3, device="cpu")
-    inputs.poison(made)
-    kernel = next(one for one in peers.KERNELS if str(one) == f"{peers.OURS} {kv_format}")
-    for call in kernel.calls(made, kernel.settings[0]):
+    data = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, layout=layout), layers=3, device="cpu")
+    inputs.poison(data)
+    kernel = next(kernel for kernel in peers.KERNELS if str(kernel) == f"{peers.OURS} {kv_format}")
+    for call in kernel.calls(data, kernel.settings[0]):
         call()
-    assert 1e-3 < exact.rel_l2(exact.outputs(made), exact.expected(made, kv_format, sinks=True)) < 2.5e-3
+    assert 1e-3 < exact.rel_l2(exact.outputs(data), exact.expected(data, kv_format, sinks=True)) < 2.5e-3
 
 
 def test_the_first_and_the_last_are_checked():
@@ -199,10 +199,10 @@ def test_calls_are_repeated_in_whole_rounds():
     assert timing.repeated(calls * 7) == calls * 7
 
 
-def test_what_calls_wrote_before_the_replays_is_cleared(monkeypatch):
+def test_outputs_of_eager_calls_are_cleared_before_the_replays(monkeypatch):
     """Else a graph that writes nothing would pass with what the first, eager calls left."""
-    done = []
-    stream = SimpleNamespace(wait_stream=lambda _other: None)
+    steps = []
+    stream = SimpleNamespace(wait_stream=lambda _stream: None)
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _end: 32.0)
     for name, value in {
         "Stream": lambda: stream,
@@ -210,12 +210,12 @@ def test_what_calls_wrote_before_the_replays_is_cleared(monkeypatch):
         "stream": nullcontext,
         "synchronize": lambda: None,
         "graph": nullcontext,
-        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: done.append("replay")),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: steps.append("replay")),
         "Event": lambda **_: event,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    samples = timing.graph_us([lambda: done.append("call")] * 16, lambda: done.append("clear"))
-    assert done == ["call"] * 32 + ["clear"] + ["replay"] * (timing.WARMUPS + len(samples))
+    samples = timing.graph_us([lambda: steps.append("call")] * 16, lambda: steps.append("clear"))
+    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.WARMUPS + len(samples))
     assert set(samples) == {2000.0}
 
 
@@ -230,19 +230,19 @@ def test_a_row_says_its_shape(shape):
     assert (row.lengths is not None) == shape.ragged and (row.batch, row.context) == (shape.batch, shape.context)
 
 
-def test_a_result_is_kept_and_read_back(tmp_path):
+def test_a_result_is_saved_loaded_and_kept(tmp_path):
     result = a_kernels_result(a_kernel_row(even(1, 2048)), a_failed_row(even(1, 2048)))
     write(result, tmp_path / "result.json")
     assert read(tmp_path / "result.json") == result
-    kept = CliRunner().invoke(bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
-    assert kept.exit_code == 0 and (tmp_path / "results" / f"kernels-{result.id}.json").exists()
+    invocation = CliRunner().invoke(bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
+    assert invocation.exit_code == 0 and (tmp_path / "results" / f"kernels-{result.id}.json").exists()
 
 
 def test_keys_that_others_read():
-    found = json.loads(a_kernels_result().model_dump_json())
-    assert {"kind", "read_ceiling_bytes_per_s", "rows"} <= set(found) and found["kind"] == "kernels"
+    content = json.loads(a_kernels_result().model_dump_json())
+    assert {"kind", "read_ceiling_bytes_per_s", "rows"} <= set(content) and content["kind"] == "kernels"
     assert {"kernel", "kv_format", "batch", "context", "kv_bytes", "time_us", "rel_l2", "error"} <= set(
-        found["rows"][0]
+        content["rows"][0]
     )
 
 
