@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from bench.accuracy.result import AccuracyRow
-from bench.accuracy.tables import answers
+from bench.accuracy.tables import answers, base_of
 from bench.accuracy.verdicts import AccuracyRecord
 from bench.report.figure import Point, curves, frame, legend, save
 
@@ -19,19 +19,19 @@ def accuracy_plot(title: str, rows: Sequence[AccuracyRow], path: Path) -> None:
         save(figure, path)
 
 
-def series_label(row: AccuracyRow) -> str:
-    """The profile with its accuracy record, so that no speed stands without it."""
-    return f"{row.profile} ({answers(row)})"
+def series_labels(rows: Sequence[AccuracyRow]) -> list[str]:
+    """Each profile with its accuracy record, so that no speed stands without it."""
+    return [f"{row.profile} ({answers(row, base_of(rows))})" for row in rows]
 
 
 def accuracy_panel(panel: Axes, rows: Sequence[AccuracyRow]) -> None:
     """Mean |Δ log p| with its 95% interval, a line per profile, its gate at a context (else over all) dashed."""
-    bounds = {}
-    for row in rows:
+    bounds, labels = {}, series_labels(rows)
+    for label, row in zip(labels, rows, strict=True):
         for gate in row.accuracy.gates if row.accuracy else ():
             if (gate.path, gate.figure) == ("decode", "mean_abs_delta") and gate.bound is not None:
-                bounds[series_label(row)] = gate.bound
-    series = {series_label(row): _means(row.accuracy) if row.accuracy else [] for row in rows}
+                bounds[label] = gate.bound
+    series = {label: _means(row.accuracy) if row.accuracy else [] for label, row in zip(labels, rows, strict=True)}
     curves(panel, "mean |Δ log p| (nats); dashed: its gate", series, bounds)
 
 

@@ -12,7 +12,7 @@ from bench.report.document import Section
 
 def section(result: AccuracyResult) -> Section:
     """An accuracy result's part of a report: no speed."""
-    base = tables.base_of(result.rows)
+    base, scored = tables.base_of(result.rows), [row for row in result.rows if tables.has_record(row)]
     table = md.table(tables.FIRST_HEADERS, [tables.first_cells(row, base) for row in result.rows])
     return Section(
         id=result.id,
@@ -22,7 +22,7 @@ def section(result: AccuracyResult) -> Section:
         page=[table, *tables.failed(result.rows)],
         not_measured=[line for row in result.rows for line in tables.missing(row, [])],
         details=[*tables.details(result.rows), *provenance.details(result.provenance)],
-        glance=[glance_row(result, row, "no speed") for row in result.rows if row is not base and tables.answers(row)],
+        glance=[glance_row(result, row, "no speed") for row in scored if row is not base],
         plot_title=f"Answers of {subject(result)}",
         draw=partial(_draw, result) if any(row.accuracy for row in result.rows) else None,
     )
@@ -39,8 +39,8 @@ def glance_row(result: AccuracyResult, row: AccuracyRow, decode: str) -> list[st
     """A row under GLANCE_HEADERS."""
     base, machine = tables.base_of(result.rows), result.provenance.machine
     where = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
-    record = f"{tables.outcome(row)}, {tables.mean_text(row.accuracy)}" if row.accuracy else tables.answers(row)
-    return [where, md.text(row.profile), md.verdict(record), tables.capacity_ratio(row, base), decode]
+    record = md.verdict(tables.answers(row, base, brief=True))
+    return [where, md.text(row.profile), record, tables.capacity_ratio(row, base), decode]
 
 
 def _draw(result: AccuracyResult, path: Path) -> None:

@@ -9,6 +9,7 @@ from bench.report import markdown as md
 from vllm_launch.resolved import canonical_kv_dtype
 
 NO_RECORD = "no record"
+REFERENCE_FAILED = "FAILED: the reference fails its own gates"
 FIRST_HEADERS = ["profile", "answers", "KV capacity, tokens"]
 SIXTEEN_BIT = ("auto", "bfloat16", "float16")  # --kv-cache-dtype of a profile that can be a reference
 NOTE = (
@@ -26,39 +27,51 @@ def base_of(rows: Sequence[AccuracyRow]) -> AccuracyRow:
     return next((row for row in rows if row.profile == next(iter(names), None)), rows[0])
 
 
-def outcome(row: AccuracyRow) -> str | None:
-    """pass, FAILED, not judged or reference; None without an accuracy record."""
+def has_record(row: AccuracyRow) -> bool:
+    return bool(row.greedy or row.accuracy)
+
+
+def is_failed_reference(row: AccuracyRow) -> bool:
+    """Whether a row is the reference and fails its own gates: distances from it mean nothing."""
     record = row.accuracy
-    if not (row.greedy or record):
+    return bool(record and record.reference == row.profile and record.passed is False)
+
+
+def outcome(row: AccuracyRow, base: AccuracyRow) -> str | None:
+    """pass, FAILED (all are against a failed reference), not judged or reference; None without an accuracy record."""
+    record = row.accuracy
+    if not has_record(row):
         return None
-    if not all(match.passed for match in row.greedy) or (record and record.passed is False):
+    passed = all(match.passed for match in row.greedy) and not (record and record.passed is False)
+    if not passed or is_failed_reference(base):
         return "FAILED"
     if record and record.reference == row.profile:
         return "reference"
     return "not judged" if record and record.passed is None else "pass"
 
 
-def answers(row: AccuracyRow) -> str | None:
-    """The accuracy record as plain text, None without one.
+def answers(row: AccuracyRow, base: AccuracyRow, brief: bool = False) -> str | None:
+    """The accuracy record as plain text, None without one; brief: without counts beside log-probabilities.
 
     Such as `pass: greedy 3 x 32/32, gates 21/21, mean |Δ log p| 0.111`.
     """
-    if outcome(row) is None:
+    record = row.accuracy
+    if not has_record(row):
         return None
+    if row is not base and is_failed_reference(base):
+        return REFERENCE_FAILED
     greedy = [f"{match.matched}/{match.tokens}" for match in row.greedy]
     counts = f"{len(greedy)} x {greedy[0]}" if len(greedy) > 1 and len(set(greedy)) == 1 else ", ".join(greedy)
     parts = [f"greedy {counts}"] if greedy else []
-    if record := row.accuracy:
+    if record:
         gates = [gate.passed for gate in record.gates if gate.passed is not None]
-        parts += [f"gates {sum(gates)}/{len(gates)}"] if gates else []
-        parts += ["sinks FAILED"] if record.sinks and record.sinks.status == "FAILED" else []
-        parts.append(mean_text(record))
-        parts += [f"judged after the run, {record.judged_at:%Y-%m-%d}"] if record.judged_at else []
-    return f"{outcome(row)}: {', '.join(parts)}"
-
-
-def mean_text(record: AccuracyRecord) -> str:
-    return f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}"
+        parts = [] if brief else [*parts, *([f"gates {sum(gates)}/{len(gates)}"] if gates else [])]
+        if record.sinks and record.sinks.status in ("FAILED", "not run"):
+            parts.append(f"sinks {record.sinks.status}")
+        parts.append(f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}")
+        if record.judged_at:
+            parts.append(f"judged {'' if brief else 'after the run, '}{record.judged_at:%Y-%m-%d}")
+    return f"{outcome(row, base)}{', ' if brief and record else ': '}{', '.join(parts)}"
 
 
 def first_cells(row: AccuracyRow, base: AccuracyRow) -> list[str]:
@@ -66,7 +79,7 @@ def first_cells(row: AccuracyRow, base: AccuracyRow) -> list[str]:
     capacity = f"{row.resolved.kv_capacity_tokens:,}" if row.resolved else "not known"
     ratio = capacity_ratio(row, base)
     capacity += f" ({ratio})" if ratio != "-" else ""
-    return [md.text(row.profile), md.verdict(answers(row) or NO_RECORD), capacity]
+    return [md.text(row.profile), md.verdict(answers(row, base) or NO_RECORD), capacity]
 
 
 def capacity_ratio(row: AccuracyRow, base: AccuracyRow) -> str:
@@ -80,10 +93,10 @@ def failed(rows: Sequence[AccuracyRow]) -> list[str]:
     """A block that lists every failed step, greedy answer, gate and sink check, and every setting not as requested."""
     lines = []
     for row in rows:
-        name, record = md.text(row.profile), row.accuracy
+        name = md.text(row.profile)
         lines += [f"**{name} failed in step {md.text(each.step)}:** {md.text(each.message)}" for each in row.failures]
         lines += [f"**{name}**, {md.text(line)}" for line in [*failed_gates(row), *not_as_requested(row)]]
-        if record and record.reference == row.profile and record.passed is False:
+        if is_failed_reference(row):
             lines.append(f"**{name}** is the reference and fails its own gates: distances from it mean nothing")
     return [f"Failed:\n\n{md.bullets(lines)}"] if lines else []
 
@@ -103,7 +116,9 @@ def not_as_requested(row: AccuracyRow) -> list[str]:
 def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
     """What a profile lacks, in at most one line. measurements: what is missing besides answers and settings."""
     parts = [*measurements, *(["resolved settings"] if row.resolved is None else [])]
-    parts += ["accuracy record"] if answers(row) is None else []
+    parts += [] if has_record(row) else ["accuracy record"]
+    if (record := row.accuracy) and record.sinks and record.sinks.status == "not run":
+        parts.append(f"sink check ({record.sinks.reason})")
     return [f"{row.profile}: {', '.join(parts)}"] if parts else []
 
 

@@ -6,7 +6,6 @@ from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
 from lowp.paged.shapes import Shape
 
-KV_FORMATS = QUANTISED, BASE = "e4m3", "bf16"
 LAW_US, LAW_SHARE = 3.5, 0.93  # the law: a call may take LAW_US, and its bytes at LAW_SHARE of the ceiling
 ACCURATE_REL_L2 = 4e-3  # the error of a kernel that keeps BF16 accuracy; the bound of the tests in kernels_tests
 

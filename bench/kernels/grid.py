@@ -14,7 +14,8 @@ GEOMETRY = Geometry(
     layout=LAYOUT,
     query_format="bf16",
 )
-FORMAT_BYTES = {"bf16": 2, "e4m3": 1}  # of one stored value
+KV_FORMATS = QUANTISED, BASE = "e4m3", "bf16"
+FORMAT_BYTES = {BASE: 2, QUANTISED: 1}  # of one stored value
 ROTATE_BYTES = 400_000_000  # several times any GPU's cache, so that no call finds its keys and values there
 MIN_LAYERS = 2
 MIN_TOKENS, MAX_TOKENS = 1 << 10, 1 << 23  # of all requests: fewer need too many layers, more too much memory

@@ -6,7 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from bench.kernels.comparison import KV_FORMATS, LAW_SHARE, LAW_US, floor_us, law_us, plain
+from bench.kernels.comparison import LAW_SHARE, LAW_US, floor_us, law_us, plain
+from bench.kernels.grid import KV_FORMATS
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
 from bench.report.figure import colour_and_marker, frame, legend, save

@@ -4,17 +4,8 @@ from functools import partial
 from pathlib import Path
 
 from bench.kernels import tables
-from bench.kernels.comparison import (
-    ACCURATE_REL_L2,
-    KV_FORMATS,
-    LAW_SHARE,
-    LAW_US,
-    QUANTISED,
-    law_us,
-    ours,
-    peers_at,
-    plain,
-)
+from bench.kernels.comparison import ACCURATE_REL_L2, LAW_SHARE, LAW_US, law_us, ours, peers_at, plain
+from bench.kernels.grid import KV_FORMATS, QUANTISED
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
 from bench.report import markdown as md
@@ -71,16 +62,16 @@ def title(result: KernelsResult) -> str:
     rows = plain(ours(result, QUANTISED))
     if not rows:
         return f"Decode kernels on {result.provenance.machine.name}: share of the read ceiling"
-    met = sum(row.time_us <= law_us(row, result.read_ceiling_bytes_per_s) for row in rows)
-    parts = [*_over_peers(result, rows), f"within the law at {met} of {len(rows)} shapes"]
-    return f"{OURS} {QUANTISED} on {result.provenance.machine.name}: {'; '.join(parts)}"
+    return f"{OURS} {QUANTISED} on {result.provenance.machine.name}: {_speed(result, rows)}"
 
 
-def _over_peers(result: KernelsResult, rows: list[KernelRow]) -> list[str]:
-    """The speed over that of the fastest other kernel with either cache, accurate or not; empty without other."""
+def _speed(result: KernelsResult, rows: list[KernelRow]) -> str:
+    """Against the fastest other kernel with either cache, accurate or not, if there is any, and the law."""
     peers = {row.shape: peers_at(result, row.shape, *KV_FORMATS) for row in rows}
     ratios = [peers[row.shape][0].time_us / row.time_us for row in rows if peers[row.shape]]
-    return [f"{span(ratios, lambda value: f'{value:.2f}x')} the fastest other kernel's speed"] if ratios else []
+    parts = [f"{span(ratios, lambda value: f'{value:.2f}x')} the fastest other kernel's speed"] if ratios else []
+    met = sum(row.time_us <= law_us(row, result.read_ceiling_bytes_per_s) for row in rows)
+    return "; ".join([*parts, f"within the law at {met} of {len(rows)} shapes"])
 
 
 def failed(result: KernelsResult) -> list[str]:
@@ -111,9 +102,8 @@ def _glance(result: KernelsResult) -> list[list[str]]:
     """A row for our kernel with an FP8 cache."""
     if not (rows := plain(ours(result, QUANTISED))):
         return []
-    speed = next(iter(_over_peers(result, rows)), "no other kernel measured")
     error = f"relL2 ≤ {max(row.rel_l2 for row in rows):.1e}"
-    return [[md.text(result.provenance.machine.name), f"{OURS} {QUANTISED}", error, "-", speed]]
+    return [[md.text(result.provenance.machine.name), f"{OURS} {QUANTISED}", error, "-", _speed(result, rows)]]
 
 
 def _draw(result: KernelsResult, path: Path) -> None:

@@ -1,17 +1,7 @@
 """Tables of a kernels result: one for the page, and the details."""
 
-from bench.kernels.comparison import (
-    ACCURATE_REL_L2,
-    BASE,
-    KV_FORMATS,
-    QUANTISED,
-    accurate_peer,
-    floor_us,
-    law_us,
-    ours,
-    peers_at,
-    verdict,
-)
+from bench.kernels.comparison import ACCURATE_REL_L2, accurate_peer, floor_us, law_us, ours, peers_at, verdict
+from bench.kernels.grid import BASE, KV_FORMATS, QUANTISED
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
 from bench.report import markdown as md

@@ -23,7 +23,6 @@ MARKERS = ["o", "s", "^", "D", "v", "P"]
 NUMBER = StrMethodFormatter("{x:,.10g}")
 Point = tuple[float, float, float, float]  # x, value, lowest, highest
 STYLE = {
-    "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.grid": True,
@@ -33,7 +32,6 @@ STYLE = {
     "grid.color": "#E0E0E0",
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "lines.markersize": 6,
 }
 
 

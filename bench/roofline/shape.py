@@ -8,7 +8,6 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Count
-from vllm_launch.model import Model
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "configs"
 BYTES_16 = 2
@@ -93,15 +92,6 @@ def load(model: str) -> ModelShape:
         remedy = f"give --model a config.json, a folder with one, or one of {', '.join(names())}"
         raise Problem("model", f"cannot read {path}: {getattr(error, 'strerror', None) or error}", remedy) from error
     return count(path.resolve().parent.name if path.name == "config.json" else path.stem, content)
-
-
-def of_model(model: Model) -> ModelShape | None:
-    """The shape of a result's model, by its name among the shipped configs; None if none has its name and KV cache."""
-    if model.name not in names():
-        return None
-    shape = load(model.name)
-    values_match = shape.full_values + shape.sliding_values == model.layers * 2 * model.kv_heads * model.head_dim
-    return shape if values_match and shape.window == model.sliding_window else None
 
 
 def count(name: str, content: dict) -> ModelShape:

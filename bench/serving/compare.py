@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from bench.accuracy.tables import answers
+from bench.accuracy.tables import NO_RECORD, answers, base_of, has_record, outcome
 from bench.record import noise
 from bench.report import provenance
 from bench.report.numbers import aligned, number, span, times, with_noise
@@ -141,7 +141,7 @@ def record(a: Side, b: Side) -> dict:
 
 def _why_no_speed(a: Side, b: Side) -> str | None:
     """Why no speeds are compared; None if they are."""
-    if missing := [name for name, side in (("A", a), ("B", b)) if not answers(side.row)]:
+    if missing := [name for name, side in (("A", a), ("B", b)) if not has_record(side.row)]:
         return f"no accuracy record of {' and '.join(missing)}"
     widened = [side.row.profile for side in (a, b) if tables.is_widened(side.row)]
     return f"{widened[0]} {tables.WIDENED}" if len(widened) == 1 else None
@@ -149,6 +149,7 @@ def _why_no_speed(a: Side, b: Side) -> str | None:
 
 def _described(side: Side) -> dict:
     source, resolved, agreement = side.result.provenance, side.row.resolved, side.row.accuracy
+    base = base_of(side.result.rows)
     warning = provenance.load_warning(source, highest_load(side.result))
     return {
         "file": side.file,
@@ -160,7 +161,8 @@ def _described(side: Side) -> dict:
         "git_dirty": source.git_dirty,
         "commit": provenance.commit(source, 10),
         "resolved": resolved.model_dump() | {"kv_cache": kv_dtype(resolved)} if resolved else None,
-        "accuracy": answers(side.row),
+        "accuracy": answers(side.row, base),
+        "outcome": outcome(side.row, base),
         "greedy": [match.model_dump() for match in side.row.greedy],
         "agreement": agreement.model_dump(mode="json") if agreement else None,
         "warnings": [warning] if warning else [],
@@ -233,10 +235,12 @@ def as_text(pair: dict, *, forced: bool) -> str:
 
 
 def _head(name: str, side: dict) -> list[str]:
+    agreement = side["agreement"]
+    kl = f"; KL {agreement['decode']['kl']['value']:.2g} nats a token" if agreement else ""
     return [
         f"{name}: {side['profile']} of {side['file']}",
         f"   {side['model']} on {side['machine']}, {side['created'][:10]}, commit {side['commit']}",
-        f"   answers: {side['accuracy'] or 'no record'}",
+        f"   answers: {side['accuracy'] or NO_RECORD}{kl}",
         *(f"   {line}" for line in side["warnings"]),
         *(
             f"   FAILED in step {failure['step']}: {' '.join(failure['message'].split())}"

@@ -6,7 +6,7 @@ from statistics import median
 
 from matplotlib.axes import Axes
 
-from bench.accuracy.plot import accuracy_panel, series_label
+from bench.accuracy.plot import accuracy_panel, series_labels
 from bench.report.figure import NUMBER, curves, frame, legend, save
 from bench.report.numbers import requests
 from bench.serving.result import ServingRow
@@ -35,12 +35,12 @@ def serving_plot(title: str, rows: Sequence[ServingRow], path: Path) -> None:
 def _decode_panel(panel: Axes, rows: Sequence[ServingRow], concurrency: int, output: int) -> None:
     """Median decode rate (tokens/s), a line per profile; bars show the range of the samples."""
     series = {
-        series_label(row): sorted(
+        label: sorted(
             (rate.context, median(rate.decode_tok_s), min(rate.decode_tok_s), max(rate.decode_tok_s))
             for rate in shown_rates(row)
             if (rate.concurrency, rate.output) == (concurrency, output)
         )
-        for row in rows
+        for label, row in zip(series_labels(rows), rows, strict=True)
     }
     curves(panel, f"decode, tokens/s; {requests(concurrency)}, {output} tokens out", series, {})
     panel.yaxis.set_major_formatter(NUMBER)

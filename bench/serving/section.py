@@ -8,15 +8,10 @@ from bench.accuracy import tables as answers
 from bench.report import markdown as md
 from bench.report import provenance
 from bench.report.document import Section
-from bench.roofline.prediction import why_not
 from bench.serving import tables
 from bench.serving.result import ServingResult, ServingRow
 
 CPU_NOTE = "A CPU shows capacity and accuracy, not FP8 speed: that takes a GPU."
-BYTES_NOTE = (
-    "By bytes: the limit of the ratio if both caches are read equally well and reading is all that takes time. A higher"
-    " measured ratio is not the smaller cache's doing alone."
-)
 
 
 def section(result: ServingResult) -> Section:
@@ -33,11 +28,7 @@ def section(result: ServingResult) -> Section:
             *answers.failed(result.rows),
         ],
         not_measured=missing(result),
-        details=[
-            *answers.details(result.rows),
-            *_rates(result, base),
-            *provenance.details(result.provenance, load),
-        ],
+        details=[*answers.details(result.rows), *_rates(result, base), *provenance.details(result.provenance, load)],
         glance=_glance(result, base),
         plot_title=_title(result),
         draw=partial(_draw, result) if has_plot else None,
@@ -61,21 +52,19 @@ def missing(result: ServingResult) -> list[str]:
 
 
 def _rates(result: ServingResult, base: ServingRow) -> list[str]:
-    """All rates that may be shown, and what bytes allow; empty without any."""
+    """All rates that may be shown; empty without any."""
     if not any(tables.shown_rates(row) for row in result.rows):
         return []
-    reason = why_not(result.model, result.provenance.machine.family)
     return [
         "## Rates",
-        tables.rate_table(result.rows, base, None if reason else result.model),
+        tables.rate_table(result.rows, base),
         "Median (slowest to fastest sample); decode and prefill sum over the requests at once.",
-        f"No roofline: {md.text(reason)}." if reason else BYTES_NOTE,
     ]
 
 
 def _glance(result: ServingResult, base: ServingRow) -> list[list[str]]:
     """A row for each profile with an accuracy record, but for the base where there is another."""
-    rows = [row for row in result.rows if answers.answers(row)]
+    rows = [row for row in result.rows if answers.has_record(row)]
     points = tables.page_points(rows)[-1:]
     lines = []
     for row in [row for row in rows if row is not base] or rows:

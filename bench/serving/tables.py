@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bench.accuracy.tables import FIRST_HEADERS, answers, first_cells, outcome
+from bench.accuracy.tables import FIRST_HEADERS, first_cells, has_record, outcome
 from bench.record import noise
 from bench.report import markdown as md
-from bench.report.numbers import number, ratio_cell, requests, times
-from bench.roofline.prediction import gain_by_bytes
+from bench.report.numbers import number, ratio_cell, requests
 from bench.servers.result import Start
 from bench.serving.result import Rate, ServingRow
-from vllm_launch.model import Model
 
 NOT_SHOWN = "not shown: no accuracy record"
 WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
@@ -43,7 +41,7 @@ def samples(rates: Sequence[Rate], field: str = "decode_tok_s") -> dict[Point, l
 
 def shown_rates(row: ServingRow) -> list[Rate]:
     """The rates that may be shown: none without an accuracy record."""
-    return row.rates if answers(row) else []
+    return row.rates if has_record(row) else []
 
 
 def ratios(row: ServingRow, base: ServingRow) -> dict[Point, noise.Ratio]:
@@ -106,21 +104,18 @@ def _start_cell(row: ServingRow) -> str:
     return " / ".join(number(median(values)) if values else "-" for values in seconds)
 
 
-def rate_table(rows: Sequence[ServingRow], base: ServingRow, model: Model | None) -> str:
-    """All rates that may be shown: medians, with the slowest and the fastest sample. model: None without a roofline."""
+def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> str:
+    """All rates that may be shown: medians, with the slowest and the fastest sample."""
     headers = ["profile", "answers", "context (depth + prompt)", "output", "requests", "samples", "decode, tokens/s"]
-    headers += [f"over {base.profile}", *(["by bytes"] if model else []), "prefill, tokens/s", "first token, ms"]
+    headers += [f"over {base.profile}", "prefill, tokens/s", "first token, ms"]
     lines = []
     for row in rows:
         compared = ratios(row, base)
         for rate in sorted(shown_rates(row), key=lambda rate: (rate.concurrency, rate.output, rate.context)):
-            ratio, limit = compared.get(point(rate)), None
-            if model and ratio and row.resolved and base.resolved:
-                limit = gain_by_bytes(model, row.resolved, base.resolved, rate.context, rate.concurrency)
-            line = [md.text(row.profile), md.verdict(outcome(row))]
+            ratio = compared.get(point(rate))
+            line = [md.text(row.profile), md.verdict(outcome(row, base))]
             line += [f"{rate.context:,} ({rate.depth:,} + {rate.prompt:,})", str(rate.output), str(rate.concurrency)]
             line += [str(len(rate.decode_tok_s)), _spread(rate.decode_tok_s), ratio_cell(ratio) if ratio else "-"]
-            line += [times(limit) if limit else "not counted" if ratio else "-"] if model else []
             lines.append([*line, _spread(rate.prefill_tok_s), _spread(rate.first_token_ms)])
     return md.table(headers, lines)
 

@@ -6,15 +6,12 @@ import pytest
 
 from bench.accuracy import plot, section, tables
 from bench.accuracy.result import AccuracyResult, AccuracyRow
+from bench.report import document
 from bench.servers.result import Failure
 from kernels_tests.bench.report.reading import error_lines, row
 from kernels_tests.bench.report.reading import tables as tables_of
-from kernels_tests.bench.samples import a_match, a_record, a_result, a_row, a_sink_check
+from kernels_tests.bench.samples import NOT_RUN, a_match, a_record, a_result, a_row, a_sink_check
 
-NOT_RUN = a_sink_check(
-    status="not run", reason="transformers in FP32 needs 491.0 GiB | 22.0 GiB free", mean_abs_delta={}
-)
-SINKS_FAILED = a_sink_check(status="FAILED")
 LATER = datetime(2026, 7, 9, 8, 0, tzinfo=UTC)
 MEAN = "mean |Δ log p|"
 
@@ -37,6 +34,7 @@ def rows(**of_fp8):
             {"accuracy": a_record(sinks=a_sink_check(status="FAILED"))},
             "FAILED: greedy 3 x 32/32, gates 5/5, sinks FAILED",
         ),
+        ({"accuracy": a_record(sinks=NOT_RUN), "greedy": []}, "pass: gates 5/5, sinks not run, mean"),
         ({"accuracy": a_record(judged_at=LATER), "greedy": []}, "pass: gates 5/5, mean |Δ log p| 0.100, judged after"),
         ({"accuracy": a_record(0.006, 0.02, reference="fp8"), "greedy": []}, "reference: gates 5/5"),
         ({"accuracy": a_record(0.3, reference="fp8"), "greedy": []}, "FAILED: gates 0/5, mean |Δ log p| 0.300"),
@@ -45,8 +43,47 @@ def rows(**of_fp8):
 )
 def test_the_record_in_a_few_words(changes, expected):
     profile = a_row("fp8", "fp8", **changes)
-    assert str(tables.answers(profile)).startswith(expected)
+    assert str(tables.answers(profile, a_row())).startswith(expected)
     assert tables.first_cells(profile, a_row())[1].startswith("**FAILED") is expected.startswith("FAILED")
+
+
+def glance_answers(*rows) -> list[str]:
+    return [line[2] for line in section.section(an_accuracy_result(*rows)).glance]
+
+
+def test_the_record_at_a_glance():
+    judged_later, not_run = a_record(judged_at=LATER), a_record(sinks=NOT_RUN)
+    profiles = [a_row(name, "fp8", accuracy=record) for name, record in (("a", judged_later), ("b", not_run))]
+    assert glance_answers(a_row(), *profiles, a_row("c", "fp8"), a_row("d", "fp8", greedy=[a_match(passed=False)])) == [
+        r"pass, mean \|Δ log p\| 0.100, judged 2026-07-09",
+        r"pass, sinks not run, mean \|Δ log p\| 0.100",
+        "pass: greedy 3 x 32/32",
+        "**FAILED: greedy 3/32**",
+    ]
+
+
+@pytest.mark.parametrize("record", [a_record(), a_record(0.3), None])
+def test_nothing_passes_against_a_reference_that_fails_its_own_gates(tmp_path, record):
+    base, profile = a_row(accuracy=a_record(0.3)), a_row("fp8", "fp8", accuracy=record)
+    assert tables.outcome(profile, base) == tables.outcome(base, base) == "FAILED"
+    assert tables.answers(base, base).startswith("FAILED: gates 0/5")
+    of_kind = section.section(an_accuracy_result(base, profile))
+    assert row("\n\n".join(of_kind.page), "fp8")["answers"] == f"**{tables.REFERENCE_FAILED}**"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{document.GLANCE_START}\n{document.GLANCE_END}\n")
+    document.write_glance([of_kind], readme, tmp_path)
+    (cells,) = tables_of(readme.read_text())[0]
+    assert cells["answers"] == f"**{tables.REFERENCE_FAILED}**"
+
+
+def test_a_failed_profile_that_is_not_the_reference_fails_alone():
+    other = a_row("fp8-skip-sliding", "fp8", accuracy=a_record(0.3))
+    assert tables.outcome(a_row("fp8", "fp8"), other) == "pass"
+
+
+def test_a_sink_check_that_did_not_run_is_not_measured():
+    rows = [a_row(), a_row("fp8", "fp8", accuracy=a_record(sinks=NOT_RUN))]
+    assert section.section(an_accuracy_result(*rows)).not_measured == [f"fp8: sink check ({NOT_RUN.reason})"]
 
 
 def test_every_failure_is_listed_once():
@@ -113,7 +150,7 @@ def an_accuracy_result(*rows) -> AccuracyResult:
 def test_an_accuracy_result_has_its_section_without_any_speed():
     of_kind = section.section(an_accuracy_result(*rows()))
     text = "\n\n".join([*of_kind.page, *of_kind.details])
-    assert row(text, "fp8")["answers"] == tables.answers(rows()[1])
+    assert row(text, "fp8")["answers"] == tables.answers(rows()[1], rows()[0])
     assert row(text, "fp8")["KV capacity, tokens"] == "1,342,177 (2.00x)"
     assert row(text, "baseline")["KV capacity, tokens"] == "671,088"
     assert "tokens/s" not in text and "start" not in text and of_kind.on_cpu and of_kind.not_measured == []
@@ -147,7 +184,7 @@ def test_the_plot_shows_each_record_with_its_interval_and_gate(monkeypatch, tmp_
     profiles = [*rows(), a_row("fp8-skip-sliding", "fp8")]
     panel = drawn(profiles, monkeypatch, tmp_path)
     series = error_lines(panel)
-    assert list(series) == [f"{each.profile} ({tables.answers(each)})" for each in profiles[:2]]
+    assert list(series) == [f"{each.profile} ({tables.answers(each, profiles[0])})" for each in profiles[:2]]
     assert series[list(series)[1]] == [
         pytest.approx((context, mean, 0.9 * mean, 1.1 * mean))
         for context, mean in ((128, 0.1), (1024, 0.11), (3960, 0.12))

@@ -14,8 +14,6 @@ from bench.roofline import plot as roofline_plot
 from bench.roofline import prediction as roofline
 from bench.roofline import shape
 from flashinfer_patches.errors import EXIT_CODES
-from vllm_launch.model import Model
-from vllm_launch.resolved import Resolved
 
 H200, SPARK = 4.3e12, 273e9  # bytes/s
 BATCHES = (1, 8, 32, 128)
@@ -48,19 +46,6 @@ def differences(model_shape: shape.ModelShape) -> list[str]:
                         f"{bandwidth:g} B/s, {context}, batch {batch}, {kv_format}: {tokens_s} is not {printed}"
                     )
     return mismatches
-
-
-def a_model(**changes) -> Model:
-    described = {"name": "gpt-oss-120b", "path": "", "architecture": "GptOssForCausalLM", "model_type": "gpt_oss"}
-    sizes = {"layers": 36, "query_heads": 64, "kv_heads": 8, "head_dim": 64, "sliding_window": 128}
-    limits = {"max_positions": 131072, "weight_bytes": 0, "has_sinks": True}
-    return Model(**described | sizes | limits | changes)
-
-
-def a_resolved(kv_cache_dtype: str, kv_skip_layers: tuple[str, ...] = (), model_dtype="bfloat16") -> Resolved:
-    return Resolved.model_construct(
-        kv_cache_dtype=kv_cache_dtype, kv_skip_layers=list(kv_skip_layers), model_dtype=model_dtype
-    )
 
 
 def run(*words: str):
@@ -134,36 +119,6 @@ def test_pays_from_looks_at_every_context():
     paying = [c for c in range(1, 3001) if roofline.gain(truncated, "fp8", c, 1) >= 1.01]
     assert roofline.pays_from(truncated, "fp8", 1.01, 1) == paying[0]
     assert roofline.pays_from(truncated, "fp8", 1.05, 1) is None
-
-
-@pytest.mark.parametrize(
-    ("resolved", "kv_format"),
-    [
-        (a_resolved("auto"), "bf16"),
-        (a_resolved("auto", model_dtype="float16"), "bf16"),
-        (a_resolved("fp8"), "fp8"),
-        (a_resolved("fp8_e5m2"), "fp8"),
-        (a_resolved("fp8", ("sliding_window",)), "fp8-skip-sliding"),
-    ],
-)
-def test_predicts_beside_a_measurement(resolved, kv_format):
-    point = roofline.predict_measured(a_model(), resolved, 32 * K, 8, H200)
-    assert point == roofline.predict(LARGE, kv_format, 32 * K, 8, H200)
-    assert point.step_s == pytest.approx((point.weight_bytes + point.kv_bytes) / H200)
-
-
-@pytest.mark.parametrize(
-    ("model", "resolved"),
-    [
-        (a_model(name="tiny_gpt_oss"), a_resolved("auto")),
-        (a_model(layers=24), a_resolved("auto")),
-        (a_model(sliding_window=None), a_resolved("auto")),
-        (a_model(), a_resolved("auto", model_dtype="float32")),
-        (a_model(), a_resolved("fp8", ("0", "1"))),
-    ],
-)
-def test_predicts_nothing_it_does_not_know(model, resolved):
-    assert roofline.predict_measured(model, resolved, 2048, 1, H200) is None
 
 
 @pytest.mark.parametrize("content", [None, "{", "\xff"])
@@ -256,29 +211,3 @@ def test_a_plot_that_cannot_be_written_is_a_problem(tmp_path):
     result = run("--model", "gpt-oss-20b", "--bandwidth", "1TB/s", "--plot", str(tmp_path / "absent" / "plot.png"))
     assert result.exit_code == EXIT_CODES["disk"]
     assert "remedy" in result.stderr
-
-
-def test_a_gain_by_bytes_is_over_the_base_profile():
-    model, base = a_model(), a_resolved("auto")
-    for kv_format, resolved in (
-        ("fp8", a_resolved("fp8")),
-        ("fp8-skip-sliding", a_resolved("fp8", ("sliding_window",))),
-    ):
-        expected = pytest.approx(roofline.gain(LARGE, kv_format, 32 * K, 8))
-        assert roofline.gain_by_bytes(model, resolved, base, 32 * K, 8) == expected
-    assert roofline.gain_by_bytes(model, a_resolved("bfloat16"), base, 2048, 1) == 1
-    assert roofline.gain_by_bytes(model, a_resolved("fp8", ("0",)), base, 2048, 1) is None
-
-
-@pytest.mark.parametrize(
-    ("model", "family", "reason"),
-    [
-        (a_model(weight_bytes=65e9), "sm90", None),
-        (a_model(weight_bytes=65e9), "cpu", "CPU"),
-        (a_model(name="tiny_gpt_oss", weight_bytes=12_107_816), "sm90", "12.1 MB"),
-        (a_model(weight_bytes=65e9, layers=35), "sm90", "not counted"),
-    ],
-)
-def test_the_reason_for_no_roofline(model, family, reason):
-    assert (reason is None) == (roofline.why_not(model, family) is None)
-    assert (reason or "") in (roofline.why_not(model, family) or "")

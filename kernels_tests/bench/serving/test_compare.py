@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from bench import kinds
 from bench.accuracy.result import AccuracyResult, AccuracyRow
+from bench.accuracy.tables import REFERENCE_FAILED
 from bench.cli import bench
 from bench.record.files import write
 from bench.record.noise import verdict
@@ -19,7 +20,7 @@ from bench.servers.result import Failure
 from bench.serving import compare, tables
 from bench.serving.result import Rate, ServingResult
 from flashinfer_patches.errors import EXIT_CODES, Problem
-from kernels_tests.bench.samples import a_match, a_rate, a_record, a_resolved, a_result, a_row, two_profiles
+from kernels_tests.bench.samples import NOT_RUN, a_match, a_rate, a_record, a_resolved, a_result, a_row, two_profiles
 from vllm_launch.redaction import REPO
 
 KEPT_RESULT = REPO / "results" / "serving-20261129-171447.json"
@@ -187,8 +188,10 @@ def test_speed_without_accuracy_is_not_shown(tmp_path, flipped):
 def test_accuracy_stands_beside(tmp_path):
     (path,) = saved(tmp_path, with_secret_speed(greedy=[a_match(passed=False)]))
     text, side = compared(*profiles(path)), loads(*profiles(path))["pairs"][0]["b"]
-    assert "answers: reference: gates 5/5, mean |Δ log p| 0.006\n" in text and "answers: FAILED: greedy 3/32\n" in text
-    assert (side["accuracy"], side["greedy"][0]["matched"]) == ("FAILED: greedy 3/32", 3)
+    assert "answers: reference: gates 5/5, mean |Δ log p| 0.006; KL 0.00042 nats a token\n" in text
+    assert "answers: FAILED: greedy 3/32\n" in text
+    assert (side["accuracy"], side["outcome"]) == ("FAILED: greedy 3/32", "FAILED")
+    assert side["greedy"][0]["matched"] == 3
 
 
 @pytest.mark.parametrize(
@@ -201,13 +204,23 @@ def test_accuracy_stands_beside(tmp_path):
             {"judged_at": datetime(2026, 7, 9, tzinfo=UTC)},
             "pass: gates 5/5, mean |Δ log p| 0.100, judged after the run, 2026-07-09",
         ),
+        ({"sinks": NOT_RUN}, "pass: gates 5/5, sinks not run, mean |Δ log p| 0.100"),
     ],
 )
 def test_log_probabilities_stand_beside_and_are_a_record(tmp_path, record, outcome):
     (path,) = saved(tmp_path, with_secret_speed(accuracy=a_record(**record)))
     text, side = compared(*profiles(path)), loads(*profiles(path))["pairs"][0]["b"]
-    assert "7,654" in text and f"answers: {outcome}\n" in text
-    assert side["accuracy"] == outcome and side["agreement"]["decode"]["kl"]["value"] == pytest.approx(0.007)
+    assert "7,654" in text and f"answers: {outcome}; KL 0.007 nats a token\n" in text
+    assert (side["accuracy"], side["outcome"]) == (outcome, outcome.partition(":")[0])
+    assert side["agreement"]["decode"]["kl"]["value"] == pytest.approx(0.007)
+
+
+def test_nothing_passes_against_a_reference_that_fails_its_own_gates(tmp_path):
+    result = a_result(a_row(accuracy=a_record(0.3)), a_row("fp8", "fp8", accuracy=a_record()))
+    (path,) = saved(tmp_path, result)
+    (pair,) = loads(*profiles(path))["pairs"]
+    assert [pair[side]["outcome"] for side in "ab"] == ["FAILED", "FAILED"]
+    assert f"answers: {REFERENCE_FAILED}; KL" in compared(*profiles(path))
 
 
 def test_a_busy_machine_is_warned_about_on_both_sides(tmp_path):
