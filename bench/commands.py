@@ -49,7 +49,7 @@ def keep_command(run, folder):
         folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{result.kind}-{result.id}.json"
     if target.exists() and _identity(kinds.read(target)) != _identity(result):
-        message = f"{target} is of another run of this id"
+        message = f"{target} holds another run with the same id"
         raise Problem("file", message, "name another folder with --results, or rename that file first")
     text = kinds.file_of(run).read_text(encoding="utf-8")
     with writing(folder, remedy):

@@ -69,7 +69,7 @@ def kernels_command(write_report, kernels, shapes, run_dir, resume, dry_run, as_
     result = execute_run(
         folder,
         request,
-        lambda status, report: run.execute(replace(resolved, status=status, report=report), command),
+        lambda status, print_line: run.execute(replace(resolved, status=status, print_line=print_line), command),
         write_report,
     )
     if as_json:

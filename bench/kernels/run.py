@@ -87,7 +87,7 @@ def _prepare(run: KernelsRun, command: list[str], wiped: int) -> Preparation:
             raise Problem("software", reason, "install its dependencies: make setup DEVICE=gpu") from error
     skipped = _skipped_vllm(run)
     ceiling = _read_ceiling(run)
-    run.report(f"{source.machine.name}, read ceiling {ceiling / 1e12:.3f} TB/s")
+    run.print_line(f"{source.machine.name}, read ceiling {ceiling / 1e12:.3f} TB/s")
     return Preparation(
         provenance=source,
         read_ceiling_bytes_per_s=ceiling,
@@ -129,7 +129,7 @@ def _skipped_vllm(run: KernelsRun) -> list[Skipped]:
             reason = redaction.redact(" ".join(reason.split()))[: measure.MESSAGE_CHARACTERS]
             if run.kernels_named:
                 raise no_vllm(kernel, reason)
-            run.report(f"{kernel} is skipped: {reason}")
+            run.print_line(f"{kernel} is skipped: {reason}")
             skipped.append(Skipped(kernel=kernel.name, kv_format=kernel.kv_format, shape=None, reason=reason))
     return skipped
 

@@ -22,9 +22,9 @@ def execute_run(
     what run_folder.opened() does. Prints how to resume a run that did not finish.
     """
     result = None
-    with signals_as_exit(), run_folder.opened(folder, request), progress() as (status, report):
+    with signals_as_exit(), run_folder.opened(folder, request), progress() as (status, print_line):
         try:
-            result = execute(status, report)
+            result = execute(status, print_line)
         finally:
             if (folder / "result.json").exists():
                 _print(f"result: {folder / 'result.json'}\nreport: {write_report(folder)}")

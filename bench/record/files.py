@@ -23,7 +23,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 @contextmanager
-def writing(folder: Path, remedy: str = "choose another --run-dir, or mend its rights") -> Iterator[None]:
+def writing(folder: Path, remedy: str = "choose another --run-dir, or make it writable") -> Iterator[None]:
     """Raise any OSError of the block, which writes into `folder`, as Problem("disk")."""
     try:
         yield

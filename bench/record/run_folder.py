@@ -126,7 +126,7 @@ def cached_files(cache: Path) -> list[Path]:
 
 def _check_lock(lock: Path) -> None:
     if not locking.is_free_to_take(lock):
-        message = f"{lock} holds something else than a lock of ours, and would be overwritten"
+        message = f"{lock} is not a lock file of ours; a run would overwrite it"
         raise Problem("file", message, "choose another --run-dir, or move that file away")
 
 

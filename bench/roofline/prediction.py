@@ -80,7 +80,7 @@ def gain_by_bytes(model: Model, resolved: Resolved, base: Resolved, context: int
 
 
 def why_not(model: Model, machine_family: str) -> str | None:
-    """Why bytes say nothing of a measured decode rate; None where they do."""
+    """Return why bytes do not limit the decode rate; None if they do."""
     if machine_family == "cpu":
         return "on a CPU arithmetic, not the bytes of the KV cache, limits the decode rate"
     if model.weight_bytes < SMALL_WEIGHTS:

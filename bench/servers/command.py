@@ -72,7 +72,7 @@ def run_profiles(
     return execute_run(
         folder,
         request,
-        lambda status, report: execute(replace(run, status=status, report=report), command=command),
+        lambda status, print_line: execute(replace(run, status=status, print_line=print_line), command=command),
         write_report,
     )
 

@@ -34,7 +34,10 @@ R = TypeVar("R", bound=Strict)
 
 @dataclass(frozen=True)
 class Entry:
-    """A profile of a run. plan: of a warm start; each start has a plan of its own, with another port and nonce."""
+    """A profile of a run.
+
+    plan: for dry run, preflight and digest; each start plans anew, with its own port and nonce.
+    """
 
     profile: Profile
     thresholds: Thresholds
@@ -48,9 +51,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, resolved. entries: in the order of the request; reference: what they are compared with, maybe one of them.
+    """A run, resolved. entries: in the order of the request.
 
-    status: show what is going on; report: print a finished step.
+    reference: the profile that answers are compared with; may be one of entries. status: show the current step;
+    print_line: print a finished one.
     """
 
     folder: Path
@@ -59,7 +63,7 @@ class Run:
     entries: list[Entry]
     reference: Entry
     status: Callable[[str], None] = print
-    report: Callable[[str], None] = print
+    print_line: Callable[[str], None] = print
 
     def is_reference(self, entry: Entry) -> bool:
         return entry.name == self.reference.name
@@ -167,14 +171,14 @@ def execute(
         try:
             write_result()
         except Problem as problem:  # the measurement's own error is the one to raise
-            run.report(f"the result could not be written: {problem.message}")
+            run.print_line(f"the result could not be written: {problem.message}")
         raise
     return write_result()
 
 
 @contextmanager
 def in_step(name: str) -> Iterator[None]:
-    """Note on an error of the block in which step of a run it arose; the innermost counts."""
+    """Set `error.step` to `name` on an exception of the block, unless an inner block has set it."""
     try:
         yield
     except Exception as error:
@@ -186,7 +190,7 @@ def _warn_of_load(run: Run, plan: Plan) -> None:
     load, cores = provenance.load_average(), plan.machine.cores
     # The average alone also counts what has just ended, such as a set-up.
     if load > cores / 2 and psutil.cpu_percent(BUSY_S) > MAX_BUSY:
-        run.report(
+        run.print_line(
             f"warning: load average {load:.1f} on {cores} cores: other programs disturb what is measured;"
             " end them, then run this again"
         )

@@ -65,11 +65,11 @@ def serve(
                 load_average=load_before,
                 cached_files=len(run_folder.cached_files(Path(plan.cache_root))),
             )
-            run.report(f"{entry.name}: first token {first_token_s:.2f} s after the {cache} start")
+            run.print_line(f"{entry.name}: first token {first_token_s:.2f} s after the {cache} start")
             return ReadyStart(start=start, requested=requested(plan), resolved=running.resolved, wiped=wiped)
 
         with server.running(plan, entry.folder, status_of(run, entry)) as running:
-            run.report(f"{entry.name}: {cache} start {running.start_s:.1f} s")
+            run.print_line(f"{entry.name}: {cache} start {running.start_s:.1f} s")
             first = step(entry.folder / f"{cache}.json", ReadyStart, lambda: first_request(running))
             _check_resolved(first.resolved, running.resolved, f"{entry.name}'s first {cache} start")
             yield running

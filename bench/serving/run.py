@@ -44,7 +44,7 @@ def _measure(run: Run, book_url: str, entry: Entry) -> None:
     if not (entry.folder / "cold.json").exists():
         with serve(run, entry, "cold") as running:
             if _caches_nothing(entry):
-                run.report(f"{entry.name}: nothing was cached: a warm start would be a cold one")
+                run.print_line(f"{entry.name}: the cold start cached nothing: measuring this server, no warm start")
                 _measure_warm(run, book_url, entry, running)
     if not accuracy.is_scored(entry):
         with serve(run, entry, "scored", accuracy.forcer()) as running:
@@ -92,7 +92,7 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> No
                 list[Rate],
                 lambda depth=depth: benchy.measure(running, grid, depth, entry.folder, book_url, count_request),
             )
-        run.report(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
+        run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
 
 
 def _row(run: Run, entry: Entry, failure: Failure | None) -> ServingRow:

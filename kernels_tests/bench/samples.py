@@ -120,7 +120,7 @@ def a_record(delta=0.1, bound: float | None = 0.125, contexts=(128, 1024, 3960),
 
 
 def a_row(profile="baseline", kv="auto", **changes) -> ServingRow:
-    """With a 16-bit cache the reference, asked again; with FP8 its greedy answers alone."""
+    """With a 16-bit cache the reference, scored again; with FP8 its greedy answers alone."""
     row = ServingRow(
         profile=profile,
         description="FP8 E4M3 KV cache in every layer" if kv == "fp8" else "BF16 KV cache",

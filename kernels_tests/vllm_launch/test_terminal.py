@@ -34,7 +34,7 @@ def test_a_signal_exits_through_finally_blocks(number):
 
 
 def test_refuse_shows_every_problem_and_exits_with_the_code_of_the_first(capsys):
-    first, last = Problem("file", "first", "mend it"), Problem("memory", "last", "free some")
+    first, last = Problem("file", "first", "rename it"), Problem("memory", "last", "free some")
     code = first.exit_code
     assert code != last.exit_code
     with pytest.raises(Problem) as caught:
