@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch
 from bench.record.envelope import SCHEMA_VERSION
-from bench.servers.result import Failure, Requested, Start
+from bench.servers.result import FailedStep, Requested, Start
 from flashinfer_patches.strict import Strict
 from vllm_launch.model import Model
 from vllm_launch.provenance import Provenance
@@ -23,7 +23,7 @@ class AccuracyRow(Strict):
     starts: list[Start] = Field(default_factory=list)
     greedy: list[GreedyMatch]
     accuracy: AccuracyRecord | None = None
-    failures: list[Failure]
+    failures: list[FailedStep]
 
 
 class AccuracyResult(Strict):

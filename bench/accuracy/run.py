@@ -17,7 +17,7 @@ from bench.accuracy.texts import Text, texts_of
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch, SinkCheck
 from bench.record.steps import load, step
 from bench.servers import run as runs
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import row_settings, serve, status_of
 from vllm_launch.model import Model
@@ -29,8 +29,8 @@ GREEDY, SCORES, REPEATED, SINKS = "greedy.json", "scores.json.gz", "scores-again
 
 
 def execute(run: Run, command: list[str]) -> AccuracyResult:
-    """Take and judge the answers of a run's profiles, without any speed. Writes and raises as runs.execute."""
-    return runs.execute(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
+    """Take and judge the answers of a run's profiles, without any speed. Writes and raises as runs.measure_entries."""
+    return runs.measure_entries(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
 
 
 def forcer() -> dict[str, Argument]:
@@ -156,7 +156,7 @@ def _exact(run: Run, model: Model, checked: list[Text]) -> dict[str, list[float]
     return step(run.folder / f"transformers-{key}.json", dict[str, list[float]], action)
 
 
-def _row(run: Run, entry: Entry, failure: Failure | None) -> AccuracyRow:
+def _row(run: Run, entry: Entry, failure: FailedStep | None) -> AccuracyRow:
     return AccuracyRow(
         profile=entry.name,
         description=entry.profile.description,

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from bench.record import run_folder
 from flashinfer_patches.strict import Strict
-from vllm_launch.terminal import Print, progress, signals_as_exit, talk
+from vllm_launch.terminal import Print, console, progress, signals_as_exit
 
 R = TypeVar("R", bound=Strict)
 
 
-def execute_run(
+def run_in_folder(
     folder: Path, request: Strict, execute: Callable[[Print, Print], R], write_report: Callable[[Path], Path]
 ) -> R:
     """Execute a run in its own folder, then write its report and print where both are.
@@ -34,4 +34,4 @@ def execute_run(
 
 
 def _print(text: str) -> None:
-    talk.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import click
 
 from bench.record import run_folder
-from bench.record.command import execute_run
+from bench.record.command import run_in_folder
 from bench.record.run_folder import Request
 from bench.servers import run as runs
 from bench.servers.run import Run
@@ -19,7 +19,7 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch import arguments, profile, redaction
 from vllm_launch import plan as plans
-from vllm_launch.terminal import refuse
+from vllm_launch.terminal import exit_on_problems
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -65,11 +65,11 @@ def run_profiles(
     if dry_run:
         for entry in run.entries:
             click.echo(plans.as_shell(entry.plan))
-    refuse(problems(run))
+    exit_on_problems(problems(run))
     if dry_run:
         return None
     command = ["fp8-sinks", *sys.argv[1:]]
-    return execute_run(
+    return run_in_folder(
         folder,
         request,
         lambda status, print_line: execute(replace(run, status=status, print_line=print_line), command=command),

@@ -15,7 +15,7 @@ from bench.record.files import write, writing
 from bench.record.run_folder import Request
 from bench.record.steps import step
 from bench.servers import digest
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from bench.suite import Suite, Thresholds
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
@@ -129,12 +129,12 @@ def problems(run: Run) -> list[Problem]:
     return list(by_message.values())
 
 
-def execute(
+def measure_entries(
     run: Run,
     command: list[str],
     kind: type[R],
     measure: Callable[[Entry], None],
-    row: Callable[[Entry, Failure | None], Strict],
+    row: Callable[[Entry, FailedStep | None], Strict],
 ) -> R:
     """Measure the entries of a run one after the other; write `kind` with a `row` of each to run.folder/result.json.
 
@@ -145,7 +145,7 @@ def execute(
     plan = run.entries[0].plan
     _warn_of_load(run, plan)
     source = step(run.folder / PROVENANCE, Provenance, lambda: provenance.collect(plan.machine, command, plan))
-    failures: dict[str, Failure] = {}
+    failures: dict[str, FailedStep] = {}
 
     def write_result() -> R:
         result = kind(
@@ -165,7 +165,7 @@ def execute(
             except Exception as error:
                 message = getattr(error, "message", f"{type(error).__name__}: {error}")
                 step_name = getattr(error, "step", "preparation")
-                failures[entry.name] = Failure(step=step_name, message=redaction.redact(message))
+                failures[entry.name] = FailedStep(step=step_name, message=redaction.redact(message))
                 raise
     except BaseException:
         try:

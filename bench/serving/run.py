@@ -11,7 +11,7 @@ from bench.accuracy import run as accuracy
 from bench.accuracy.greedy import Answer
 from bench.record.steps import load, step
 from bench.servers import run as runs
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import ready_starts, row_settings, serve
 from bench.serving import benchy
@@ -31,7 +31,7 @@ def problems(run: Run) -> list[Problem]:
 def execute(run: Run, command: list[str]) -> ServingResult:
     """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     with benchy.book_server() as book_url:
-        return runs.execute(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+        return runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
 
 
 def requests_per_profile(grid: Grid) -> int:
@@ -95,7 +95,7 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> No
         run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
 
 
-def _row(run: Run, entry: Entry, failure: Failure | None) -> ServingRow:
+def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
     """A row of the steps that the profile's folder has by now."""
     cold, greedy_path = ready_starts(entry).get("cold"), entry.folder / accuracy.GREEDY
     answers = load(greedy_path, list[Answer]) if greedy_path.exists() else []
