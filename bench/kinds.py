@@ -31,8 +31,7 @@ KINDS = {
 }
 Result = Union[tuple(kind.model for kind in KINDS.values())]  # noqa: UP007
 RESULT = TypeAdapter(Annotated[Result, Field(discriminator="kind")])
-# Fields that results of schema 1 have and no reader uses any more, by kind.
-REMOVED = {"kernels": ("tolerance",)}
+REASONS = {"value_error": "contradicts itself", "json_invalid": "is not JSON"}  # by the type of a validation error
 
 
 def sections(paths: Sequence[Path]) -> list[Section]:
@@ -51,30 +50,20 @@ def read(path: Path) -> Result:
     if path.is_dir():
         raise Problem("file", f"{path} has no result.json", remedy)
     try:
-        return RESULT.validate_json(json.dumps(migrate(json.loads(path.read_bytes()))))
+        return RESULT.validate_json(path.read_bytes())
     except OSError as error:
         raise Problem("file", f"cannot read {path}: {error.strerror}", remedy) from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
-        contradiction = first["type"] == "value_error"
-        reason = "contradicts itself" if contradiction else f"is not a result of schema {SCHEMA_VERSION}"
+        reason = REASONS.get(first["type"], f"is not a result of schema {SCHEMA_VERSION}")
         message = f"{path} {reason}: {field}: {first['msg'].removeprefix('Value error, ')}"
         raise Problem("file", message, UNREADABLE_REMEDY) from error
-    except ValueError as error:
-        raise Problem("file", f"{path} is not JSON: {error}", UNREADABLE_REMEDY) from error
 
 
 UNREADABLE_REMEDY = (
     "it may be half-written, edited or from another version; run the bench again, with --resume to keep its steps"
 )
-
-
-def migrate(content: Any) -> Any:
-    """The content of a result file of an earlier version, as the models read it today."""
-    if not isinstance(content, dict):
-        return content
-    return {key: value for key, value in content.items() if key not in REMOVED.get(str(content.get("kind")), ())}
 
 
 def file_of(path: Path) -> Path:

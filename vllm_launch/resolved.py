@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import model_validator
-
-from flashinfer_patches.strict import Strict
+from flashinfer_patches.strict import Record
 
 SUPPORTED_VERSIONS = ("0.26.0", "0.32.0", "0.33.0")
-RETIRED = ("max_concurrency", "kv_cache_gib", "weights_gib")  # fields of older results
 
 
-class Resolved(Strict):
+class Resolved(Record):
     """The settings that one server chose. None: this version or platform does not log it.
 
     device: "cuda" or "cpu". model_dtype: the dtype of activations, for example "bfloat16".
@@ -38,6 +35,8 @@ class Resolved(Strict):
     model_dtype.
     """
 
+    RETIRED = ("max_concurrency", "kv_cache_gib", "weights_gib")
+
     vllm_version: str
     device: str
     model_dtype: str
@@ -53,11 +52,6 @@ class Resolved(Strict):
     cuda_graphs: str
     cpu_cache_writer: bool
     cpu_attention: Literal["native", "widened"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_retired_fields(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if name not in RETIRED} if isinstance(data, dict) else data
 
 
 Records = list[tuple[str, str]]

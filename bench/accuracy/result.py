@@ -7,13 +7,13 @@ from pydantic import Field
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch
 from bench.record.envelope import SCHEMA_VERSION
 from bench.servers.result import FailedStep, Requested, Start
-from flashinfer_patches.strict import Strict
+from flashinfer_patches.strict import Record, Strict
 from vllm_launch.model import Model
 from vllm_launch.provenance import Provenance
 from vllm_launch.resolved import Resolved
 
 
-class AccuracyRow(Strict):
+class AccuracyRow(Record):
     """A profile's answers; what was not measured is absent, and the reason is in `failures`."""
 
     profile: str

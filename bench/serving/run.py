@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from bench.accuracy import run as accuracy
-from bench.accuracy.greedy import Answer
 from bench.record.steps import load, step
 from bench.servers import run as runs
 from bench.servers.result import FailedStep
@@ -97,14 +96,12 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> No
 
 def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
     """A row of the steps that the profile's folder has by now."""
-    cold, greedy_path = ready_starts(entry).get("cold"), entry.folder / accuracy.GREEDY
-    answers = load(greedy_path, list[Answer]) if greedy_path.exists() else []
+    cold = ready_starts(entry).get("cold")
     return ServingRow(
         profile=entry.name,
         description=entry.profile.description,
         **row_settings(entry),
         wiped=cold.wiped if cold else None,
-        completion=answers[0].text if answers else None,
         rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),

@@ -141,7 +141,6 @@ def a_row(profile="baseline", kv="auto", **changes) -> ServingRow:
             Start(cache="cold", start_s=21.42, first_token_s=0.312),
             Start(cache="warm", start_s=20.87, first_token_s=0.187),
         ],
-        completion=TEXT,
         rates=[a_rate(0), a_rate(1024)],
         greedy=[a_match()] * 3 if kv == "fp8" else [],
         accuracy=a_record(0.006, 0.02, reference=profile) if kv == "auto" else None,
