@@ -1,33 +1,40 @@
-"""The kinds of results: how each is read and reported. `python -m bench.kinds` prints the JSON schema of them all."""
+"""The kinds of benches: command, result and report of each. `python -m bench.kinds` prints the results' JSON schema."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
+import click
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.accuracy import section as accuracy
+from bench.accuracy.command import accuracy_command
 from bench.accuracy.result import AccuracyResult
 from bench.kernels import section as kernels
+from bench.kernels.command import kernels_command
 from bench.kernels.result import KernelsResult
 from bench.record.envelope import SCHEMA_VERSION
 from bench.record.run_folder import REQUEST
 from bench.report.document import Section
 from bench.serving import section as serving
+from bench.serving.command import serving_command
 from bench.serving.result import ServingResult
 from flashinfer_patches.errors import Problem
 
 
 class Kind(NamedTuple):
+    """A kind of bench. model: of its results. section: a result's part of a report. command: `fp8-sinks bench KIND`."""
+
     model: type
     section: Callable[[Any], Section]
+    command: click.Command
 
 
 KINDS = {
-    "serving": Kind(ServingResult, serving.section),
-    "accuracy": Kind(AccuracyResult, accuracy.section),
-    "kernels": Kind(KernelsResult, kernels.section),
+    "serving": Kind(ServingResult, serving.section, serving_command),
+    "accuracy": Kind(AccuracyResult, accuracy.section, accuracy_command),
+    "kernels": Kind(KernelsResult, kernels.section, kernels_command),
 }
 Result = Union[tuple(kind.model for kind in KINDS.values())]  # noqa: UP007
 RESULT = TypeAdapter(Annotated[Result, Field(discriminator="kind")])

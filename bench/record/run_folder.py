@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -24,7 +24,7 @@ CACHE_MARK_TEXT = "JIT caches of a run of fp8-sinks: all that is in this folder 
 class Request(Strict):
     """What a run measures; saved in its folder, so that --resume does the same. suite: None is the model's own."""
 
-    kind: Literal["serving", "accuracy"] = "serving"
+    kind: str
     profiles: list[str]
     model: str | None
     suite: str | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -43,7 +43,7 @@ def run_options(command):
 
 
 def run_profiles(
-    kind: Literal["serving", "accuracy"],
+    kind: str,
     problems: Callable[[Run], list[Problem]],
     execute: Callable[..., R],
     write_report: Callable[[Path], Path],
@@ -77,7 +77,7 @@ def run_profiles(
     )
 
 
-def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model, suite) -> Request:
+def _request(kind: str, words: tuple[str, ...], model, suite) -> Request:
     first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     if first_flag == 0:
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
@@ -89,7 +89,7 @@ def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model
     return Request(kind=kind, profiles=profiles, model=model, suite=suite, overrides=overrides)
 
 
-def _resumed(kind: Literal["serving", "accuracy"], words, model, suite, run_dir, resume: Path) -> Request:
+def _resumed(kind: str, words, model, suite, run_dir, resume: Path) -> Request:
     if words or model or suite or run_dir:
         raise click.UsageError("--resume takes profiles, model, suite and folder from the run; give nothing else")
     request = run_folder.read_request(resume)

@@ -15,7 +15,7 @@ from bench.serving import run as serving
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.samples import a_match, a_result, two_profiles
 
-REQUEST = Request(profiles=["baseline"], model=None, overrides=[])
+REQUEST = Request(kind="serving", profiles=["baseline"], model=None, overrides=[])
 
 
 @pytest.mark.parametrize("ends_well", [True, False])

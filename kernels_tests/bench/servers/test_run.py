@@ -140,7 +140,7 @@ def test_a_full_disk_is_a_clear_line(bench, monkeypatch):
 
 def test_a_file_that_was_only_partly_written_is_no_step(tmp_path):
     (tmp_path / ".request.json.77").write_text("{")
-    run_folder.check(tmp_path, run_folder.Request(profiles=["baseline"], model=None, overrides=[]))
+    run_folder.check(tmp_path, run_folder.Request(kind="serving", profiles=["baseline"], model=None, overrides=[]))
     (tmp_path / ".digest.json.77").write_text("{")
     digest.check(tmp_path, {"model": "x"})
 
