@@ -13,10 +13,11 @@ from bench.kernels.peers import Kernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow, KernelsResult, Skipped
 from bench.record import run_folder
-from bench.record.files import write, writing
+from bench.record.files import write
 from bench.record.steps import step
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from lowp.paged.shapes import Shape
 from vllm_launch import redaction

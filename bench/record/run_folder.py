@@ -9,9 +9,10 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from bench.record.envelope import Wiped
-from bench.record.files import write, write_text, writing
+from bench.record.files import write, write_text
 from flashinfer_patches import locking
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 
 REQUEST = "request.json"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.record.files import write_text, writing
+from bench.record.files import write_text
 from bench.suite import Suite
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from vllm_launch import provenance, redaction
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model

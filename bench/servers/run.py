@@ -11,13 +11,14 @@ import psutil
 
 from bench import suite as suites
 from bench.record import run_folder
-from bench.record.files import write, writing
+from bench.record.files import write
 from bench.record.run_folder import Request
 from bench.record.steps import step
 from bench.servers import digest
 from bench.servers.result import FailedStep
 from bench.suite import Suite, Thresholds
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, provenance, redaction

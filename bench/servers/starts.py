@@ -11,12 +11,13 @@ from typing import Literal
 
 from bench.record import run_folder
 from bench.record.envelope import Wiped
-from bench.record.files import write, writing
+from bench.record.files import write
 from bench.record.steps import load, step
 from bench.servers import client, digest
 from bench.servers.result import RESOLVED_FIGURES, Requested, Start
 from bench.servers.run import Entry, Run, in_step, make_plan
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from vllm_launch import preflight, provenance, redaction, server
 from vllm_launch.plan import Plan
