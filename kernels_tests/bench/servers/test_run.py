@@ -35,7 +35,7 @@ def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
 
 
 def test_a_run_that_caches_nothing_makes_no_warm_start(bench, servers, tmp_path):
-    servers.state.caches = False
+    servers.caches = False
     servers.fail[2048] = Problem("requests", "no answer", "see the log")
     bench("serving", "baseline", exit_code=1)
     del servers.fail[2048]
@@ -60,7 +60,7 @@ def test_a_second_start_that_resolves_different_settings_is_refused(bench, serve
     servers.fail["greedy"] = Problem("requests", "no answer", "see the log")
     bench("accuracy", "baseline", exit_code=1)
     del servers.fail["greedy"]
-    servers.state.resolved = resolved
+    servers.resolved = resolved
     invocation = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=exit_code)
     assert ("FLASH_ATTN" in invocation.stderr) is bool(exit_code)
 
