@@ -1,1 +1,1 @@
-"""Measure: serving, accuracy, and the report made from result files alone."""
+"""Benches of servers and kernels, by kind, and reports made from their results."""

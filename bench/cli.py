@@ -2,10 +2,8 @@
 
 import click
 
-from bench.accuracy.command import accuracy_command
 from bench.commands import compare_command, keep_command, report_command, write_report
-from bench.kernels.command import kernels_command
-from bench.serving.command import serving_command
+from bench.kinds import KINDS
 
 
 @click.group()
@@ -15,5 +13,5 @@ def bench(context: click.Context) -> None:
     context.obj = write_report  # so that no kind imports the report, which imports every kind
 
 
-for command in (serving_command, accuracy_command, kernels_command, report_command, keep_command, compare_command):
+for command in (*(kind.command for kind in KINDS.values()), report_command, keep_command, compare_command):
     bench.add_command(command)

@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from bench import kinds
-from bench.record.files import write_text, writing
+from bench.record.files import write_text
 from bench.report import document
 from bench.serving import compare
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -44,15 +45,14 @@ def report_command(paths, out, name, plots, glance):
 def keep_command(run, folder):
     """Copy a run's result into results/, named by its id, where `make report` reads it."""
     result = kinds.read(run)
-    remedy = "choose another --results, or make it writable"
-    with writing(folder, remedy):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{result.kind}-{result.id}.json"
     if target.exists() and _identity(kinds.read(target)) != _identity(result):
-        message = f"{target} is of another run of this id"
+        message = f"{target} holds another run with the same id"
         raise Problem("file", message, "name another folder with --results, or rename that file first")
     text = kinds.file_of(run).read_text(encoding="utf-8")
-    with writing(folder, remedy):
+    with writing(folder):
         write_text(text, target)
     click.echo(target)
 

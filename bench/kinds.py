@@ -1,38 +1,44 @@
-"""The kinds of results: how each is read and reported. `python -m bench.kinds` prints the JSON schema of them all."""
+"""The kinds of benches: command, result and report of each. `python -m bench.kinds` prints the results' JSON schema."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
+import click
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.accuracy import section as accuracy
+from bench.accuracy.command import accuracy_command
 from bench.accuracy.result import AccuracyResult
 from bench.kernels import section as kernels
+from bench.kernels.command import kernels_command
 from bench.kernels.result import KernelsResult
 from bench.record.envelope import SCHEMA_VERSION
 from bench.record.run_folder import REQUEST
 from bench.report.document import Section
 from bench.serving import section as serving
+from bench.serving.command import serving_command
 from bench.serving.result import ServingResult
 from flashinfer_patches.errors import Problem
 
 
 class Kind(NamedTuple):
+    """A kind of bench. model: of its results. section: a result's part of a report. command: `fp8-sinks bench KIND`."""
+
     model: type
     section: Callable[[Any], Section]
+    command: click.Command
 
 
 KINDS = {
-    "serving": Kind(ServingResult, serving.section),
-    "accuracy": Kind(AccuracyResult, accuracy.section),
-    "kernels": Kind(KernelsResult, kernels.section),
+    "serving": Kind(ServingResult, serving.section, serving_command),
+    "accuracy": Kind(AccuracyResult, accuracy.section, accuracy_command),
+    "kernels": Kind(KernelsResult, kernels.section, kernels_command),
 }
 Result = Union[tuple(kind.model for kind in KINDS.values())]  # noqa: UP007
 RESULT = TypeAdapter(Annotated[Result, Field(discriminator="kind")])
-# Fields that results of schema 1 have and no reader uses any more, by kind.
-REMOVED = {"kernels": ("tolerance",)}
+REASONS = {"value_error": "contradicts itself", "json_invalid": "is not JSON"}  # by the type of a validation error
 
 
 def sections(paths: Sequence[Path]) -> list[Section]:
@@ -51,30 +57,20 @@ def read(path: Path) -> Result:
     if path.is_dir():
         raise Problem("file", f"{path} has no result.json", remedy)
     try:
-        return RESULT.validate_json(json.dumps(migrate(json.loads(path.read_bytes()))))
+        return RESULT.validate_json(path.read_bytes())
     except OSError as error:
         raise Problem("file", f"cannot read {path}: {error.strerror}", remedy) from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
-        contradiction = first["type"] == "value_error"
-        reason = "contradicts itself" if contradiction else f"is not a result of schema {SCHEMA_VERSION}"
+        reason = REASONS.get(first["type"], f"is not a result of schema {SCHEMA_VERSION}")
         message = f"{path} {reason}: {field}: {first['msg'].removeprefix('Value error, ')}"
         raise Problem("file", message, UNREADABLE_REMEDY) from error
-    except (ValueError, RecursionError) as error:
-        raise Problem("file", f"{path} is not JSON: {error}", UNREADABLE_REMEDY) from error
 
 
 UNREADABLE_REMEDY = (
     "it may be half-written, edited or from another version; run the bench again, with --resume to keep its steps"
 )
-
-
-def migrate(content: Any) -> Any:
-    """The content of a result file of an earlier version, as the models read it today."""
-    if not isinstance(content, dict):
-        return content
-    return {key: value for key, value in content.items() if key not in REMOVED.get(str(content.get("kind")), ())}
 
 
 def file_of(path: Path) -> Path:

@@ -17,7 +17,7 @@ from vllm_launch.yaml_file import Library
 LIBRARY = Library("suite", Path(__file__).resolve().parent / "suites", "default")
 
 Depth = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[float, Field(ge=1)]
+Factor = Annotated[float, Field(ge=1)]
 
 
 class Greedy(Strict):
@@ -87,7 +87,7 @@ class Bounds(Strict):
     p99_abs_delta: Positive | None = None
     kl: Positive | None = None
     top1: Annotated[float, Field(ge=0, le=1)] | None = None
-    perplexity_ratio: AtLeastOne | None = None
+    perplexity_ratio: Factor | None = None
 
 
 class SinkBounds(Strict):
@@ -98,7 +98,7 @@ class SinkBounds(Strict):
     """
 
     mean_abs_delta: Positive | None = None
-    factor: AtLeastOne | None = None
+    factor: Factor | None = None
 
 
 class Thresholds(Strict):

@@ -12,7 +12,8 @@ import shutil
 from pathlib import Path
 
 from flashinfer_patches import locking, package, staging, swap
-from flashinfer_patches.errors import Problem, writing
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.series import PACKAGE, File
 from flashinfer_patches.staging import Contents
 from flashinfer_patches.state import LOCK, STORE, Inspection, Status, classify, inspect
@@ -43,8 +44,8 @@ def check(target: Path | None = None, root: Path | None = None) -> Status:
 def apply(target: Path | None = None, root: Path | None = None, timeout_s: float = LOCK_TIMEOUT_S) -> Status:
     """Apply the series to the FlashInfer in `target`; writes nothing if it is applied.
 
-    Raises Problem: "target", "version", "edited", "superseded", "git", "series", "write", "lock" (held for more than
-    timeout_s seconds). After all but "write" every file of the package is unchanged.
+    Raises Problem: "target", "version", "edited", "superseded", "git", "series", "disk", "lock" (held for more than
+    timeout_s seconds). After all but "disk" every file of the package is unchanged.
     """
     target = package.find(target)
     inspection = inspect(target, root)

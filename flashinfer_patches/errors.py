@@ -1,9 +1,5 @@
 """The errors of all commands: a kind, its exit code (docs/exit-codes.md), a message and a remedy."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import click
 
 FAILED, USAGE, GATE, ENVIRONMENT = 1, 2, 3, 4
@@ -17,15 +13,14 @@ EXIT_CODES = {
     "model": ENVIRONMENT,  # no such model, one without sinks, or one whose bytes are not counted
     "address": ENVIRONMENT,  # port taken, or exposed without a key
     "memory": ENVIRONMENT,  # the model or its KV cache does not fit
-    "disk": ENVIRONMENT,  # no space, or a folder that cannot be written
+    "disk": ENVIRONMENT,  # a file or folder is not writable, or no space
     "software": ENVIRONMENT,  # vLLM, FlashInfer or llama-benchy missing or of an unsupported version
     "target": ENVIRONMENT,  # no FlashInfer, or its folder is shared
     "version": ENVIRONMENT,  # a FlashInfer release without a patch series
     "edited": ENVIRONMENT,  # FlashInfer has edited files, or is partially patched
     "superseded": ENVIRONMENT,  # FlashInfer has the changes already
     "git": ENVIRONMENT,  # git is missing
-    "write": ENVIRONMENT,  # read-only, or no space
-    "lock": ENVIRONMENT,  # lock held by another process
+    "lock": ENVIRONMENT,  # lock held by another process, or its file has other text
     "cache": ENVIRONMENT,  # no kernel cache of ours, or prebuilt kernels hide it
     "fetch": ENVIRONMENT,  # the wheel cannot be downloaded, or has another hash
     "build": ENVIRONMENT,  # kernels cannot be compiled
@@ -52,16 +47,3 @@ class Problem(click.ClickException):
 
     def format_message(self) -> str:
         return f"{self.message}\n  remedy: {self.remedy}"
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raise an OSError of the block as Problem("write"), with the name of the file or else `folder`."""
-    try:
-        yield
-    except OSError as error:
-        raise Problem(
-            "write",
-            f"{error.filename or folder} cannot be written: {error.strerror}",
-            "run this again as the owner of that folder, with free disk space; it finishes what was interrupted",
-        ) from error

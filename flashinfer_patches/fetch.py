@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flashinfer_patches import engine, package
-from flashinfer_patches.errors import Problem, writing
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.series import PACKAGE
 
 FOLDER = Path(__file__).resolve().parent.parent / ".flashinfer"

@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flashinfer_patches import engine, files, locking
-from flashinfer_patches.errors import Problem, writing
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.state import Status
 from flashinfer_patches.strict import Strict
 
@@ -93,6 +94,7 @@ def make(folder: Path) -> Path:
             if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
                 raise Problem("cache", f"{folder} exists and is no kernel cache of ours", "choose another folder")
             folder.mkdir(parents=True, exist_ok=True)
+            # Beside the folder: an interruption leaves that empty.
             new = folder.parent / f".{folder.name}.marker-{os.getpid()}"
             files.write_new(new, Marker(name=folder.name).model_dump_json().encode())
             os.replace(new, folder / MARKER)
@@ -105,7 +107,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
     After a killed builder all compiled files may be incomplete: they are removed before the next build, once the
     compilers that it left running have ended. An exception of build() is raised, and the next call builds again.
     Raises Problem: "lock", with the holder, after timeout_s seconds of waiting for the lock or for those compilers;
-    "write"; "cache".
+    "disk"; "cache".
     """
     if not re.fullmatch(r"\w[\w.+-]*", module):
         raise ValueError(f"module {module!r}: expected a letter or digit, then letters, digits and . _ + -")
@@ -122,7 +124,7 @@ def built_once(folder: Path, module: str, build: Callable[[], None], timeout_s: 
                 return False
             if (free := shutil.disk_usage(folder).free) < FREE_BYTES:
                 raise Problem(
-                    "write",
+                    "disk",
                     f"{folder} has {free >> 20} MiB free, a build needs {FREE_BYTES >> 20}",
                     "free some space on that disk, or wipe old kernels: fp8-sinks cache wipe",
                 )
@@ -158,7 +160,7 @@ def caches(root: Path = ROOT) -> list[Cache]:
 def wipe(folder: Path) -> int:
     """Remove a kernel cache and return the bytes freed. Follows no symbolic link.
 
-    Raises Problem: "cache" for a folder that is not ours, "lock" during a build, "write".
+    Raises Problem: "cache" for a folder that is not ours, "lock" during a build, "disk".
     """
     if not _is_ours(folder):
         raise Problem(

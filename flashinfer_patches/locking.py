@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flashinfer_patches.errors import Problem, writing
+from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 
 HOLDER = re.compile(rb"(pid \d+ \(.*\) since \d\d:\d\d:\d\d)?")  # empty until the holder has written it
 MAX_HOLDER_BYTES = 4096
@@ -21,7 +22,7 @@ def held(path: Path, action: str, timeout_s: float) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, then remove it; `action` tells waiting processes what it does.
 
     Raises Problem: "lock" if another process still holds it after timeout_s seconds, or if the file has other text than
-    a holder's; "write" if it cannot be created, is a link or no regular file. The lock of a killed process is free.
+    a holder's; "disk" if it cannot be created, is a link or no regular file. The lock of a killed process is free.
     """
 
     def write_holder(descriptor: int) -> None:
@@ -73,7 +74,7 @@ def _no_lock_file(path: Path) -> Problem:
 
 def _no_regular_file(path: Path) -> Problem:
     return Problem(
-        "write",
+        "disk",
         f"{path} is a link or no regular file; expected a lock file, or none",
         "remove it, then run this again",
     )

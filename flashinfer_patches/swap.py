@@ -79,9 +79,7 @@ def _write_like(old: Path, new: Path, data: bytes) -> None:
 
 def _replace(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    files.write_new(new, data)
-    os.replace(new, path)
+    files.replace(path, data)
 
 
 def _prune(folder: Path, top: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from flashinfer_patches import jit_cache, sink_kernels
-from flashinfer_patches.errors import writing
+from flashinfer_patches.files import writing
 from lowp.jit import kernel_cache
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

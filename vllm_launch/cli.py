@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, server
-from vllm_launch.terminal import refuse, signals_as_exit, talk
+from vllm_launch.terminal import console, exit_on_problems, signals_as_exit
 
 DEFAULT_PORT = 8000
 CPU_ATTENTION = {
@@ -52,26 +52,21 @@ def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_
     )
     if dry_run:
         click.echo(plan.model_dump_json(indent=2) if as_json else plans.as_shell(plan))
-    check(plan, run_dir, expose=expose)
+    exit_on_problems(preflight.problems(plan, run_dir, expose=expose))
     if dry_run:
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     with (
         signals_as_exit(),
-        talk.status(f"starting {profile_name}") as status,
+        console.status(f"starting {profile_name}") as status,
         server.running(plan, run_dir, show_status=lambda line: status.update(escape(line))) as running,
     ):
         status.stop()
-        talk.print(resolved_table(running))
+        console.print(resolved_table(running))
         if as_json:
             click.echo(json.dumps(summary(running)))
             sys.stdout.flush()
         running.wait()
-
-
-def check(plan: plans.Plan, run_dir: Path, *, expose: bool = False) -> None:
-    """Print every problem of preflight and exit with the code of the first; return if there is none."""
-    refuse(preflight.problems(plan, run_dir, expose=expose))
 
 
 def summary(running: server.Server) -> dict:

@@ -49,7 +49,7 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
-class Config(BaseModel):
+class ModelConfig(BaseModel):
     """The keys that are read of a config.json, in Hugging Face's names."""
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -66,6 +66,10 @@ class Config(BaseModel):
     @property
     def kv_heads(self) -> int:
         return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @model_validator(mode="after")
     def _heads_fit(self):
@@ -95,7 +99,7 @@ def find(model: str) -> Model:
         layers=config.num_hidden_layers,
         query_heads=config.num_attention_heads,
         kv_heads=config.kv_heads,
-        head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
+        head_dim=config.head_size,
         sliding_window=config.sliding_window,
         max_positions=config.max_position_embeddings,
         weight_bytes=size,
@@ -132,9 +136,9 @@ def _cached(name: str) -> Path:
     return Path(config).parent
 
 
-def _config(path: Path) -> Config:
+def _config(path: Path) -> ModelConfig:
     try:
-        return Config.model_validate(_read_object(path))
+        return ModelConfig.model_validate(_read_object(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:2]) or "heads"

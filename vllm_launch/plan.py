@@ -111,16 +111,9 @@ def make(
     machine = _machine(device)
     settings = profile.device_settings(device)
     served = model.find(model_path or model.of_default(settings.default_model))
-    merged = arguments.merge(
-        profile.vllm,
-        settings.vllm,
-        profile.model_settings(served.name).vllm,
-        arguments.parse(overrides or []),
-    )
-    guard.check_arguments(merged)
+    layers = (profile.vllm, settings.vllm, profile.model_settings(served.name).vllm, arguments.parse(overrides or []))
+    merged = arguments.merge(_checked(arguments.merge(*layers)), extra or {})
     guard.check_environment(settings.env, {*FIXED_ENVIRONMENT, *CACHE_VARIABLES})
-    _check_kv_cache(merged)
-    merged = arguments.merge(merged, extra or {})
     nonce = f"fp8-sinks-{secrets.token_hex(8)}"
     return Plan(
         profile=profile.name,
@@ -139,11 +132,7 @@ def make(
             *([] if is_loopback(host) else ["--middleware", KEY_GATE]),
             *arguments.words(merged),
         ],
-        environment=settings.env
-        | FIXED_ENVIRONMENT
-        | {name: str(cache_root / folder) for name, folder in CACHE_VARIABLES.items()}
-        | _kernel_cache(cache_root / CACHE_VARIABLES[KERNEL_CACHE])
-        | {NONCE_VARIABLE: nonce},
+        environment=settings.env | FIXED_ENVIRONMENT | _caches(cache_root) | {NONCE_VARIABLE: nonce},
         cache_root=str(cache_root),
         expected_backends=profile.expected_backends(machine.family, vllm_version),
         start_timeout_s=settings.start_timeout_s,
@@ -180,8 +169,9 @@ def _inherited_secrets(plan: Plan) -> list[str]:
     return sorted(name for name in os.environ if is_secret(name) and name not in needed)
 
 
-def _check_kv_cache(merged: dict[str, Argument]) -> None:
-    """Raise Problem("profile") unless the KV cache's dtype is a name: preflight and `resolved` depend on it."""
+def _checked(merged: dict[str, Argument]) -> dict[str, Argument]:
+    """Return the arguments. Raise Problem("profile") for a refused one, or a KV cache dtype that is no name."""
+    guard.check_arguments(merged)
     dtype, layers = merged.get("kv-cache-dtype"), merged.get("kv-cache-dtype-skip-layers", [])
     if not isinstance(dtype, str):
         raise Problem(
@@ -191,11 +181,15 @@ def _check_kv_cache(merged: dict[str, Argument]) -> None:
         )
     if not isinstance(layers, str | list):
         raise Problem("profile", f"kv-cache-dtype-skip-layers is {layers!r}, not layers", "write a list of layers")
+    return merged
 
 
-def _kernel_cache(root: Path) -> dict[str, str]:
-    """The kernel cache of an installed FlashInfer: a folder below `root` for each patch set and version."""
-    return {KERNEL_CACHE: str(jit_cache.workspace(root))} if package.installed() else {}
+def _caches(root: Path) -> dict[str, str]:
+    """The variables of the caches; an installed FlashInfer's has a folder for each patch set and version."""
+    folders = {name: root / folder for name, folder in CACHE_VARIABLES.items()}
+    if package.installed():
+        folders[KERNEL_CACHE] = jit_cache.workspace(folders[KERNEL_CACHE])
+    return {name: str(folder) for name, folder in folders.items()}
 
 
 def _machine(device: Device) -> Machine:

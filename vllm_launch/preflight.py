@@ -113,7 +113,7 @@ def _address(plan: Plan, expose: bool) -> None:
         raise Problem(
             "address",
             f"cannot listen on {plan.host}:{plan.port}: {reason}",
-            "end what listens there, or choose another --port",
+            "stop the process that listens there, or choose another --port",
         )
 
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import model_validator
-
-from flashinfer_patches.strict import Strict
+from flashinfer_patches.strict import Record
 
 SUPPORTED_VERSIONS = ("0.26.0", "0.32.0", "0.33.0")
-RETIRED = ("max_concurrency", "kv_cache_gib", "weights_gib")  # fields of older results
 
 
-class Resolved(Strict):
+class Resolved(Record):
     """The settings that one server chose. None: this version or platform does not log it.
 
     device: "cuda" or "cpu". model_dtype: the dtype of activations, for example "bfloat16".
@@ -38,6 +35,8 @@ class Resolved(Strict):
     model_dtype.
     """
 
+    RETIRED = ("max_concurrency", "kv_cache_gib", "weights_gib")
+
     vllm_version: str
     device: str
     model_dtype: str
@@ -53,11 +52,6 @@ class Resolved(Strict):
     cuda_graphs: str
     cpu_cache_writer: bool
     cpu_attention: Literal["native", "widened"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_retired_fields(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if name not in RETIRED} if isinstance(data, dict) else data
 
 
 Records = list[tuple[str, str]]
@@ -142,6 +136,19 @@ def _single(records: Records, rule: Rule, setting: str) -> str | None:
     return values[0] if values else None
 
 
+def _engine_config(records: Records, version: str) -> re.Match[str]:
+    """The match of _CONFIG in the engine's config line. Raises ValueError for another version, or several starts."""
+    engines = _matches(records, _ENGINE)
+    if len(engines) != 1:
+        raise ValueError(f"expected one engine config line (one start of a server), got {len(engines)}")
+    if engines[0]["version"].partition("+")[0] != version:
+        raise ValueError(f"expected the log of vLLM {version}, got one of vLLM {engines[0]['version']}")
+    config = _CONFIG.search(engines[0].string)
+    if not config:
+        raise ValueError("the engine config line lacks dtype, kv_cache_dtype, device or cudagraph_mode")
+    return config
+
+
 def _attention_backends(records: Records, device: str) -> list[str]:
     """The backends chosen, each once; empty if the log has none."""
     backends = _values(records, _BACKEND)
@@ -172,15 +179,7 @@ def read(log_text: str, vllm_version: str) -> Resolved:
     if version not in SUPPORTED_VERSIONS:
         raise ValueError(f"no rules for the log of vLLM {version}, only for {', '.join(SUPPORTED_VERSIONS)}")
     records = _records(log_text)
-    engines = _matches(records, _ENGINE)
-    if len(engines) != 1:
-        raise ValueError(f"expected one engine config line (one start of a server), got {len(engines)}")
-    if engines[0]["version"].partition("+")[0] != version:
-        raise ValueError(f"expected the log of vLLM {version}, got one of vLLM {engines[0]['version']}")
-    config = _CONFIG.search(engines[0].string)
-    if not config:
-        raise ValueError("the engine config line lacks dtype, kv_cache_dtype, device or cudagraph_mode")
-
+    config = _engine_config(records, version)
     backends = _attention_backends(records, config["device"])
     flash_version = _single(records, _FLASH_VERSION, "the FlashAttention version")
     flashinfer = [text.replace("torch.", "") for text in _values(records, _FLASHINFER)]
@@ -188,7 +187,7 @@ def read(log_text: str, vllm_version: str) -> Resolved:
     capacity = _single(records, _CAPACITY, "the KV cache capacity")
     max_model_len = _single(records, _MAX_MODEL_LEN, "the maximum model length")
     graphs = _cuda_graphs(records, config["graphs"])
-    absent = {
+    missing = {
         "the attention backend": not backends,
         "the FlashAttention version": "FLASH_ATTN" in backends and flash_version is None,
         "FlashInfer's query dtypes": "FLASHINFER" in backends and not flashinfer,
@@ -197,10 +196,9 @@ def read(log_text: str, vllm_version: str) -> Resolved:
         "the maximum model length (Maximum concurrency)": max_model_len is None,
         f"the end of the CUDA graph capture (mode {config['graphs']})": graphs is None,
     }
-    if any(absent.values()):
-        missing = "; ".join(setting for setting, is_absent in absent.items() if is_absent)
-        raise ValueError(f"not found in the log of vLLM {version}: {missing}")
-
+    if any(missing.values()):
+        settings = "; ".join(setting for setting, is_missing in missing.items() if is_missing)
+        raise ValueError(f"not found in the log of vLLM {version}: {settings}")
     skip = _SKIP_LAYERS.search(arguments)
     blocks = _single(records, _BLOCK_SIZES, "the KV block sizes")
     return Resolved(

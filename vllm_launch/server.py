@@ -142,8 +142,8 @@ def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
     if differences:
         raise Problem(
             "resolved",
-            f"profile {plan.profile} did not get its settings: {'; '.join(map(str, differences))}",
-            "change `backends` in the profile, or the arguments; a silent fallback is not served",
+            f"vLLM resolved other settings than profile {plan.profile} expects: {'; '.join(map(str, differences))}",
+            "change `backends` in the profile, or the arguments",
         )
     return settings
 

@@ -9,7 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flashinfer_patches.errors import Problem
 
-talk = Console(stderr=True)
+console = Console(stderr=True)
 Print = Callable[[str], None]
 
 
@@ -21,11 +21,11 @@ def progress() -> Iterator[tuple[Print, Print]]:
     markup in its text.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=talk, transient=True) as display:
+    with Progress(*columns, console=console, transient=True) as display:
         task = display.add_task("preparing")
         yield (
             lambda text: display.update(task, description=text),
-            lambda text: talk.print(text, highlight=False, markup=False, soft_wrap=True),
+            lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
         )
 
 
@@ -44,7 +44,7 @@ def signals_as_exit() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def refuse(problems: list[Problem]) -> None:
+def exit_on_problems(problems: list[Problem]) -> None:
     """Print every problem and exit with the first one's code; do nothing if there are none."""
     for problem in problems[:-1]:
         problem.show()

@@ -108,7 +108,7 @@ def _content(library: Library, path: Path) -> dict:
         remedy = "give the path of an existing .yaml file"
         raise Problem(library.noun, f"no {library.noun} {path}", remedy) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Problem(library.noun, f"cannot read {path}: {' '.join(str(error).split())}", "mend the file") from error
+        raise Problem(library.noun, f"cannot read {path}: {' '.join(str(error).split())}", "fix the file") from error
     except (TypeError, ValueError, RecursionError) as error:  # dates, bytes, .nan, lone surrogates, a map in itself
         message = f"{path.name} holds what is no text, finite number, list or map: {' '.join(str(error).split())}"
         raise Problem(library.noun, message, "quote it, or take it out") from error

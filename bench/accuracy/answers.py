@@ -6,7 +6,6 @@ separate figures: a broken decode kernel shows in the first alone.
 """
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,9 @@ from pydantic import ValidationError
 from bench.accuracy import forced
 from bench.accuracy.forced import Scored
 from bench.accuracy.texts import Text
-from bench.record.files import writing
 from bench.record.run_folder import broken_step
+from flashinfer_patches import files
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from vllm_launch.server import Server
 
@@ -84,11 +84,9 @@ def read(path: Path) -> Answers:
 
 
 def write(answers: Answers, path: Path) -> None:
-    """Write packed, under a temporary name that is then renamed; the same answers give the same bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write packed; the same answers give the same bytes."""
     with writing(path.parent):
-        temporary.write_bytes(gzip.compress(answers.model_dump_json().encode(), mtime=0))
-        temporary.replace(path)
+        files.replace(path, gzip.compress(answers.model_dump_json().encode(), mtime=0))
 
 
 def _score(

@@ -45,7 +45,7 @@ def decode(
 ) -> Scored:
     """Score reference_ids after prompt_ids (at least two), each in a decode step of its own.
 
-    The first token that a server samples comes from prefill: here that is the prompt's last one, which is dropped.
+    The server's first token comes from prefill, so the prompt's last token is forced first and its score dropped.
     cache_salt: only requests of the same salt share cached prefixes. Raises Problem("requests"), also if the server
     decoded other tokens.
     """

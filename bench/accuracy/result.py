@@ -6,14 +6,14 @@ from pydantic import Field
 
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch
 from bench.record.envelope import SCHEMA_VERSION
-from bench.servers.result import Failure, Requested, Start
-from flashinfer_patches.strict import Strict
+from bench.servers.result import FailedStep, Requested, Start
+from flashinfer_patches.strict import Record, Strict
 from vllm_launch.model import Model
 from vllm_launch.provenance import Provenance
 from vllm_launch.resolved import Resolved
 
 
-class AccuracyRow(Strict):
+class AccuracyRow(Record):
     """A profile's answers; what was not measured is absent, and the reason is in `failures`."""
 
     profile: str
@@ -23,7 +23,7 @@ class AccuracyRow(Strict):
     starts: list[Start] = Field(default_factory=list)
     greedy: list[GreedyMatch]
     accuracy: AccuracyRecord | None = None
-    failures: list[Failure]
+    failures: list[FailedStep]
 
 
 class AccuracyResult(Strict):

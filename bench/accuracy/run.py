@@ -17,7 +17,7 @@ from bench.accuracy.texts import Text, texts_of
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch, SinkCheck
 from bench.record.steps import load, step
 from bench.servers import run as runs
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import row_settings, serve, status_of
 from vllm_launch.model import Model
@@ -29,8 +29,8 @@ GREEDY, SCORES, REPEATED, SINKS = "greedy.json", "scores.json.gz", "scores-again
 
 
 def execute(run: Run, command: list[str]) -> AccuracyResult:
-    """Take and judge the answers of a run's profiles, without any speed. Writes and raises as runs.execute."""
-    return runs.execute(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
+    """Take and judge the answers of a run's profiles, without any speed. Writes and raises as runs.measure_entries."""
+    return runs.measure_entries(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
 
 
 def forcer() -> dict[str, Argument]:
@@ -48,15 +48,15 @@ def ask_greedy(run: Run, entry: Entry, running: Server) -> list[Answer]:
             list[Answer],
             lambda: [greedy.answer(running, prompt, gate.tokens) for prompt in gate.prompts],
         )
-    run.report(f"{entry.name}: {len(replies)} greedy answers")
+    run.print_line(f"{entry.name}: {len(replies)} greedy answers")
     return replies
 
 
 def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None = None) -> None:
-    """The log-probabilities of a running server with the forcer, and its sinks (steps scores.json.gz, sinks.json).
+    """Score the texts on a running server with the forcer and check its sinks (steps scores.json.gz, sinks.json).
 
-    The reference profile is scored twice (REPEATED), at the first `repeat_contexts` of the contexts, None: all: its
-    distance from itself is the noise. Transformers computes in parallel; on a small machine one core would idle.
+    The reference is scored twice (REPEATED): its distance from itself is the noise. repeat_contexts: repeat only the
+    first n contexts; None: all. Transformers runs in a thread meanwhile.
     """
     model, settings, bounds = running.plan.model, run.suite.texts, entry.thresholds.sinks
     source, context, status = settings.source, settings.shortest_prefill, status_of(run, entry)
@@ -72,7 +72,7 @@ def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None =
                 contexts = {group.context for group in settings.contexts[:repeat_contexts]}
                 repeated = [text for text in texts if text.start in contexts]
                 answers.collect(running, source, repeated, entry.folder / REPEATED, status)
-        run.report(f"{entry.name}: log-probabilities of {settings.tokens:,} tokens, through decode and prefill")
+        run.print_line(f"{entry.name}: log-probabilities of {settings.tokens:,} tokens, through decode and prefill")
 
         def check() -> SinkCheck:
             status("sinks against transformers")
@@ -81,7 +81,7 @@ def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None =
 
         with in_step("sinks"):
             sinks = step(entry.folder / SINKS, SinkCheck, check)
-    run.report(f"{entry.name}: sinks {sinks.status}" + (f": {sinks.reason}" if sinks.reason else ""))
+    run.print_line(f"{entry.name}: sinks {sinks.status}" + (f": {sinks.reason}" if sinks.reason else ""))
 
 
 def is_scored(entry: Entry) -> bool:
@@ -93,7 +93,7 @@ def ensure_reference(run: Run, entry: Entry) -> None:
     """Serve the reference profile for its answers alone, unless it is `entry` or they are in its folder."""
     reference = run.reference
     if not run.is_reference(entry) and not _is_answered(reference):
-        run.report(f"{entry.name}: its answers are compared with {reference.name}'s, which is served for that first")
+        run.print_line(f"{entry.name}: serving {reference.name} first, as the reference for its answers")
         try:
             _answer(run, reference)
         except Exception as error:
@@ -156,7 +156,7 @@ def _exact(run: Run, model: Model, checked: list[Text]) -> dict[str, list[float]
     return step(run.folder / f"transformers-{key}.json", dict[str, list[float]], action)
 
 
-def _row(run: Run, entry: Entry, failure: Failure | None) -> AccuracyRow:
+def _row(run: Run, entry: Entry, failure: FailedStep | None) -> AccuracyRow:
     return AccuracyRow(
         profile=entry.name,
         description=entry.profile.description,

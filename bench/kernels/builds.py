@@ -45,7 +45,7 @@ def _build(run: KernelsRun, kernel: DecodeKernel) -> list[Build]:
         seconds, error = _first_call(kernel, variant.head_dim, variant.windowed)
         builds.append(Build(**variant._asdict(), seconds=seconds, error=error))
         name = f"{kernel}, head_dim {variant.head_dim}{', windowed' if variant.windowed else ''}"
-        run.report(f"building {name} FAILED: {error}" if error else f"built {name} in {seconds:.1f} s")
+        run.print_line(f"building {name} FAILED: {error}" if error else f"built {name} in {seconds:.1f} s")
     return builds
 
 

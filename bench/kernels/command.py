@@ -13,10 +13,10 @@ from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRequest, resolve
 from bench.kernels.result import KernelsResult
 from bench.record import run_folder
-from bench.record.command import execute_run
+from bench.record.command import run_in_folder
 from flashinfer_patches.errors import Problem
 from lowp.paged.shapes import Shape
-from vllm_launch.terminal import refuse
+from vllm_launch.terminal import exit_on_problems
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -62,14 +62,14 @@ def kernels_command(write_report, kernels, shapes, run_dir, resume, dry_run, as_
     resolved = resolve(folder, request)
     if dry_run:
         click.echo("\n".join(_plan(kernel, shape) for shape in resolved.shapes for kernel in resolved.kernels))
-    refuse(problems(resolved))
+    exit_on_problems(problems(resolved))
     if dry_run:
         return
     command = ["fp8-sinks", *sys.argv[1:]]
-    result = execute_run(
+    result = run_in_folder(
         folder,
         request,
-        lambda status, report: run.execute(replace(resolved, status=status, report=report), command),
+        lambda status, print_line: run.execute(replace(resolved, status=status, print_line=print_line), command),
         write_report,
     )
     if as_json:

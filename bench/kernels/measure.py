@@ -70,7 +70,7 @@ def rows(run: KernelsRun, shape: Shape, failures: Failures, ceiling: float) -> l
             measurement = partial(_figures, kernel, data, expected[kernel.kv_format, kernel.sinks])
             figures, error = _attempt(measurement, f"{kernel} at {shape}", failures)
         measured.append(_row(kernel, shape, figures, error))
-        run.report(_line(measured[-1], ceiling))
+        run.print_line(_line(measured[-1], ceiling))
     return measured
 
 

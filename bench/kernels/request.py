@@ -23,7 +23,7 @@ class KernelsRequest(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self):
-        """Refuse the names of another version, rather than measure less."""
+        """Raise for unknown names, such as those saved by another version."""
         if unknown := sorted({*self.kernels} - {*peers.names()}):
             raise ValueError(f"no kernels of this bench: {', '.join(unknown)}")
         for name in self.shapes:
@@ -33,14 +33,14 @@ class KernelsRequest(Strict):
 
 @dataclass(frozen=True)
 class KernelsRun:
-    """A run, resolved. status: show what is going on; report: print a finished step."""
+    """A run, resolved. status: show the current step; print_line: print a finished one."""
 
     folder: Path
     request: KernelsRequest
     kernels: list[DecodeKernel]
     shapes: list[Shape]
     status: Callable[[str], None] = print
-    report: Callable[[str], None] = print
+    print_line: Callable[[str], None] = print
 
     @property
     def kernels_named(self) -> bool:

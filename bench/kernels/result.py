@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bench.record.envelope import SCHEMA_VERSION
-from flashinfer_patches.strict import NotNegative, Positive, Strict
+from flashinfer_patches.strict import NotNegative, Positive, Record, Strict
 from lowp.paged.shapes import HEAD_DIM, LAYOUT, Layout, Shape
 from vllm_launch.provenance import Provenance
 
@@ -109,8 +109,10 @@ class KernelRow(Strict):
         return self
 
 
-class KernelsResult(Strict):
+class KernelsResult(Record):
     """read_ceiling_bytes_per_s: the fastest read-only sweep of the run. cache_wiped_bytes: wiped before the builds."""
+
+    RETIRED = ("tolerance",)
 
     schema_version: Literal[1] = SCHEMA_VERSION
     kind: Literal["kernels"] = "kernels"

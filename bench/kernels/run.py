@@ -13,10 +13,11 @@ from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow, KernelsResult, Skipped
 from bench.record import run_folder
-from bench.record.files import write, writing
+from bench.record.files import write
 from bench.record.steps import step
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from lowp.paged.shapes import Shape
 from vllm_launch import redaction
@@ -87,7 +88,7 @@ def _prepare(run: KernelsRun, command: list[str], wiped: int) -> Preparation:
             raise Problem("software", reason, "install its dependencies: make setup DEVICE=gpu") from error
     skipped = _skipped_vllm(run)
     ceiling = _read_ceiling(run)
-    run.report(f"{source.machine.name}, read ceiling {ceiling / 1e12:.3f} TB/s")
+    run.print_line(f"{source.machine.name}, read ceiling {ceiling / 1e12:.3f} TB/s")
     return Preparation(
         provenance=source,
         read_ceiling_bytes_per_s=ceiling,
@@ -129,7 +130,7 @@ def _skipped_vllm(run: KernelsRun) -> list[Skipped]:
             reason = redaction.redact(" ".join(reason.split()))[: measure.MESSAGE_CHARACTERS]
             if run.kernels_named:
                 raise no_vllm(kernel, reason)
-            run.report(f"{kernel} is skipped: {reason}")
+            run.print_line(f"{kernel} is skipped: {reason}")
             skipped.append(Skipped(kernel=kernel.name, kv_format=kernel.kv_format, shape=None, reason=reason))
     return skipped
 

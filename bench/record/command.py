@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from bench.record import run_folder
 from flashinfer_patches.strict import Strict
-from vllm_launch.terminal import Print, progress, signals_as_exit, talk
+from vllm_launch.terminal import Print, console, progress, signals_as_exit
 
 R = TypeVar("R", bound=Strict)
 
 
-def execute_run(
+def run_in_folder(
     folder: Path, request: Strict, execute: Callable[[Print, Print], R], write_report: Callable[[Path], Path]
 ) -> R:
     """Execute a run in its own folder, then write its report and print where both are.
@@ -23,9 +23,9 @@ def execute_run(
     """
     result, path = None, folder / "result.json"
     earlier = _written_at(path)
-    with signals_as_exit(), run_folder.opened(folder, request), progress() as (status, report):
+    with signals_as_exit(), run_folder.opened(folder, request), progress() as (status, print_line):
         try:
-            result = execute(status, report)
+            result = execute(status, print_line)
         finally:
             if _written_at(path) != earlier:  # else it is that of an earlier execution
                 _print(f"result: {path}\nreport: {write_report(folder)}")
@@ -39,4 +39,4 @@ def _written_at(path: Path) -> int | None:
 
 
 def _print(text: str) -> None:
-    talk.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

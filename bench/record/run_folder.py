@@ -4,14 +4,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from bench.record.envelope import Wiped
-from bench.record.files import write, write_text, writing
+from bench.record.files import write, write_text
 from flashinfer_patches import locking
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 
 REQUEST = "request.json"
@@ -24,7 +25,7 @@ CACHE_MARK_TEXT = "JIT caches of a run of fp8-sinks: all that is in this folder 
 class Request(Strict):
     """What a run measures; saved in its folder, so that --resume does the same. suite: None is the model's own."""
 
-    kind: Literal["serving", "accuracy"] = "serving"
+    kind: str
     profiles: list[str]
     model: str | None
     suite: str | None = None
@@ -126,7 +127,7 @@ def cached_files(cache: Path) -> list[Path]:
 
 def _check_lock(lock: Path) -> None:
     if not locking.is_free_to_take(lock):
-        message = f"{lock} holds something else than a lock of ours, and would be overwritten"
+        message = f"{lock} is not a lock file of ours; a run would overwrite it"
         raise Problem("file", message, "choose another --run-dir, or move that file away")
 
 

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.record.files import write_text, writing
+from bench.record.files import write_text
 from bench.record.run_folder import broken_step
+from flashinfer_patches.files import writing
 
 T = TypeVar("T")
 

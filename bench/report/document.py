@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.record.files import write_text, writing
+from bench.record.files import write_text
 from bench.record.noise import MAX_NOISE, NOISE_ERRORS
 from bench.report import markdown as md
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 
 GLANCE_START, GLANCE_END = "<!-- results: begin, written by `make report` -->", "<!-- results: end -->"
 GLANCE_HEADERS = ["measured on", "profile, kernel", "answers", "KV capacity", "decode speed"]
@@ -66,7 +67,7 @@ def write(
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise Problem("file", f"two results have the id {duplicates[0]}", "name each result file once")
     details_folder = Path(plots_folder).parent
-    with writing(folder, "choose another folder, or make it writable"):
+    with writing(folder):
         _draw(sections, folder / plots_folder)
         for section in sections:
             image = _image(section, Path(plots_folder).name)
@@ -78,7 +79,7 @@ def write(
 
 def write_run(section: Section, folder: Path, name: str = "report.md") -> Path:
     """Write one run's page and details as folder/name, and its plot; raises Problem("disk")."""
-    with writing(folder, "choose another folder, or make it writable"):
+    with writing(folder):
         _draw([section], folder / "plots")
         write_text(_joined([*page([section], "plots"), *section.details]), folder / name)
     return folder / name

@@ -37,7 +37,7 @@ def bandwidth_of(text: str) -> float:
     "--bandwidth",
     required=True,
     callback=lambda _context, _option, text: bandwidth_of(text),
-    help="Memory bandwidth, best as measured: 4.3TB/s, 273GB/s.",
+    help="Memory bandwidth, preferably measured: 4.3TB/s, 273GB/s.",
 )
 @click.option(
     "--batch",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Count
+from vllm_launch.model import ModelConfig
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "configs"
 BYTES_16 = 2
@@ -44,17 +45,11 @@ class Quantization(BaseModel):
     quant_method: Literal["mxfp4"]
 
 
-class Config(BaseModel):
-    """The keys of a Hugging Face config.json that bytes depend on; others are ignored."""
+class GptOssConfig(ModelConfig):
+    """The keys of a gpt-oss config.json that bytes depend on; others are ignored."""
 
     vocab_size: Count
-    hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
-    num_attention_heads: Count
-    num_key_value_heads: Count | None = None
-    head_dim: Count | None = None
-    max_position_embeddings: Count
     sliding_window: Count | None
     layer_types: list[LayerType] | None = None
     num_local_experts: Count
@@ -102,7 +97,7 @@ def count(name: str, content: dict) -> ModelShape:
     """
     config = _validated(name, content)
     hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    kv_heads, head_dim = config.num_key_value_heads or heads, config.head_dim or hidden // heads
+    kv_heads, head_dim = config.kv_heads, config.head_size
     qkv, output = (heads + 2 * kv_heads) * head_dim, heads * head_dim
     attention = hidden * qkv + output * hidden + heads + config.attention_bias * (qkv + hidden)  # heads: the sinks
     mlp = 3 * hidden * config.intermediate_size  # gate, up, down
@@ -126,13 +121,13 @@ def count(name: str, content: dict) -> ModelShape:
     )
 
 
-def _validated(name: str, content: dict) -> Config:
+def _validated(name: str, content: dict) -> GptOssConfig:
     model_type = content.get("model_type") if isinstance(content, dict) else None
     if model_type != MODEL_TYPE:
         message = f"{name}: model type {model_type!r} is not counted, only {MODEL_TYPE}"
         raise Problem("model", message, f"give --model the config.json of a {MODEL_TYPE} model")
     try:
-        return Config.model_validate(content)
+        return GptOssConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import click
 
 from bench.record import run_folder
-from bench.record.command import execute_run
+from bench.record.command import run_in_folder
 from bench.record.run_folder import Request
 from bench.servers import run as runs
 from bench.servers.run import Run
@@ -19,7 +19,7 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch import arguments, profile, redaction
 from vllm_launch import plan as plans
-from vllm_launch.terminal import refuse
+from vllm_launch.terminal import exit_on_problems
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -43,7 +43,7 @@ def run_options(command):
 
 
 def run_profiles(
-    kind: Literal["serving", "accuracy"],
+    kind: str,
     problems: Callable[[Run], list[Problem]],
     execute: Callable[..., R],
     write_report: Callable[[Path], Path],
@@ -65,19 +65,19 @@ def run_profiles(
     if dry_run:
         for entry in run.entries:
             click.echo(plans.as_shell(entry.plan))
-    refuse(problems(run))
+    exit_on_problems(problems(run))
     if dry_run:
         return None
     command = ["fp8-sinks", *sys.argv[1:]]
-    return execute_run(
+    return run_in_folder(
         folder,
         request,
-        lambda status, report: execute(replace(run, status=status, report=report), command=command),
+        lambda status, print_line: execute(replace(run, status=status, print_line=print_line), command=command),
         write_report,
     )
 
 
-def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model, suite) -> Request:
+def _request(kind: str, words: tuple[str, ...], model, suite) -> Request:
     first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     if first_flag == 0:
         raise click.UsageError(f"name at least one profile: {', '.join(profile.names())}")
@@ -89,7 +89,7 @@ def _request(kind: Literal["serving", "accuracy"], words: tuple[str, ...], model
     return Request(kind=kind, profiles=profiles, model=model, suite=suite, overrides=overrides)
 
 
-def _resumed(kind: Literal["serving", "accuracy"], words, model, suite, run_dir, resume: Path) -> Request:
+def _resumed(kind: str, words, model, suite, run_dir, resume: Path) -> Request:
     if words or model or suite or run_dir:
         raise click.UsageError("--resume takes profiles, model, suite and folder from the run; give nothing else")
     request = run_folder.read_request(resume)

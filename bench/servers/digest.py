@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.record.files import write_text, writing
+from bench.record.files import write_text
 from bench.suite import Suite
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from vllm_launch import provenance, redaction
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
@@ -44,12 +45,12 @@ def check(folder: Path, digest: dict[str, str]) -> None:
     path = folder / FILE
     if not path.exists():
         if any(not step.name.startswith(".") for step in folder.glob("*.json*")):  # a dot: only partly written
-            raise _refused(folder, f"no {FILE} that says what they depend on")
+            raise _refused(folder, f"no {FILE}")
         return
     try:
         saved = DIGEST.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise _refused(folder, f"a {FILE} that cannot be read") from error
+        raise _refused(folder, f"{FILE} is unreadable") from error
     changed = [name for name in saved | digest if saved.get(name) != digest.get(name)]
     if changed:
         words = [f"{name} {saved.get(name, 'absent')}, now {digest.get(name, 'absent')}" for name in changed[:SHOWN]]
@@ -69,8 +70,8 @@ def guard(folder: Path, digest: dict[str, str]) -> None:
 def _refused(folder: Path, reason: str) -> Problem:
     return Problem(
         "file",
-        f"the steps in {folder} were measured with {reason}",
-        "go back to what they were measured with, or start a new run: another --run-dir",
+        f"cannot resume the steps in {folder}: {reason}",
+        "restore what they were measured with, or start a new run: another --run-dir",
     )
 
 
@@ -86,7 +87,7 @@ def _files(model: Model) -> dict[str, str]:
                 files[f"file {path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise Problem(
-            "model", f"cannot read {error.filename}: {error.strerror}", "mend the rights of its files"
+            "model", f"cannot read {error.filename}: {error.strerror}", "make the model's files readable"
         ) from error
     return files
 

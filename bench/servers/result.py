@@ -41,6 +41,6 @@ class Start(Strict):
     cached_files: Annotated[int, Field(ge=0)] | None = None
 
 
-class Failure(Strict):
+class FailedStep(Strict):
     step: str
     message: str

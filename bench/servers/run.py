@@ -11,13 +11,14 @@ import psutil
 
 from bench import suite as suites
 from bench.record import run_folder
-from bench.record.files import write, writing
+from bench.record.files import write
 from bench.record.run_folder import Request
 from bench.record.steps import step
 from bench.servers import digest
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from bench.suite import Suite, Thresholds
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, provenance, redaction
@@ -34,7 +35,10 @@ R = TypeVar("R", bound=Strict)
 
 @dataclass(frozen=True)
 class Entry:
-    """A profile of a run. plan: of a warm start; each start has a plan of its own, with another port and nonce."""
+    """A profile of a run.
+
+    plan: for dry run, preflight and digest; each start plans anew, with its own port and nonce.
+    """
 
     profile: Profile
     thresholds: Thresholds
@@ -48,9 +52,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, resolved. entries: in the order of the request; reference: what they are compared with, maybe one of them.
+    """A run, resolved. entries: in the order of the request.
 
-    status: show what is going on; report: print a finished step.
+    reference: the profile that answers are compared with; may be one of entries. status: show the current step;
+    print_line: print a finished one.
     """
 
     folder: Path
@@ -59,7 +64,7 @@ class Run:
     entries: list[Entry]
     reference: Entry
     status: Callable[[str], None] = print
-    report: Callable[[str], None] = print
+    print_line: Callable[[str], None] = print
 
     def is_reference(self, entry: Entry) -> bool:
         return entry.name == self.reference.name
@@ -126,12 +131,12 @@ def problems(run: Run) -> list[Problem]:
     return list(by_message.values())
 
 
-def execute(
+def measure_entries(
     run: Run,
     command: list[str],
     kind: type[R],
     measure: Callable[[Entry], None],
-    row: Callable[[Entry, Failure | None], Strict],
+    row: Callable[[Entry, FailedStep | None], Strict],
 ) -> R:
     """Measure the entries of a run one after the other; write `kind` with a `row` of each to run.folder/result.json.
 
@@ -142,7 +147,7 @@ def execute(
     plan = run.entries[0].plan
     _warn_of_load(run, plan)
     source = step(run.folder / PROVENANCE, Provenance, lambda: provenance.collect(plan.machine, command, plan))
-    failures: dict[str, Failure] = {}
+    failures: dict[str, FailedStep] = {}
 
     def write_result() -> R:
         result = kind(
@@ -162,20 +167,20 @@ def execute(
             except Exception as error:
                 message = getattr(error, "message", f"{type(error).__name__}: {error}")
                 step_name = getattr(error, "step", "preparation")
-                failures[entry.name] = Failure(step=step_name, message=redaction.redact(message))
+                failures[entry.name] = FailedStep(step=step_name, message=redaction.redact(message))
                 raise
     except BaseException:
         try:
             write_result()
         except Problem as problem:  # the measurement's own error is the one to raise
-            run.report(f"the result could not be written: {problem.message}")
+            run.print_line(f"the result could not be written: {problem.message}")
         raise
     return write_result()
 
 
 @contextmanager
 def in_step(name: str) -> Iterator[None]:
-    """Note on an error of the block in which step of a run it arose; the innermost counts."""
+    """Set `error.step` to `name` on an exception of the block, unless an inner block has set it."""
     try:
         yield
     except Exception as error:
@@ -187,7 +192,7 @@ def _warn_of_load(run: Run, plan: Plan) -> None:
     load, cores = provenance.load_average(), plan.machine.cores
     # The average alone also counts what has just ended, such as a set-up.
     if load > cores / 2 and psutil.cpu_percent(BUSY_S) > MAX_BUSY:
-        run.report(
+        run.print_line(
             f"warning: load average {load:.1f} on {cores} cores: other programs disturb what is measured;"
             " end them, then run this again"
         )

@@ -11,12 +11,13 @@ from typing import Literal
 
 from bench.record import run_folder
 from bench.record.envelope import Wiped
-from bench.record.files import write, writing
+from bench.record.files import write
 from bench.record.steps import load, step
 from bench.servers import client, digest
 from bench.servers.result import RESOLVED_FIGURES, Requested, Start
 from bench.servers.run import Entry, Run, in_step, make_plan
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from vllm_launch import preflight, provenance, redaction, server
 from vllm_launch.plan import Plan
@@ -65,11 +66,11 @@ def serve(
                 load_average=load_before,
                 cached_files=len(run_folder.cached_files(Path(plan.cache_root))),
             )
-            run.report(f"{entry.name}: first token {first_token_s:.2f} s after the {cache} start")
+            run.print_line(f"{entry.name}: first token {first_token_s:.2f} s after the {cache} start")
             return ReadyStart(start=start, requested=requested(plan), resolved=running.resolved, wiped=wiped)
 
         with server.running(plan, entry.folder, status_of(run, entry)) as running:
-            run.report(f"{entry.name}: {cache} start {running.start_s:.1f} s")
+            run.print_line(f"{entry.name}: {cache} start {running.start_s:.1f} s")
             first = step(entry.folder / f"{cache}.json", ReadyStart, lambda: first_request(running))
             _check_resolved(first.resolved, running.resolved, f"{entry.name}'s first {cache} start")
             yield running

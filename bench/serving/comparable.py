@@ -1,4 +1,4 @@
-"""The settings that must be equal in two profiles for a ratio between them to be the KV cache's doing."""
+"""Settings that two profiles must share for their ratio to measure the KV cache alone."""
 
 from typing import NamedTuple
 

@@ -64,7 +64,7 @@ def compare(a: str, b: str, read: Callable[[Path], Any], *, force: bool = False,
     records = [record(*pair) for pair in pairs]
     if as_json:
         return json.dumps({"a": a, "b": b, "forced": bool(lines), "not_paired": unpaired, "pairs": records}, indent=1)
-    forced = ["FORCED: A and B differ in more than the KV cache, no ratio is its doing alone:", *lines]
+    forced = ["FORCED: A and B differ in more than the KV cache; the ratios do not measure it alone:", *lines]
     texts = ["\n".join(forced)] if lines else []
     texts += [as_text(pair, forced=bool(lines)) for pair in records]
     texts += [f"Only in {side.upper()}, not compared: {', '.join(names)}" for side, names in unpaired.items() if names]

@@ -38,8 +38,9 @@ class Rate(Strict):
 class ServingRow(AccuracyRow):
     """A profile's answers and speed. wiped: before the cold start."""
 
+    RETIRED = ("completion",)
+
     wiped: Wiped | None
-    completion: str | None
     rates: list[Rate]
 
 

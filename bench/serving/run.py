@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from bench.accuracy import run as accuracy
-from bench.accuracy.greedy import Answer
 from bench.record.steps import load, step
 from bench.servers import run as runs
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import ready_starts, row_settings, serve
 from bench.serving import benchy
@@ -31,7 +30,7 @@ def problems(run: Run) -> list[Problem]:
 def execute(run: Run, command: list[str]) -> ServingResult:
     """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     with benchy.book_server() as book_url:
-        return runs.execute(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+        return runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
 
 
 def requests_per_profile(grid: Grid) -> int:
@@ -44,7 +43,7 @@ def _measure(run: Run, book_url: str, entry: Entry) -> None:
     if not (entry.folder / "cold.json").exists():
         with serve(run, entry, "cold") as running:
             if _caches_nothing(entry):
-                run.report(f"{entry.name}: nothing was cached: a warm start would be a cold one")
+                run.print_line(f"{entry.name}: the cold start cached nothing: measuring this server, no warm start")
                 _measure_warm(run, book_url, entry, running)
     if not accuracy.is_scored(entry):
         with serve(run, entry, "scored", accuracy.forcer()) as running:
@@ -92,19 +91,17 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> No
                 list[Rate],
                 lambda depth=depth: benchy.measure(running, grid, depth, entry.folder, book_url, count_request),
             )
-        run.report(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
+        run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
 
 
-def _row(run: Run, entry: Entry, failure: Failure | None) -> ServingRow:
+def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
     """A row of the steps that the profile's folder has by now."""
-    cold, greedy_path = ready_starts(entry).get("cold"), entry.folder / accuracy.GREEDY
-    answers = load(greedy_path, list[Answer]) if greedy_path.exists() else []
+    cold = ready_starts(entry).get("cold")
     return ServingRow(
         profile=entry.name,
         description=entry.profile.description,
         **row_settings(entry),
         wiped=cold.wiped if cold else None,
-        completion=answers[0].text if answers else None,
         rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),

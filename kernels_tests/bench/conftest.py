@@ -20,66 +20,70 @@ from vllm_launch import plan, provenance, server
 LOAD = (0.25, 0, 0)  # averages of a machine at rest
 
 
-@pytest.fixture
-def servers(monkeypatch, tmp_path):
+class FakeServers:
     """Fake servers: `plans` that were started, and `fail[event]`, a Problem to raise.
 
-    event: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth. state.caches:
-    whether a server leaves a file in the run's caches; state.resolved: resolved settings that are not the usual ones.
+    event: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth. caches: whether a
+    server leaves a file in the run's caches; resolved: resolved settings that are not the usual ones.
     """
-    plans, fail, state = [], {}, SimpleNamespace(caches=True, resolved={})
 
-    def fail_if_set(event):
-        if event in fail:
-            raise fail[event]
+    def __init__(self):
+        self.plans, self.fail, self.caches, self.resolved = [], {}, True, {}
+        self.real_not_run = sink_check.not_run
+
+    def fail_if_set(self, event):
+        if event in self.fail:
+            raise self.fail[event]
 
     @contextmanager
-    def running(planned, folder, status):
-        plans.append(planned)
-        forced_tokens = "logits-processors" in planned.arguments
-        earlier = [start for start in plans if (start.profile, start.arguments) == (planned.profile, planned.arguments)]
-        cache = "scored" if forced_tokens else "cold" if len(earlier) == 1 else "warm"
-        fail_if_set(f"{planned.profile} {cache}")
-        if state.caches:
+    def running(self, planned, folder, status):
+        self.plans.append(planned)
+        starts = [start.arguments for start in self.plans if start.profile == planned.profile]
+        is_first = starts.count(planned.arguments) == 1
+        cache = "scored" if "logits-processors" in planned.arguments else "cold" if is_first else "warm"
+        self.fail_if_set(f"{planned.profile} {cache}")
+        if self.caches:
             (folder.parent / "cache" / "compiled").write_text("kernel")
-        resolved = a_resolved(planned.kv_cache_dtype).model_copy(update=state.resolved)
+        resolved = a_resolved(planned.kv_cache_dtype).model_copy(update=self.resolved)
         yield SimpleNamespace(
             plan=planned, log="some.log", start_s=2.0, resolved=resolved, supervisor=SimpleNamespace(pid=1)
         )
 
-    def answer(running, prompt, tokens):
-        fail_if_set("greedy")
+    def answer(self, running, prompt, tokens):
+        self.fail_if_set("greedy")
         return Answer(prompt=prompt, text="t", token_ids=list(range(tokens)), margins=[1.0] * tokens)
 
-    def score_all(running, texts, path, *, progress):
-        fail_if_set(path)
+    def score_all(self, running, texts, path, *, progress):
+        self.fail_if_set(path)
         targets = [text.ids[text.start :] for text in texts]
         return [
             Scored(token_ids=ids, logprobs=[-1.0] * len(ids), top=[{token: -1.0} for token in ids]) for ids in targets
         ]
 
-    def not_run(reason, bounds):
-        fail_if_set("sinks")
-        return sinks_not_run(reason, bounds)
+    def not_run(self, reason, bounds):
+        self.fail_if_set("sinks")
+        return self.real_not_run(reason, bounds)
 
-    sinks_not_run = sink_check.not_run
-
-    def measured(running, grid, depth, folder, book_url, on_request):
-        fail_if_set(depth)
+    def measure(self, running, grid, depth, folder, book_url, on_request):
+        self.fail_if_set(depth)
         return [a_rate(depth)]
 
+
+@pytest.fixture
+def servers(monkeypatch, tmp_path):
+    fake = FakeServers()
     monkeypatch.setattr(plan, "detect", lambda _device: HOST)
     monkeypatch.setattr(plan.software, "vllm_build", lambda: ("cpu", "0.32.0"))
-    monkeypatch.setattr(server, "running", running)
+    monkeypatch.setattr(server, "running", fake.running)
     monkeypatch.setattr(client, "first_token_s", lambda *_: 0.1)
-    monkeypatch.setattr(greedy, "answer", answer)
-    monkeypatch.setattr(forced, "score_all", score_all)
+    monkeypatch.setattr(greedy, "answer", fake.answer)
+    monkeypatch.setattr(forced, "score_all", fake.score_all)
     monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
-    monkeypatch.setattr(sink_check, "not_run", not_run)
-    monkeypatch.setattr(benchy, "measure", measured)
+    monkeypatch.setattr(sink_check, "not_run", fake.not_run)
+    monkeypatch.setattr(benchy, "measure", fake.measure)
     monkeypatch.setattr(metrics, "RESAMPLES", 8)  # most of the remaining time
     monkeypatch.chdir(tmp_path)
-    return SimpleNamespace(plans=plans, fail=fail, state=state)
+    return fake
 
 
 @pytest.fixture

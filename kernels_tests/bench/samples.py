@@ -125,7 +125,7 @@ def a_record(delta=0.1, bound: float | None = 0.125, contexts=(128, 1024, 3960),
 
 
 def a_row(profile="baseline", kv="auto", **changes) -> ServingRow:
-    """With a 16-bit cache the reference, asked again; with FP8 its greedy answers alone."""
+    """With a 16-bit cache the reference, scored again; with FP8 its greedy answers alone."""
     row = ServingRow(
         profile=profile,
         description="FP8 E4M3 KV cache in every layer" if kv == "fp8" else "BF16 KV cache",
@@ -146,7 +146,6 @@ def a_row(profile="baseline", kv="auto", **changes) -> ServingRow:
             Start(cache="cold", start_s=21.42, first_token_s=0.312),
             Start(cache="warm", start_s=20.87, first_token_s=0.187),
         ],
-        completion=TEXT,
         rates=[a_rate(0), a_rate(1024)],
         greedy=[a_match()] * 3 if kv == "fp8" else [],
         accuracy=a_record(0.006, 0.02, reference=profile) if kv == "auto" else None,

@@ -15,7 +15,7 @@ from bench.serving import run as serving
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.samples import a_match, a_result, two_profiles
 
-REQUEST = Request(profiles=["baseline"], model=None, overrides=[])
+REQUEST = Request(kind="serving", profiles=["baseline"], model=None, overrides=[])
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
@@ -132,14 +132,14 @@ def test_keep_replaces_the_same_run_alone(tmp_path):
     def keep(day, text="first"):
         run_of_day = tmp_path / f"run-{day}"
         run_of_day.mkdir(exist_ok=True)
-        write(two_profiles(completion=text).model_copy(update={"provenance": a_result(day=day).provenance}),
+        write(two_profiles(description=text).model_copy(update={"provenance": a_result(day=day).provenance}),
               run_of_day / "result.json")  # fmt: skip
         return CliRunner().invoke(cli.bench, ["keep", str(run_of_day), "--results", str(tmp_path / "results")])
 
     assert keep(day=1).exit_code == 0
     assert keep(day=1, text="judged again").exit_code == 0
     (target,) = (tmp_path / "results").iterdir()
-    assert read(target).rows[1].completion == "judged again"
+    assert read(target).rows[1].description == "judged again"
     before = target.read_bytes()
     refused = keep(day=2)
     assert refused.exit_code == 2 and "--results" in refused.stderr

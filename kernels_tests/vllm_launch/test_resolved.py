@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vllm_launch.resolved import RETIRED, Mismatch, Resolved, canonical_kv_dtype, mismatches, read
+from vllm_launch.resolved import Mismatch, Resolved, canonical_kv_dtype, mismatches, read
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -68,7 +68,7 @@ def test_an_fp8_cache_on_a_cpu_without_a_logged_reader_is_a_mismatch():
 
 def test_settings_of_older_results_are_still_read():
     resolved = read(log("cpu-0.32.0-fp8"), "0.32.0")
-    older = resolved.model_dump() | dict.fromkeys(RETIRED, 1.0)
+    older = resolved.model_dump() | dict.fromkeys(Resolved.RETIRED, 1.0)
     assert Resolved.model_validate(older) == resolved
     del older["cpu_attention"]
     assert Resolved.model_validate(older).cpu_attention is None

@@ -12,7 +12,7 @@ from vllm_launch import terminal
 
 def test_progress_prints_lines_as_they_are(monkeypatch):
     console = Console(file=io.StringIO(), width=40)
-    monkeypatch.setattr(terminal, "talk", console)
+    monkeypatch.setattr(terminal, "console", console)
     lines = ["[/no/markup] " + 60 * "x", "second"]
     with terminal.progress() as (show_status, print_line):
         for line in lines:
@@ -33,12 +33,12 @@ def test_a_signal_exits_through_finally_blocks(number):
     assert cleaned and signal.getsignal(number) == handler
 
 
-def test_refuse_shows_every_problem_and_exits_with_the_code_of_the_first(capsys):
-    first, last = Problem("file", "first", "mend it"), Problem("memory", "last", "free some")
+def test_exit_on_problems_shows_every_problem_and_exits_with_the_code_of_the_first(capsys):
+    first, last = Problem("file", "first", "rename it"), Problem("memory", "last", "free some")
     code = first.exit_code
     assert code != last.exit_code
     with pytest.raises(Problem) as caught:
-        terminal.refuse([first, last])
+        terminal.exit_on_problems([first, last])
     assert caught.value is last and caught.value.exit_code == code
     assert "first" in capsys.readouterr().err
-    terminal.refuse([])
+    terminal.exit_on_problems([])

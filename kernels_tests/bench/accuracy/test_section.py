@@ -7,7 +7,7 @@ import pytest
 from bench.accuracy import plot, section, tables
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.report import document
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from kernels_tests.bench.report.reading import error_lines, row
 from kernels_tests.bench.report.reading import tables as tables_of
 from kernels_tests.bench.samples import NOT_RUN, a_match, a_record, a_result, a_row, a_sink_check
@@ -92,7 +92,7 @@ def test_every_failure_is_listed_once():
         "fp8",
         accuracy=a_record(0.11, sinks=a_sink_check(status="FAILED")),
         greedy=[a_match(), a_match(passed=False)],
-        failures=[Failure(step="warm", message="the server ended\n| out of memory")],
+        failures=[FailedStep(step="warm", message="the server ended\n| out of memory")],
     )
     (block,) = tables.failed([a_row(), failing])
     lines = block.splitlines()[2:]

@@ -101,7 +101,7 @@ def fake_device(gpu_machine, tmp_path):
 
     def execute(*kernels, shapes=SHAPES, named=False, folder="run"):
         lines = []
-        run = a_run(tmp_path / folder, kernels, shapes, named, status=lines.append, report=lines.append)
+        run = a_run(tmp_path / folder, kernels, shapes, named, status=lines.append, print_line=lines.append)
         with run_folder.opened(run.folder, run.request):
             return runs.execute(run, ["fp8-sinks"]), lines
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.record.command import execute_run
+from bench.record.command import run_in_folder
 from bench.record.run_folder import Request
 
 REQUEST = Request(profiles=["fp8"], model=None, overrides=[])
@@ -17,7 +17,7 @@ def run(folder, execute):
         return run_folder / "report.md"
 
     try:
-        execute_run(folder, REQUEST, execute, write_report)
+        run_in_folder(folder, REQUEST, execute, write_report)
     finally:
         run.reported = reported
     return reported

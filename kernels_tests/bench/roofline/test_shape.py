@@ -18,7 +18,8 @@ def a_config(**changes) -> dict:
 def a_tiny_config() -> dict:
     sizes = {"hidden_size": 64, "intermediate_size": 48, "vocab_size": 100, "num_hidden_layers": 5, "head_dim": 16}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 8}
-    return {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2} | sizes | heads
+    names = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}
+    return {"num_local_experts": 4, "num_experts_per_tok": 2} | names | sizes | heads
 
 
 @pytest.mark.parametrize(("counted", "billions"), [(LARGE, 116.83), (SMALL, 20.91)])

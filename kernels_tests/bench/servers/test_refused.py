@@ -40,7 +40,7 @@ def test_a_changed_suite_is_refused(bench, suite_file, tmp_path, changes, key):
     before = (tmp_path / "run" / "result.json").read_bytes()
     suite_file(changes)
     invocation = bench("serving", "--resume", str(tmp_path / "run"), exit_code=2)
-    assert f"with {key} " in invocation.stderr
+    assert f": {key} " in invocation.stderr
     assert (tmp_path / "run" / "result.json").read_bytes() == before
 
 

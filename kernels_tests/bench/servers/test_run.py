@@ -35,7 +35,7 @@ def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
 
 
 def test_a_run_that_caches_nothing_makes_no_warm_start(bench, servers, tmp_path):
-    servers.state.caches = False
+    servers.caches = False
     servers.fail[2048] = Problem("requests", "no answer", "see the log")
     bench("serving", "baseline", exit_code=1)
     del servers.fail[2048]
@@ -48,7 +48,7 @@ def test_a_run_that_caches_nothing_makes_no_warm_start(bench, servers, tmp_path)
     row = rows(tmp_path / "whole")["baseline"]
     assert [start.cache for start in row.starts] == ["cold", "scored"] and len(servers.plans) == 2
     assert row.starts[0].cached_files == 0 and row.requested.command == row.starts[0].command
-    assert len(row.rates) == 2 and row.completion
+    assert len(row.rates) == 2 and (tmp_path / "whole" / "baseline" / "greedy.json").exists()
     (section,) = result.sections([tmp_path / "whole"])
     assert section.not_measured == []
 
@@ -60,7 +60,7 @@ def test_a_second_start_that_resolves_different_settings_is_refused(bench, serve
     servers.fail["greedy"] = Problem("requests", "no answer", "see the log")
     bench("accuracy", "baseline", exit_code=1)
     del servers.fail["greedy"]
-    servers.state.resolved = resolved
+    servers.resolved = resolved
     invocation = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=exit_code)
     assert ("FLASH_ATTN" in invocation.stderr) is bool(exit_code)
 
@@ -140,7 +140,7 @@ def test_a_full_disk_is_a_clear_line(bench, monkeypatch):
 
 def test_a_file_that_was_only_partly_written_is_no_step(tmp_path):
     (tmp_path / ".request.json.77").write_text("{")
-    run_folder.check(tmp_path, run_folder.Request(profiles=["baseline"], model=None, overrides=[]))
+    run_folder.check(tmp_path, run_folder.Request(kind="serving", profiles=["baseline"], model=None, overrides=[]))
     (tmp_path / ".digest.json.77").write_text("{")
     digest.check(tmp_path, {"model": "x"})
 

@@ -3,6 +3,11 @@
 import sys
 from pathlib import Path
 
+from bench.accuracy.greedy import Answer
+from bench.accuracy.run import GREEDY
+from bench.record.steps import load
+from bench.serving.result import ServingRow
+
 RUN_S = 400  # limit of a run
 SUITE = """
 extends: tiny_gpt_oss
@@ -24,3 +29,8 @@ def command(folder: Path, bases: dict[str, str], depths: list[int]) -> list[str]
     suite = folder / "small.yaml"
     suite.write_text(SUITE.replace("REFERENCE", profiles[0].name).replace("DEPTHS", str(depths)))
     return [*BENCH, *map(str, profiles), "--suite", str(suite)]
+
+
+def first_answer(run: Path, row: ServingRow) -> str:
+    """The text of a profile's first greedy answer, from its step in the run folder."""
+    return load(run / row.profile / GREEDY, list[Answer])[0].text

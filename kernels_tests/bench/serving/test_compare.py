@@ -16,7 +16,7 @@ from bench.accuracy.tables import REFERENCE_FAILED
 from bench.cli import bench
 from bench.record.files import write
 from bench.record.noise import verdict
-from bench.servers.result import Failure
+from bench.servers.result import FailedStep
 from bench.serving import compare, tables
 from bench.serving.result import Rate, ServingResult
 from flashinfer_patches.errors import EXIT_CODES, Problem
@@ -240,7 +240,7 @@ def test_results_of_another_kind_are_refused(tmp_path):
 
 
 def test_missing_measurements_are_shown(tmp_path):
-    failure = Failure(step="cold", message="the server died")
+    failure = FailedStep(step="cold", message="the server died")
     bare = a_row("fp8", "fp8", resolved=None, starts=[], rates=[], failures=[failure])
     (path,) = saved(tmp_path, a_result(a_row(), bare))
     text = compared(*profiles(path))

@@ -149,7 +149,7 @@ def test_an_unfinished_run_lists_missing_measurements():
 
 
 def test_a_run_without_anything_still_has_a_section():
-    nothing = {"resolved": None, "starts": [], "wiped": None, "completion": None, "rates": [], "accuracy": None}
+    nothing = {"resolved": None, "starts": [], "wiped": None, "rates": [], "accuracy": None}
     part = section.section(a_result(a_row(**nothing)))
     assert part.draw is None and part.glance == [] and not any("decode at" in block for block in part.page)
 

@@ -266,7 +266,7 @@ def mounted(unshared, mount, verb, site, root, then="true"):
 def test_a_read_only_target(site, root, unshared):
     remount = 'mount --bind "$2" "$2"; mount -o remount,bind,ro "$2"'
     output = mounted(unshared, remount, "apply", site, root)
-    assert output.startswith("write ") and "Read-only file system" in output and str(site / LOCK) in output
+    assert output.startswith("disk ") and "Read-only file system" in output and str(site / LOCK) in output
     assert tree(site) == expected(CLEAN)
     engine.apply(site, root)
     assert mounted(unshared, remount, "apply", site, root) == "applied\n", "an applied series writes nothing"
@@ -280,7 +280,7 @@ def test_a_full_disk(site, root, unshared, kilobytes, tmp_path):
     full.mkdir()
     mount = f'mount -t tmpfs -o size={kilobytes}k tiny "{full}"; cp -r "$2/." "{full}"; set -- "$1" "{full}" "$3"'
     output = mounted(unshared, mount, "apply", site, root, then=f'cp -r "{full}" "{after}"')
-    assert output == "applied\n" or (output.startswith("write ") and "No space left" in output)
+    assert output == "applied\n" or (output.startswith("disk ") and "No space left" in output)
     assert engine.status(after, root).state in ("clean", "partial", "applied")
     engine.revert(after, root)
     assert tree(after) == expected(CLEAN)

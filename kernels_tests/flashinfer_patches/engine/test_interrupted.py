@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,7 +47,7 @@ def ends_right(site, root, end, files=APPLIED, release=VERSION, clean=CLEAN):
         return
     assert package_tree(site) == expected(files, release)
     beside = {path for path in tree(site) if path.startswith(".")}
-    assert not any(path.startswith(LOCK) or "staged" in path or path.endswith(".new") for path in beside), beside
+    assert not any(path.startswith(LOCK) or "staged" in path or re.search(r"\.\d+$", path) for path in beside), beside
     assert len([path for path in beside if path.endswith(".json")]) == 1
 
 

@@ -233,7 +233,7 @@ SMALL = (
 def test_a_full_disk_is_reported_before_the_build(tmp_path, unshared, options, message):
     script = f'mount -t tmpfs -o {options} tiny "$2"; "$0" -c "$1" "$2"'
     process = subprocess.run([*unshared, script, sys.executable, SMALL, str(tmp_path)], capture_output=True, text=True)
-    assert process.stdout.startswith("write ") and message in process.stdout, process.stderr
+    assert process.stdout.startswith("disk ") and message in process.stdout, process.stderr
 
 
 def test_a_folder_that_cannot_be_created(tmp_path):
@@ -241,5 +241,5 @@ def test_a_folder_that_cannot_be_created(tmp_path):
     for action in (jit_cache.make, lambda path: jit_cache.built_once(path, "m", pytest.fail)):
         with pytest.raises(Problem) as caught:
             action(tmp_path / "file" / "cache")
-        assert caught.value.kind == "write"
+        assert caught.value.kind == "disk"
     assert os.listdir(tmp_path) == ["file"]

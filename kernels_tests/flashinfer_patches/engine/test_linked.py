@@ -130,7 +130,9 @@ def test_no_link_is_followed_to_write(site, root, tmp_path):
     """At the paths that apply writes before a rename."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"mine\n")
-    for name in (f"originals/{DECODE}.new", f"staged/{DECODE}", f"staged/{HEADER}"):
+    original = Path("originals", DECODE)
+    temporary = original.with_name(f".{original.name}.{os.getpid()}")
+    for name in (temporary, f"staged/{DECODE}", f"staged/{HEADER}"):
         (site / STORE / name).parent.mkdir(parents=True, exist_ok=True)
         (site / STORE / name).symlink_to(precious)
     engine.apply(site, root)
@@ -171,8 +173,8 @@ def test_only_a_plain_file_is_a_lock(site, root, tmp_path, kind):
         lock.mkdir()
     with pytest.raises(Problem) as caught, locking.held(lock, "a test", 0):
         pytest.fail("the lock was taken")
-    assert caught.value.kind == "write" and str(lock) in caught.value.message
-    refused("write", engine.apply, site, root)
+    assert caught.value.kind == "disk" and str(lock) in caught.value.message
+    refused("disk", engine.apply, site, root)
     assert os.path.lexists(lock) and package_tree(site) == expected(CLEAN)
     assert precious.read_bytes() == b"mine\n" if kind != "a link to nothing" else not precious.exists()
 
