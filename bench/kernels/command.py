@@ -80,7 +80,7 @@ def kernels_command(write_report, kernels, shapes, run_dir, resume, dry_run, as_
 def _resumed(kernels, shapes, run_dir: Path | None, resume: Path) -> KernelsRequest:
     if kernels or shapes or run_dir:
         raise click.UsageError("--resume takes kernels, shapes and folder from the run; give nothing else")
-    return run_folder.read_request(resume, KernelsRequest)
+    return run_folder.read_request(resume, "kernels", KernelsRequest)
 
 
 def _plan(kernel: DecodeKernel, shape: Shape) -> str:

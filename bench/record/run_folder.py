@@ -1,12 +1,13 @@
 """A run's folder: its request, its lock and its caches. What is not provably ours is never removed."""
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bench.record.envelope import Wiped
 from bench.record.files import write, write_text
@@ -35,10 +36,18 @@ class Request(Strict):
 R = TypeVar("R", bound=Strict)
 
 
-def read_request(folder: Path, model: type[R] = Request) -> R:
-    """The request of a run folder; raises Problem("file") for a folder that has none of this model."""
+class _OfKind(BaseModel):
+    kind: str
+
+
+def read_request(folder: Path, kind: str, model: type[R] = Request) -> R:
+    """The request of a run folder; raises Problem("file") for a folder that has none, or a run of another kind."""
     try:
-        return model.model_validate_json((folder / REQUEST).read_bytes())
+        content = (folder / REQUEST).read_bytes()
+        if (actual := _OfKind.model_validate_json(content).kind) != kind:
+            command = shlex.join(["fp8-sinks", "bench", actual, "--resume", str(folder)])
+            raise Problem("file", f"{folder} holds a run of `bench {actual}`", f"{command}; or name another folder")
+        return model.model_validate_json(content)
     except (OSError, ValidationError) as error:
         raise Problem(
             "file",
@@ -54,7 +63,7 @@ def check(folder: Path, request: Strict) -> None:
         content = [path for path in folder.iterdir() if not _is_transient(path.name)] if folder.exists() else []
     except OSError as error:
         raise Problem("disk", f"cannot read {folder}: {error.strerror}", "choose another --run-dir") from error
-    if content and (changed := _changed(read_request(folder, type(request)), request)):
+    if content and (changed := _changed(read_request(folder, request.kind, type(request)), request)):
         raise Problem(
             "file",
             f"{folder} holds a run with another request: other {', '.join(changed)}",

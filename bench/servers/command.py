@@ -1,6 +1,5 @@
 """What the commands share that run profiles on servers: options, request, and the run with its progress."""
 
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,8 +91,4 @@ def _request(kind: str, words: tuple[str, ...], model, suite) -> Request:
 def _resumed(kind: str, words, model, suite, run_dir, resume: Path) -> Request:
     if words or model or suite or run_dir:
         raise click.UsageError("--resume takes profiles, model, suite and folder from the run; give nothing else")
-    request = run_folder.read_request(resume)
-    if request.kind != kind:
-        message = f"{resume} holds a run of `bench {request.kind}`"
-        raise Problem("file", message, f"fp8-sinks bench {request.kind} --resume {shlex.quote(str(resume))}")
-    return request
+    return run_folder.read_request(resume, kind)

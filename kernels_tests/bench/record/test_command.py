@@ -5,7 +5,7 @@ import pytest
 from bench.record.command import run_in_folder
 from bench.record.run_folder import Request
 
-REQUEST = Request(profiles=["fp8"], model=None, overrides=[])
+REQUEST = Request(kind="serving", profiles=["fp8"], model=None, overrides=[])
 
 
 def run(folder, execute):

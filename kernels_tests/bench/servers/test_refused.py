@@ -149,6 +149,8 @@ def test_a_run_is_resumed_as_its_own_kind(bench, tmp_path):
     invocation = bench("accuracy", "--resume", str(tmp_path / "run"), exit_code=2)
     assert "bench serving --resume" in invocation.stderr
     assert result.read(tmp_path / "run").kind == "serving"
+    kernels = bench("kernels", "--resume", str(tmp_path / "run"), exit_code=2)
+    assert "bench serving --resume" in kernels.stderr
 
 
 def test_a_refused_run_leaves_nothing_and_a_dry_run_is_refused_too(bench, monkeypatch, tmp_path):
