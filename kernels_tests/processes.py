@@ -41,6 +41,7 @@ def spawn(command, **options):
     parent = os.getpid()
 
     def die_with_parent():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a shell runs the tests in the background
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it was killed before the line above
             os._exit(1)
