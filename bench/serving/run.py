@@ -40,6 +40,21 @@ def requests_per_profile(grid: Grid) -> int:
 
 def _measure(run: Run, book_url: str, entry: Entry) -> None:
     accuracy.ensure_reference(run, entry)
+    if run.request.quick:
+        _measure_quick(run, book_url, entry)
+    else:
+        _measure_whole(run, book_url, entry)
+
+
+def _measure_quick(run: Run, book_url: str, entry: Entry) -> None:
+    """Measure the server of the cold start; greedy answers are the only accuracy record."""
+    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
+    if not all(path.exists() for path in paths):
+        with serve(run, entry, "cold") as running:
+            _measure_warm(run, book_url, entry, running)
+
+
+def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
     if not (entry.folder / "cold.json").exists():
         with serve(run, entry, "cold") as running:
             if _caches_nothing(entry):
@@ -48,7 +63,7 @@ def _measure(run: Run, book_url: str, entry: Entry) -> None:
     if not accuracy.is_scored(entry):
         with serve(run, entry, "scored", accuracy.forcer()) as running:
             accuracy.score(run, entry, running, repeat_contexts=1)
-    paths = [entry.folder / accuracy.GREEDY, *_rate_paths(run, entry)]
+    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
     if not _caches_nothing(entry):
         paths.append(entry.folder / "warm.json")
     if not all(path.exists() for path in paths):
@@ -105,5 +120,14 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
         rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),
+        left_out=_left_out(run),
         failures=[failure] if failure else [],
     )
+
+
+def _left_out(run: Run) -> list[str]:
+    """What a quick run leaves out of the same run without --quick."""
+    if not run.request.quick:
+        return []
+    rates = [f"rates at {run.skipped_points} more points"] if run.skipped_points else []
+    return ["log-probabilities", "sinks", "warm start", *rates]
