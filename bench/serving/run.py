@@ -24,7 +24,7 @@ from vllm_launch.server import Server
 def problems(run: Run) -> list[Problem]:
     """All that keeps a serving run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
     software.check_llama_benchy()
-    return runs.problems(run)
+    return [*_too_long(run), *runs.problems(run)]
 
 
 def execute(run: Run, command: list[str]) -> ServingResult:
@@ -36,6 +36,19 @@ def execute(run: Run, command: list[str]) -> ServingResult:
 def requests_per_profile(grid: Grid) -> int:
     """How many measured requests llama-benchy sends for a profile."""
     return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
+
+
+def _too_long(run: Run) -> list[Problem]:
+    """A Problem where the longest context of the grid exceeds what a profile serves."""
+    grid = run.suite.grid
+    longest = max(grid.depth) + max(grid.prompt) + max(grid.output)
+    for entry in run.entries:
+        limit = str(entry.plan.arguments.get("max-model-len", entry.plan.model.max_positions))
+        if limit.isdecimal() and longest > int(limit):  # vLLM reads other forms too, such as 4k
+            message = f"the grid needs a context of {longest} tokens, {entry.name} serves {limit}"
+            remedy = f"a smaller grid: --depth, --prompt, --output; or, if the model can: -- --max-model-len {longest}"
+            return [Problem("suite", message, remedy)]
+    return []
 
 
 def _measure(run: Run, book_url: str, entry: Entry) -> None:

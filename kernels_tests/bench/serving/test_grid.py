@@ -81,6 +81,14 @@ def test_only_a_depth_may_be_zero(bench, tmp_path, name):
     bench("serving", "baseline", "--depth", "0")
 
 
+def test_a_grid_beyond_the_served_context_is_refused_before_a_start(bench, servers, tmp_path):
+    grid = ("--prompt", "1024", "--output", "64", "--depth", "0,2048")
+    for options in ((), ("--dry-run",)):
+        assert "3136 tokens" in bench("serving", "baseline", *grid, *options, exit_code=2).stderr
+    assert servers.plans == [] and not (tmp_path / "run").exists()
+    bench("serving", "baseline", *grid, "--", "--max-model-len", "3136")
+
+
 def test_an_accuracy_run_has_no_grid(bench):
     bench("accuracy", "baseline", "--concurrency", "2", exit_code=2)
 
