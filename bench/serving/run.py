@@ -142,5 +142,6 @@ def _left_out(run: Run) -> list[str]:
     """What a quick run leaves out of the same run without --quick."""
     if not run.request.quick:
         return []
-    rates = [f"rates at {run.skipped_points} more points"] if run.skipped_points else []
+    skipped, points = run.skipped_points, run.skipped_points + run.suite.grid.points
+    rates = [f"rates at {skipped} of {points} points"] if skipped else []
     return ["log-probabilities", "sinks", "warm start", *rates]

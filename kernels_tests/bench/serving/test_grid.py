@@ -48,13 +48,20 @@ def test_a_resumed_run_has_the_same_grid(bench, grids, tmp_path):
     assert len(grids) == 3 and grids[2] == grids[0]
 
 
+def test_depths_of_the_suite_are_added_to_a_run_with_options(bench, suite_file, tmp_path):
+    bench("serving", "baseline", "--suite", suite_file("grid: {depth: [0]}"), "--concurrency", "1,4")
+    suite_file("grid: {depth: [0, 128]}")
+    bench("serving", "--resume", str(tmp_path / "run"))
+    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 128]
+
+
 @pytest.mark.parametrize("option", [("--concurrency", "2"), ("--depth", "0,512"), ("--runs", "3"), ("--quick",)])
 def test_a_resumed_run_takes_no_grid(bench, grids, tmp_path, option):
     bench("serving", "baseline")
     measured = len(grids)
     assert "--resume" in bench("serving", "--resume", str(tmp_path / "run"), *option, exit_code=2).stderr
-    other = bench("serving", "baseline", *option, "--run-dir", str(tmp_path / "run"), exit_code=2)
-    assert f"other {'quick' if option == ('--quick',) else 'grid'}" in other.stderr
+    refused = bench("serving", "baseline", *option, "--run-dir", str(tmp_path / "run"), exit_code=2)
+    assert f"other {'quick' if option == ('--quick',) else 'grid'}" in refused.stderr
     assert len(grids) == measured
 
 
@@ -68,7 +75,7 @@ def test_a_run_from_before_these_options_is_resumed(bench, tmp_path):
 
 @pytest.mark.parametrize("name", ["--prompt", "--output", "--depth", "--concurrency"])
 @pytest.mark.parametrize("text", ["", "x", "1,", "1.5", "-1", "1 2", "4,4", "1,0x2"])
-def test_what_is_no_list_of_counts_is_a_usage_error(bench, tmp_path, name, text):
+def test_an_invalid_list_of_counts_is_a_usage_error(bench, tmp_path, name, text):
     invocation = bench("serving", "baseline", name, text, exit_code=2)
     assert [name in line for line in invocation.stderr.splitlines() if line.startswith("Error")] == [True]
     assert not (tmp_path / "run").exists()
@@ -110,13 +117,13 @@ def test_the_first_point_of_a_grid():
 @pytest.mark.parametrize(
     ("options", "grid", "skipped"),
     [
-        ((), quick_grid(), ["rates at 1 more points"]),
-        (("--runs", "5"), quick_grid(runs=5), ["rates at 1 more points"]),
+        ((), quick_grid(), ["rates at 1 of 2 points"]),
+        (("--runs", "5"), quick_grid(runs=5), ["rates at 1 of 2 points"]),
         (("--depth", "64,128"), quick_grid(depth=[64, 128]), []),
-        (("--concurrency", "1,4"), quick_grid(concurrency=[1, 4]), ["rates at 2 more points"]),
+        (("--concurrency", "1,4"), quick_grid(concurrency=[1, 4]), ["rates at 2 of 4 points"]),
     ],
 )
-def test_a_quick_run_measures_the_first_point_unless_told(bench, grids, tmp_path, options, grid, skipped):
+def test_a_quick_run_measures_the_first_point_and_explicit_options(bench, grids, tmp_path, options, grid, skipped):
     bench("serving", "baseline", "--quick", *options)
     assert grids == [grid] * len(grid.depth)
     assert rows(tmp_path / "run")["baseline"].left_out == ["log-probabilities", "sinks", "warm start", *skipped]

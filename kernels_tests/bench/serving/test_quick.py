@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import cli, kinds
+from bench.accuracy.tables import outcome
 from bench.serving.tables import profile_table, shown_rates
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import rows
@@ -28,6 +29,7 @@ def test_greedy_answers_are_the_record_of_every_profile_also_of_the_reference(be
         assert [(match.reference, match.passed) for match in row.greedy] == [("baseline", True)] * 3
         assert shown_rates(row) == row.rates != []
     assert "not shown" not in "".join(profile_table([baseline, fp8], baseline))
+    assert [outcome(row, baseline) for row in (baseline, fp8)] == ["reference", "pass"]
 
 
 def test_a_whole_run_has_no_greedy_record_of_the_reference(bench, tmp_path):
@@ -36,10 +38,10 @@ def test_a_whole_run_has_no_greedy_record_of_the_reference(bench, tmp_path):
     assert row.greedy == [] and row.left_out == []
 
 
-def test_the_report_of_a_quick_run_names_what_it_leaves_out(bench, tmp_path):
+def test_the_report_of_a_quick_run_lists_skipped_measurements(bench, tmp_path):
     bench("serving", "baseline", "fp8", "--quick")
     (section,) = kinds.sections([tmp_path / "run"])
-    left_out = "log-probabilities, sinks, warm start, rates at 1 more points"
+    left_out = "log-probabilities, sinks, warm start, rates at 1 of 2 points"
     assert section.not_measured == [f"baseline: {left_out}", f"fp8: {left_out}"]
     section.draw(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists() and section.glance
@@ -80,5 +82,8 @@ def test_a_reference_that_answers_differently_when_repeated_fails_its_gate(bench
         return answer(running, prompt, tokens).model_copy(update={"token_ids": [number] * tokens})
 
     monkeypatch.setattr("bench.accuracy.greedy.answer", wandering)
-    bench("serving", "baseline", "--quick", exit_code=3)
-    assert [match.passed for match in rows(tmp_path / "run")["baseline"].greedy] == [False] * 3
+    bench("serving", "baseline", "fp8", "--quick", exit_code=3)
+    baseline, fp8 = rows(tmp_path / "run").values()
+    assert [match.passed for match in baseline.greedy] == [False] * 3
+    passing = fp8.model_copy(update={"greedy": [match.model_copy(update={"passed": True}) for match in fp8.greedy]})
+    assert outcome(passing, baseline) == "FAILED", "nothing passes against a failed reference"
