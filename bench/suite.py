@@ -1,6 +1,6 @@
 """Suites: how to measure a model, as YAML: greedy prompts, grid of speeds, texts to score, and the accuracy gates."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,6 +38,20 @@ class Grid(Strict):
     depth: Annotated[list[Depth], Field(min_length=1)]
     concurrency: Annotated[list[Count], Field(min_length=1)]
     runs: Count
+
+    @property
+    def points(self) -> int:
+        """How many combinations of prompt, output, depth and concurrency are measured."""
+        return len(self.prompt) * len(self.output) * len(self.depth) * len(self.concurrency)
+
+    def replaced(self, fields: Mapping[str, int | list[int]]) -> "Grid":
+        """The grid with these fields instead of its own."""
+        return Grid(**self.model_dump() | fields)
+
+    def first(self) -> "Grid":
+        """The first point alone, measured once."""
+        lists = ("prompt", "output", "depth", "concurrency")
+        return self.replaced({name: getattr(self, name)[:1] for name in lists} | {"runs": 1})
 
 
 class ContextTexts(Strict):

@@ -8,6 +8,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 from bench.accuracy import answers, forced, greedy, sink_check
 from bench.accuracy.greedy import Answer
@@ -25,7 +26,8 @@ from vllm_launch.profile import Argument
 from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
 
-GREEDY, SCORES, REPEATED, SINKS = "greedy.json", "scores.json.gz", "scores-again.json.gz", "sinks.json"
+GREEDY, GREEDY_REPEATED = "greedy.json", "greedy-again.json"
+SCORES, REPEATED, SINKS = "scores.json.gz", "scores-again.json.gz", "sinks.json"
 
 
 def execute(run: Run, command: list[str]) -> AccuracyResult:
@@ -38,18 +40,23 @@ def forcer() -> dict[str, Argument]:
     return forced.arguments(*vllm_build())
 
 
-def ask_greedy(run: Run, entry: Entry, running: Server) -> list[Answer]:
-    """The greedy answers of a running server (step greedy.json)."""
+def ask_greedy(run: Run, entry: Entry, running: Server) -> None:
+    """Take the greedy answers of a running server (steps greedy_paths)."""
     run.status(f"{entry.name}: greedy answers")
     gate = run.suite.greedy
     with in_step("greedy"):
-        replies = step(
-            entry.folder / GREEDY,
-            list[Answer],
-            lambda: [greedy.answer(running, prompt, gate.tokens) for prompt in gate.prompts],
-        )
-    run.print_line(f"{entry.name}: {len(replies)} greedy answers")
-    return replies
+        for path in greedy_paths(run, entry):
+            step(path, list[Answer], lambda: [greedy.answer(running, prompt, gate.tokens) for prompt in gate.prompts])
+    run.print_line(f"{entry.name}: {len(gate.prompts)} greedy answers")
+
+
+def greedy_paths(run: Run, entry: Entry) -> list[Path]:
+    """The steps of a profile's greedy answers.
+
+    A quick run takes the reference's twice: the second against the first is its only accuracy record.
+    """
+    names = [GREEDY, GREEDY_REPEATED] if run.request.quick and run.is_reference(entry) else [GREEDY]
+    return [entry.folder / name for name in names]
 
 
 def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None = None) -> None:
@@ -92,7 +99,7 @@ def is_scored(entry: Entry) -> bool:
 def ensure_reference(run: Run, entry: Entry) -> None:
     """Serve the reference profile for its answers alone, unless it is `entry` or they are in its folder."""
     reference = run.reference
-    if not run.is_reference(entry) and not _is_answered(reference):
+    if not run.is_reference(entry) and not _is_answered(run, reference):
         run.print_line(f"{entry.name}: serving {reference.name} first, as the reference for its answers")
         try:
             _answer(run, reference)
@@ -102,9 +109,13 @@ def ensure_reference(run: Run, entry: Entry) -> None:
 
 
 def greedy_matches(run: Run, entry: Entry) -> list[GreedyMatch]:
-    """The greedy answers against the reference's; none for the reference itself, and while answers are missing."""
-    paths = [folder / GREEDY for folder in (entry.folder, run.reference.folder)]
-    if run.is_reference(entry) or not all(path.exists() for path in paths):
+    """The greedy answers against the reference's; none while answers are missing.
+
+    The reference's own are there in a quick run alone: its repeated answers against the first.
+    """
+    name = GREEDY_REPEATED if run.is_reference(entry) else GREEDY
+    paths = [entry.folder / name, run.reference.folder / GREEDY]
+    if not all(path.exists() for path in paths):
         return []
     pairs = zip(*(load(path, list[Answer]) for path in paths), strict=True)
     return [greedy.match(reply, expected, run.reference.name, run.suite.greedy) for reply, expected in pairs]
@@ -133,17 +144,22 @@ def record(run: Run, entry: Entry) -> AccuracyRecord | None:
 
 def _measure(run: Run, entry: Entry) -> None:
     ensure_reference(run, entry)
-    if not _is_answered(entry):
+    if not _is_answered(run, entry):
         _answer(run, entry)
 
 
-def _is_answered(entry: Entry) -> bool:
-    """Whether all of a profile's answers are in its folder."""
-    return (entry.folder / GREEDY).exists() and is_scored(entry)
+def _is_answered(run: Run, entry: Entry) -> bool:
+    """Whether all of a profile's answers are in its folder: of a quick run the greedy ones."""
+    greedy_answered = all(path.exists() for path in greedy_paths(run, entry))
+    return greedy_answered and (run.request.quick or is_scored(entry))
 
 
 def _answer(run: Run, entry: Entry) -> None:
-    """Serve a profile with the forcer and take all of its answers."""
+    """Serve a profile with the forcer and take all of its answers; in a quick run cold, for greedy ones alone."""
+    if run.request.quick:
+        with serve(run, entry, "cold") as running:
+            ask_greedy(run, entry, running)
+        return
     with serve(run, entry, "scored", forcer()) as running:
         ask_greedy(run, entry, running)
         score(run, entry, running)

@@ -33,8 +33,18 @@ def has_record(row: AccuracyRow) -> bool:
 
 def is_failed_reference(row: AccuracyRow) -> bool:
     """Whether a row is the reference and fails its own gates: distances from it mean nothing."""
-    record = row.accuracy
-    return bool(record and record.reference == row.profile and record.passed is False)
+    return is_reference(row) and not _passed(row)
+
+
+def is_reference(row: AccuracyRow) -> bool:
+    """Whether a row's answers are compared with its own profile's."""
+    records = [*row.greedy, *([row.accuracy] if row.accuracy else [])]
+    return any(record.reference == row.profile for record in records)
+
+
+def _passed(row: AccuracyRow) -> bool:
+    """Whether no gate failed."""
+    return all(match.passed for match in row.greedy) and not (row.accuracy and row.accuracy.passed is False)
 
 
 def outcome(row: AccuracyRow, base: AccuracyRow) -> str | None:
@@ -42,10 +52,9 @@ def outcome(row: AccuracyRow, base: AccuracyRow) -> str | None:
     record = row.accuracy
     if not has_record(row):
         return None
-    passed = all(match.passed for match in row.greedy) and not (record and record.passed is False)
-    if not passed or is_failed_reference(base):
+    if not _passed(row) or is_failed_reference(base):
         return "FAILED"
-    if record and record.reference == row.profile:
+    if is_reference(row):
         return "reference"
     return "not judged" if record and record.passed is None else "pass"
 

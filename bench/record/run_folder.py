@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from bench.record.envelope import Wiped
 from bench.record.files import write, write_text
@@ -24,13 +24,19 @@ CACHE_MARK_TEXT = "JIT caches of a run of fp8-sinks: all that is in this folder 
 
 
 class Request(Strict):
-    """What a run measures; saved in its folder, so that --resume does the same. suite: None is the model's own."""
+    """What a run measures; saved in its folder, so that --resume does the same.
+
+    suite: None is the model's own. grid: fields of the suite's grid that the command line replaces. quick: only a
+    first look.
+    """
 
     kind: str
     profiles: list[str]
     model: str | None
     suite: str | None = None
     overrides: list[str]
+    grid: dict[str, int | list[int]] = Field(default_factory=dict)
+    quick: bool = False
 
 
 R = TypeVar("R", bound=Strict)

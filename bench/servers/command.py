@@ -53,12 +53,20 @@ def run_profiles(
     run_dir: Path | None,
     resume: Path | None,
     dry_run: bool,
+    grid: dict[str, int | list[int]] | None = None,
+    quick: bool = False,
 ) -> R | None:
-    """Run what the options of run_options ask for, and write its report; None for a dry run.
+    """Run the profiles that the options of run_options name, and write the report; None for a dry run.
 
-    problems, execute: the kind's own. write_report: makes the report of a run folder and returns its path.
+    problems, execute: the kind's own. write_report: makes the report of a run folder and returns its path. grid, quick:
+    as in Request.
     """
-    request = _resumed(kind, words, model, suite, run_dir, resume) if resume else _request(kind, words, model, suite)
+    if resume:
+        if words or model or suite or run_dir or grid or quick:
+            raise click.UsageError("--resume takes all settings and the folder from the run; give nothing else")
+        request = run_folder.read_request(resume, kind)
+    else:
+        request = _request(kind, words, model, suite).model_copy(update={"grid": grid or {}, "quick": quick})
     folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
     run = runs.resolve(folder, request)
     if dry_run:
@@ -86,9 +94,3 @@ def _request(kind: str, words: tuple[str, ...], model, suite) -> Request:
         message = "the arguments for vLLM hold a key, token or password: a run would save it in its files"
         raise Problem("profile", message, "give it to the server through the environment")
     return Request(kind=kind, profiles=profiles, model=model, suite=suite, overrides=overrides)
-
-
-def _resumed(kind: str, words, model, suite, run_dir, resume: Path) -> Request:
-    if words or model or suite or run_dir:
-        raise click.UsageError("--resume takes profiles, model, suite and folder from the run; give nothing else")
-    return run_folder.read_request(resume, kind)

@@ -54,8 +54,9 @@ class Entry:
 class Run:
     """A run, resolved. entries: in the order of the request.
 
-    reference: the profile that answers are compared with; may be one of entries. status: show the current step;
-    print_line: print a finished one.
+    suite: with the grid of the request. reference: the profile that answers are compared with; may be one of entries.
+    skipped_points: points of the grid that a quick run does not measure. status: show the current step; print_line:
+    print a finished one.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Run:
     suite: Suite
     entries: list[Entry]
     reference: Entry
+    skipped_points: int
     status: Callable[[str], None] = print
     print_line: Callable[[str], None] = print
 
@@ -83,6 +85,9 @@ def resolve(folder: Path, request: Request) -> Run:
     plan_by_name = {loaded.name: make_plan(folder, request, loaded) for loaded in profiles}
     model = plan_by_name[names[0]].model
     suite = suites.load(request.suite, model.name)
+    whole_grid = suite.grid.replaced(request.grid)
+    grid = whole_grid.first().replaced(request.grid) if request.quick else whole_grid
+    suite = suite.model_copy(update={"grid": grid})
     reference = profile.load(suite.greedy.reference)
     if any(loaded.name == reference.name and loaded != reference for loaded in profiles):
         message = f"the reference of suite {suite.name} is another profile of the name {reference.name}"
@@ -98,7 +103,8 @@ def resolve(folder: Path, request: Request) -> Run:
         loaded.name: Entry(loaded, suite.thresholds_of(loaded), plan_by_name[loaded.name], folder / loaded.name)
         for loaded in (*profiles, reference)
     }
-    return Run(folder, request, suite, [entries[name] for name in names], entries[reference.name])
+    skipped_points = whole_grid.points - grid.points
+    return Run(folder, request, suite, [entries[name] for name in names], entries[reference.name], skipped_points)
 
 
 def make_plan(folder: Path, request: Request, profile: Profile, extra: dict[str, Argument] | None = None) -> Plan:

@@ -36,12 +36,13 @@ class Rate(Strict):
 
 
 class ServingRow(AccuracyRow):
-    """A profile's answers and speed. wiped: before the cold start."""
+    """A profile's answers and speed. wiped: before the cold start. left_out: what --quick does not measure, as text."""
 
     RETIRED = ("completion",)
 
     wiped: Wiped | None
     rates: list[Rate]
+    left_out: list[str] = Field(default_factory=list)
 
 
 class ServingResult(Strict):

@@ -24,7 +24,7 @@ from vllm_launch.server import Server
 def problems(run: Run) -> list[Problem]:
     """All that keeps a serving run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
     software.check_llama_benchy()
-    return runs.problems(run)
+    return [*_too_long(run), *runs.problems(run)]
 
 
 def execute(run: Run, command: list[str]) -> ServingResult:
@@ -38,8 +38,36 @@ def requests_per_profile(grid: Grid) -> int:
     return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
 
 
+def _too_long(run: Run) -> list[Problem]:
+    """A Problem where the longest context of the grid exceeds what a profile serves."""
+    grid = run.suite.grid
+    longest = max(grid.depth) + max(grid.prompt) + max(grid.output)
+    for entry in run.entries:
+        limit = str(entry.plan.arguments.get("max-model-len", entry.plan.model.max_positions))
+        if limit.isdecimal() and longest > int(limit):  # vLLM reads other forms too, such as 4k
+            message = f"the grid needs a context of {longest} tokens, {entry.name} serves {limit}"
+            remedy = f"a smaller grid: --depth, --prompt, --output; or, if the model can: -- --max-model-len {longest}"
+            return [Problem("suite", message, remedy)]
+    return []
+
+
 def _measure(run: Run, book_url: str, entry: Entry) -> None:
     accuracy.ensure_reference(run, entry)
+    if run.request.quick:
+        _measure_quick(run, book_url, entry)
+    else:
+        _measure_whole(run, book_url, entry)
+
+
+def _measure_quick(run: Run, book_url: str, entry: Entry) -> None:
+    """Measure the server of the cold start; greedy answers are the only accuracy record."""
+    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
+    if not all(path.exists() for path in paths):
+        with serve(run, entry, "cold") as running:
+            _measure_warm(run, book_url, entry, running)
+
+
+def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
     if not (entry.folder / "cold.json").exists():
         with serve(run, entry, "cold") as running:
             if _caches_nothing(entry):
@@ -48,7 +76,7 @@ def _measure(run: Run, book_url: str, entry: Entry) -> None:
     if not accuracy.is_scored(entry):
         with serve(run, entry, "scored", accuracy.forcer()) as running:
             accuracy.score(run, entry, running, repeat_contexts=1)
-    paths = [entry.folder / accuracy.GREEDY, *_rate_paths(run, entry)]
+    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
     if not _caches_nothing(entry):
         paths.append(entry.folder / "warm.json")
     if not all(path.exists() for path in paths):
@@ -105,5 +133,15 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
         rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),
+        left_out=_left_out(run),
         failures=[failure] if failure else [],
     )
+
+
+def _left_out(run: Run) -> list[str]:
+    """What a quick run leaves out of the same run without --quick."""
+    if not run.request.quick:
+        return []
+    skipped, points = run.skipped_points, run.skipped_points + run.suite.grid.points
+    rates = [f"rates at {skipped} of {points} points"] if skipped else []
+    return ["log-probabilities", "sinks", "warm start", *rates]

@@ -47,7 +47,8 @@ def missing(result: ServingResult) -> list[str]:
     for row in result.rows:
         absent = points - {tables.point(rate) for rate in row.rates}
         rates = [f"rates at {len(absent)} of {len(points)} points"] if absent else []
-        lines += answers.missing(row, rates if row.rates else ["all rates"])
+        rates = [*(rates if row.rates else ["all rates"]), *row.left_out]
+        lines += answers.missing(row, rates)
     return lines
 
 
