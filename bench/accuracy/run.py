@@ -24,13 +24,33 @@ from vllm_launch.model import Model
 from vllm_launch.profile import Argument
 from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
+from vllm_launch.terminal import Step
 
 GREEDY, SCORES, REPEATED, SINKS = "greedy.json", "scores.json.gz", "scores-again.json.gz", "sinks.json"
 
 
 def execute(run: Run, command: list[str]) -> AccuracyResult:
     """Take and judge the answers of a run's profiles, without any speed. Writes and raises as runs.measure_entries."""
+    run.show_steps([each for entry in run.in_order() for each in answer_steps(run, entry)])
     return runs.measure_entries(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
+
+
+def answer_steps(run: Run, entry: Entry) -> list[Step]:
+    """The steps of a profile that is served for its answers alone."""
+    start, *scores = score_steps(run, entry)
+    return [start, greedy_step(entry), *scores]
+
+
+def greedy_step(entry: Entry) -> Step:
+    return entry.step("greedy answers", GREEDY)
+
+
+def score_steps(run: Run, entry: Entry) -> list[Step]:
+    """The scored start of a profile, then the steps of score()."""
+    steps = [entry.step("scored start", "scored.json"), entry.step("log-probabilities", SCORES)]
+    if run.is_reference(entry):
+        steps.append(entry.step("repeated log-probabilities", REPEATED))
+    return [*steps, entry.step("sinks", SINKS)]
 
 
 def forcer() -> dict[str, Argument]:
