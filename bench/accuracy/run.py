@@ -121,6 +121,12 @@ def ensure_reference(run: Run, entry: Entry) -> None:
             raise
 
 
+def reference_capacity(run: Run) -> int | None:
+    """The KV capacity of the reference in tokens; None before its start."""
+    resolved = row_settings(run.reference)["resolved"]
+    return resolved.kv_capacity_tokens if resolved else None
+
+
 def greedy_matches(run: Run, entry: Entry) -> list[GreedyMatch]:
     """The greedy answers against the reference's; none for the reference itself, and while answers are missing."""
     paths = [folder / GREEDY for folder in (entry.folder, run.reference.folder)]
@@ -181,6 +187,7 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> AccuracyRow:
         profile=entry.name,
         description=entry.profile.description,
         **row_settings(entry),
+        reference_kv_capacity_tokens=reference_capacity(run),
         greedy=greedy_matches(run, entry),
         accuracy=record(run, entry),
         failures=[failure] if failure else [],

@@ -124,6 +124,7 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
         profile=entry.name,
         description=entry.profile.description,
         **row_settings(entry),
+        reference_kv_capacity_tokens=accuracy.reference_capacity(run),
         wiped=cold.wiped if cold else None,
         rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
         greedy=accuracy.greedy_matches(run, entry),

@@ -77,8 +77,8 @@ def test_a_failed_accuracy_run_misses_no_speed_and_an_untried_serving_profile_do
             assert ("all rates" in line) is missed
 
 
-def test_an_accuracy_run_has_a_single_start(bench, servers, tmp_path):
-    bench("accuracy", "fp8")
+def test_an_accuracy_run_has_a_single_start_and_shows_the_capacity(bench, servers, tmp_path):
+    assert "fp8: KV cache 671,088 tokens (1.00x baseline)" in bench("accuracy", "fp8").stderr
     (start,) = rows(tmp_path / "run")["fp8"].starts
     assert start.cache == "scored"
     assert start.command == redaction.redact_all(servers.plans[-1].command)
