@@ -14,12 +14,16 @@ from vllm_launch.resolved import Resolved
 
 
 class AccuracyRow(Record):
-    """A profile's answers; what was not measured is absent, and the reason is in `failures`."""
+    """A profile's answers; what was not measured is absent, and the reason is in `failures`.
+
+    reference_kv_capacity_tokens: of the reference profile in the same run, which may have no row.
+    """
 
     profile: str
     description: str
     requested: Requested
     resolved: Resolved | None
+    reference_kv_capacity_tokens: int | None = None
     starts: list[Start] = Field(default_factory=list)
     greedy: list[GreedyMatch]
     accuracy: AccuracyRecord | None = None

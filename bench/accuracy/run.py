@@ -25,6 +25,7 @@ from vllm_launch.model import Model
 from vllm_launch.profile import Argument
 from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
+from vllm_launch.terminal import Step
 
 GREEDY, GREEDY_REPEATED = "greedy.json", "greedy-again.json"
 SCORES, REPEATED, SINKS = "scores.json.gz", "scores-again.json.gz", "sinks.json"
@@ -32,7 +33,26 @@ SCORES, REPEATED, SINKS = "scores.json.gz", "scores-again.json.gz", "sinks.json"
 
 def execute(run: Run, command: list[str]) -> AccuracyResult:
     """Take and judge the answers of a run's profiles, without any speed. Writes and raises as runs.measure_entries."""
+    run.show_steps([each for entry in run.in_order() for each in answer_steps(run, entry)])
     return runs.measure_entries(run, command, AccuracyResult, partial(_measure, run), partial(_row, run))
+
+
+def answer_steps(run: Run, entry: Entry) -> list[Step]:
+    """The steps of a profile that is served for its answers alone."""
+    start, *scores = score_steps(run, entry)
+    return [start, greedy_step(entry), *scores]
+
+
+def greedy_step(entry: Entry) -> Step:
+    return entry.step("greedy answers", GREEDY)
+
+
+def score_steps(run: Run, entry: Entry) -> list[Step]:
+    """The scored start of a profile, then the steps of score()."""
+    steps = [entry.step("scored start", "scored.json"), entry.step("log-probabilities", SCORES)]
+    if run.is_reference(entry):
+        steps.append(entry.step("repeated log-probabilities", REPEATED))
+    return [*steps, entry.step("sinks", SINKS)]
 
 
 def forcer() -> dict[str, Argument]:
@@ -108,6 +128,12 @@ def ensure_reference(run: Run, entry: Entry) -> None:
             raise
 
 
+def reference_capacity(run: Run) -> int | None:
+    """The KV capacity of the reference in tokens; None before its start."""
+    resolved = row_settings(run.reference)["resolved"]
+    return resolved.kv_capacity_tokens if resolved else None
+
+
 def greedy_matches(run: Run, entry: Entry) -> list[GreedyMatch]:
     """The greedy answers against the reference's; none while answers are missing.
 
@@ -177,6 +203,7 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> AccuracyRow:
         profile=entry.name,
         description=entry.profile.description,
         **row_settings(entry),
+        reference_kv_capacity_tokens=reference_capacity(run),
         greedy=greedy_matches(run, entry),
         accuracy=record(run, entry),
         failures=[failure] if failure else [],

@@ -40,7 +40,7 @@ def glance_row(result: AccuracyResult, row: AccuracyRow, decode: str) -> list[st
     base, machine = tables.base_of(result.rows), result.provenance.machine
     where = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
     record = md.verdict(tables.answers(row, base, brief=True))
-    return [where, md.text(row.profile), record, tables.capacity_ratio(row, base), decode]
+    return [where, md.text(row.profile), record, md.text(tables.capacity_ratio(row, base)), decode]
 
 
 def _draw(result: AccuracyResult, path: Path) -> None:

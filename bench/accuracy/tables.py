@@ -85,15 +85,28 @@ def answers(row: AccuracyRow, base: AccuracyRow, brief: bool = False) -> str | N
 
 def first_cells(row: AccuracyRow, base: AccuracyRow) -> list[str]:
     """A row's cells under FIRST_HEADERS."""
-    capacity = f"{row.resolved.kv_capacity_tokens:,}" if row.resolved else "not known"
+    return [md.text(row.profile), md.verdict(answers(row, base) or NO_RECORD), md.text(capacity(row, base))]
+
+
+def capacity(row: AccuracyRow, base: AccuracyRow, unit: str = "") -> str:
+    """The KV capacity and its ratio, such as `1,103,764 (2.00x)`."""
+    if row.resolved is None:
+        return "not known"
     ratio = capacity_ratio(row, base)
-    capacity += f" ({ratio})" if ratio != "-" else ""
-    return [md.text(row.profile), md.verdict(answers(row, base) or NO_RECORD), capacity]
+    return f"{row.resolved.kv_capacity_tokens:,}{unit}" + (f" ({ratio})" if ratio != "-" else "")
 
 
 def capacity_ratio(row: AccuracyRow, base: AccuracyRow) -> str:
-    """The KV capacity over the base's; "-" for the base itself, and where it is not known."""
-    if row is base or row.resolved is None or base.resolved is None:
+    """The KV capacity over the base's; "-" for the base itself, and where it is not known.
+
+    Where the reference has no row, the ratio is to its capacity in the run and names it: `2.00x baseline`.
+    """
+    if row.resolved is None:
+        return "-"
+    reference = next((each.reference for each in (*row.greedy, row.accuracy) if each), None)
+    if row.reference_kv_capacity_tokens and reference not in (None, row.profile, base.profile):
+        return f"{row.resolved.kv_capacity_tokens / row.reference_kv_capacity_tokens:.2f}x {reference}"
+    if row is base or base.resolved is None:
         return "-"
     return f"{row.resolved.kv_capacity_tokens / base.resolved.kv_capacity_tokens:.2f}x"
 

@@ -69,7 +69,7 @@ def kernels_command(write_report, kernels, shapes, run_dir, resume, dry_run, as_
     result = run_in_folder(
         folder,
         request,
-        lambda status, print_line: run.execute(replace(resolved, status=status, print_line=print_line), command),
+        lambda display: run.execute(replace(resolved, **display._asdict()), command),
         write_report,
     )
     if as_json:

@@ -11,6 +11,7 @@ from bench.kernels import grid, peers
 from bench.kernels.peers import DecodeKernel
 from flashinfer_patches.strict import Strict
 from lowp.paged.shapes import Shape
+from vllm_launch.terminal import Step
 
 
 class KernelsRequest(Strict):
@@ -33,7 +34,7 @@ class KernelsRequest(Strict):
 
 @dataclass(frozen=True)
 class KernelsRun:
-    """A run, resolved. status: show the current step; print_line: print a finished one."""
+    """A run, resolved. status, print_line, show_steps: as in terminal.Display."""
 
     folder: Path
     request: KernelsRequest
@@ -41,6 +42,7 @@ class KernelsRun:
     shapes: list[Shape]
     status: Callable[[str], None] = print
     print_line: Callable[[str], None] = print
+    show_steps: Callable[[list[Step]], None] = print
 
     @property
     def kernels_named(self) -> bool:

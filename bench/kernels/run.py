@@ -5,6 +5,7 @@ Its steps are files in the run's folder, which a resumed run loads.
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from bench.kernels import builds, grid, measure, vllm_peers
 from bench.kernels.environment import check_same_ceiling, check_unchanged, collect_provenance, no_vllm
@@ -23,6 +24,7 @@ from lowp.paged.shapes import Shape
 from vllm_launch import redaction
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE
 from vllm_launch.provenance import Provenance
+from vllm_launch.terminal import Step
 
 
 class Preparation(Strict):
@@ -43,9 +45,11 @@ def execute(run: KernelsRun, command: list[str]) -> KernelsResult:
     folder = run.folder / "steps"
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    resumed = (folder / "preparation.json").exists()
+    preparing = Step("preparation", "preparation", folder / "preparation.json")
+    run.show_steps([preparing, *(Step(str(shape), "shape", _rows_path(run, shape)) for shape in run.shapes)])
+    resumed = preparing.path.exists()
     wiped = _use_own_caches(run, keep=resumed)
-    preparation = step(folder / "preparation.json", Preparation, lambda: _prepare(run, command, wiped))
+    preparation = step(preparing.path, Preparation, lambda: _prepare(run, command, wiped))
     ceiling = preparation.read_ceiling_bytes_per_s
     if resumed:
         check_unchanged(preparation.provenance, collect_provenance(command))
@@ -71,10 +75,14 @@ def execute(run: KernelsRun, command: list[str]) -> KernelsResult:
 
 def _measure(run: KernelsRun, shape: Shape, failures: Failures, ceiling: float) -> list[KernelRow]:
     """A shape's rows, as a step; not saved once the GPU is unusable, for another process can measure them."""
-    path = run.folder / "steps" / f"{shape}.json"
+    path = _rows_path(run, shape)
     if failures.gpu and not path.exists():
         return measure.rows(run, shape, failures, ceiling)
     return step(path, list[KernelRow], lambda: measure.rows(run, shape, failures, ceiling))
+
+
+def _rows_path(run: KernelsRun, shape: Shape) -> Path:
+    return run.folder / "steps" / f"{shape}.json"
 
 
 def _prepare(run: KernelsRun, command: list[str], wiped: int) -> Preparation:

@@ -7,25 +7,25 @@ from typing import TypeVar
 
 from bench.record import run_folder
 from flashinfer_patches.strict import Strict
-from vllm_launch.terminal import Print, console, progress, signals_as_exit
+from vllm_launch.terminal import Display, console, progress, signals_as_exit
 
 R = TypeVar("R", bound=Strict)
 
 
 def run_in_folder(
-    folder: Path, request: Strict, execute: Callable[[Print, Print], R], write_report: Callable[[Path], Path]
+    folder: Path, request: Strict, execute: Callable[[Display], R], write_report: Callable[[Path], Path]
 ) -> R:
     """Execute a run in its own folder, then write its report and print where both are.
 
-    execute: takes terminal.progress()'s two functions, writes folder/result.json, which has a report even if it raises
+    execute: takes terminal.progress()'s display, writes folder/result.json, which has a report even if it raises
     after that, and returns the result. write_report: writes the report of a run folder and returns its path. Raises
     what run_folder.opened() does. Prints how to resume a run that did not finish.
     """
     result, path = None, folder / "result.json"
     earlier = _written_at(path)
-    with signals_as_exit(), run_folder.opened(folder, request), progress() as (status, print_line):
+    with signals_as_exit(), run_folder.opened(folder, request), progress() as display:
         try:
-            result = execute(status, print_line)
+            result = execute(display)
         finally:
             if _written_at(path) != earlier:  # else it is that of an earlier execution
                 _print(f"result: {path}\nreport: {write_report(folder)}")

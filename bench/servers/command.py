@@ -79,7 +79,7 @@ def run_profiles(
     return run_in_folder(
         folder,
         request,
-        lambda status, print_line: execute(replace(run, status=status, print_line=print_line), command=command),
+        lambda display: execute(replace(run, **display._asdict()), command=command),
         write_report,
     )
 

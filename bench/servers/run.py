@@ -25,6 +25,7 @@ from vllm_launch import preflight, profile, provenance, redaction
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 from vllm_launch.provenance import Provenance
+from vllm_launch.terminal import Step
 
 BUSY_S = 1.0
 MAX_BUSY = 20.0  # percent of all cores, by other programs, before a run
@@ -49,14 +50,18 @@ class Entry:
     def name(self) -> str:
         return self.profile.name
 
+    def step(self, name: str, file: str) -> Step:
+        """A step of this profile, which writes `file` into its folder."""
+        return Step(f"{self.name}: {name}", name, self.folder / file)
+
 
 @dataclass(frozen=True)
 class Run:
     """A run, resolved. entries: in the order of the request.
 
     suite: with the grid of the request. reference: the profile that answers are compared with; may be one of entries.
-    skipped_points: points of the grid that a quick run does not measure. status: show the current step; print_line:
-    print a finished one.
+    skipped_points: points of the grid that a quick run does not measure. status, print_line, show_steps: as in
+    terminal.Display.
     """
 
     folder: Path
@@ -67,9 +72,14 @@ class Run:
     skipped_points: int
     status: Callable[[str], None] = print
     print_line: Callable[[str], None] = print
+    show_steps: Callable[[list[Step]], None] = print
 
     def is_reference(self, entry: Entry) -> bool:
         return entry.name == self.reference.name
+
+    def in_order(self) -> list[Entry]:
+        """The entries in the order in which they are served: the reference, which always is, then the others."""
+        return [self.reference, *(entry for entry in self.entries if not self.is_reference(entry))]
 
 
 def resolve(folder: Path, request: Request) -> Run:

@@ -19,6 +19,7 @@ from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import software
 from vllm_launch.server import Server
+from vllm_launch.terminal import Step
 
 
 def problems(run: Run) -> list[Problem]:
@@ -29,8 +30,29 @@ def problems(run: Run) -> list[Problem]:
 
 def execute(run: Run, command: list[str]) -> ServingResult:
     """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
+    run.show_steps(steps(run))
     with benchy.book_server() as book_url:
         return runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+
+
+def steps(run: Run, on_cold: Entry | None = None) -> list[Step]:
+    """The steps of a run, in the order of execution. on_cold: the profile that is measured on its cold server."""
+    return [each for entry in run.in_order() for each in _entry_steps(run, entry, entry == on_cold)]
+
+
+def _entry_steps(run: Run, entry: Entry, on_cold: bool) -> list[Step]:
+    if entry not in run.entries:
+        return accuracy.answer_steps(run, entry)
+    cold, warm = entry.step("cold start", "cold.json"), entry.step("warm start", "warm.json")
+    scores = accuracy.score_steps(run, entry)
+    rates = [
+        Step(f"{entry.name}: rates at depth {depth}", "rates", _rate_path(entry, depth))
+        for depth in run.suite.grid.depth
+    ]
+    measured = [accuracy.greedy_step(entry), *rates]
+    if on_cold or (not warm.path.exists() and all(each.path.exists() for each in measured)):
+        return [cold, *measured, *scores]
+    return [cold, *scores, warm, *measured]
 
 
 def requests_per_profile(grid: Grid) -> int:
@@ -71,6 +93,7 @@ def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
     if not (entry.folder / "cold.json").exists():
         with serve(run, entry, "cold") as running:
             if _caches_nothing(entry):
+                run.show_steps(steps(run, entry))
                 run.print_line(f"{entry.name}: the cold start cached nothing: measuring this server, no warm start")
                 _measure_warm(run, book_url, entry, running)
     if not accuracy.is_scored(entry):
@@ -129,6 +152,7 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
         profile=entry.name,
         description=entry.profile.description,
         **row_settings(entry),
+        reference_kv_capacity_tokens=accuracy.reference_capacity(run),
         wiped=cold.wiped if cold else None,
         rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
         greedy=accuracy.greedy_matches(run, entry),

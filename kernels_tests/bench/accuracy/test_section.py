@@ -161,6 +161,18 @@ def test_an_accuracy_result_has_its_section_without_any_speed():
     assert bare.draw is None and bare.not_measured == ["baseline: resolved settings, accuracy record"]
 
 
+def test_the_capacity_ratio_names_a_reference_without_a_row():
+    names = ("fp8", "fp8-skip-sliding")
+    profiles = [a_row(name, "fp8", accuracy=a_record(), reference_kv_capacity_tokens=671_088) for name in names]
+    of_kind = section.section(an_accuracy_result(*profiles))
+    text = "\n\n".join(of_kind.page)
+    for name in names:
+        assert row(text, name)["KV capacity, tokens"] == "1,342,177 (2.00x baseline)"
+    assert [line[3] for line in of_kind.glance] == ["2.00x baseline"]
+    assert tables.capacity(profiles[0], a_row(), unit=" tokens") == "1,342,177 tokens (2.00x)"
+    assert tables.capacity(a_row(resolved=None), a_row(), unit=" tokens") == "not known"
+
+
 def test_a_setting_that_vllm_resolved_otherwise_is_listed():
     row = a_row("fp8", "fp8")
     assert tables.failed([a_row(), row, a_row("other", resolved=None)]) == []

@@ -1,16 +1,18 @@
 """Runs on fake servers: which starts are made, and what a result has of them and of failures."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 
 from bench import kinds as result
-from bench.record import run_folder, steps
+from bench.record import command, run_folder, steps
 from bench.servers import digest
 from bench.serving import tables
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import LOAD, rows
 from vllm_launch import redaction
+from vllm_launch.terminal import Display
 
 
 def without_port_and_nonce(command):
@@ -75,8 +77,8 @@ def test_a_failed_accuracy_run_misses_no_speed_and_an_untried_serving_profile_do
             assert ("all rates" in line) is missed
 
 
-def test_an_accuracy_run_has_a_single_start(bench, servers, tmp_path):
-    bench("accuracy", "fp8")
+def test_an_accuracy_run_has_a_single_start_and_shows_the_capacity(bench, servers, tmp_path):
+    assert "fp8: KV cache 671,088 tokens (1.00x baseline)" in bench("accuracy", "fp8").stderr
     (start,) = rows(tmp_path / "run")["fp8"].starts
     assert start.cache == "scored"
     assert start.command == redaction.redact_all(servers.plans[-1].command)
@@ -163,3 +165,38 @@ def test_a_resumed_run_repeats_no_finished_step(bench, servers, tmp_path):
     (row,) = rows(tmp_path / "run").values()
     assert [rate.depth for rate in row.rates] == [0, 2048] and row.failures == []
     assert row.requested.command == row.starts[1].command
+
+
+@pytest.mark.parametrize(
+    ("words", "caches", "names"),
+    [
+        (["serving", "fp8", "baseline"], True, ["baseline: cold start", "baseline: scored start"]),
+        (["serving", "fp8", "baseline"], False, ["baseline: cold start", "baseline: greedy answers"]),
+        (["serving", "fp8"], True, ["baseline: scored start", "baseline: greedy answers"]),
+        (["accuracy", "fp8"], True, ["baseline: scored start", "baseline: greedy answers"]),
+    ],
+)
+def test_the_steps_shown_are_the_files_that_a_run_writes_in_order(bench, servers, monkeypatch, words, caches, names):
+    shown = []
+    display = Display(status=lambda text: None, print_line=lambda text: None, show_steps=shown.append)
+    monkeypatch.setattr(command, "progress", lambda: nullcontext(display))
+    servers.caches = caches
+    bench(*words)
+    assert [each.name for each in shown[-1]][:2] == names
+    ends = [each.path.stat().st_mtime_ns for each in shown[-1]]
+    assert ends == sorted(ends)
+    assert len(shown) == (1 if caches else 3), "again for each profile that is measured on its cold server"
+
+
+def test_a_resumed_run_shows_the_steps_of_a_warm_start_after_all(bench, servers, monkeypatch, tmp_path):
+    servers.caches = False
+    servers.fail[2048] = Problem("requests", "no answer", "see the log")
+    bench("serving", "baseline", exit_code=1)
+    servers.fail.clear()
+    shown = []
+    display = Display(status=lambda text: None, print_line=lambda text: None, show_steps=shown.append)
+    monkeypatch.setattr(command, "progress", lambda: nullcontext(display))
+    bench("serving", "--resume", str(tmp_path / "run"))
+    (steps_shown,) = shown
+    assert "baseline: warm start" in [each.name for each in steps_shown]
+    assert all(each.path.exists() for each in steps_shown)
