@@ -41,7 +41,7 @@ def response(sent, request_id=0, run=1, concurrency=1):
 
 
 def times(run=1, start_ms=0, ttft_ms=100, e2e_ms=500, tokens=5, error=None):
-    gaps = [] if error else [100] * (tokens - 1)
+    gaps = [9000 if error else 100] * (tokens - 1)
     return RequestTimes(
         run=run, start_ms=start_ms, ttft_ms=ttft_ms, e2e_ms=e2e_ms, itl_ms=gaps, tokens=tokens, error=error
     )
@@ -143,7 +143,7 @@ def test_latencies_are_those_of_requests_that_succeeded():
 def test_rates_are_over_the_wall_time_of_each_repeat():
     first = [times(), times(start_ms=500)]
     second = [times(2), times(2, start_ms=100, e2e_ms=1900, error="reset")]
-    assert stream.request_rates(first + second) == [2.0, 0.5], "a failed request takes time, and is not counted"
+    assert stream.request_rates(second + first) == [2.0, 0.5], "a failed request takes time, and is not counted"
     assert stream.token_rates(first + second) == [10.0, 2.5]
     assert stream.request_rates([]) == []
 
