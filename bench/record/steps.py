@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.record.files import write_text
+from bench.record.files import write_json
 from bench.record.run_folder import broken_step
 from flashinfer_patches.files import writing
 
@@ -19,7 +19,7 @@ def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
         return load(path, kind)
     value = action()
     with writing(path.parent):
-        write_text(TypeAdapter(kind).dump_json(value, indent=1).decode() + "\n", path)
+        write_json(TypeAdapter(kind).dump_json(value, indent=1).decode(), path)
     return value
 
 

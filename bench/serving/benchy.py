@@ -17,7 +17,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.accuracy.texts import book
+from bench.serving import stream
 from bench.serving.result import Rate
+from bench.serving.stream import GridPoint, RequestTimes
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import provenance
@@ -59,7 +61,7 @@ def measure(
 ) -> list[Rate]:
     """The rates of every prompt, output and concurrency of `grid` at one depth, in tokens and seconds.
 
-    folder: llama-benchy's log, its JSON and its home. on_request: called when a measured request ends.
+    folder: llama-benchy's log, progress events, JSON and home. on_request: called when a measured request ends.
     Raises Problem("requests") for a failed request, the gpt2 fallback, or a metric that is missing.
     """
     plan = server.plan
@@ -77,8 +79,8 @@ def measure(
         *("--save-result", str(saved.resolve()), "--format", "json"),
     ]
     environment = child_environment(plan) | FIXED_ENVIRONMENT | {"HOME": str(folder.resolve())}
-    log, loads = folder / f"llama-benchy-depth-{depth}.log", []
-    with log.open("w", encoding="utf-8") as errors:
+    log, events, loads = saved.with_suffix(".log"), saved.with_suffix(".jsonl"), []
+    with log.open("w", encoding="utf-8") as errors, events.open("w", encoding="utf-8") as recorded:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
             env=environment,
@@ -87,6 +89,7 @@ def measure(
         watchdog.start()
         try:
             for line in process.stdout:
+                recorded.write(line)
                 if '"type":"request_end"' in line:
                     loads.append(provenance.load_average())
                     on_request()
@@ -95,7 +98,25 @@ def measure(
             watchdog.cancel()
             process.kill()
             process.wait()
-    return with_loads(read(saved, log.read_text(encoding="utf-8"), process.returncode, grid, depth), loads, grid.runs)
+    rates = read(saved, log.read_text(encoding="utf-8"), process.returncode, grid, depth)
+    with events.open(encoding="utf-8") as lines:
+        requests = stream.parse(lines)
+    return with_requests(with_loads(rates, loads, grid.runs), requests, grid.runs)
+
+
+def with_requests(rates: list[Rate], requests: dict[GridPoint, list[RequestTimes]], runs: int) -> list[Rate]:
+    """The rates with the times of their requests; raises Problem("requests") for a missing or failed request."""
+    for rate in rates:
+        of_point, expected = requests.get(rate.grid_point, []), runs * rate.concurrency
+        errors = [request.error for request in of_point if request.error]
+        if errors or len(of_point) != expected:
+            raise Problem(
+                "requests",
+                f"llama-benchy's progress events at depth {rate.depth} have {len(of_point) - len(errors)} of {expected}"
+                f" requests{f': {errors[0]}' if errors else ''}",
+                "see llama-benchy's log, then run again with --resume",
+            )
+    return [rate.model_copy(update={"requests": requests[rate.grid_point]}) for rate in rates]
 
 
 def with_loads(rates: list[Rate], loads: list[float], runs: int) -> list[Rate]:
@@ -120,7 +141,8 @@ def read(saved: Path, log_text: str, returncode: int, grid: Grid, depth: int) ->
             "check tokenizer.json in the model folder",
         )
     if returncode != 0 or not saved.exists():
-        errors = [line for line in log_text.splitlines() if "rror" in line or "HTTP" in line or "FAILED" in line]
+        signs = ("rror", "HTTP", "FAILED", "failed")
+        errors = [line for line in log_text.splitlines() if any(sign in line for sign in signs)]
         reason = errors[0][:300] if errors else "it gave no reason"
         raise Problem(
             "requests",

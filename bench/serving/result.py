@@ -6,6 +6,7 @@ from pydantic import Field
 
 from bench.accuracy.result import AccuracyRow
 from bench.record.envelope import SCHEMA_VERSION, Wiped
+from bench.serving.stream import GridPoint, RequestTimes
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
 from vllm_launch.provenance import Provenance
@@ -17,7 +18,8 @@ class Rate(Strict):
     """llama-benchy's samples at one point of the grid; sizes in tokens.
 
     decode_tok_s, prefill_tok_s: a sample for each repeat, summed over the concurrent requests. first_token_ms: the time
-    to first token of each request. load_average: of the machine over the minute before the point's end.
+    to first token of each request. load_average: of the machine over the minute before the point's end. requests: the
+    times of each, by repeat; empty in results from before they were recorded.
     """
 
     depth: int
@@ -28,6 +30,11 @@ class Rate(Strict):
     prefill_tok_s: Samples
     first_token_ms: Samples
     load_average: NotNegative | None = None
+    requests: Annotated[list[RequestTimes], Field(default_factory=list)]
+
+    @property
+    def grid_point(self) -> GridPoint:
+        return GridPoint(self.depth, self.prompt, self.output, self.concurrency)
 
     @property
     def context(self) -> int:

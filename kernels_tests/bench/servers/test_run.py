@@ -136,7 +136,7 @@ def test_a_full_disk_is_a_clear_line(bench, monkeypatch):
     def full(text, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(steps, "write_text", full)
+    monkeypatch.setattr(steps, "write_json", full)
     assert "No space left" in bench("serving", "baseline", exit_code=4).stderr
 
 

@@ -1,0 +1,192 @@
+"""Times of requests from progress events: parsed, counted, and held against llama-benchy's own figures."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bench.serving import stream
+from bench.serving.stream import Goodput, GridPoint, Percentiles, RequestTimes, Slo
+
+RECORDED = Path(__file__).parent / "recorded"
+POINT = GridPoint(depth=0, prompt=256, output=3, concurrency=1)
+
+
+def event(kind, ts, request_id=0, **fields):
+    return json.dumps({"schema": "llama-benchy-progress.v1", "type": kind, "ts": ts, "request_id": request_id} | fields)
+
+
+def start(ts, request_id=0, run=1, concurrency=1):
+    sizes = {"context_size": 0, "prompt_size": 256, "response_size": 3, "concurrency": concurrency, "run_index": run}
+    return event("request_start", ts, request_id, model="m", base_url="http://s/v1", target_label="", **sizes)
+
+
+def end(ts, request_id=0, tokens=3, decode_seconds=0.4, error=""):
+    figures = {"total_tokens": tokens, "prompt_tokens": 256, "decode_seconds": decode_seconds, "error": error}
+    return event("request_end", ts, request_id, **figures)
+
+
+def response(sent, request_id=0, run=1, concurrency=1):
+    """The events of a request: sent, its tokens 1.0, 1.1 and 1.3 s later, its end 1.4 s later."""
+    return [
+        start(sent - 0.25, request_id, run, concurrency),
+        event("request_first_response", sent + 0.9, request_id, ttfr_s=0.9),
+        event("request_first_token", sent + 1, request_id, ttft_s=1.0),
+        event("tokens", sent + 1, request_id, count=1, snippet="a"),
+        event("tokens", sent + 1.1, request_id, count=1, snippet="b"),
+        event("tokens", sent + 1.3, request_id, count=1, snippet="c"),
+        end(sent + 1.4, request_id),
+    ]
+
+
+def times(run=1, start_ms=0, ttft_ms=100, e2e_ms=500, tokens=5, error=None):
+    gaps = [9000 if error else 100] * (tokens - 1)
+    return RequestTimes(
+        run=run, start_ms=start_ms, ttft_ms=ttft_ms, e2e_ms=e2e_ms, itl_ms=gaps, tokens=tokens, error=error
+    )
+
+
+COMPLETE = times(ttft_ms=1000, e2e_ms=1400, tokens=3).model_copy(update={"itl_ms": [100, 200]})
+
+
+def test_a_request_is_timed_from_its_sending():
+    assert stream.parse(response(5000)) == {POINT: [COMPLETE]}
+
+
+def test_events_out_of_order():
+    lines = [*response(5000), *response(5002, 1, run=2)]
+    random.Random(1).shuffle(lines)
+    assert stream.parse(lines) == {POINT: [COMPLETE, COMPLETE.model_copy(update={"run": 2})]}
+
+
+def test_starts_count_from_the_first_of_the_repeat():
+    lines = [*response(7000, 0, concurrency=2), *response(7000.125, 1, concurrency=2)]
+    lines += [*response(7010.5, 2, 2, concurrency=2), *response(7010, 3, 2, concurrency=2)]
+    (requests,) = stream.parse(lines).values()
+    assert [(request.run, request.start_ms) for request in requests] == [(1, 0), (1, 125), (2, 500), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Warming up...",
+        "[1]",
+        "{}",
+        event("header", 1.0),
+        event("of_the_future", 1.0, count=3),
+        event("tokens", 1.0)[:-9],
+        event("tokens", 1.0, count=-1),
+        event("tokens", 1.0, count="many"),
+        event("request_first_token", 1.0, ttft_s=float("nan")),
+        event("tokens", 1.0, request_id=None, count=1),
+        event("tokens", 1.0, request_id=7, count=1),
+    ],
+)
+def test_other_lines_and_requests_without_a_start_are_skipped(line):
+    lines = response(5000)
+    assert stream.parse([line, *lines[:4], line, *lines[4:], line]) == {POINT: [COMPLETE]}
+
+
+def test_without_a_start_nothing_is_known_of_a_request():
+    assert stream.parse(response(5000)[1:]) == {}
+
+
+def test_a_missing_chunk_leaves_no_gaps_rather_than_a_wrong_gap():
+    lines = response(5000)
+    assert stream.parse([*lines[:4], *lines[5:]]) == {POINT: [COMPLETE.model_copy(update={"itl_ms": []})]}
+
+
+def test_bundled_and_estimated_chunks():
+    lines = response(5000)
+    bundle = event("tokens", 5001.1, count=2, snippet="bc")
+    (request,) = stream.parse([*lines[:4], bundle, end(5001.4)])[POINT]
+    assert request.itl_ms == [100] and request.tokens == 3
+    estimated = event("tokens", 5001.1, count=1, snippet="bc", estimated=True)
+    (request,) = stream.parse([*lines[:4], estimated, end(5001.4)])[POINT]
+    assert request.itl_ms == [100] and request.tokens == 3
+
+
+def test_failed_requests_keep_their_times_so_far():
+    lines = response(5000)
+    (request,) = stream.parse([*lines[:5], end(5001.5, tokens=0, decode_seconds=0, error="reset")])[POINT]
+    assert (request.error, request.ttft_ms, request.e2e_ms, request.tokens) == ("reset", 1000, 1500, 2)
+    (request,) = stream.parse(lines[:6])[POINT]
+    assert (request.error, request.e2e_ms, request.itl_ms) == (stream.NO_END, 1300, [100, 200])
+    (request,) = stream.parse([start(5000), end(5000.25, tokens=0, decode_seconds=0)])[POINT]
+    assert (request.error, request.ttft_ms, request.e2e_ms, request.tokens) == (stream.NO_TOKENS, None, 250, 0)
+    (request,) = stream.parse([start(5000), end(5000.25, tokens=0, error="x" * 5000)])[POINT]
+    assert request.error == "x" * stream.ERROR_CHARACTERS
+
+
+def test_percentiles_are_samples_by_nearest_rank():
+    assert stream.percentiles([]) is None
+    assert stream.percentiles([3.0]) == Percentiles(3.0, 3.0, 3.0, samples=1)
+    assert stream.percentiles([3.0, 1.0, 2.0]) == Percentiles(2.0, 3.0, 3.0, samples=3)
+    assert stream.percentiles([1.0, 2.0]) == Percentiles(1.0, 2.0, 2.0, samples=2)
+    assert stream.percentiles(range(1, 20)) == Percentiles(10, 19, 19, samples=19)
+    assert stream.percentiles(range(1, 21)) == Percentiles(10, 19, 20, samples=20)
+    assert stream.percentiles(range(100, 0, -1)) == Percentiles(50, 95, 99, samples=100)
+
+
+def test_latencies_are_those_of_requests_that_succeeded():
+    requests = [times(), times(ttft_ms=200, e2e_ms=200, tokens=1), times(e2e_ms=9000, error="HTTP 429")]
+    latencies = stream.latencies(requests)
+    assert latencies.ttft == Percentiles(100, 200, 200, samples=2)
+    assert latencies.tpot == Percentiles(100, 100, 100, samples=1), "a single token has no time per output token"
+    assert latencies.itl == Percentiles(100, 100, 100, samples=4)
+    assert latencies.e2e == Percentiles(200, 500, 500, samples=2)
+    assert stream.latencies(requests[2:]) == (None, None, None, None)
+
+
+def test_rates_are_over_the_wall_time_of_each_repeat():
+    first = [times(), times(start_ms=500)]
+    second = [times(2), times(2, start_ms=100, e2e_ms=1900, error="reset")]
+    assert stream.request_rates(second + first) == [2.0, 0.5], "a failed request takes time, and is not counted"
+    assert stream.token_rates(first + second) == [10.0, 2.5]
+    assert stream.request_rates([]) == []
+
+
+@pytest.mark.parametrize(
+    ("slo", "share"),
+    [
+        (Slo(), 0.75),
+        (Slo(ttft_ms=100), 0.5),
+        (Slo(itl_ms=100), 0.5),
+        (Slo(ttft_ms=100, itl_ms=100), 0.25),
+        (Slo(ttft_ms=99), 0),
+    ],
+)
+def test_goodput_counts_requests_within_all_limits(slo, share):
+    requests = [
+        times(ttft_ms=200, e2e_ms=200, tokens=1),
+        times(e2e_ms=504),  # 101 ms per output token
+        times(2),
+        times(2, start_ms=100, e2e_ms=1396, error="reset"),
+    ]
+    assert stream.goodput(requests, slo) == Goodput(share, 4 * share / (0.504 + 1.496))
+    assert stream.goodput([], slo) is None
+
+
+def test_a_recorded_run_has_the_figures_of_llama_benchy():
+    """Two repeats of one request and of two at once, by llama-benchy 0.4.0 against vLLM on a CPU."""
+    with (RECORDED / "llama-benchy.jsonl").open(encoding="utf-8") as lines:
+        points = stream.parse(lines)
+    benchmarks = json.loads((RECORDED / "llama-benchy.json").read_text(encoding="utf-8"))["benchmarks"]
+    assert [point.concurrency for point in points] == [1, 2]
+    for (point, requests), expected in zip(points.items(), benchmarks, strict=True):
+        sizes = [expected[name] for name in ("context_size", "prompt_size", "response_size", "concurrency")]
+        assert point == GridPoint(*sizes)
+        assert [request.run for request in requests] == sorted([1, 2] * point.concurrency)
+        assert all(request.tokens == point.output and request.error is None for request in requests)
+        ttft = [request.ttft_ms for request in requests]
+        assert ttft == pytest.approx(expected["e2e_ttft"]["values"], abs=0.006)
+        for run, throughput in enumerate(expected["tg_throughput"]["values"], start=1):
+            repeat = [request for request in requests if request.run == run]
+            first = [request.start_ms + request.ttft_ms for request in repeat]
+            last = [time + sum(request.itl_ms) for time, request in zip(first, repeat, strict=True)]
+            assert all(time <= request.start_ms + request.e2e_ms for time, request in zip(last, repeat, strict=True))
+            # llama-benchy's throughput: the tokens after each first one, from the first token to the last of all.
+            seconds = (max(last) - min(first)) / 1000
+            assert sum(request.tokens - 1 for request in repeat) / seconds == pytest.approx(throughput, rel=0.01)
