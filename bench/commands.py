@@ -45,6 +45,9 @@ def report_command(paths, out, name, plots, glance):
 def keep_command(run, folder):
     """Copy a run's result into results/, named by its id, where `make report` reads it."""
     result = kinds.read(run)
+    if any(getattr(row, "left_out", []) for row in result.rows):
+        message = f"{run} is a quick run; kept, it would stand for a whole one"
+        raise Problem("file", message, "run the bench without --quick")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{result.kind}-{result.id}.json"

@@ -155,6 +155,14 @@ def test_keep_overwrites_no_file_that_it_cannot_read(tmp_path):
     assert invocation.exit_code == 2 and theirs.read_text() == "theirs"
 
 
+def test_a_quick_run_is_not_kept(tmp_path):
+    result = two_profiles()
+    rows = [row.model_copy(update={"left_out": ["sinks"]}) for row in result.rows]
+    write(result.model_copy(update={"rows": rows}), tmp_path / "result.json")
+    invocation = CliRunner().invoke(cli.bench, ["keep", str(tmp_path), "--results", str(tmp_path / "results")])
+    assert invocation.exit_code == 2 and not (tmp_path / "results").exists()
+
+
 def test_report_and_compare_take_run_folders(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
