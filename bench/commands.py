@@ -34,7 +34,7 @@ def report_command(paths, out, name, plots, glance):
         message = f"no result files in {', '.join(map(str, paths))}"
         raise Problem("file", message, "run a bench, then: fp8-sinks bench keep RUN")
     sections = kinds.sections(files)
-    click.echo(document.write(sections, out, name, plots))
+    click.echo(document.write(sections, out, name, Path(plots)))
     if glance:
         click.echo(document.write_glance(sections, glance, out / plots))
 

@@ -1,30 +1,28 @@
 """An accuracy result's part of a report, and what a serving result's part shares with it."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from bench.accuracy import tables
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.report import markdown as md
-from bench.report import provenance
 from bench.report.document import Section
 
 
 def section(result: AccuracyResult) -> Section:
     """An accuracy result's part of a report: no speed."""
-    base, scored = tables.base_of(result.rows), [row for row in result.rows if tables.has_record(row)]
-    table = md.table(tables.FIRST_HEADERS, [tables.first_cells(row, base) for row in result.rows])
+    rows, base = result.rows, tables.base_of(result.rows)
+    table = md.table(tables.FIRST_HEADERS, [tables.first_cells(row, base) for row in rows])
     return Section(
         id=result.id,
-        created=result.provenance.created,
-        on_cpu=result.provenance.machine.family == "cpu",
+        source=result.provenance,
         subject=f"Answers of {subject(result)}",
-        page=[table, *tables.failed(result.rows)],
-        not_measured=[line for row in result.rows for line in tables.missing(row, [])],
-        details=[*tables.details(result.rows), *provenance.details(result.provenance)],
-        glance=[glance_row(result, row, "no speed") for row in scored if row is not base],
-        plot_title=f"Answers of {subject(result)}",
-        draw=partial(_draw, result) if any(row.accuracy for row in result.rows) else None,
+        page=[table, *tables.failed(rows)],
+        not_measured=[line for row in rows for line in tables.missing(row, [])],
+        details=tables.details(rows),
+        glance=glance(result, lambda row: "no speed"),
+        draw=partial(_draw, result) if any(row.accuracy for row in rows) else None,
     )
 
 
@@ -35,15 +33,18 @@ def subject(result: AccuracyResult) -> str:
     return f"{result.model.name} on {name}, vLLM {vllm}"
 
 
-def glance_row(result: AccuracyResult, row: AccuracyRow, decode: str) -> list[str]:
-    """A row under GLANCE_HEADERS."""
+def glance(result: AccuracyResult, speed: Callable[[AccuracyRow], str]) -> list[list[str]]:
+    """Rows under GLANCE_HEADERS: profiles with an accuracy record, the base only where it is the only one."""
     base, machine = tables.base_of(result.rows), result.provenance.machine
-    where = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
-    record = md.verdict(tables.answers(row, base, brief=True))
-    return [where, md.text(row.profile), record, md.text(tables.capacity_ratio(row, base)), decode]
+    measured_on = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
+    rows = [row for row in result.rows if tables.has_record(row)]
+    return [
+        [measured_on, *tables.first_cells(row, base)[:2], md.text(tables.capacity_ratio(row, base)), speed(row)]
+        for row in [row for row in rows if row is not base] or rows
+    ]
 
 
 def _draw(result: AccuracyResult, path: Path) -> None:
-    from bench.accuracy import plot  # matplotlib is slow to load
+    from bench.accuracy.plot import accuracy_plot  # matplotlib is slow to load
 
-    plot.accuracy_plot(f"Answers of {subject(result)}", result.rows, path)
+    accuracy_plot(f"Answers of {subject(result)}", result.rows, path)

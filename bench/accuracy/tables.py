@@ -33,7 +33,7 @@ def has_record(row: AccuracyRow) -> bool:
 
 def is_failed_reference(row: AccuracyRow) -> bool:
     """Whether a row is the reference and fails its own gates: distances from it mean nothing."""
-    return is_reference(row) and not _passed(row)
+    return is_reference(row) and bool(failed_gates(row))
 
 
 def is_reference(row: AccuracyRow) -> bool:
@@ -42,45 +42,32 @@ def is_reference(row: AccuracyRow) -> bool:
     return any(record.reference == row.profile for record in records)
 
 
-def _passed(row: AccuracyRow) -> bool:
-    """Whether no gate failed."""
-    return all(match.passed for match in row.greedy) and not (row.accuracy and row.accuracy.passed is False)
-
-
 def outcome(row: AccuracyRow, base: AccuracyRow) -> str | None:
     """pass, FAILED (all are against a failed reference), not judged or reference; None without an accuracy record."""
     record = row.accuracy
     if not has_record(row):
         return None
-    if not _passed(row) or is_failed_reference(base):
+    if failed_gates(row) or is_failed_reference(base):
         return "FAILED"
     if is_reference(row):
         return "reference"
     return "not judged" if record and record.passed is None else "pass"
 
 
-def answers(row: AccuracyRow, base: AccuracyRow, brief: bool = False) -> str | None:
-    """The accuracy record as plain text, None without one; brief: without counts beside log-probabilities.
-
-    Such as `pass: greedy 3 x 32/32, gates 21/21, mean |Δ log p| 0.111`.
-    """
-    record = row.accuracy
+def answers(row: AccuracyRow, base: AccuracyRow) -> str | None:
+    """The accuracy record as plain text, None without one: `FAILED, gates failed: 2, mean |Δ log p| 0.111`."""
+    record, failures = row.accuracy, len(failed_gates(row))
     if not has_record(row):
         return None
     if row is not base and is_failed_reference(base):
         return REFERENCE_FAILED
-    greedy = [f"{match.matched}/{match.tokens}" for match in row.greedy]
-    counts = f"{len(greedy)} x {greedy[0]}" if len(greedy) > 1 and len(set(greedy)) == 1 else ", ".join(greedy)
-    parts = [f"greedy {counts}"] if greedy else []
-    if record:
-        gates = [gate.passed for gate in record.gates if gate.passed is not None]
-        parts = [] if brief else [*parts, *([f"gates {sum(gates)}/{len(gates)}"] if gates else [])]
-        if record.sinks and record.sinks.status in ("FAILED", "not run"):
-            parts.append(f"sinks {record.sinks.status}")
-        parts.append(f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}")
-        if record.judged_at:
-            parts.append(f"judged {'' if brief else 'after the run, '}{record.judged_at:%Y-%m-%d}")
-    return f"{outcome(row, base)}{', ' if brief and record else ': '}{', '.join(parts)}"
+    parts = [outcome(row, base), *([f"gates failed: {failures}"] if failures else [])]
+    if not record:
+        return ", ".join([*parts, "greedy " + " ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)])
+    if record.sinks and record.sinks.status in ("FAILED", "not run"):
+        parts.append(f"sinks {record.sinks.status}")
+    parts.append(f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}")
+    return ", ".join([*parts, *([f"judged after the run, {record.judged_at:%Y-%m-%d}"] if record.judged_at else [])])
 
 
 def first_cells(row: AccuracyRow, base: AccuracyRow) -> list[str]:
@@ -118,21 +105,19 @@ def failed(rows: Sequence[AccuracyRow]) -> list[str]:
         name = md.text(row.profile)
         lines += [f"**{name} failed in step {md.text(each.step)}:** {md.text(each.message)}" for each in row.failures]
         lines += [f"**{name}**, {md.text(line)}" for line in [*failed_gates(row), *not_as_requested(row)]]
-        if is_failed_reference(row):
-            lines.append(f"**{name}** is the reference and fails its own gates: distances from it mean nothing")
-    return [f"Failed:\n\n{md.bullets(lines)}"] if lines else []
+    return md.listing("Failed:", lines)
 
 
 def not_as_requested(row: AccuracyRow) -> list[str]:
     """Attention backends and KV cache dtype that vLLM resolved otherwise, as plain text."""
     if row.resolved is None:
         return []
-    settings = [
-        (", ".join(sorted(each.attention_backends)), canonical_kv_dtype(each.kv_cache_dtype, row.resolved.model_dtype))
-        for each in (row.requested, row.resolved)
-    ]
-    pairs = zip(("attention backend", "KV cache dtype"), *settings, strict=True)
-    return [f"{name}: expected {expected}, got {actual}" for name, expected, actual in pairs if expected != actual]
+    sides, dtype = (row.requested, row.resolved), row.resolved.model_dtype
+    settings = {
+        "attention backend": [", ".join(sorted(side.attention_backends)) for side in sides],
+        "KV cache dtype": [canonical_kv_dtype(side.kv_cache_dtype, dtype) for side in sides],
+    }
+    return [f"{name}: expected {pair[0]}, got {pair[1]}" for name, pair in settings.items() if pair[0] != pair[1]]
 
 
 def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
@@ -145,46 +130,34 @@ def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
 
 
 def details(rows: Sequence[AccuracyRow]) -> list[str]:
-    """Every figure with its interval and gate, the sink checks, and the greedy answers that differ."""
-    blocks = []
-    if scored := [row for row in rows if row.accuracy]:
-        lines = [line for row in scored for line in _figure_lines(row.profile, row.accuracy)]
-        checks = {row.profile: row.accuracy.sinks for row in scored}
-        sinks = [md.text(f"{name}: {sink_words(check) if check else NO_RECORD}") for name, check in checks.items()]
-        blocks += ["## Accuracy", md.table(["profile", "context", "path", "tokens", *FIGURES.values()], lines), NOTE]
-        blocks.append(f"Sink check:\n\n{md.bullets(sinks)}")
-    differing = [
-        f"{md.text(row.profile)} after {md.code(match.prompt)}, {match.matched} of {match.tokens} tokens equal:"
-        f" {md.code(match.text)} instead of {md.code(match.reference_text)}"
-        for row in rows
-        for match in row.greedy
-        if match.matched < match.tokens
-    ]
-    return [*blocks, *(["## Greedy answers that differ", md.bullets(differing)] if differing else [])]
+    """Every figure with its interval and gate, and the sink checks."""
+    scored = [row for row in rows if row.accuracy]
+    lines = [[md.text(row.profile), *cells] for row in scored for cells in _figure_cells(row.accuracy)]
+    checks = [md.text(f"{row.profile}: {sink_words(row.accuracy.sinks)}") for row in scored if row.accuracy.sinks]
+    table = md.table(["profile", "context", "path", "tokens", *FIGURES.values()], lines)
+    return ["## Accuracy", table, NOTE, *md.listing("Sink check:", checks)] if scored else []
 
 
-def _figure_lines(profile: str, record: AccuracyRecord) -> list[list[str]]:
+def _figure_cells(record: AccuracyRecord) -> list[list[str]]:
     """A row for each path over all contexts, and for decode at each context: figures with interval and gate."""
     gates = {(gate.context, gate.path, gate.figure): gate for gate in record.gates}
-    agreements = [(None, path, getattr(record, path)) for path in PATHS]
-    agreements += [(entry.context, "decode", entry.decode) for entry in record.contexts]
-    lines = []
-    for context, path, agreement in agreements:
-        if agreement:
-            cells = [_figure(getattr(agreement, name), name, gates.get((context, path, name))) for name in FIGURES]
-            where = f"{context:,}" if context else "all"
-            lines.append([md.text(profile), where, PATHS[path], f"{agreement.tokens:,}", *cells])
-    return lines
+    agreements = {(None, path): getattr(record, path) for path in PATHS}
+    agreements |= {(entry.context, "decode"): entry.decode for entry in record.contexts}
+    return [
+        [f"{context:,}" if context else "all", PATHS[path], f"{agreement.tokens:,}"]
+        + [_figure(getattr(agreement, name), gates.get((context, path, name))) for name in FIGURES]
+        for (context, path), agreement in agreements.items()
+        if agreement
+    ]
 
 
-def _figure(figure: Figure, name: str, gate: Gate | None) -> str:
-    """Such as `0.112 (0.094 to 0.132), ≤ 0.125`; bold where the gate failed."""
-    digits = {"top1": ".2%", "kl": ".2g", "perplexity_ratio": "#.4g"}.get(name, ".3f")
-    text = f"{figure.value:{digits}}"
+def _figure(figure: Figure, gate: Gate | None) -> str:
+    """Such as `0.1123 (0.09401 to 0.1318), ≤ 0.125`; bold where the gate failed."""
+    text = f"{figure.value:.4g}"
     if figure.low is not None:
-        text += f" ({figure.low:{digits}} to {figure.high:{digits}})"
+        text += f" ({figure.low:.4g} to {figure.high:.4g})"
     if gate is None or gate.bound is None:
         return text
-    sense = {"top1": "≥", "perplexity_ratio": "within a factor of"}.get(name, "≤")
-    text += f", {sense} {f'{gate.bound:.1%}' if name == 'top1' else f'{gate.bound:g}'}"
+    relation = {"top1": "≥", "perplexity_ratio": "within a factor of"}.get(gate.figure, "≤")
+    text += f", {relation} {gate.bound:g}"
     return text if gate.passed else f"**FAILED: {text}**"

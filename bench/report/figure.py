@@ -26,12 +26,10 @@ STYLE = {
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": "#E0E0E0",
     "legend.frameon": False,
-    "lines.linewidth": 1.8,
 }
 
 

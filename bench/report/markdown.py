@@ -10,8 +10,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], f"|{'---|' * len(headers)}", *lines[1:]])
 
 
-def bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def listing(title: str, lines: Sequence[str]) -> list[str]:
+    """A block with a title and a bullet a line; no block without lines."""
+    bullets = "\n".join(f"- {line}" for line in lines)
+    return [f"{title}\n\n{bullets}"] if lines else []
 
 
 def text(plain: str) -> str:
@@ -22,10 +24,3 @@ def text(plain: str) -> str:
 def verdict(plain: str) -> str:
     """Plain text as Markdown, bold where it reports a failure."""
     return f"**{text(plain)}**" if plain.startswith("FAILED") else text(plain)
-
-
-def code(content: str) -> str:
-    """Any text as one line of code; line ends and the like as escapes."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in content)
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))  # more than stand together anywhere in it
-    return f"{fence} {line} {fence}"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from bench.record.noise import FASTER, INSIDE, SLOWER, TOO_NOISY, Ratio, verdict
+from bench.record.noise import INSIDE, NOT_KNOWN, TOO_NOISY, Ratio, verdict
 
 
 def number(value: float) -> str:
@@ -24,16 +24,13 @@ def with_noise(ratio: Ratio) -> str:
     return f"{ratio.value:.{digits}f}x ± {ratio.noise:.{digits}f}"
 
 
-def ratio_cell(ratio: Ratio, brief: bool = False) -> str:
-    """Markdown: the ratio, its noise and its verdict; bold where the difference is beyond the noise.
-
-    brief: `(noise)` for a difference that is inside the noise or too noisy to compare.
-    """
+def ratio_cell(ratio: Ratio) -> str:
+    """Markdown: the ratio and its noise; bold where the difference is beyond the noise, `(noise)` where it is not."""
     outcome = verdict(ratio)
-    if brief and outcome in (INSIDE, TOO_NOISY):
+    if outcome in (INSIDE, TOO_NOISY):
         return f"{with_noise(ratio)} (noise)"
     text = f"{with_noise(ratio)}, {outcome}"
-    return f"**{text}**" if outcome in (FASTER, SLOWER) else text
+    return text if outcome == NOT_KNOWN else f"**{text}**"
 
 
 def span(values: Sequence, write: Callable[..., str]) -> str:

@@ -159,7 +159,7 @@ def _described(side: Side) -> dict:
         "created": source.created.isoformat(),
         "git_commit": source.git_commit,
         "git_dirty": source.git_dirty,
-        "commit": provenance.commit(source, 10),
+        "commit": provenance.commit(source),
         "resolved": resolved.model_dump() | {"kv_cache": kv_dtype(resolved)} if resolved else None,
         "accuracy": answers(side.row, base),
         "outcome": outcome(side.row, base),

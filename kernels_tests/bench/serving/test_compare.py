@@ -188,30 +188,30 @@ def test_speed_without_accuracy_is_not_shown(tmp_path, flipped):
 def test_accuracy_stands_beside(tmp_path):
     (path,) = saved(tmp_path, with_secret_speed(greedy=[a_match(passed=False)]))
     text, side = compared(*profiles(path)), loads(*profiles(path))["pairs"][0]["b"]
-    assert "answers: reference: gates 5/5, mean |Δ log p| 0.006; KL 0.00042 nats a token\n" in text
-    assert "answers: FAILED: greedy 3/32\n" in text
-    assert (side["accuracy"], side["outcome"]) == ("FAILED: greedy 3/32", "FAILED")
+    assert "answers: reference, mean |Δ log p| 0.006; KL 0.00042 nats a token\n" in text
+    assert "answers: FAILED, gates failed: 1, greedy 3/32\n" in text
+    assert (side["accuracy"], side["outcome"]) == ("FAILED, gates failed: 1, greedy 3/32", "FAILED")
     assert side["greedy"][0]["matched"] == 3
 
 
 @pytest.mark.parametrize(
     ("record", "outcome"),
     [
-        ({}, "pass: gates 5/5, mean |Δ log p| 0.100"),
-        ({"bound": 0.09}, "FAILED: gates 0/5, mean |Δ log p| 0.100"),
-        ({"bound": None}, "not judged: mean |Δ log p| 0.100"),
+        ({}, "pass, mean |Δ log p| 0.100"),
+        ({"bound": 0.09}, "FAILED, gates failed: 5, mean |Δ log p| 0.100"),
+        ({"bound": None}, "not judged, mean |Δ log p| 0.100"),
         (
             {"judged_at": datetime(2026, 7, 9, tzinfo=UTC)},
-            "pass: gates 5/5, mean |Δ log p| 0.100, judged after the run, 2026-07-09",
+            "pass, mean |Δ log p| 0.100, judged after the run, 2026-07-09",
         ),
-        ({"sinks": NOT_RUN}, "pass: gates 5/5, sinks not run, mean |Δ log p| 0.100"),
+        ({"sinks": NOT_RUN}, "pass, sinks not run, mean |Δ log p| 0.100"),
     ],
 )
 def test_log_probabilities_stand_beside_and_are_a_record(tmp_path, record, outcome):
     (path,) = saved(tmp_path, with_secret_speed(accuracy=a_record(**record)))
     text, side = compared(*profiles(path)), loads(*profiles(path))["pairs"][0]["b"]
     assert "7,654" in text and f"answers: {outcome}; KL 0.007 nats a token\n" in text
-    assert (side["accuracy"], side["outcome"]) == (outcome, outcome.partition(":")[0])
+    assert (side["accuracy"], side["outcome"]) == (outcome, outcome.partition(",")[0])
     assert side["agreement"]["decode"]["kl"]["value"] == pytest.approx(0.007)
 
 
