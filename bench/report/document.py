@@ -23,8 +23,8 @@ GLANCE_NOTE = "One request, longest context; ratios to `baseline`; (noise): the 
 MAX_PLOTS = 3
 NOTE = (
     "Made from result files by `fp8-sinks bench report`; a speed stands only beside an accuracy record. ± is the noise:"
-    f" {NOISE_ERRORS} standard errors of this run's samples. Bold: a difference beyond the noise; (noise): no difference,"
-    f" or noise above ±{MAX_NOISE:g}. Another start of the same server can differ by more."
+    f" {NOISE_ERRORS} standard errors of this run's samples. Bold: a difference beyond the noise; (noise): no"
+    f" difference, or noise above ±{MAX_NOISE:g}. Another start of the same server can differ by more."
 )
 
 
