@@ -161,7 +161,7 @@ description: serving alone
 vllm: {kv-cache-dtype: auto}
 devices: {cpu: {default_model: tiny_gpt_oss, start_timeout_s: 60, vllm: {}, env: {VLLM_CPU_KVCACHE_SPACE: "1"}}}
 backends: {cpu: [CPU_ATTN]}
-models: {other: {vllm: {max-model-len: 2048}}}
+models: {other: {vllm: {max-model-len: 2560}}}
 """
 
 
@@ -173,7 +173,7 @@ def standalone(tmp_path):
 
 
 def test_a_profile_may_extend_nothing(standalone):
-    assert standalone.model_settings("any").vllm == {"max-model-len": 2048}
+    assert standalone.model_settings("any").vllm == {"max-model-len": 2560}
     assert standalone.lineage == ["standalone"]
 
 
