@@ -21,7 +21,8 @@ def failed(tmp_path_factory):
     """Run one profile at a depth that works and at one that does not; returns (process, run folder)."""
     folder = tmp_path_factory.mktemp("failed")
     command = small.command(folder, {"small-baseline": "baseline"}, [0, TOO_DEEP])
-    return completed([*command, "--run-dir", str(folder / "run")], small.RUN_S), folder / "run"
+    context = ["--", "--max-model-len", "4k"]  # in this form the bench does not read it, and refuses no depth before
+    return completed([*command, "--run-dir", str(folder / "run"), *context], small.RUN_S), folder / "run"
 
 
 def test_a_failed_request_keeps_the_measured_steps(failed):
