@@ -5,11 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch
-from bench.record.envelope import SCHEMA_VERSION
+from bench.record.envelope import Envelope
 from bench.servers.result import FailedStep, Requested, Start
-from flashinfer_patches.strict import Record, Strict
+from flashinfer_patches.strict import Record
 from vllm_launch.model import Model
-from vllm_launch.provenance import Provenance
 from vllm_launch.resolved import Resolved
 
 
@@ -30,10 +29,7 @@ class AccuracyRow(Record):
     failures: list[FailedStep]
 
 
-class AccuracyResult(Strict):
-    schema_version: Literal[1] = SCHEMA_VERSION
+class AccuracyResult(Envelope):
     kind: Literal["accuracy"] = "accuracy"
-    id: str
-    provenance: Provenance
     model: Model
     rows: list[AccuracyRow]

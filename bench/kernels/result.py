@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bench.record.envelope import SCHEMA_VERSION
-from flashinfer_patches.strict import NotNegative, Positive, Record, Strict
+from bench.record.envelope import Envelope
+from flashinfer_patches.strict import NotNegative, Positive, Strict
 from lowp.paged.shapes import HEAD_DIM, LAYOUT, Layout, Shape
-from vllm_launch.provenance import Provenance
 
 
 class Geometry(Strict):
@@ -109,15 +108,12 @@ class KernelRow(Strict):
         return self
 
 
-class KernelsResult(Record):
+class KernelsResult(Envelope):
     """read_ceiling_bytes_per_s: the fastest read-only sweep of the run. cache_wiped_bytes: wiped before the builds."""
 
     RETIRED = ("tolerance",)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
     kind: Literal["kernels"] = "kernels"
-    id: str
-    provenance: Provenance
     geometry: Geometry
     read_ceiling_bytes_per_s: Positive
     cache_wiped_bytes: int

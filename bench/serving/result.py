@@ -5,11 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bench.accuracy.result import AccuracyRow
-from bench.record.envelope import SCHEMA_VERSION, Wiped
+from bench.record.envelope import Envelope, Wiped
 from bench.serving.stream import GridPoint, RequestTimes
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
-from vllm_launch.provenance import Provenance
 
 Samples = Annotated[list[Positive], Field(min_length=1)]
 
@@ -52,10 +51,7 @@ class ServingRow(AccuracyRow):
     left_out: list[str] = Field(default_factory=list)
 
 
-class ServingResult(Strict):
-    schema_version: Literal[1] = SCHEMA_VERSION
+class ServingResult(Envelope):
     kind: Literal["serving"] = "serving"
-    id: str
-    provenance: Provenance
     model: Model
     rows: list[ServingRow]
