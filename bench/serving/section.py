@@ -21,11 +21,12 @@ def section(result: ServingResult) -> Section:
     notes = [CPU_NOTE] if result.provenance.machine.family == "cpu" else []
     notes += [md.text(warning)] if warning else []
     rates, points = tables.rate_table(rows, base), tables.page_points(rows)[-1:]
+    latencies = tables.latency_table(rows)
     return part._replace(
         subject=accuracy.subject(result),
         page=[*tables.profile_table(rows, base), *notes, *answers.failed(rows)],
         not_measured=missing(rows),
-        details=[*part.details, *rates],
+        details=[*part.details, *rates, *latencies],
         glance=accuracy.glance(result, lambda row: tables.rate_cell(row, base, *points) if points else "no speed"),
         draw=partial(_draw, result) if rates or part.draw else None,
     )

@@ -1,4 +1,4 @@
-"""Times of single requests, from llama-benchy's progress events: percentiles, rates and goodput of a point.
+"""Times of single requests, from llama-benchy's progress events: percentiles and rates of a point.
 
 The times are llama-benchy's own, never those of reading its output. Time to first token and the end of the response
 come from its monotonic clock. Chunks have only the wall-clock time of their event, written as soon as the chunk is
@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from flashinfer_patches.strict import NotNegative, Positive, Strict
+from flashinfer_patches.strict import NotNegative, Strict
 
 Milliseconds = Annotated[NotNegative, AfterValidator(lambda value: round(value, 2))]
 Tokens = Annotated[int, Field(ge=0)]
@@ -234,34 +234,3 @@ def _repeats(requests: Sequence[RequestTimes]) -> list[list[RequestTimes]]:
 def _wall_s(repeat: list[RequestTimes]) -> float:
     """Seconds from the first request's start to the last one's end, failed ones included."""
     return max(request.start_ms + request.e2e_ms for request in repeat) / 1000
-
-
-class Slo(Strict):
-    """Limits on a request; None: no limit. itl_ms: of the request's mean, its time per output token."""
-
-    ttft_ms: Positive | None = None
-    itl_ms: Positive | None = None
-
-    def met_by(self, request: RequestTimes) -> bool:
-        """Whether a request succeeded within the limits. A single token has no time per output token to exceed."""
-        pairs = ((request.ttft_ms, self.ttft_ms), (request.tpot_ms, self.itl_ms))
-        within = [value <= limit for value, limit in pairs if limit is not None and value is not None]
-        return request.error is None and all(within)
-
-
-class Goodput(NamedTuple):
-    """Requests that met an SLO: their share of all requests, failed ones included, and their number per second."""
-
-    share: float
-    requests_per_s: float
-
-
-def goodput(requests: Sequence[RequestTimes], slo: Slo) -> Goodput | None:
-    """The goodput of a point over the wall time of all its repeats, as `vllm bench serve --goodput` defines it.
-
-    None without requests.
-    """
-    if not requests:
-        return None
-    met = sum(slo.met_by(request) for request in requests)
-    return Goodput(met / len(requests), met / sum(map(_wall_s, _repeats(requests))))

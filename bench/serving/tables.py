@@ -9,11 +9,14 @@ from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests
 from bench.servers.result import Start
+from bench.serving import stream
 from bench.serving.result import Rate, ServingRow
 
 NOT_SHOWN = "not shown: no accuracy record"
 WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
 RATES_NOTE = "Median (slowest to fastest sample); decode and prefill sum over the requests at once."
+
+LATENCY_NOTE = "p50 / p95 / p99 by nearest rank, and the number of samples; per second: median of the repeats."
 
 
 class Point(NamedTuple):
@@ -116,6 +119,25 @@ def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
             cells = [*first_cells(row, base)[:2], *map("{:,}".format, sizes), *speeds]
             lines.append([*cells, ratio_cell(ratio) if ratio else "-"])
     return ["## Rates", md.table(headers, lines), RATES_NOTE] if lines else []
+
+
+def latency_table(rows: Sequence[ServingRow]) -> list[str]:
+    """Percentiles of single requests at each point that may be shown; no block without any."""
+    headers = ["profile", "context", "output", "requests at once", "first token, ms", "per output token, ms"]
+    headers += ["between tokens, ms", "whole request, ms", "requests/s", "output tokens/s"]
+    lines = []
+    for row in rows:
+        for rate in shown_rates(row):
+            if rate.requests:
+                cells = [f"{rate.context:,}", f"{rate.output:,}", f"{rate.concurrency:,}"]
+                cells += map(_percentile_cell, stream.latencies(rate.requests))
+                per_s = (stream.request_rates(rate.requests), stream.token_rates(rate.requests))
+                lines.append([md.text(row.profile), *cells, *(number(median(values)) for values in per_s)])
+    return ["## Latencies", md.table(headers, lines), LATENCY_NOTE] if lines else []
+
+
+def _percentile_cell(values: stream.Percentiles | None) -> str:
+    return f"{number(values.p50)} / {number(values.p95)} / {number(values.p99)} of {values.samples}" if values else "-"
 
 
 def _spread(values: list[float]) -> str:

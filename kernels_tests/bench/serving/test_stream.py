@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.serving import stream
-from bench.serving.stream import Goodput, GridPoint, Percentiles, RequestTimes, Slo
+from bench.serving.stream import GridPoint, Percentiles, RequestTimes
 
 RECORDED = Path(__file__).parent / "recorded"
 POINT = GridPoint(depth=0, prompt=256, output=3, concurrency=1)
@@ -146,27 +146,6 @@ def test_rates_are_over_the_wall_time_of_each_repeat():
     assert stream.request_rates(second + first) == [2.0, 0.5], "a failed request takes time, and is not counted"
     assert stream.token_rates(first + second) == [10.0, 2.5]
     assert stream.request_rates([]) == []
-
-
-@pytest.mark.parametrize(
-    ("slo", "share"),
-    [
-        (Slo(), 0.75),
-        (Slo(ttft_ms=100), 0.5),
-        (Slo(itl_ms=100), 0.5),
-        (Slo(ttft_ms=100, itl_ms=100), 0.25),
-        (Slo(ttft_ms=99), 0),
-    ],
-)
-def test_goodput_counts_requests_within_all_limits(slo, share):
-    requests = [
-        times(ttft_ms=200, e2e_ms=200, tokens=1),
-        times(e2e_ms=504),  # 101 ms per output token
-        times(2),
-        times(2, start_ms=100, e2e_ms=1396, error="reset"),
-    ]
-    assert stream.goodput(requests, slo) == Goodput(share, 4 * share / (0.504 + 1.496))
-    assert stream.goodput([], slo) is None
 
 
 def test_a_recorded_run_has_the_figures_of_llama_benchy():
