@@ -17,10 +17,10 @@ from bench.accuracy import forced
 from bench.accuracy.forced import Scored
 from bench.accuracy.texts import Text
 from bench.record.run_folder import broken_step
+from bench.servers.client import Endpoint
 from flashinfer_patches import files
 from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
-from vllm_launch.server import Server
 
 DIGITS = 5  # of a saved log-probability, nats: far below BF16 noise
 
@@ -45,7 +45,7 @@ class Answers(Strict):
 
 
 def collect(
-    server: Server,
+    endpoint: Endpoint,
     source: Literal["heldout", "book"],
     texts: list[Text],
     path: Path,
@@ -58,8 +58,8 @@ def collect(
     """
     if path.exists():
         return read(path)
-    decode = _score(server, texts, "decode", status)
-    prefill = iter(_score(server, [text for text in texts if text.prefill], "prefill", status))
+    decode = _score(endpoint, texts, "decode", status)
+    prefill = iter(_score(endpoint, [text for text in texts if text.prefill], "prefill", status))
     answers = Answers(
         source=source,
         texts=[
@@ -90,12 +90,12 @@ def write(answers: Answers, path: Path) -> None:
 
 
 def _score(
-    server: Server, texts: list[Text], path: Literal["decode", "prefill"], status: Callable[[str], None]
+    endpoint: Endpoint, texts: list[Text], path: Literal["decode", "prefill"], status: Callable[[str], None]
 ) -> list[Scored]:
     if not texts:
         return []
     return forced.score_all(
-        server,
+        endpoint,
         texts,
         path,
         progress=lambda count, total: status(f"{path} log-probabilities, {count} of {total} texts"),

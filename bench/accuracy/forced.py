@@ -12,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal
 
 from bench.accuracy.texts import Text
-from bench.servers.client import post
+from bench.servers.client import Endpoint, post
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch.profile import Argument, Device
-from vllm_launch.server import Server
 
 TOP = 20  # log-probabilities a position, the most that OpenAI's interface and vLLM's default allow
 FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits processors; before, they bring back V1
@@ -41,7 +40,12 @@ def arguments(device: Device, vllm_version: str) -> dict[str, Argument]:
 
 
 def decode(
-    server: Server, prompt_ids: list[int], reference_ids: list[int], *, top: int = TOP, cache_salt: str | None = None
+    endpoint: Endpoint,
+    prompt_ids: list[int],
+    reference_ids: list[int],
+    *,
+    top: int = TOP,
+    cache_salt: str | None = None,
 ) -> Scored:
     """Score reference_ids after prompt_ids (at least two), each in a decode step of its own.
 
@@ -61,7 +65,7 @@ def decode(
         "vllm_xargs": {"force_ids": forced},
         "logit_bias": {str(max(forced)): 0},  # the forcer asks for it, see its `validate`
     }
-    choice = _choice(server, body, cache_salt)
+    choice = _choice(endpoint, body, cache_salt)
     _check_same(choice["token_ids"], forced)
     logprobs = choice["logprobs"] or {"token_logprobs": [], "top_logprobs": []}
     tops = [
@@ -70,14 +74,14 @@ def decode(
     return _scored(reference_ids, logprobs["token_logprobs"][1:], tops[1:])
 
 
-def prefill(server: Server, ids: list[int], start: int, *, top: int = TOP, cache_salt: str | None = None) -> Scored:
+def prefill(endpoint: Endpoint, ids: list[int], start: int, *, top: int = TOP, cache_salt: str | None = None) -> Scored:
     """Score ids[start:] (start at least 1) by one pass over all ids. Raises Problem("requests").
 
     One token is sampled besides, so ids must be shorter than the server's context.
     """
     if not 1 <= start < len(ids):
         raise ValueError(f"expected 1 <= start < {len(ids)} tokens, got {start}")
-    choice = _choice(server, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
+    choice = _choice(endpoint, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
     _check_same(choice["prompt_token_ids"], ids)
     positions = (choice["prompt_logprobs"] or [])[start:]
     tops = [{int(token): entry["logprob"] for token, entry in position.items()} for position in positions]
@@ -86,7 +90,7 @@ def prefill(server: Server, ids: list[int], start: int, *, top: int = TOP, cache
 
 
 def score_all(
-    server: Server,
+    endpoint: Endpoint,
     texts: list[Text],
     path: Literal["decode", "prefill"],
     *,
@@ -105,7 +109,7 @@ def score_all(
         if failed.is_set():
             return None
         try:
-            return _score(server, path, salt, text)
+            return _score(endpoint, path, salt, text)
         except BaseException:
             failed.set()
             raise
@@ -122,16 +126,16 @@ def score_all(
     return [future.result() for future in futures]
 
 
-def _score(server: Server, path: Literal["decode", "prefill"], salt: str, text: Text) -> Scored:
+def _score(endpoint: Endpoint, path: Literal["decode", "prefill"], salt: str, text: Text) -> Scored:
     if path == "decode":
-        return decode(server, text.ids[: text.start], text.ids[text.start :], cache_salt=salt)
-    return prefill(server, text.ids, text.start, cache_salt=salt)
+        return decode(endpoint, text.ids[: text.start], text.ids[text.start :], cache_salt=salt)
+    return prefill(endpoint, text.ids, text.start, cache_salt=salt)
 
 
-def _choice(server: Server, body: dict, cache_salt: str | None) -> dict:
-    common = {"model": server.plan.model.name, "temperature": 0, "return_token_ids": True}
+def _choice(endpoint: Endpoint, body: dict, cache_salt: str | None) -> dict:
+    common = {"temperature": 0, "return_token_ids": True}
     salt = {"cache_salt": cache_salt} if cache_salt else {}
-    return post(server, common | body | salt)["choices"][0]
+    return post(endpoint, common | body | salt)["choices"][0]
 
 
 def _check_same(served: list[int], expected: list[int]) -> None:

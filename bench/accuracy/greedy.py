@@ -3,11 +3,10 @@
 import math
 
 from bench.accuracy.verdicts import GreedyMatch, greedy_passes
-from bench.servers.client import post
+from bench.servers.client import Endpoint, post
 from bench.suite import Greedy
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch.server import Server
 
 
 class Answer(Strict):
@@ -19,13 +18,12 @@ class Answer(Strict):
     margins: list[float]
 
 
-def answer(server: Server, prompt: str, tokens: int) -> Answer:
+def answer(endpoint: Endpoint, prompt: str, tokens: int) -> Answer:
     """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises Problem("requests").
 
     An answer may be shorter than requested: `match` fails it.
     """
     body = {
-        "model": server.plan.model.name,
         "prompt": prompt,
         "max_tokens": tokens,
         "temperature": 0,
@@ -34,7 +32,7 @@ def answer(server: Server, prompt: str, tokens: int) -> Answer:
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,  # in log-probabilities: the texts of two tokens can be the same
     }
-    choice = post(server, body)["choices"][0]
+    choice = post(endpoint, body)["choices"][0]
     tops = (choice["logprobs"] or {}).get("top_logprobs") or []
     if not all(value is not None and math.isfinite(value) for top in tops for value in top.values()):
         raise Problem(

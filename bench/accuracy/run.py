@@ -18,12 +18,12 @@ from bench.accuracy.texts import Text, texts_of
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch, SinkCheck
 from bench.record.steps import load, step
 from bench.servers import run as runs
+from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import row_settings, serve, status_of
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument
-from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
 from vllm_launch.terminal import Step
 
@@ -60,13 +60,13 @@ def forcer() -> dict[str, Argument]:
     return forced.arguments(*vllm_build())
 
 
-def ask_greedy(run: Run, entry: Entry, running: Server) -> None:
+def ask_greedy(run: Run, entry: Entry, endpoint: Endpoint) -> None:
     """Take the greedy answers of a running server (steps greedy_paths)."""
     run.status(f"{entry.name}: greedy answers")
     gate = run.suite.greedy
     with in_step("greedy"):
         for path in greedy_paths(run, entry):
-            step(path, list[Answer], lambda: [greedy.answer(running, prompt, gate.tokens) for prompt in gate.prompts])
+            step(path, list[Answer], lambda: [greedy.answer(endpoint, prompt, gate.tokens) for prompt in gate.prompts])
     run.print_line(f"{entry.name}: {len(gate.prompts)} greedy answers")
 
 
@@ -79,13 +79,13 @@ def greedy_paths(run: Run, entry: Entry) -> list[Path]:
     return [entry.folder / name for name in names]
 
 
-def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None = None) -> None:
+def score(run: Run, entry: Entry, endpoint: Endpoint, repeat_contexts: int | None = None) -> None:
     """Score the texts on a running server with the forcer and check its sinks (steps scores.json.gz, sinks.json).
 
     The reference is scored twice (REPEATED): its distance from itself is the noise. repeat_contexts: repeat only the
     first n contexts; None: all. Transformers runs in a thread meanwhile.
     """
-    model, settings, bounds = running.plan.model, run.suite.texts, entry.thresholds.sinks
+    model, settings, bounds = entry.plan.model, run.suite.texts, entry.thresholds.sinks
     source, context, status = settings.source, settings.shortest_prefill, status_of(run, entry)
     with in_step("log-probabilities"):
         texts = texts_of(model, settings)
@@ -94,11 +94,11 @@ def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None =
     with ThreadPoolExecutor(1) as executor:
         exact = None if obstacle else executor.submit(_exact, run, model, checked)
         with in_step("log-probabilities"):
-            scores = answers.collect(running, source, texts, entry.folder / SCORES, status)
+            scores = answers.collect(endpoint, source, texts, entry.folder / SCORES, status)
             if run.is_reference(entry):
                 contexts = {group.context for group in settings.contexts[:repeat_contexts]}
                 repeated = [text for text in texts if text.start in contexts]
-                answers.collect(running, source, repeated, entry.folder / REPEATED, status)
+                answers.collect(endpoint, source, repeated, entry.folder / REPEATED, status)
         run.print_line(f"{entry.name}: log-probabilities of {settings.tokens:,} tokens, through decode and prefill")
 
         def check() -> SinkCheck:
@@ -183,12 +183,12 @@ def _is_answered(run: Run, entry: Entry) -> bool:
 def _answer(run: Run, entry: Entry) -> None:
     """Serve a profile with the forcer and take all of its answers; in a quick run cold, for greedy ones alone."""
     if run.request.quick:
-        with serve(run, entry, "cold") as running:
-            ask_greedy(run, entry, running)
+        with serve(run, entry, "cold") as endpoint:
+            ask_greedy(run, entry, endpoint)
         return
-    with serve(run, entry, "scored", forcer()) as running:
-        ask_greedy(run, entry, running)
-        score(run, entry, running)
+    with serve(run, entry, "scored", forcer()) as endpoint:
+        ask_greedy(run, entry, endpoint)
+        score(run, entry, endpoint)
 
 
 def _exact(run: Run, model: Model, checked: list[Text]) -> dict[str, list[float]]:

@@ -14,6 +14,7 @@ from bench.record.envelope import Wiped
 from bench.record.files import write
 from bench.record.steps import load, step
 from bench.servers import client, digest
+from bench.servers.client import Endpoint
 from bench.servers.result import RESOLVED_FIGURES, Requested, Start
 from bench.servers.run import Entry, Run, in_step, make_plan
 from flashinfer_patches.errors import Problem
@@ -41,8 +42,8 @@ class ReadyStart(Strict):
 @contextmanager
 def serve(
     run: Run, entry: Entry, cache: Literal["cold", "warm", "scored"], extra: dict[str, Argument] | None = None
-) -> Iterator[Server]:
-    """Start a server, yield it when it is ready, and end it with the block; the start is step <cache>.json.
+) -> Iterator[Endpoint]:
+    """Start a server, yield its endpoint when it is ready, and end it with the block; the start is step <cache>.json.
 
     extra: vLLM arguments beside the profile's. Before a cold start the run's caches are wiped.
     """
@@ -57,7 +58,7 @@ def serve(
         load_before = provenance.load_average()
 
         def first_request(running: Server) -> ReadyStart:
-            first_token_s = client.first_token_s(running, run.suite.greedy.prompts[0])
+            first_token_s = client.first_token_s(client.endpoint_of(running), run.suite.greedy.prompts[0])
             start = Start(
                 cache=cache,
                 start_s=running.start_s,
@@ -73,7 +74,7 @@ def serve(
             run.print_line(f"{entry.name}: {cache} start {running.start_s:.1f} s")
             first = step(entry.folder / f"{cache}.json", ReadyStart, lambda: first_request(running))
             _check_resolved(first.resolved, running.resolved, f"{entry.name}'s first {cache} start")
-            yield running
+            yield client.endpoint_of(running)
 
 
 def status_of(run: Run, entry: Entry) -> Callable[[str], None]:

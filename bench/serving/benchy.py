@@ -17,14 +17,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.accuracy.texts import book
+from bench.servers.client import Endpoint
 from bench.serving import stream
 from bench.serving.result import Rate
 from bench.serving.stream import GridPoint, RequestTimes
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import provenance
-from vllm_launch.plan import FIXED_ENVIRONMENT, child_environment
-from vllm_launch.server import Server
+from vllm_launch.plan import FIXED_ENVIRONMENT, inherited_environment
 
 TIMEOUT_S = 4 * 3600
 GPT2_FALLBACK = "Falling back to 'gpt2'"
@@ -57,19 +57,18 @@ def book_server() -> Iterator[str]:
 
 
 def measure(
-    server: Server, grid: Grid, depth: int, folder: Path, book_url: str, on_request: Callable[[], None]
+    endpoint: Endpoint, grid: Grid, depth: int, folder: Path, book_url: str, on_request: Callable[[], None]
 ) -> list[Rate]:
     """The rates of every prompt, output and concurrency of `grid` at one depth, in tokens and seconds.
 
     folder: llama-benchy's log, progress events, JSON and home. on_request: called when a measured request ends.
     Raises Problem("requests") for a failed request, the gpt2 fallback, or a metric that is missing.
     """
-    plan = server.plan
     saved = folder / f"llama-benchy-depth-{depth}.json"
     saved.unlink(missing_ok=True)
     command = [
-        *(sys.executable, "-m", "llama_benchy", "--base-url", f"{plan.url}/v1", "--book-url", book_url),
-        *("--model", plan.model.name, "--served-model-name", plan.model.name, "--tokenizer", plan.model.path),
+        *(sys.executable, "-m", "llama_benchy", "--base-url", f"{endpoint.url}/v1", "--book-url", book_url),
+        *("--model", endpoint.model, "--served-model-name", endpoint.model, "--tokenizer", endpoint.tokenizer),
         *("--pp", *map(str, grid.prompt), "--tg", *map(str, grid.output), "--depth", str(depth)),
         *("--concurrency", *map(str, grid.concurrency), "--runs", str(grid.runs)),
         *("--exact-tg", "--no-cache", "--latency-mode", "none", "--skip-coherence"),
@@ -78,7 +77,7 @@ def measure(
         *("--exit-on-first-fail", "--no-results-on-fail", "--emit-progress", "-"),
         *("--save-result", str(saved.resolve()), "--format", "json"),
     ]
-    environment = child_environment(plan) | FIXED_ENVIRONMENT | {"HOME": str(folder.resolve())}
+    environment = inherited_environment() | FIXED_ENVIRONMENT | {"HOME": str(folder.resolve())}
     log, events, loads = saved.with_suffix(".log"), saved.with_suffix(".jsonl"), []
     with log.open("w", encoding="utf-8") as errors, events.open("w", encoding="utf-8") as recorded:
         process = subprocess.Popen(

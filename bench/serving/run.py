@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.accuracy import run as accuracy
 from bench.record.steps import load, step
 from bench.servers import run as runs
+from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import ready_starts, row_settings, serve
@@ -18,7 +19,6 @@ from bench.serving.result import Rate, ServingResult, ServingRow
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import software
-from vllm_launch.server import Server
 from vllm_launch.terminal import Step
 
 
@@ -85,26 +85,26 @@ def _measure_quick(run: Run, book_url: str, entry: Entry) -> None:
     """Measure the server of the cold start; greedy answers are the only accuracy record."""
     paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
     if not all(path.exists() for path in paths):
-        with serve(run, entry, "cold") as running:
-            _measure_warm(run, book_url, entry, running)
+        with serve(run, entry, "cold") as endpoint:
+            _measure_warm(run, book_url, entry, endpoint)
 
 
 def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
     if not (entry.folder / "cold.json").exists():
-        with serve(run, entry, "cold") as running:
+        with serve(run, entry, "cold") as endpoint:
             if _caches_nothing(entry):
                 run.show_steps(steps(run, entry))
                 run.print_line(f"{entry.name}: the cold start cached nothing: measuring this server, no warm start")
-                _measure_warm(run, book_url, entry, running)
+                _measure_warm(run, book_url, entry, endpoint)
     if not accuracy.is_scored(entry):
-        with serve(run, entry, "scored", accuracy.forcer()) as running:
-            accuracy.score(run, entry, running, repeat_contexts=1)
+        with serve(run, entry, "scored", accuracy.forcer()) as endpoint:
+            accuracy.score(run, entry, endpoint, repeat_contexts=1)
     paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
     if not _caches_nothing(entry):
         paths.append(entry.folder / "warm.json")
     if not all(path.exists() for path in paths):
-        with serve(run, entry, "warm") as running:
-            _measure_warm(run, book_url, entry, running)
+        with serve(run, entry, "warm") as endpoint:
+            _measure_warm(run, book_url, entry, endpoint)
 
 
 def _caches_nothing(entry: Entry) -> bool:
@@ -112,9 +112,9 @@ def _caches_nothing(entry: Entry) -> bool:
     return ready_starts(entry)["cold"].start.cached_files == 0
 
 
-def _measure_warm(run: Run, book_url: str, entry: Entry, running: Server) -> None:
-    accuracy.ask_greedy(run, entry, running)
-    _measure_rates(run, book_url, entry, running)
+def _measure_warm(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
+    accuracy.ask_greedy(run, entry, endpoint)
+    _measure_rates(run, book_url, entry, endpoint)
 
 
 def _rate_path(entry: Entry, depth: int) -> Path:
@@ -125,7 +125,7 @@ def _rate_paths(run: Run, entry: Entry) -> list[Path]:
     return [_rate_path(entry, depth) for depth in run.suite.grid.depth]
 
 
-def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> None:
+def _measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
     grid = run.suite.grid
     total, ended = requests_per_profile(grid), 0
 
@@ -140,7 +140,7 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> No
             rates = step(
                 _rate_path(entry, depth),
                 list[Rate],
-                lambda depth=depth: benchy.measure(running, grid, depth, entry.folder, book_url, count_request),
+                lambda depth=depth: benchy.measure(endpoint, grid, depth, entry.folder, book_url, count_request),
             )
         run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
 

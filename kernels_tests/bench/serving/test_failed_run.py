@@ -8,6 +8,7 @@ from bench import suite
 from bench.accuracy import greedy
 from bench.accuracy.greedy import Answer
 from bench.record.steps import load
+from bench.servers.client import endpoint_of
 from kernels_tests.bench.serving import small
 from kernels_tests.processes import completed, free_port
 from vllm_launch import model, plan, profile, server
@@ -52,6 +53,8 @@ def test_zeroed_sinks_fail_the_gate(failed, tmp_path):
     )
     references = load(run / "small-baseline" / "greedy.json", list[Answer])
     with server.running(planned, tmp_path, show_status=lambda line: None) as running:
-        answers = [greedy.answer(running, expected.prompt, len(expected.token_ids)) for expected in references]
+        answers = [
+            greedy.answer(endpoint_of(running), expected.prompt, len(expected.token_ids)) for expected in references
+        ]
     gate, pairs = suite.load(None, "tiny_gpt_oss").greedy, zip(answers, references, strict=True)
     assert not any(greedy.match(answer, expected, "baseline", gate).passed for answer, expected in pairs)

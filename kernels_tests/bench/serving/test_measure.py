@@ -5,10 +5,10 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from bench.servers.client import Endpoint
 from bench.serving import benchy, stream
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
@@ -49,12 +49,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stub():
-    """A stub server that a plan describes; it answers 429 after `limit` streams."""
+    """A stub server with its endpoint; it answers 429 after `limit` streams."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.streamed, server.limit = 0, 10**6
-        model = SimpleNamespace(name="tiny", path=str(MODEL))
-        url = f"http://127.0.0.1:{server.server_port}"
-        server.plan = SimpleNamespace(url=url, host="127.0.0.1", environment={}, model=model)
+        server.endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}", "tiny", str(MODEL), "the stub's log")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
@@ -65,7 +63,7 @@ def stub():
 def measure(stub, folder):
     ends = []
     with benchy.book_server() as book_url:
-        return benchy.measure(stub, GRID, 0, folder, book_url, lambda: ends.append(0)), len(ends)
+        return benchy.measure(stub.endpoint, GRID, 0, folder, book_url, lambda: ends.append(0)), len(ends)
 
 
 def test_each_measured_request_has_its_times(stub, tmp_path):
