@@ -11,21 +11,21 @@ from click.testing import CliRunner
 
 from bench.cli import bench
 from bench.kernels import exact, grid, peers, timing
-from bench.kernels.grid import GEOMETRY
+from bench.kernels.grid import GEOMETRY, Point
 from bench.kernels.result import KernelRow
 from bench.kinds import read
 from bench.record.files import write
 from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result
 from kernels_tests.lowp import dense
 from lowp.paged import inputs
-from lowp.paged.shapes import Shape, even
+from lowp.paged.shapes import Shape, drawn, even
 
 
 def test_bytes_of_the_grid():
     # 2 (keys and values) x 8 KV heads x 64 values a token.
     assert grid.kv_bytes(even(1, 1), "e4m3") == 1024 and grid.kv_bytes(even(1, 1), "bf16") == 2048
     assert grid.kv_bytes(even(64, 8192), "e4m3") == 536_870_912
-    assert len(grid.STANDARD) == 14 and len(grid.GRID) == 33 and len(set(map(str, grid.GRID))) == 33
+    assert len(grid.PLAIN) == 14 and len(grid.STANDARD) == len(set(map(str, grid.STANDARD))) == 42
     # A window of 128 reads that many tokens of each request; a wide table reads nothing more.
     assert grid.kv_bytes(even(8, 8192, window_left=127), "e4m3") == 8 * 128 * 1024
     assert grid.kv_bytes(Shape((64, 512), window_left=127), "e4m3") == (64 + 128) * 1024
@@ -39,7 +39,7 @@ def test_the_drawn_lengths_are_the_same_every_time():
     assert str(drawn) == "32x1175-16368" and drawn.lengths[:3] == (14347, 6823, 12930)
 
 
-@pytest.mark.parametrize("shape", grid.GRID, ids=str)
+@pytest.mark.parametrize("shape", grid.STANDARD, ids=str)
 def test_layers_rotate_through_enough_memory(shape):
     layers = grid.layers(shape)
     assert layers >= 2
@@ -48,11 +48,11 @@ def test_layers_rotate_through_enough_memory(shape):
 
 
 def test_shapes_are_parsed_or_refused():
-    assert grid.parse("8x8192") == even(8, 8192)
+    assert grid.parse("8x8192") == Point("standard", even(8, 8192))
     for text in ("8", "8x", "x8", "0x8192", "8x08192", "1x128", "1x99999999", "8 x 8192"):
         with pytest.raises(ValueError, match=r"BATCHxCONTEXT such as 8x8192, 1,024 to 8,388,608 tokens"):
             grid.parse(text)
-    assert all(grid.parse(str(shape)) == shape for shape in grid.GRID)
+    assert all(grid.parse(str(shape)).shape == shape for shape in grid.STANDARD)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,14 @@ def test_shapes_are_parsed_or_refused():
         (even(1, 8192, head_dim=128), "1x8192d128", "1 x 8,192, head_dim 128"),
         (even(1, 2048, table_tokens=131072), "1x2048t131072", "1 x 2,048, table for 131,072"),
         (even(8, 8192, layout="NHD"), "8x8192NHD", "8 x 8,192, NHD"),
+        (even(8, 8192, query_tokens=2), "8x8192q2", "8 x 8,192, 2 query tokens"),
+        (even(8, 8192, query_format="fp16"), "8x8192fp16", "8 x 8,192, fp16 query"),
+        (drawn(8, 8192, "near", window_left=127), "8x8192nearw127", "8 x 8,192, near, window of 128"),
     ],
 )
 def test_shapes_have_a_name_and_words(shape, name, words):
     assert str(shape) == name and shape.words == words
-    assert shape.plain == (name == "8x8192") and shape.ragged == ("+" in name or "-" in name)
+    assert shape.plain == (name == "8x8192") and shape.ragged == any(text in name for text in ("+", "-", "near"))
 
 
 @pytest.fixture(scope="module")
@@ -182,15 +185,16 @@ def test_an_output_that_is_right_in_the_first_layer_alone_is_wrong(small):
 
 
 def test_samples_are_microseconds_a_call_without_the_warmups():
-    clock = iter([100.0] * timing.WARMUPS + [0.5] * timing.REPLAYS)
-    assert timing.samples_us(lambda: next(clock), calls=20) == [25.0] * timing.REPLAYS
+    clock = iter([100.0] * timing.MANY.warmups + [0.5] * timing.MANY.most)
+    assert timing.samples_us(lambda: next(clock), 20, timing.MANY) == [25.0] * timing.MANY.most
     assert next(clock, None) is None
 
 
 def test_long_replays_are_fewer():
-    clock = iter([100.0] * timing.WARMUPS + [60.0] * 9 + [70.0])
-    assert len(timing.samples_us(lambda: next(clock), calls=1)) == 9 and next(clock) == 70.0
-    assert len(timing.samples_us(lambda: 1e6, calls=1)) == timing.MIN_REPLAYS
+    clock = iter([100.0] * timing.MANY.warmups + [60.0] * 9 + [70.0])
+    assert len(timing.samples_us(lambda: next(clock), 1, timing.MANY)) == 9 and next(clock) == 70.0
+    assert len(timing.samples_us(lambda: 1e6, 1, timing.MANY)) == timing.MANY.least
+    assert len(timing.samples_us(lambda: 1e6, 1, timing.FEW)) == timing.FEW.least
 
 
 def test_calls_are_repeated_in_whole_rounds():
@@ -215,7 +219,7 @@ def test_outputs_of_eager_calls_are_cleared_before_the_replays(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     samples = timing.graph_us([lambda: steps.append("call")] * 16, lambda: steps.append("clear"))
-    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.WARMUPS + len(samples))
+    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.MANY.warmups + len(samples))
     assert set(samples) == {2000.0}
 
 
@@ -223,11 +227,14 @@ def test_the_fastest_setting_is_that_of_the_smallest_median():
     assert timing.fastest({"a": [1.0, 9.0, 9.0], "b": [8.0, 8.0, 20.0]}) == "b"
 
 
-@pytest.mark.parametrize("shape", [even(2, 512), *grid.GRID[13:]], ids=str)
+@pytest.mark.parametrize("shape", [even(2, 512), *grid.STANDARD[13:]], ids=str)
 def test_a_row_says_its_shape(shape):
     row = a_kernel_row(shape)
     assert KernelRow.model_validate_json(row.model_dump_json()).shape == shape
-    assert (row.lengths is not None) == shape.ragged and (row.batch, row.context) == (shape.batch, shape.context)
+    assert (row.lengths == list(shape.lengths)) == shape.ragged and (row.batch, row.context) == (
+        shape.batch,
+        shape.context,
+    )
 
 
 def test_a_result_is_saved_loaded_and_kept(tmp_path):

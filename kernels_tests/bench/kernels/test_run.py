@@ -48,7 +48,7 @@ def test_the_cache_of_an_interrupted_run_is_wiped_and_every_kernel_built_anew(fa
     (fake_device.folder / "run" / "steps" / "preparation.json").unlink()
     second, lines = fake_device.execute(fake_device.kernel("a"))
     assert first.cache_wiped_bytes == 0 and second.cache_wiped_bytes > 24 and not any(path.exists() for path in stale)
-    assert sum(line.startswith("built a e4m3, head_dim 64 in") for line in lines) == 1
+    assert sum(line.startswith("built a e4m3, head_dim 64, bf16 query in") for line in lines) == 1
 
 
 def test_an_interrupted_run_is_resumed(fake_device):
@@ -190,10 +190,10 @@ def test_rows_after_a_dead_gpu_have_their_own_error(fake_device):
 def test_inputs_that_do_not_fit_fail_that_shape_alone(fake_device):
     build = inputs.build
 
-    def too_large(shape, layers):
+    def too_large(shape, layers, kv_formats):
         if shape == even(4, 2048):
             raise RuntimeError("out of memory")
-        return build(shape, layers)
+        return build(shape, layers, kv_formats)
 
     fake_device.patch.setattr(inputs, "build", too_large)
     result, _ = fake_device.execute(fake_device.kernel("a"), shapes=[even(4, 2048), even(2, 512)])
