@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from bench.kernels.environment import conditions, differing
 from bench.kernels.request import part_of
-from bench.kernels.result import KernelsResult
-from bench.record.files import write as write_record
+from bench.kernels.result import KernelsResult, write_result
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 
@@ -25,7 +24,7 @@ def write(paths: Sequence[Path], folder: Path) -> KernelsResult:
     result = join([_read(path) for path in paths], folder.name)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_record(result, folder / "result.json")
+        write_result(result, folder / "result.json")
     return result
 
 

@@ -89,7 +89,7 @@ def _inputs(run: KernelsRun, point: Point, kv_formats: list[str]):
 
     if point.grid == "standard":
         return inputs.build(point.shape, grid.layers(point.shape), kv_formats)
-    return inputs.from_cache(point.shape, grid.served_calls(point.shape), _large_caches(grid.cache_pages(run.points)))
+    return inputs.from_cache(point.shape, grid.served_calls(point.shape), _large_caches(run.cache_pages))
 
 
 @cache

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +61,11 @@ class KernelsRun:
     status: Callable[[str], None] = print
     print_line: Callable[[str], None] = print
     show_steps: Callable[[list[Step]], None] = print
+
+    @cached_property
+    def cache_pages(self) -> int:
+        """Pages of the cache that all served shapes share."""
+        return grid.cache_pages(self.points)
 
     @property
     def kernels_named(self) -> bool:

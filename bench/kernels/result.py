@@ -1,11 +1,13 @@
 """The result of kind `kernels`. Other tools read its keys: a key keeps its name and meaning."""
 
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from bench.record.envelope import Envelope
+from bench.record.files import write_json
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from lowp.paged.shapes import HEAD_DIM, LAYOUT, QUERY_FORMAT, Layout, Shape, drawn, even
 
@@ -175,3 +177,10 @@ class KernelsResult(Envelope):
     def ceiling(self, row: KernelRow) -> float:
         """The read ceiling of the GPU that measured a row."""
         return self.part_ceilings[row.part - 1] if self.part_ceilings else self.read_ceiling_bytes_per_s
+
+
+def write_result(result: KernelsResult, path: Path) -> None:
+    """Write a result as JSON, whole or not at all, each row on one line."""
+    rows = ",\n  ".join(row.model_dump_json() for row in result.rows)
+    text = result.model_copy(update={"rows": []}).model_dump_json(indent=1)
+    write_json(text.replace('"rows": []', f'"rows": [\n  {rows}\n ]'), path)

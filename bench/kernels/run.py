@@ -13,9 +13,8 @@ from bench.kernels.grid import Point
 from bench.kernels.measure import Failures
 from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
-from bench.kernels.result import Build, KernelRow, KernelsResult, Skipped
+from bench.kernels.result import Build, KernelRow, KernelsResult, Skipped, write_result
 from bench.record import run_folder
-from bench.record.files import write
 from bench.record.steps import step
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
@@ -70,7 +69,7 @@ def execute(run: KernelsRun, command: list[str]) -> KernelsResult:
         rows=rows,
     )
     with writing(run.folder):
-        write(result, run.folder / "result.json")
+        write_result(result, run.folder / "result.json")
     return result
 
 

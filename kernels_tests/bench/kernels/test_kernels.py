@@ -1,16 +1,15 @@
-"""The kernel bench without a GPU: bytes, inputs, the exact answer, timing, statistics, refusals, one whole run."""
+"""The kernel bench without a GPU: bytes, inputs, the exact answer, rows and results."""
 
 import json
 import math
-from contextlib import nullcontext
-from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import exact, grid, peers, timing
+from bench.kernels import exact, grid, peers
 from bench.kernels.grid import GEOMETRY, Point
 from bench.kernels.result import KernelRow
 from bench.kinds import read
@@ -18,7 +17,7 @@ from bench.record.files import write
 from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result
 from kernels_tests.lowp import dense
 from lowp.paged import inputs
-from lowp.paged.shapes import Shape, drawn, even
+from lowp.paged.shapes import Layout, Shape, drawn, even
 
 
 def test_bytes_of_the_grid():
@@ -152,16 +151,35 @@ def test_caches_lie_in_memory_as_the_layout_says(kv_format):
         assert (v.data_ptr() - k.data_ptr() == 64 * k.element_size()) == (layout == "interleaved")
 
 
-@pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
-@pytest.mark.parametrize("layout", ["HND", "NHD", "interleaved"])
-def test_our_kernel_is_called_with_the_inputs(kv_format, layout):
-    """On CPU tensors its float64 reference computes: layers, window, table and output are the right ones."""
-    data = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, layout=layout), layers=3, device="cpu")
+@pytest.mark.parametrize(
+    ("kv_format", "sizes"),
+    [
+        *((kv_format, {"layout": layout}) for kv_format in ("bf16", "e4m3") for layout in get_args(Layout)),
+        *((kv_format, {"query_tokens": 2}) for kv_format in ("bf16", "e4m3")),
+        *((kv_format, {"query_format": "fp16"}) for kv_format in ("bf16", "e4m3")),
+        ("int8", {}),
+    ],
+)
+def test_our_kernel_is_called_with_the_inputs(kv_format, sizes):
+    """On CPU tensors its float64 reference computes: layers, window, table, scales and output are the right ones."""
+    data = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, **sizes), 3, [kv_format], "cpu")
     inputs.poison(data)
     kernel = next(kernel for kernel in peers.KERNELS if str(kernel) == f"{peers.OURS} {kv_format}")
     for call in kernel.calls(data, kernel.settings[0]):
         call()
-    assert 1e-3 < exact.rel_l2(exact.outputs(data), exact.expected(data, kv_format, sinks=True)) < 2.5e-3
+    least = 1e-4 if "query_format" in sizes else 1e-3  # BF16's rounding, or FP16's, of the output
+    assert least < exact.rel_l2(exact.outputs(data), exact.expected(data, kv_format, sinks=True)) < 2.5e-3
+
+
+def test_int8_holds_the_values_with_a_scale_for_each_token_and_head():
+    data = inputs.build(Shape((300, 100)), 2, ["bf16", "int8"], "cpu")
+    for exact_pair, stored, scales in zip(data.caches["bf16"], data.caches["int8"], data.scales["int8"], strict=True):
+        for values, integers, scale in zip(exact_pair, stored, scales, strict=True):
+            assert scale.shape == values.shape[:3] and integers.dtype == torch.int8
+            error = (integers.float() * scale[..., None] - values.float()).abs()
+            assert (error <= scale[..., None] * 0.51).all()
+    # 2 x 8 heads x (64 values and a scale of 4 bytes) a token.
+    assert grid.kv_bytes(even(1, 1), "int8") == 16 * 68
 
 
 def test_the_first_and_the_last_are_checked():
@@ -184,57 +202,15 @@ def test_an_output_that_is_right_in_the_first_layer_alone_is_wrong(small):
     assert exact.rel_l2(exact.outputs(small), expected) > 0.1
 
 
-def test_samples_are_microseconds_a_call_without_the_warmups():
-    clock = iter([100.0] * timing.MANY.warmups + [0.5] * timing.MANY.most)
-    assert timing.samples_us(lambda: next(clock), 20, timing.MANY) == [25.0] * timing.MANY.most
-    assert next(clock, None) is None
+DRAWN = [drawn(9, 8192, spread, table_tokens=131072, layout="interleaved") for spread in ("near", "uniform")]
 
 
-def test_long_replays_are_fewer():
-    clock = iter([100.0] * timing.MANY.warmups + [60.0] * 9 + [70.0])
-    assert len(timing.samples_us(lambda: next(clock), 1, timing.MANY)) == 9 and next(clock) == 70.0
-    assert len(timing.samples_us(lambda: 1e6, 1, timing.MANY)) == timing.MANY.least
-    assert len(timing.samples_us(lambda: 1e6, 1, timing.FEW)) == timing.FEW.least
-
-
-def test_calls_are_repeated_in_whole_rounds():
-    calls = [lambda: 1, lambda: 2, lambda: 3]
-    assert timing.repeated(calls) == calls * 6
-    assert timing.repeated(calls * 7) == calls * 7
-
-
-def test_outputs_of_eager_calls_are_cleared_before_the_replays(monkeypatch):
-    """Else a graph that writes nothing would pass with what the first, eager calls left."""
-    steps = []
-    stream = SimpleNamespace(wait_stream=lambda _stream: None)
-    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _end: 32.0)
-    for name, value in {
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
-        "stream": nullcontext,
-        "synchronize": lambda: None,
-        "graph": nullcontext,
-        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: steps.append("replay")),
-        "Event": lambda **_: event,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    samples = timing.graph_us([lambda: steps.append("call")] * 16, lambda: steps.append("clear"))
-    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.MANY.warmups + len(samples))
-    assert set(samples) == {2000.0}
-
-
-def test_the_fastest_setting_is_that_of_the_smallest_median():
-    assert timing.fastest({"a": [1.0, 9.0, 9.0], "b": [8.0, 8.0, 20.0]}) == "b"
-
-
-@pytest.mark.parametrize("shape", [even(2, 512), *grid.STANDARD[13:]], ids=str)
+@pytest.mark.parametrize("shape", [even(2, 512), *grid.STANDARD[13:], *DRAWN], ids=str)
 def test_a_row_says_its_shape(shape):
     row = a_kernel_row(shape)
     assert KernelRow.model_validate_json(row.model_dump_json()).shape == shape
-    assert (row.lengths == list(shape.lengths)) == shape.ragged and (row.batch, row.context) == (
-        shape.batch,
-        shape.context,
-    )
+    assert row.lengths == (shape.spread or (list(shape.lengths) if shape.ragged else "equal"))
+    assert (row.batch, row.context) == (shape.batch, shape.context)
 
 
 def test_a_result_is_saved_loaded_and_kept(tmp_path):
