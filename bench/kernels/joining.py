@@ -51,12 +51,12 @@ def join(results: Sequence[KernelsResult], identity: str) -> KernelsResult:
     )
 
 
-def _check_alike(first: KernelsResult, other: KernelsResult) -> None:
-    sides = [conditions(result.provenance) | {"geometry": result.geometry} for result in (first, other)]
+def _check_alike(first: KernelsResult, second: KernelsResult) -> None:
+    sides = [conditions(result.provenance) | {"geometry": result.geometry} for result in (first, second)]
     if changed := differing(*sides):
         raise Problem(
             "file",
-            f"part {other.part} has another {', '.join(changed)} than part {first.part}",
+            f"part {second.part} has another {', '.join(changed)} than part {first.part}",
             "measure all parts with the same GPU model, releases and commit",
         )
 

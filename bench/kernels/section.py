@@ -24,13 +24,13 @@ NOTE = (
 def section(result: KernelsResult) -> Section:
     source, version = result.provenance, result.provenance.versions.get("flashinfer-python", "?")
     standard = [row for row in result.rows if row.grid == "standard"]
-    others = [row for row in result.rows if row.grid != "standard"]
+    served_rows = [row for row in result.rows if row.grid != "standard"]
     failed = [row for row in result.rows if row.error]
     failures = [(f"{row.kernel} {row.kv_format}", row.shape.words, md.text(row.error)) for row in failed]
     left_out = [(entry.kernel, entry.shape, entry.reason) for entry in result.left_out]
     ceiling = result.read_ceiling_bytes_per_s
     page = page_table(standard, ceiling) if standard else []
-    page += served.page(result, others) if others else []
+    page += served.page(result, served_rows) if served_rows else []
     times = [block for name in KV_FORMATS for block in time_table(standard, name, ceiling)]
     part = f", part {result.part}" if result.part else ""
     measured = "Decode kernels" if standard else "Decode kernels as a server calls them"
@@ -40,8 +40,8 @@ def section(result: KernelsResult) -> Section:
         subject=f"{measured} on {source.machine.name}, FlashInfer {version}{part}",
         page=[*page, _conditions(result), *md.listing("Failed:", by_reason(failures))],
         not_measured=by_reason(left_out),
-        details=[*times, *served.details(result, others), *([NOTE] if standard else [])],
-        glance=[*_glance(result, standard), *served.glance(result, others)],
+        details=[*times, *served.details(result, served_rows), *([NOTE] if standard else [])],
+        glance=[*_glance(result, standard), *served.glance(result, served_rows)],
         draw=partial(_draw, result, standard) if any(row.error is None for row in standard) else None,
         glance_plot=True,
     )

@@ -173,8 +173,8 @@ def _named(title: str, misses: list[tuple[float, str]]) -> list[str]:
     if not misses:
         return []
     names = [f"{name} {ratio:.2f}" for ratio, name in sorted(misses, reverse=True)]
-    more = len(names) - MOST_NAMED
-    return [f"{title} {'; '.join(names[:MOST_NAMED])}{f'; and {more} more' if more > 0 else ''}."]
+    unnamed = len(names) - MOST_NAMED
+    return [f"{title} {'; '.join(names[:MOST_NAMED])}{f'; and {unnamed} more' if unnamed > 0 else ''}."]
 
 
 def _cell(result: KernelsResult, row: KernelRow | None) -> str:

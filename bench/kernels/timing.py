@@ -21,8 +21,8 @@ class Replays(NamedTuple):
     budget_ms: float
 
 
-MANY = Replays(warmups=3, most=21, least=7, budget_ms=500.0)
-FEW = Replays(warmups=1, most=9, least=5, budget_ms=30.0)  # for grids of many shapes
+THOROUGH = Replays(warmups=3, most=21, least=7, budget_ms=500.0)
+BRIEF = Replays(warmups=1, most=9, least=5, budget_ms=30.0)  # for grids of many shapes
 
 
 def repeated(calls: Sequence[Call]) -> list[Call]:
@@ -57,7 +57,7 @@ def graph_us(calls: Sequence[Call], clear: Call) -> list[float]:
     _warm_up(calls)
     replay_ms = _captured(calls, before=None)
     clear()
-    return samples_us(replay_ms, len(calls), MANY)
+    return samples_us(replay_ms, len(calls), THOROUGH)
 
 
 def back_to_back_and_between_us(calls: Sequence[Call], clear: Call) -> tuple[float, float]:
@@ -68,9 +68,9 @@ def back_to_back_and_between_us(calls: Sequence[Call], clear: Call) -> tuple[flo
     """
     _warm_up(calls[:1])
     clear()
-    alone = median(samples_us(_captured(calls, _flush), len(calls), FEW))
+    alone = median(samples_us(_captured(calls, _flush), len(calls), BRIEF))
     paired = [part for call in calls for part in (call, _addition())]
-    pairs = median(samples_us(_captured(paired, _flush), len(calls), FEW))
+    pairs = median(samples_us(_captured(paired, _flush), len(calls), BRIEF))
     return alone, between_us(pairs, _additions_us(len(calls)))
 
 
@@ -84,7 +84,7 @@ def _additions_us(count: int) -> float:
     """Median microseconds of an addition, in a graph of `count` of them."""
     calls = [_addition()] * count
     _warm_up(calls[:1])
-    return median(samples_us(_captured(calls, _flush), count, FEW))
+    return median(samples_us(_captured(calls, _flush), count, BRIEF))
 
 
 @cache

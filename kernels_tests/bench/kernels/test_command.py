@@ -89,10 +89,10 @@ def test_a_dry_run_needs_no_gpu(gpu_machine, tmp_path):
 @pytest.mark.parametrize("name", ["server", "random"])
 def test_a_dry_run_prints_the_shapes_of_a_part(gpu_machine, name):
     parts = [run("--dry-run", "--grid", name, "--part", f"{number}/3").stdout.splitlines() for number in (1, 2, 3)]
-    whole = run("--dry-run", "--grid", name).stdout.splitlines()
-    assert sorted(line for part in parts for line in part[:-1]) == sorted(whole[:-1])
-    assert len(whole) == len(grid.points([name])) + 1
-    assert all(line.startswith(f"{name} ") and "sink-decode bf16, sink-decode e4m3" in line for line in whole[:-1])
+    all_lines = run("--dry-run", "--grid", name).stdout.splitlines()
+    assert sorted(line for part in parts for line in part[:-1]) == sorted(all_lines[:-1])
+    assert len(all_lines) == len(grid.points([name])) + 1
+    assert all(line.startswith(f"{name} ") and "sink-decode bf16, sink-decode e4m3" in line for line in all_lines[:-1])
 
 
 def test_no_part_of_a_grid_takes_nine_minutes(gpu_machine):

@@ -50,7 +50,7 @@ def test_our_kernel_at_a_small_shape_of_each_other_grid(tmp_path, name):
     """The smallest shapes with and without a window; their caches are as small."""
     shapes = [point.shape for point in grid.points([name]) if point.shape.batch > 1]
     full, windowed = ([shape for shape in shapes if (shape.window_left < 0) == flag] for flag in (True, False))
-    shapes = [min(some, key=lambda shape: shape.tokens) for some in (full, windowed)]
+    shapes = [min(candidates, key=lambda shape: shape.tokens) for candidates in (full, windowed)]
     arguments = ["bench", "kernels", "--grid", name, "--kernel", "sink-decode", "--run-dir", str(tmp_path), "--json"]
     arguments += [option for shape in shapes for option in ("--shape", str(shape))]
     process = subprocess.run([sys.executable, "-m", "fp8_sinks", *arguments], capture_output=True, text=True)

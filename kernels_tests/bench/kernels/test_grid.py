@@ -121,8 +121,8 @@ def test_inputs_of_a_large_cache_are_attention_over_a_wide_table(caches, kv_form
 def test_layers_are_interleaved_parts_of_the_cache_and_distinct_as_far_as_it_suffices(caches):
     shape = grid.served(2, 160, "")
     data = inputs.from_cache(shape, 6, caches)
-    whole = caches[BASE]
-    starts = [k.data_ptr() - whole.data_ptr() for k, _ in data.caches[BASE]]
+    base = caches[BASE]
+    starts = [k.data_ptr() - base.data_ptr() for k, _ in data.caches[BASE]]
     page_bytes = 8 * 16 * 128 * 2
     assert starts == [layer % 4 * 20 * page_bytes for layer in range(6)], "80 pages hold 4 layers of 20"
     for k, v in data.caches[BASE]:
@@ -136,8 +136,8 @@ def test_a_large_cache_repeats_drawn_pages(monkeypatch):
     cache = inputs.large_cache(8, QUANTISED, "cpu").view(torch.uint8)
     assert torch.equal(cache[:3], cache[3:6]) and torch.equal(cache[:2], cache[6:])
     assert not torch.equal(cache[0], cache[1])
-    again = inputs.large_cache(8, QUANTISED, "cpu").view(torch.uint8)
-    assert torch.equal(cache, again)
+    second_cache = inputs.large_cache(8, QUANTISED, "cpu").view(torch.uint8)
+    assert torch.equal(cache, second_cache)
 
 
 def test_the_shared_cache_is_as_large_as_the_calls_need():

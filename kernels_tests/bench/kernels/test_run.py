@@ -134,10 +134,10 @@ def test_served_points_have_compact_rows(fake_device):
         fake_device.kernel(peers.OURS, source="lowp"),
         fake_device.kernel("fa2-sinks", "bf16", ("right", "slow")),
     )
-    other = fake_device.kernel("vllm-triton", source="lowp")
+    triton = fake_device.kernel("vllm-triton", source="lowp")
     shape = grid.served(2, 300, "near")
     points = [Point("server", shape), Point("random", shape, peers=False), Point("standard", even(2, 512))]
-    result, lines = fake_device.execute(ours, peer, other, points=points, part="1/2")
+    result, lines = fake_device.execute(ours, peer, triton, points=points, part="1/2")
     names = [(row.grid, row.kernel) for row in result.rows]
     assert names == [
         *(("server", peers.OURS), ("server", "fa2-sinks"), ("random", peers.OURS)),
@@ -152,7 +152,7 @@ def test_served_points_have_compact_rows(fake_device):
     steps = {path.name for path in (fake_device.folder / "run" / "steps").iterdir()}
     assert {f"server-{shape}.json", f"random-{shape}.json", "2x512.json"} < steps
     fake_device.prepared.clear()
-    assert fake_device.execute(ours, peer, other, points=points, part="1/2")[0] == result
+    assert fake_device.execute(ours, peer, triton, points=points, part="1/2")[0] == result
     assert fake_device.prepared == [] and read(fake_device.folder / "run") == result
 
 

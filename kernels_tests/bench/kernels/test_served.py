@@ -26,7 +26,7 @@ KEYS = {
 }
 
 
-def at(ratio: float, shape=SHAPE, kv_format=QUANTISED, between=1.0, **changes) -> KernelRow:
+def our_row(ratio: float, shape=SHAPE, kv_format=QUANTISED, between=1.0, **changes) -> KernelRow:
     """Our row whose times are those of the laws, times the ratios."""
     served_row = a_served_row(shape, kv_format=kv_format, **changes)
     times = {"time_us": ratio * law_us(served_row, CEILING), "between_us": between * law_us(served_row, CEILING, 5.0)}
@@ -55,12 +55,12 @@ def test_the_laws_are_those_of_the_design():
 
 def test_the_page_has_quantiles_by_grid_cache_and_length():
     rows = [
-        at(1.0, between=1.1),
-        at(1.02, grid.served(9, 8192, "")),
-        at(1.3, grid.served(9, 17, "")),
-        at(1, SHAPE, BASE),
+        our_row(1.0, between=1.1),
+        our_row(1.02, grid.served(9, 8192, "")),
+        our_row(1.3, grid.served(9, 17, "")),
+        our_row(1, SHAPE, BASE),
     ]
-    rows.append(at(1.1, grid.served(5, 700, ""), grid="random"))
+    rows.append(our_row(1.1, grid.served(5, 700, ""), grid="random"))
     table, *_ = served.page(a_kernels_result(*rows), rows)
     assert [list(cells.values()) for cells in tables(table)[0]] == [
         ["random", "e4m3", "64 and more", "1", "**1.10**", "1.10", "1.10", "1.00", "1.00", "1.00"],
@@ -71,8 +71,8 @@ def test_the_page_has_quantiles_by_grid_cache_and_length():
 
 
 def test_misses_are_named_the_worst_first():
-    rows = [at(1.1 + 0.05 * index, grid.served(batch, 8192, "near")) for index, batch in enumerate(range(2, 14))]
-    rows += [at(1.3, grid.served(3, 17, "")), at(1.5, grid.served(4, 17, ""))]
+    rows = [our_row(1.1 + 0.05 * index, grid.served(batch, 8192, "near")) for index, batch in enumerate(range(2, 14))]
+    rows += [our_row(1.3, grid.served(3, 17, "")), our_row(1.5, grid.served(4, 17, ""))]
     block = served.page(a_kernels_result(*rows), rows)[-1]
     names = block.split(": ", 1)[1].split("; ")
     assert names[:2] == ["13 x 8,192, near e4m3 1.65", "12 x 8,192, near e4m3 1.60"]
@@ -81,8 +81,8 @@ def test_misses_are_named_the_worst_first():
 
 
 def test_rivals_are_the_fastest_peers_of_their_kind():
-    first, second = at(1.0), at(1.0, grid.served(3, 8192, "uniform"))
-    in_bf16 = at(1.0, kv_format=BASE)
+    first, second = our_row(1.0), our_row(1.0, grid.served(3, 8192, "uniform"))
+    in_bf16 = our_row(1.0, kv_format=BASE)
     rows = [first, second, in_bf16, peer(first, 0.9), peer(first, 1.2, "xqa-sinks", QUANTISED, rel_l2=3.7e-2)]
     rows += [peer(second, 0.7), peer(second, 0.8, "vllm-fa3"), peer(in_bf16, 1.01, "vllm-fa3")]
     rows.append(a_failed_row(SHAPE, "fa2-sinks", QUANTISED).model_copy(update={"grid": "server"}))
@@ -96,7 +96,7 @@ def test_rivals_are_the_fastest_peers_of_their_kind():
 
 
 def test_every_shape_is_in_the_details():
-    rows = [at(1.25), at(1.0, kv_format=BASE), at(1.0, grid.served(3, 8192, "uniform"))]
+    rows = [our_row(1.25), our_row(1.0, kv_format=BASE), our_row(1.0, grid.served(3, 8192, "uniform"))]
     rows.append(peer(rows[1], 0.8))
     text = "\n\n".join(served.details(a_kernels_result(*rows), rows))
     cells = row(text, "9 x 32,768, near")
@@ -106,30 +106,30 @@ def test_every_shape_is_in_the_details():
 
 
 def test_a_section_of_both_grids_and_of_each():
-    served_rows = [at(1.05), at(1.0, kv_format=BASE)]
+    served_rows = [our_row(1.05), our_row(1.0, kv_format=BASE)]
     alone = section.section(a_kernels_result(*served_rows))
     assert alone.draw is None and "as a server calls them" in alone.subject
     assert alone.glance[0][-1] == "median 1.05, p95 1.05, worst 1.05 of the law"
-    both = section.section(a_kernels_result(*our_rows(), *served_rows))
-    assert both.draw and len(both.glance) == 2 and both.subject != alone.subject
+    combined = section.section(a_kernels_result(*our_rows(), *served_rows))
+    assert combined.draw and len(combined.glance) == 2 and combined.subject != alone.subject
     assert not any("x law" in block for block in section.section(a_kernels_result(*our_rows())).page)
     failed = a_failed_row(SHAPE, "sink-decode").model_copy(update={"grid": "server"})
     assert any("Failed" in block for block in section.section(a_kernels_result(failed)).page)
 
 
 def test_compact_rows_have_the_keys_that_others_read():
-    assert set(json.loads(at(1.0).model_dump_json())) == KEYS | {"layout"}
+    assert set(json.loads(our_row(1.0).model_dump_json())) == KEYS | {"layout"}
     content = json.loads(a_served_row(SHAPE, "fa2-sinks", BASE, setting="PDL").model_dump_json())
     assert content["setting"] == "PDL" and content["lengths"] == "near" and content["table_tokens"] == 131072
     assert KEYS | {"error", "samples_us"} <= set(json.loads(our_rows()[0].model_dump_json()))
-    for served_row in (at(1.0), a_failed_row(SHAPE).model_copy(update={"grid": "server"})):
+    for served_row in (our_row(1.0), a_failed_row(SHAPE).model_copy(update={"grid": "server"})):
         assert KernelRow.model_validate_json(served_row.model_dump_json()) == served_row
 
 
 @pytest.mark.parametrize("changes", [{"between_us": None}, {"time_us": None}, {"rel_l2": None}, {"error": "failed"}])
 def test_a_compact_row_has_all_figures_or_an_error(changes):
     with pytest.raises(ValueError, match="expected"):
-        KernelRow(**(at(1.0).model_dump() | changes))
+        KernelRow(**(our_row(1.0).model_dump() | changes))
 
 
 def test_the_result_of_a_whole_server_and_random_grid_is_under_a_megabyte(tmp_path):
@@ -164,8 +164,8 @@ def part(number: int, count: int, *rows, ceiling=CEILING, **changes) -> KernelsR
 
 
 def test_parts_join_and_each_row_is_judged_by_its_own_ceiling():
-    second = at(1.0, grid.served(3, 8192, ""))
-    joined = joining.join([part(2, 2, second, ceiling=4.2e12), part(1, 2, at(1.0))], "joined")
+    second = our_row(1.0, grid.served(3, 8192, ""))
+    joined = joining.join([part(2, 2, second, ceiling=4.2e12), part(1, 2, our_row(1.0))], "joined")
     assert (joined.id, joined.part, joined.part_ceilings) == ("joined", None, [4.4e12, 4.2e12])
     assert joined.read_ceiling_bytes_per_s == 4.4e12
     assert [(joined_row.batch, joined_row.part) for joined_row in joined.rows] == [(9, 1), (3, 2)]
@@ -177,13 +177,13 @@ def test_parts_join_and_each_row_is_judged_by_its_own_ceiling():
 @pytest.mark.parametrize(
     "parts",
     [
-        [part(1, 2, at(1.0))],
-        [part(1, 2, at(1.0)), part(1, 2, at(1.0))],
-        [part(1, 2, at(1.0)), part(2, 3, at(1.0))],
-        [a_kernels_result(at(1.0))],
+        [part(1, 2, our_row(1.0))],
+        [part(1, 2, our_row(1.0)), part(1, 2, our_row(1.0))],
+        [part(1, 2, our_row(1.0)), part(2, 3, our_row(1.0))],
+        [a_kernels_result(our_row(1.0))],
         [
-            part(1, 2, at(1.0)),
-            part(2, 2, at(1.0), provenance=a_kernels_result().provenance.model_copy(update={"patch": "x"})),
+            part(1, 2, our_row(1.0)),
+            part(2, 2, our_row(1.0), provenance=a_kernels_result().provenance.model_copy(update={"patch": "x"})),
         ],
     ],
 )
@@ -195,8 +195,8 @@ def test_parts_that_are_missing_or_differ_are_refused(parts):
 
 def test_the_command_joins_files_and_folders(tmp_path):
     (tmp_path / "second").mkdir()
-    write(part(1, 2, at(1.0)), tmp_path / "first.json")
-    write(part(2, 2, at(1.0, grid.served(3, 8192, ""))), tmp_path / "second" / "result.json")
+    write(part(1, 2, our_row(1.0)), tmp_path / "first.json")
+    write(part(2, 2, our_row(1.0, grid.served(3, 8192, ""))), tmp_path / "second" / "result.json")
     options = ["kernels", "--join", str(tmp_path / "first.json"), "--join", str(tmp_path / "second")]
     joined = CliRunner().invoke(bench, [*options, "--run-dir", str(tmp_path / "joined")])
     assert joined.exit_code == 0, joined.output

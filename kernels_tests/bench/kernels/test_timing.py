@@ -10,16 +10,16 @@ from bench.kernels import timing
 
 
 def test_samples_are_microseconds_a_call_without_the_warmups():
-    clock = iter([100.0] * timing.MANY.warmups + [0.5] * timing.MANY.most)
-    assert timing.samples_us(lambda: next(clock), 20, timing.MANY) == [25.0] * timing.MANY.most
+    clock = iter([100.0] * timing.THOROUGH.warmups + [0.5] * timing.THOROUGH.most)
+    assert timing.samples_us(lambda: next(clock), 20, timing.THOROUGH) == [25.0] * timing.THOROUGH.most
     assert next(clock, None) is None
 
 
 def test_long_replays_are_fewer():
-    clock = iter([100.0] * timing.MANY.warmups + [60.0] * 9 + [70.0])
-    assert len(timing.samples_us(lambda: next(clock), 1, timing.MANY)) == 9 and next(clock) == 70.0
-    assert len(timing.samples_us(lambda: 1e6, 1, timing.MANY)) == timing.MANY.least
-    assert len(timing.samples_us(lambda: 1e6, 1, timing.FEW)) == timing.FEW.least
+    clock = iter([100.0] * timing.THOROUGH.warmups + [60.0] * 9 + [70.0])
+    assert len(timing.samples_us(lambda: next(clock), 1, timing.THOROUGH)) == 9 and next(clock) == 70.0
+    assert len(timing.samples_us(lambda: 1e6, 1, timing.THOROUGH)) == timing.THOROUGH.least
+    assert len(timing.samples_us(lambda: 1e6, 1, timing.BRIEF)) == timing.BRIEF.least
 
 
 def test_calls_are_repeated_in_whole_rounds():
@@ -44,7 +44,7 @@ def test_outputs_of_eager_calls_are_cleared_before_the_replays(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     samples = timing.graph_us([lambda: steps.append("call")] * 16, lambda: steps.append("clear"))
-    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.MANY.warmups + len(samples))
+    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.THOROUGH.warmups + len(samples))
     assert set(samples) == {2000.0}
 
 
