@@ -17,6 +17,9 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch.profile import Argument, Device
 
+ScoredPath = Literal["decode", "prefill"]
+PATHS: tuple[ScoredPath, ...] = ("decode", "prefill")
+MISSING = {"decode": "the server lacks our token forcer", "prefill": "the server returns no prompt log-probabilities"}
 TOP = 20  # log-probabilities a position, the most that OpenAI's interface and vLLM's default allow
 FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits processors; before, they bring back V1
 
@@ -66,8 +69,8 @@ def decode(
         "logit_bias": {str(max(forced)): 0},  # the forcer asks for it, see its `validate`
     }
     choice = _choice(endpoint, body, cache_salt)
-    _check_same(choice["token_ids"], forced)
-    logprobs = choice["logprobs"] or {"token_logprobs": [], "top_logprobs": []}
+    _check_same(choice.get("token_ids") or [], forced)
+    logprobs = choice.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
     tops = [
         {int(name.removeprefix("token_id:")): value for name, value in top.items()} for top in logprobs["top_logprobs"]
     ]
@@ -82,17 +85,36 @@ def prefill(endpoint: Endpoint, ids: list[int], start: int, *, top: int = TOP, c
     if not 1 <= start < len(ids):
         raise ValueError(f"expected 1 <= start < {len(ids)} tokens, got {start}")
     choice = _choice(endpoint, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
-    _check_same(choice["prompt_token_ids"], ids)
-    positions = (choice["prompt_logprobs"] or [])[start:]
+    _check_same(choice.get("prompt_token_ids") or [], ids)
+    positions = (choice.get("prompt_logprobs") or [])[start:]
     tops = [{int(token): entry["logprob"] for token, entry in position.items()} for position in positions]
     values = [top.get(token) for top, token in zip(tops, ids[start:], strict=False)]
     return _scored(ids[start:], values, tops)
 
 
+def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
+    """The paths that a running server does not offer, with the reason, by a short request for each.
+
+    ids: at least 6 tokens of a text. A server without our token forcer ignores what it is to decode, and answers as to
+    any other request.
+    """
+    requests = {
+        "decode": lambda: decode(endpoint, ids[:2], ids[:1:-1]),  # backwards: no greedy answer is the same
+        "prefill": lambda: prefill(endpoint, ids, 1),
+    }
+    missing = {}
+    for path, request in requests.items():
+        try:
+            request()
+        except Problem as problem:
+            missing[path] = f"{MISSING[path]}: {problem.message}"
+    return missing
+
+
 def score_all(
     endpoint: Endpoint,
     texts: list[Text],
-    path: Literal["decode", "prefill"],
+    path: ScoredPath,
     *,
     concurrency: int = 16,
     progress: Callable[[int, int], None] = lambda count, total: None,
@@ -126,7 +148,7 @@ def score_all(
     return [future.result() for future in futures]
 
 
-def _score(endpoint: Endpoint, path: Literal["decode", "prefill"], salt: str, text: Text) -> Scored:
+def _score(endpoint: Endpoint, path: ScoredPath, salt: str, text: Text) -> Scored:
     if path == "decode":
         return decode(endpoint, text.ids[: text.start], text.ids[text.start :], cache_salt=salt)
     return prefill(endpoint, text.ids, text.start, cache_salt=salt)
