@@ -61,7 +61,7 @@ def returns_token_ids(endpoint: Endpoint, prompt: str) -> bool:
     if served and served[-len(expected) :] != expected:
         raise Problem(
             "model",
-            f"{endpoint.model} reads {prompt!r} as tokens {served[:8]}, the tokenizer of the local model as"
+            f"the server at {endpoint.url} reads {prompt!r} as tokens {served[:8]}, the tokenizer of the local model as"
             f" {expected[:8]}",
             "name the model that the server serves: --model; a reference has to serve the same",
         )

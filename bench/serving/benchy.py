@@ -76,14 +76,8 @@ def measure(
     saved.unlink(missing_ok=True)
     key = endpoint.headers.get("Authorization", "").removeprefix("Bearer ")
     command = [
-        *(
-            sys.executable,
-            *(["-c", WITH_KEY] if key else ["-m", "llama_benchy"]),
-            "--base-url",
-            f"{endpoint.url}/v1",
-            "--book-url",
-            book_url,
-        ),
+        *(sys.executable, *(["-c", WITH_KEY] if key else ["-m", "llama_benchy"])),
+        *("--base-url", f"{endpoint.url}/v1", "--book-url", book_url),
         *("--model", endpoint.model, "--served-model-name", endpoint.model, "--tokenizer", endpoint.tokenizer),
         *("--pp", *map(str, grid.prompt), "--tg", *map(str, grid.output), "--depth", str(depth)),
         *("--concurrency", *map(str, grid.concurrency), "--runs", str(grid.runs)),
