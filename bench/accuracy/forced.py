@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal
 
 from bench.accuracy.texts import Text
-from bench.servers.client import Endpoint, post
+from bench.servers.client import Endpoint, Unanswered, post
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch.profile import Argument, Device
@@ -96,7 +96,7 @@ def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
     """The paths that a running server does not offer, with the reason, by a short request for each.
 
     ids: at least 6 tokens of a text. A server without our token forcer ignores what it is to decode, and answers as to
-    any other request.
+    any other request. Raises Unanswered.
     """
     requests = {
         "decode": lambda: decode(endpoint, ids[:2], ids[:1:-1]),  # backwards: no greedy answer is the same
@@ -106,6 +106,8 @@ def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
     for path, request in requests.items():
         try:
             request()
+        except Unanswered:
+            raise
         except Problem as problem:
             missing[path] = f"{MISSING[path]}: {problem.message}"
     return missing

@@ -4,7 +4,7 @@ import math
 
 from bench.accuracy.texts import tokenize
 from bench.accuracy.verdicts import GreedyMatch, greedy_passes
-from bench.servers.client import Endpoint, post
+from bench.servers.client import Endpoint, Unanswered, post
 from bench.suite import Greedy
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
@@ -48,15 +48,26 @@ def answer(endpoint: Endpoint, prompt: str, tokens: int) -> Answer:
     return Answer(prompt=prompt, text=choice["text"], token_ids=choice["token_ids"], margins=margins)
 
 
-def returns_token_ids(endpoint: Endpoint, prompt: str) -> bool:
-    """Whether a server returns the token ids of prompts and answers, as greedy answers need.
+def not_offered(endpoint: Endpoint, prompt: str) -> str | None:
+    """Why a running server gives no greedy answers that can be compared; None if it does.
 
-    Raises Problem("model") where it splits `prompt` into other tokens than the tokenizer of its endpoint. Tokens that
-    it sets before the prompt, such as a beginning of text, are no difference.
+    Raises Problem("model") where it splits `prompt` into other tokens than the tokenizer of its endpoint, and
+    Unanswered.
     """
+    try:
+        _check_tokenizer(endpoint, prompt)
+        answer(endpoint, prompt, tokens=1)
+    except Problem as problem:
+        if problem.kind == "model" or isinstance(problem, Unanswered):
+            raise
+        return problem.message
+    return None
+
+
+def _check_tokenizer(endpoint: Endpoint, prompt: str) -> None:
+    """Tokens that the server sets before the prompt, such as a beginning of text, are no difference."""
     body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
-    choice = post(endpoint, body)["choices"][0]
-    served = choice.get("prompt_token_ids")
+    served = post(endpoint, body)["choices"][0].get("prompt_token_ids")
     expected = tokenize(endpoint.tokenizer, prompt)
     if served and served[-len(expected) :] != expected:
         raise Problem(
@@ -65,7 +76,6 @@ def returns_token_ids(endpoint: Endpoint, prompt: str) -> bool:
             f" {expected[:8]}",
             "name the model that the server serves: --model; a reference has to serve the same",
         )
-    return bool(served and choice.get("token_ids"))
 
 
 def match(candidate: Answer, reference: Answer, reference_profile: str, gate: Greedy) -> GreedyMatch:

@@ -139,7 +139,8 @@ def not_known(rows: Sequence[AccuracyRow]) -> list[str]:
             answers_of = "its own first ones" if is_reference(row) else "those of the reference server"
             lines.append(
                 f"**{md.text(row.profile)}** was running already. Not known: its machine, versions, settings, attention"
-                f" backend, KV cache, starts. Its answers are compared with {answers_of}."
+                " backend, KV cache, starts; the provenance is the bench's."
+                f" Its answers are compared with {answers_of}."
             )
     return lines
 

@@ -14,6 +14,10 @@ TIMEOUT_S = 600
 SHORT_TIMEOUT_S = 20  # for what takes a server no computation
 
 
+class Unanswered(Problem):
+    """A request without any HTTP answer: no server there, a dropped connection, a time limit."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a server answers, whoever runs it.
@@ -38,7 +42,9 @@ def endpoint_of(server: Server) -> Endpoint:
 
 
 def post(endpoint: Endpoint, body: dict) -> dict:
-    """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for all but a completion."""
+    """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for all but a completion,
+    Unanswered where nothing answers.
+    """
     body, log = {"model": endpoint.model} | body, endpoint.log
     answer = _answer("POST", f"{endpoint.url}/v1/completions", endpoint.headers, TIMEOUT_S, log, body)
     if not (isinstance(answer, dict) and answer.get("choices")):
@@ -60,7 +66,7 @@ def _answer(method: str, url: str, headers: Mapping[str, str], timeout_s: float,
                 method, url, json=body, headers=headers, timeout=timeout_s, allow_redirects=False
             )
         except requests.RequestException as error:
-            raise Problem("requests", f"no answer from the server: {error}", f"see {log}") from error
+            raise Unanswered("requests", f"no answer from the server: {error}", f"see {log}") from error
     if response.status_code != 200:
         raise Problem("requests", f"HTTP {response.status_code}: {response.text[:300]}", f"see {log}")
     try:

@@ -100,8 +100,8 @@ def _measure(run: Run, book_url: str, entry: RunningEntry) -> None:
 def _probe(run: Run, entry: RunningEntry) -> dict[str, str]:
     """What a server does not offer of what the run measures, with the reason, by a few short requests."""
     endpoint = entry.endpoint
-    with_ids = greedy.returns_token_ids(endpoint, run.suite.greedy.prompts[0])
-    missing = {} if with_ids else {GREEDY: "the server returns no token ids"}
+    reason = greedy.not_offered(endpoint, run.suite.greedy.prompts[0])
+    missing = {GREEDY: reason} if reason else {}
     if run.request.quick:
         return missing
     texts = accuracy.scored_texts(run, forced.PATHS)

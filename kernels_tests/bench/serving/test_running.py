@@ -62,7 +62,7 @@ def row_of(tmp_path):
     return row
 
 
-def test_what_cannot_be_known_is_not_known(serving, stub, tmp_path):
+def test_settings_and_starts_are_not_known(serving, stub, tmp_path):
     serving("--url", stub.url)
     row = row_of(tmp_path)
     assert (row.profile, row.requested, row.resolved, row.wiped, row.starts) == ("server", None, None, None, [])
@@ -124,6 +124,13 @@ def test_a_server_without_any_log_probabilities_has_rates_and_greedy_answers(ser
     assert shown_rates(row) == row.rates != [] and len(row.greedy) == 3
 
 
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_completions_has_rates_without_a_record(serving, stub, tmp_path, status):
+    stub.status = status
+    serving("--url", stub.url)
+    assert row_of(tmp_path).rates and len(row_of(tmp_path).unavailable) == 3
+
+
 def test_a_server_without_token_ids_has_rates_without_a_record(serving, stub, tmp_path):
     stub.token_ids = False
     serving("--url", stub.url)
@@ -157,7 +164,7 @@ def test_a_result_is_kept_reported_and_compared_by_force_alone(serving, stub, tm
     assert CliRunner().invoke(cli.bench, ["compare", "run", "run"]).exit_code == 2
 
 
-def test_what_was_measured_before_a_failure_is_kept_and_resumed(serving, stub, tmp_path, monkeypatch):
+def test_rates_before_a_failure_are_saved_and_the_run_resumes(serving, stub, tmp_path, monkeypatch):
     def fail(*_):
         raise Problem("requests", f"cannot connect to host 127.0.0.1:{stub.server_port}", "see the log")
 
@@ -254,7 +261,7 @@ def test_another_program_than_a_server_is_refused(serving, stub, body):
     serving("--url", stub.url, exit_code=1)
 
 
-def test_of_several_models_one_has_to_be_named(serving, stub, tmp_path):
+def test_several_models_need_a_name(serving, stub, tmp_path):
     stub.cards = [CARD, CARD | {"id": "alias"}]
     serving("--url", stub.url, "--dry-run")
     stub.cards = [CARD | {"root": "base"}, CARD | {"id": "adapter", "root": "lora"}]
@@ -291,7 +298,7 @@ def test_tokens_before_the_prompt_are_no_other_tokenizer(serving, stub):
 
 @pytest.mark.parametrize("name", ["stub", "reference"])
 def test_a_server_with_another_tokenizer_is_refused(serving, stub, reference, tmp_path, name):
-    other = {"stub": stub, "reference": reference}[name]
-    other.tokenize = lambda _: [1, 2, 3]
-    assert other.url in serving("--url", stub.url, "--reference-url", reference.url, exit_code=4).output
+    mistaken = {"stub": stub, "reference": reference}[name]
+    mistaken.tokenize = lambda _: [1, 2, 3]
+    assert mistaken.url in serving("--url", stub.url, "--reference-url", reference.url, exit_code=4).output
     assert row_of(tmp_path).rates == [] and "127.0.0.1" not in row_of(tmp_path).failures[0].message
