@@ -1,60 +1,18 @@
-"""`bench serving --url` against stub servers: what is measured there, what is not known, what is refused."""
+"""`bench serving --url` against stub servers: what is measured there, and what is not known or not offered."""
 
 import json
-import socket
 
 import pytest
 from click.testing import CliRunner
 
 from bench import cli, kinds
-from bench.accuracy import metrics, sink_check
 from bench.accuracy.tables import outcome
 from bench.servers import running
-from bench.serving import benchy
 from bench.serving.tables import shown_rates
 from flashinfer_patches.errors import Problem
-from kernels_tests.bench.samples import a_rate
-from kernels_tests.bench.stub_server import CARD, stub_server
-from vllm_launch.model import EMBEDDED
+from kernels_tests.bench.stub_server import CARD
 
-SUITE = """
-extends: tiny_gpt_oss
-grid: {prompt: [256], output: [64], depth: [0, 512], concurrency: [1], runs: 1}
-texts: {contexts: [{context: 128, texts: 4, tokens: 16}]}
-"""
 KEY = "key-of-the-stub"
-
-
-@pytest.fixture
-def stub():
-    with stub_server() as server:
-        yield server
-
-
-@pytest.fixture
-def reference():
-    with stub_server() as server:
-        yield server
-
-
-@pytest.fixture
-def serving(monkeypatch, tmp_path):
-    """A function that runs `fp8-sinks bench serving WORDS` with a small suite in the folder `run`, without benchy."""
-    monkeypatch.setattr(benchy, "measure", lambda endpoint, grid, depth, *_: [a_rate(depth)])
-    monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
-    monkeypatch.setattr(metrics, "RESAMPLES", 8)
-    monkeypatch.delenv(running.KEY_VARIABLE, raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.yaml").write_text(SUITE)
-
-    def invoke(*words, exit_code=0):
-        resumed = "--resume" in words
-        options = [] if resumed else ["--run-dir", "run", *([] if "--suite" in words else ["--suite", "small.yaml"])]
-        invocation = CliRunner().invoke(cli.bench, ["serving", *options, *words])
-        assert invocation.exit_code == exit_code, (invocation.output, invocation.exception)
-        return invocation
-
-    return invoke
 
 
 def row_of(tmp_path):
@@ -213,92 +171,3 @@ def test_a_dry_run_asks_for_the_models_alone(serving, stub, reference, tmp_path,
     assert stub.paths() == reference.paths() == ["/v1/models"]
     assert stub.url in output and reference.url in output and KEY not in output
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--url", "127.0.0.1:8000"],
-        ["--url", "ftp://127.0.0.1"],
-        ["--url", "http://user:secret@127.0.0.1:8000"],
-        ["--url", "http://127.0.0.1:8000/?key=secret"],
-        ["--url", "http://127.0.0.1:99999"],
-        ["--url", "http://127.0.0.1:8000", "--reference-url", "http://127.0.0.1:8000/v1/"],
-        ["--reference-url", "http://127.0.0.1:8000"],
-        ["--url", "http://127.0.0.1:8000", "baseline", "fp8"],
-        ["--url", "http://127.0.0.1:8000", "fp8", "--", "--seed", "1"],
-        ["--url", "http://127.0.0.1:8000", "--", "--seed", "1"],
-        ["--resume", "run", "--url", "http://127.0.0.1:8000"],
-    ],
-)
-def test_a_wrong_request_is_refused(serving, tmp_path, words):
-    assert "secret" not in serving(*words, exit_code=2).output
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("https://Some.Host/v1/", "https://some.host"),
-        ("http://[::1]:8000", "http://[::1]:8000"),
-        ("http://host/proxy/v1", "http://host/proxy"),
-    ],
-)
-def test_a_url_may_end_in_v1(text, url):
-    assert running.base_url(text) == url
-
-
-def test_a_url_where_nothing_answers_is_refused(serving, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        serving("--url", f"http://127.0.0.1:{probe.getsockname()[1]}", exit_code=1)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("body", ["<html>", "[]", '{"data": [{"name": "tiny"}]}'])
-def test_another_program_than_a_server_is_refused(serving, stub, body):
-    stub.models_body = body
-    serving("--url", stub.url, exit_code=1)
-
-
-def test_several_models_need_a_name(serving, stub, tmp_path):
-    stub.cards = [CARD, CARD | {"id": "alias"}]
-    serving("--url", stub.url, "--dry-run")
-    stub.cards = [CARD | {"root": "base"}, CARD | {"id": "adapter", "root": "lora"}]
-    output = serving("--url", stub.url, exit_code=4).output
-    assert "tiny" in output and "adapter" in output and "--model" in output
-    stub.cards = [CARD | {"id": EMBEDDED.name, "root": "base"}, CARD | {"id": "adapter", "root": "lora"}]
-    assert f"model {EMBEDDED.name}," in serving("--url", stub.url, "--model", str(EMBEDDED), "--dry-run").output
-
-
-def test_a_model_that_is_not_on_this_machine_has_to_be_named(serving, stub):
-    stub.cards = [CARD | {"root": "/models/elsewhere"}]
-    assert "--model" in serving("--url", stub.url, exit_code=4).output
-    serving("--url", stub.url, "--model", str(EMBEDDED), "--dry-run")
-
-
-def test_a_grid_longer_than_the_server_serves_is_refused(serving, stub, tmp_path):
-    stub.cards = [CARD | {"max_model_len": 831}]
-    serving("--url", stub.url, exit_code=2)
-    assert stub.paths() == ["/v1/models"] and not (tmp_path / "run").exists()
-    stub.cards = [CARD | {"max_model_len": 832}]
-    serving("--url", stub.url)
-
-
-def test_texts_longer_than_the_server_serves_are_not_scored(serving, stub, tmp_path):
-    stub.cards = [CARD | {"max_model_len": 140}]
-    serving("--url", stub.url, "--prompt", "32", "--output", "32", "--depth", "0")
-    assert row_of(tmp_path).accuracy is None and len(row_of(tmp_path).unavailable) == 2
-
-
-def test_tokens_before_the_prompt_are_no_other_tokenizer(serving, stub):
-    stub.prefix = [7]
-    serving("--url", stub.url, "--quick")
-
-
-@pytest.mark.parametrize("name", ["stub", "reference"])
-def test_a_server_with_another_tokenizer_is_refused(serving, stub, reference, tmp_path, name):
-    mistaken = {"stub": stub, "reference": reference}[name]
-    mistaken.tokenize = lambda _: [1, 2, 3]
-    assert mistaken.url in serving("--url", stub.url, "--reference-url", reference.url, exit_code=4).output
-    assert row_of(tmp_path).rates == [] and "127.0.0.1" not in row_of(tmp_path).failures[0].message

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -30,10 +29,10 @@ CPU_ENVIRONMENT = {"FP8_SINKS_PLUGIN": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TORC
 
 
 def serve_by_hand(folder, port):
-    """Start `vllm serve` as a user does, without our launcher."""
+    """Start vLLM as a user does, without our launcher; `vllm serve` does not start with the distribution vllm-cpu."""
     on_cpu = vllm_build()[0] == "cpu"
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(EMBEDDED), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--max-model-len", "2560", "--enforce-eager"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(EMBEDDED)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2560", "--enforce-eager"]
     command += ["--hf-overrides", json.dumps(CPU_OVERRIDES)] if on_cpu else []
     environment = os.environ | {KEY_VARIABLE: KEY, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment |= CPU_ENVIRONMENT if on_cpu else {}
