@@ -24,6 +24,10 @@ TOP = 20  # log-probabilities a position, the most that OpenAI's interface and v
 FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits processors; before, they bring back V1
 
 
+class OtherTokens(Problem):
+    """A server returned other tokens than those that it was given."""
+
+
 class Scored(Strict):
     """Tokens with their raw natural log-probabilities, and the most likely tokens of each position with theirs.
 
@@ -108,6 +112,8 @@ def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
             request()
         except Unanswered:
             raise
+        except OtherTokens:
+            missing[path] = MISSING[path]
         except Problem as problem:
             missing[path] = f"{MISSING[path]}: {problem.message}"
     return missing
@@ -167,7 +173,7 @@ def _check_same(served: list[int], expected: list[int]) -> None:
         return
     pairs = enumerate(zip(served, expected, strict=False))
     first = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(served), len(expected)))
-    raise Problem(
+    raise OtherTokens(
         "requests",
         f"the server took {len(served)} tokens, expected {len(expected)}; they differ from position {first} on: "
         f"got {served[first : first + 3]}, expected {expected[first : first + 3]}",

@@ -68,7 +68,7 @@ def test_without_forcer_prefill_alone_is_scored(serving, stub, reference, tmp_pa
     row = row_of(tmp_path)
     assert row.accuracy.decode is None and row.accuracy.paths is None and row.accuracy.prefill
     (reason,) = row.unavailable
-    assert reason.startswith("decode log-probabilities (reference: ")
+    assert reason == "decode log-probabilities (reference: the server lacks our token forcer)"
     (section,) = kinds.sections([tmp_path / "run"])
     assert len(section.not_measured) == 1 and reason in section.not_measured[0]
     section.draw(tmp_path / "plot.png")
