@@ -12,13 +12,20 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal
 
 from bench.accuracy.texts import Text
-from bench.servers.client import Endpoint, post
+from bench.servers.client import Endpoint, Unanswered, post
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch.profile import Argument, Device
 
+ScoredPath = Literal["decode", "prefill"]
+PATHS: tuple[ScoredPath, ...] = ("decode", "prefill")
+MISSING = {"decode": "the server lacks our token forcer", "prefill": "the server returns no prompt log-probabilities"}
 TOP = 20  # log-probabilities a position, the most that OpenAI's interface and vLLM's default allow
 FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits processors; before, they bring back V1
+
+
+class OtherTokens(Problem):
+    """A server returned other tokens than those that it was given."""
 
 
 class Scored(Strict):
@@ -66,8 +73,8 @@ def decode(
         "logit_bias": {str(max(forced)): 0},  # the forcer asks for it, see its `validate`
     }
     choice = _choice(endpoint, body, cache_salt)
-    _check_same(choice["token_ids"], forced)
-    logprobs = choice["logprobs"] or {"token_logprobs": [], "top_logprobs": []}
+    _check_same(choice.get("token_ids") or [], forced)
+    logprobs = choice.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
     tops = [
         {int(name.removeprefix("token_id:")): value for name, value in top.items()} for top in logprobs["top_logprobs"]
     ]
@@ -82,17 +89,40 @@ def prefill(endpoint: Endpoint, ids: list[int], start: int, *, top: int = TOP, c
     if not 1 <= start < len(ids):
         raise ValueError(f"expected 1 <= start < {len(ids)} tokens, got {start}")
     choice = _choice(endpoint, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
-    _check_same(choice["prompt_token_ids"], ids)
-    positions = (choice["prompt_logprobs"] or [])[start:]
+    _check_same(choice.get("prompt_token_ids") or [], ids)
+    positions = (choice.get("prompt_logprobs") or [])[start:]
     tops = [{int(token): entry["logprob"] for token, entry in position.items()} for position in positions]
     values = [top.get(token) for top, token in zip(tops, ids[start:], strict=False)]
     return _scored(ids[start:], values, tops)
 
 
+def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
+    """The paths that a running server does not offer, with the reason, by a short request for each.
+
+    ids: at least 6 tokens of a text. A server without our token forcer ignores what it is to decode, and answers as to
+    any other request. Raises Unanswered.
+    """
+    requests = {
+        "decode": lambda: decode(endpoint, ids[:2], ids[:1:-1]),  # backwards: no greedy answer is the same
+        "prefill": lambda: prefill(endpoint, ids, 1),
+    }
+    missing = {}
+    for path, request in requests.items():
+        try:
+            request()
+        except Unanswered:
+            raise
+        except OtherTokens:
+            missing[path] = MISSING[path]
+        except Problem as problem:
+            missing[path] = f"{MISSING[path]}: {problem.message}"
+    return missing
+
+
 def score_all(
     endpoint: Endpoint,
     texts: list[Text],
-    path: Literal["decode", "prefill"],
+    path: ScoredPath,
     *,
     concurrency: int = 16,
     progress: Callable[[int, int], None] = lambda count, total: None,
@@ -126,7 +156,7 @@ def score_all(
     return [future.result() for future in futures]
 
 
-def _score(endpoint: Endpoint, path: Literal["decode", "prefill"], salt: str, text: Text) -> Scored:
+def _score(endpoint: Endpoint, path: ScoredPath, salt: str, text: Text) -> Scored:
     if path == "decode":
         return decode(endpoint, text.ids[: text.start], text.ids[text.start :], cache_salt=salt)
     return prefill(endpoint, text.ids, text.start, cache_salt=salt)
@@ -143,7 +173,7 @@ def _check_same(served: list[int], expected: list[int]) -> None:
         return
     pairs = enumerate(zip(served, expected, strict=False))
     first = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(served), len(expected)))
-    raise Problem(
+    raise OtherTokens(
         "requests",
         f"the server took {len(served)} tokens, expected {len(expected)}; they differ from position {first} on: "
         f"got {served[first : first + 3]}, expected {expected[first : first + 3]}",

@@ -27,7 +27,7 @@ class Request(Strict):
     """What a run measures; saved in its folder, so that --resume does the same.
 
     suite: None is the model's own. grid: fields of the suite's grid that the command line replaces. quick: only a
-    first look.
+    first look. url: of a server that somebody else runs, without /v1; reference_url: of its reference.
     """
 
     kind: str
@@ -37,6 +37,8 @@ class Request(Strict):
     overrides: list[str]
     grid: dict[str, int | list[int]] = Field(default_factory=dict)
     quick: bool = False
+    url: str | None = None
+    reference_url: str | None = None
 
 
 R = TypeVar("R", bound=Strict)

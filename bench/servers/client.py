@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import requests
 
@@ -10,6 +11,11 @@ from flashinfer_patches.errors import Problem
 from vllm_launch.server import Server, authorization
 
 TIMEOUT_S = 600
+SHORT_TIMEOUT_S = 20  # for what takes a server no computation
+
+
+class Unanswered(Problem):
+    """A request without any HTTP answer: no server there, a dropped connection, a time limit."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,8 @@ class Endpoint:
     """Where a server answers, whoever runs it.
 
     url: without /v1. model: the name under which it serves the model. tokenizer: the model's folder. log: where to look
-    after a failure. headers: of each request; may hold the key.
+    after a failure. headers: of each request; may hold the key. context: the most tokens of a request, None where they
+    are not known.
     """
 
     url: str
@@ -25,6 +32,7 @@ class Endpoint:
     tokenizer: str
     log: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    context: int | None = None
 
 
 def endpoint_of(server: Server) -> Endpoint:
@@ -34,21 +42,37 @@ def endpoint_of(server: Server) -> Endpoint:
 
 
 def post(endpoint: Endpoint, body: dict) -> dict:
-    """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for anything but HTTP 200."""
+    """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for all but a completion,
+    Unanswered where nothing answers.
+    """
+    body, log = {"model": endpoint.model} | body, endpoint.log
+    answer = _answer("POST", f"{endpoint.url}/v1/completions", endpoint.headers, TIMEOUT_S, log, body)
+    if not (isinstance(answer, dict) and answer.get("choices")):
+        raise Problem("requests", f"expected a completion, got {str(answer)[:300]}", f"see {log}")
+    return answer
+
+
+def get(url: str, headers: Mapping[str, str], log: str) -> Any:
+    """The JSON at `url`. Raises Problem("requests") for anything else. log: as in Endpoint."""
+    return _answer("GET", url, headers, SHORT_TIMEOUT_S, log)
+
+
+def _answer(method: str, url: str, headers: Mapping[str, str], timeout_s: float, log: str, body: dict | None = None):
+    """The JSON of an HTTP 200. Follows no redirect, and takes neither proxy nor password from the environment."""
     with requests.Session() as session:
         session.trust_env = False
         try:
-            response = session.post(
-                f"{endpoint.url}/v1/completions",
-                json={"model": endpoint.model} | body,
-                headers=endpoint.headers,
-                timeout=TIMEOUT_S,
+            response = session.request(
+                method, url, json=body, headers=headers, timeout=timeout_s, allow_redirects=False
             )
         except requests.RequestException as error:
-            raise Problem("requests", f"no answer from the server: {error}", f"see {endpoint.log}") from error
+            raise Unanswered("requests", f"no answer from the server: {error}", f"see {log}") from error
     if response.status_code != 200:
-        raise Problem("requests", f"HTTP {response.status_code}: {response.text[:300]}", f"see {endpoint.log}")
-    return response.json()
+        raise Problem("requests", f"HTTP {response.status_code}: {response.text[:300]}", f"see {log}")
+    try:
+        return response.json()
+    except ValueError as error:
+        raise Problem("requests", f"expected JSON, got {response.text[:300]!r}", f"see {log}") from error
 
 
 def first_token_s(endpoint: Endpoint, prompt: str) -> float:

@@ -16,7 +16,7 @@ from bench.record.steps import load, step
 from bench.servers import client, digest
 from bench.servers.client import Endpoint
 from bench.servers.result import RESOLVED_FIGURES, Requested, Start
-from bench.servers.run import Entry, Run, in_step, make_plan
+from bench.servers.run import Entry, ProfileEntry, Run, in_step, make_plan
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
@@ -41,7 +41,7 @@ class ReadyStart(Strict):
 
 @contextmanager
 def serve(
-    run: Run, entry: Entry, cache: Literal["cold", "warm", "scored"], extra: dict[str, Argument] | None = None
+    run: Run, entry: ProfileEntry, cache: Literal["cold", "warm", "scored"], extra: dict[str, Argument] | None = None
 ) -> Iterator[Endpoint]:
     """Start a server, yield its endpoint when it is ready, and end it with the block; the start is step <cache>.json.
 
@@ -78,7 +78,7 @@ def serve(
 
 
 def status_of(run: Run, entry: Entry) -> Callable[[str], None]:
-    """run.status with the profile's name in front."""
+    """run.status with the entry's name in front."""
     return lambda line: run.status(f"{entry.name}: {line}")
 
 
@@ -93,13 +93,13 @@ def requested(plan: Plan) -> Requested:
     )
 
 
-def ready_starts(entry: Entry) -> dict[str, ReadyStart]:
+def ready_starts(entry: ProfileEntry) -> dict[str, ReadyStart]:
     """The starts of a profile that got ready, by CACHES."""
     paths = {cache: entry.folder / f"{cache}.json" for cache in CACHES}
     return {cache: load(path, ReadyStart) for cache, path in paths.items() if path.exists()}
 
 
-def row_settings(entry: Entry) -> dict:
+def row_settings(entry: ProfileEntry) -> dict:
     """`requested`, `resolved` and `starts` of a result's row: of the warm start, or else of the cold or scored one.
 
     Without any start the command is empty: none was executed.

@@ -27,6 +27,14 @@ from vllm_launch import provenance
 from vllm_launch.plan import FIXED_ENVIRONMENT, inherited_environment
 
 TIMEOUT_S = 4 * 3600
+NO_PROXIES = {"NO_PROXY": "*", "no_proxy": "*"}  # nobody between us and the server, as for our own requests
+KEY_VARIABLE = "FP8_SINKS_BENCHY_KEY"
+# llama-benchy takes a key as an argument alone, which every user of the machine can read: it is added in the process.
+WITH_KEY = (
+    "import os, runpy, sys\n"
+    f"sys.argv += ['--api-key', os.environ.pop({KEY_VARIABLE!r})]\n"
+    "runpy.run_module('llama_benchy', run_name='__main__', alter_sys=True)"
+)
 GPT2_FALLBACK = "Falling back to 'gpt2'"
 
 
@@ -66,8 +74,10 @@ def measure(
     """
     saved = folder / f"llama-benchy-depth-{depth}.json"
     saved.unlink(missing_ok=True)
+    key = endpoint.headers.get("Authorization", "").removeprefix("Bearer ")
     command = [
-        *(sys.executable, "-m", "llama_benchy", "--base-url", f"{endpoint.url}/v1", "--book-url", book_url),
+        *(sys.executable, *(["-c", WITH_KEY] if key else ["-m", "llama_benchy"])),
+        *("--base-url", f"{endpoint.url}/v1", "--book-url", book_url),
         *("--model", endpoint.model, "--served-model-name", endpoint.model, "--tokenizer", endpoint.tokenizer),
         *("--pp", *map(str, grid.prompt), "--tg", *map(str, grid.output), "--depth", str(depth)),
         *("--concurrency", *map(str, grid.concurrency), "--runs", str(grid.runs)),
@@ -77,7 +87,8 @@ def measure(
         *("--exit-on-first-fail", "--no-results-on-fail", "--emit-progress", "-"),
         *("--save-result", str(saved.resolve()), "--format", "json"),
     ]
-    environment = inherited_environment() | FIXED_ENVIRONMENT | {"HOME": str(folder.resolve())}
+    environment = inherited_environment() | FIXED_ENVIRONMENT | NO_PROXIES | {"HOME": str(folder.resolve())}
+    environment |= {KEY_VARIABLE: key} if key else {}
     log, events, loads = saved.with_suffix(".log"), saved.with_suffix(".jsonl"), []
     with log.open("w", encoding="utf-8") as errors, events.open("w", encoding="utf-8") as recorded:
         process = subprocess.Popen(

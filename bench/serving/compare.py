@@ -19,7 +19,7 @@ from bench.record import noise
 from bench.report import provenance
 from bench.report.numbers import aligned, number, span, times, with_noise
 from bench.serving import tables
-from bench.serving.comparable import NOT_READ, Difference, differences
+from bench.serving.comparable import NOT_KNOWN, NOT_READ, Difference, differences
 from bench.serving.result import ServingResult, ServingRow
 from bench.serving.section import highest_load
 from flashinfer_patches.errors import Problem
@@ -155,7 +155,8 @@ def _described(side: Side) -> dict:
         "file": side.file,
         "profile": side.row.profile,
         "model": side.result.model.name,
-        "machine": source.machine.name,
+        "started_by_us": side.row.requested is not None,
+        "machine": source.machine.name if side.row.requested else NOT_KNOWN,
         "created": source.created.isoformat(),
         "git_commit": source.git_commit,
         "git_dirty": source.git_dirty,
@@ -236,7 +237,8 @@ def as_text(pair: dict, *, forced: bool) -> str:
 
 def _head(name: str, side: dict) -> list[str]:
     agreement = side["agreement"]
-    kl = f"; KL {agreement['decode']['kl']['value']:.2g} nats a token" if agreement else ""
+    of_path = agreement and (agreement["decode"] or agreement["prefill"])
+    kl = f"; KL {of_path['kl']['value']:.2g} nats a token" if of_path else ""
     return [
         f"{name}: {side['profile']} of {side['file']}",
         f"   {side['model']} on {side['machine']}, {side['created'][:10]}, commit {side['commit']}",
@@ -256,9 +258,13 @@ def _resolved(sides: tuple[dict, dict]) -> list[list[str]]:
         "CUDA graphs": lambda settings: settings["cuda_graphs"],
     }
     return [
-        [label, *(read(side["resolved"]) if side["resolved"] else NOT_READ for side in sides), ""]
+        [label, *(read(side["resolved"]) if side["resolved"] else _absent(side) for side in sides), ""]
         for label, read in readers.items()
     ]
+
+
+def _absent(side: dict) -> str:
+    return NOT_READ if side["started_by_us"] else NOT_KNOWN
 
 
 def _cells(figures: dict, write: Callable[[float], str]) -> list[str]:

@@ -44,15 +44,19 @@ def _entry_steps(run: Run, entry: Entry, on_cold: bool) -> list[Step]:
     if entry not in run.entries:
         return accuracy.answer_steps(run, entry)
     cold, warm = entry.step("cold start", "cold.json"), entry.step("warm start", "warm.json")
-    scores = accuracy.score_steps(run, entry)
-    rates = [
-        Step(f"{entry.name}: rates at depth {depth}", "rates", _rate_path(entry, depth))
-        for depth in run.suite.grid.depth
-    ]
-    measured = [accuracy.greedy_step(entry), *rates]
+    scores = [accuracy.scored_start(entry), *accuracy.score_steps(run, entry)]
+    measured = [*accuracy.greedy_steps(run, entry), *rate_steps(run, entry)]
     if on_cold or (not warm.path.exists() and all(each.path.exists() for each in measured)):
         return [cold, *measured, *scores]
     return [cold, *scores, warm, *measured]
+
+
+def rate_steps(run: Run, entry: Entry) -> list[Step]:
+    """The steps of measure_rates()."""
+    return [
+        Step(f"{entry.name}: rates at depth {depth}", "rates", _rate_path(entry, depth))
+        for depth in run.suite.grid.depth
+    ]
 
 
 def requests_per_profile(grid: Grid) -> int:
@@ -60,10 +64,14 @@ def requests_per_profile(grid: Grid) -> int:
     return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
 
 
+def longest_context(grid: Grid) -> int:
+    """The most tokens of a request and its output."""
+    return max(grid.depth) + max(grid.prompt) + max(grid.output)
+
+
 def _too_long(run: Run) -> list[Problem]:
     """A Problem where the longest context of the grid exceeds what a profile serves."""
-    grid = run.suite.grid
-    longest = max(grid.depth) + max(grid.prompt) + max(grid.output)
+    longest = longest_context(run.suite.grid)
     for entry in run.entries:
         limit = str(entry.plan.arguments.get("max-model-len", entry.plan.model.max_positions))
         if limit.isdecimal() and longest > int(limit):  # vLLM reads other forms too, such as 4k
@@ -83,7 +91,7 @@ def _measure(run: Run, book_url: str, entry: Entry) -> None:
 
 def _measure_quick(run: Run, book_url: str, entry: Entry) -> None:
     """Measure the server of the cold start; greedy answers are the only accuracy record."""
-    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
+    paths = [*accuracy.greedy_paths(run, entry), *rate_paths(run, entry)]
     if not all(path.exists() for path in paths):
         with serve(run, entry, "cold") as endpoint:
             _measure_warm(run, book_url, entry, endpoint)
@@ -99,7 +107,7 @@ def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
     if not accuracy.is_scored(entry):
         with serve(run, entry, "scored", accuracy.forcer()) as endpoint:
             accuracy.score(run, entry, endpoint, repeat_contexts=1)
-    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
+    paths = [*accuracy.greedy_paths(run, entry), *rate_paths(run, entry)]
     if not _caches_nothing(entry):
         paths.append(entry.folder / "warm.json")
     if not all(path.exists() for path in paths):
@@ -114,18 +122,24 @@ def _caches_nothing(entry: Entry) -> bool:
 
 def _measure_warm(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
     accuracy.ask_greedy(run, entry, endpoint)
-    _measure_rates(run, book_url, entry, endpoint)
+    measure_rates(run, book_url, entry, endpoint)
 
 
 def _rate_path(entry: Entry, depth: int) -> Path:
     return entry.folder / f"rates-{depth}.json"
 
 
-def _rate_paths(run: Run, entry: Entry) -> list[Path]:
-    return [_rate_path(entry, depth) for depth in run.suite.grid.depth]
+def rate_paths(run: Run, entry: Entry) -> list[Path]:
+    return [each.path for each in rate_steps(run, entry)]
 
 
-def _measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
+def saved_rates(run: Run, entry: Entry) -> list[Rate]:
+    """The rates of the steps that an entry's folder has by now."""
+    return [rate for path in rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])]
+
+
+def measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
+    """Measure the grid on a running server (steps rates-*.json)."""
     grid = run.suite.grid
     total, ended = requests_per_profile(grid), 0
 
@@ -150,11 +164,11 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
     cold = ready_starts(entry).get("cold")
     return ServingRow(
         profile=entry.name,
-        description=entry.profile.description,
+        description=entry.description,
         **row_settings(entry),
         reference_kv_capacity_tokens=accuracy.reference_capacity(run),
         wiped=cold.wiped if cold else None,
-        rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
+        rates=saved_rates(run, entry),
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),
         left_out=_left_out(run),
@@ -164,8 +178,10 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
 
 def _left_out(run: Run) -> list[str]:
     """What a quick run leaves out of the same run without --quick."""
-    if not run.request.quick:
-        return []
+    return ["log-probabilities", "sinks", "warm start", *skipped_rates(run)] if run.request.quick else []
+
+
+def skipped_rates(run: Run) -> list[str]:
+    """The points of the grid that a quick run skips, as text."""
     skipped, points = run.skipped_points, run.skipped_points + run.suite.grid.points
-    rates = [f"rates at {skipped} of {points} points"] if skipped else []
-    return ["log-probabilities", "sinks", "warm start", *rates]
+    return [f"rates at {skipped} of {points} points"] if skipped else []

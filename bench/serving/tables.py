@@ -101,6 +101,8 @@ def rate_cell(row: ServingRow, base: ServingRow, where: Point) -> str:
 
 
 def _start_cell(row: ServingRow) -> str:
+    if row.requested is None:
+        return "not known"
     seconds = [[start.start_s for start in timed(row) if start.cache == cache] for cache in ("cold", "warm")]
     return " / ".join(number(median(values)) if values else "-" for values in seconds)
 
