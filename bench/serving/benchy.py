@@ -202,9 +202,9 @@ def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
     if not saved.exists():
         return attempt
     (entry,) = json.loads(saved.read_text(encoding="utf-8"))["benchmarks"]
-    whole = [repeat for repeat in range(1, runs + 1) if _is_whole(attempt, repeat)]
+    whole_repeats = [repeat for repeat in range(1, runs + 1) if _is_whole(attempt, repeat)]
     samples = {
-        field: _of_repeats(whole, (entry.get(metric) or {}).get("values") or [], attempt)
+        field: _of_repeats(whole_repeats, (entry.get(metric) or {}).get("values") or [], attempt)
         for field, metric in METRICS.items()
     }
     if attempt.failures and not all(samples.values()):
@@ -215,7 +215,7 @@ def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
             f"llama-benchy has not {runs} samples of {missing[0]} at depth {attempt.depth}",
             "an output was too short to time; see llama-benchy's log, then run again with --resume",
         )
-    first_token_ms = [request.ttft_ms for request in attempt.requests if request.run in whole]
+    first_token_ms = [request.ttft_ms for request in attempt.requests if request.run in whole_repeats]
     try:
         return Rate(**dict(attempt), **samples, first_token_ms=first_token_ms)
     except ValidationError as error:
@@ -233,7 +233,7 @@ def _is_whole(attempt: Attempt, repeat: int) -> bool:
     return len(requests) == attempt.concurrency and not any(request.error for request in requests)
 
 
-def _of_repeats(whole: list[int], values: list[float], attempt: Attempt) -> list[float]:
+def _of_repeats(whole_repeats: list[int], values: list[float], attempt: Attempt) -> list[float]:
     """llama-benchy's values of the whole repeats; none where it is not known which repeat each value is of.
 
     llama-benchy has a value for every repeat with a response, also where other requests of the repeat failed.
@@ -241,4 +241,4 @@ def _of_repeats(whole: list[int], values: list[float], attempt: Attempt) -> list
     valued = sorted({request.run for request in attempt.requests if request.error in (None, stream.CUT)})
     if len(values) != len(valued):
         return []
-    return [value for repeat, value in zip(valued, values, strict=True) if repeat in whole]
+    return [value for repeat, value in zip(valued, values, strict=True) if repeat in whole_repeats]

@@ -67,9 +67,9 @@ def summary(samples: Sequence[Sample], start: float, end: float) -> Counters | N
 
     Preemptions are counted from the last sample before the start to the first one after the end.
     """
-    during = [values for at, values in samples if start <= at <= end]
-    before = [values for at, values in samples if at < start][-1:]
-    after = [values for at, values in samples if at > end][:1]
+    during = [values for time_s, values in samples if start <= time_s <= end]
+    before = [values for time_s, values in samples if time_s < start][-1:]
+    after = [values for time_s, values in samples if time_s > end][:1]
     preemptions = [values["preemptions"] for values in (*before, *during, *after) if "preemptions" in values]
 
     def highest(field: str) -> float | None:
@@ -90,7 +90,7 @@ def summary(samples: Sequence[Sample], start: float, end: float) -> Counters | N
 def polled(endpoint: Endpoint) -> Iterator[list[Sample]]:
     """Poll the server's counters during the block; yields the list that the samples are added to.
 
-    The last sample is taken after the block. A server without /metrics is asked once.
+    The last sample is taken after the block. A server without /metrics is polled once.
     """
     samples: list[Sample] = []
     ended = threading.Event()

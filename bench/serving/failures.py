@@ -9,9 +9,9 @@ from flashinfer_patches.strict import Count, Strict
 from vllm_launch import redaction
 
 REASON_CHARACTERS = 80
-MAX_REASONS = 8  # of a point; the requests of rarer ones are counted as OTHER
+MAX_REASONS = 8  # of a point; the requests of rarer ones are counted as OTHER_REASONS
 NOT_SENT = "not sent"
-OTHER = "other reasons"
+OTHER_REASONS = "other reasons"
 HTTP_STATUS = re.compile(r"HTTP \d{3}")
 REASONS = {
     "connection refused": re.compile(r"Cannot connect|Connect call failed|Connection refused"),
@@ -56,8 +56,8 @@ def total(points: Iterable[Sequence[Failure]]) -> list[Failure]:
 
 def _limited(counts: Counter) -> list[Failure]:
     frequent = dict(counts.most_common(MAX_REASONS))
-    if rest := counts.total() - sum(frequent.values()):
-        frequent[OTHER] = frequent.get(OTHER, 0) + rest
+    if uncounted := counts.total() - sum(frequent.values()):
+        frequent[OTHER_REASONS] = frequent.get(OTHER_REASONS, 0) + uncounted
     return [Failure(reason=name, requests=count) for name, count in frequent.items()]
 
 

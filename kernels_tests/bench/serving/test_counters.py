@@ -28,8 +28,8 @@ def test_counters_are_read_by_name():
 
 def test_engines_are_summed_and_the_fullest_cache_counts():
     second = VLLM_0_32.replace('engine="0"', 'engine="1"').replace("0.75", "0.5")
-    both = counters.parse(VLLM_0_32 + second)
-    assert both == {"running": 6, "waiting": 2, "preemptions": 24, "kv_cache_usage": 0.75}
+    engines = counters.parse(VLLM_0_32 + second)
+    assert engines == {"running": 6, "waiting": 2, "preemptions": 24, "kv_cache_usage": 0.75}
 
 
 @pytest.mark.parametrize("text", ["", "no metrics", "vllm:num_requests_waiting NaN", "vllm:num_requests_waiting{} x"])
@@ -37,8 +37,8 @@ def test_text_without_counters(text):
     assert counters.parse(text) == {}
 
 
-def sample(at, waiting, preemptions, usage=0.5):
-    return at, {"waiting": waiting, "preemptions": preemptions, "kv_cache_usage": usage}
+def sample(time_s, waiting, preemptions, usage=0.5):
+    return time_s, {"waiting": waiting, "preemptions": preemptions, "kv_cache_usage": usage}
 
 
 def test_counters_of_a_point_are_those_between_its_start_and_end():
@@ -51,7 +51,7 @@ def test_counters_of_a_point_are_those_between_its_start_and_end():
 
 
 @pytest.mark.parametrize("metrics", [None, lambda: "python_gc 1\n"])
-def test_a_server_without_counters_is_asked_once(metrics):
+def test_a_server_without_counters_is_polled_once(metrics):
     with stub.serve() as server:
         server.metrics = metrics
         with counters.polled(server.endpoint) as samples:

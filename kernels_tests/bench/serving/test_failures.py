@@ -44,8 +44,8 @@ def test_failures_are_counted_by_reason():
 def test_rare_reasons_are_counted_together():
     counted = failures.counted(requests(*(f"error {number}" for number in range(100))))
     assert len(counted) == failures.MAX_REASONS + 1
-    assert (counted[-1].reason, counted[-1].requests) == (failures.OTHER, 100 - failures.MAX_REASONS)
-    assert failures.total([counted] * 2)[0].reason == failures.OTHER
+    assert (counted[-1].reason, counted[-1].requests) == (failures.OTHER_REASONS, 100 - failures.MAX_REASONS)
+    assert failures.total([counted] * 2)[0].reason == failures.OTHER_REASONS
 
 
 def test_an_error_is_stored_in_full_once_and_without_secrets(monkeypatch):

@@ -87,9 +87,9 @@ def test_refused_requests_leave_the_repeats_before(server, book_url, tmp_path):
     rate = measure(server, book_url, tmp_path, 1, 4)
     assert [failure.model_dump() for failure in rate.failures] == [{"reason": "HTTP 429", "requests": 2}]
     assert len(rate.decode_tok_s) == 2 and len(rate.requests) == 4
-    kept = [request for request in rate.requests if request.error is None]
-    assert [request.run for request in kept] == [1, 2]
-    assert rate.first_token_ms == [request.ttft_ms for request in kept]
+    successes = [request for request in rate.requests if request.error is None]
+    assert [request.run for request in successes] == [1, 2]
+    assert rate.first_token_ms == [request.ttft_ms for request in successes]
 
 
 def test_a_stalled_request_ends_after_the_limit(server, book_url, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def measured(servers, monkeypatch):
 
 
 @pytest.mark.parametrize("caches", [True, False])
-def test_failed_requests_are_counted_and_everything_else_is_measured(bench, servers, measured, tmp_path, caches):
+def test_failed_requests_are_counted_and_the_other_points_measured(bench, servers, measured, tmp_path, caches):
     servers.caches, servers.attempts[FAILED] = caches, attempt()
     grid = ("--concurrency", "1,4", "--depth", "0,64", "--runs", "3")
     stopped = bench("serving", "baseline", "fp8", *grid, exit_code=1)
