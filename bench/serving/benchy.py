@@ -85,7 +85,7 @@ def measure(
     saved.unlink(missing_ok=True)
     with counters.polled(endpoint) as samples:
         execution = _execute(_command(endpoint, point, runs, book_url, saved), saved, on_request)
-    log_text = saved.with_suffix(".log").read_text(encoding="utf-8")
+    log_text = failures.without_secrets(saved.with_suffix(".log").read_text(encoding="utf-8"), endpoint.headers)
     _check(execution, log_text, saved)
     with saved.with_suffix(".jsonl").open(encoding="utf-8") as lines:
         requests = stream.parse(lines).get(point, [])
@@ -158,8 +158,10 @@ def _execute(command: list[str], saved: Path, on_request: Callable[[], None]) ->
 
 
 def _with_stall(request: RequestTimes) -> RequestTimes:
-    is_open = request.error == stream.NO_END
-    return request.model_copy(update={"error": _stall_text()}) if is_open else request
+    """An open request with its error, and with the time that it was waited for."""
+    if request.error != stream.NO_END:
+        return request
+    return request.model_copy(update={"error": _stall_text(), "e2e_ms": request.e2e_ms + 1000 * STALL_S})
 
 
 def _stall_text() -> str:

@@ -76,7 +76,7 @@ def redacted(requests: Sequence[RequestTimes], headers: Mapping[str, str]) -> li
     seen, result = set(), []
     for request in requests:
         if request.error:
-            error = _without_secrets(request.error, headers)
+            error = without_secrets(request.error, headers)
             name = reason(error)
             request = request.model_copy(update={"error": name if name in seen else error})
             seen.add(name)
@@ -84,7 +84,8 @@ def redacted(requests: Sequence[RequestTimes], headers: Mapping[str, str]) -> li
     return result
 
 
-def _without_secrets(text: str, headers: Mapping[str, str]) -> str:
+def without_secrets(text: str, headers: Mapping[str, str]) -> str:
+    """The text without this process's secrets and folders, and without the values of `headers`."""
     for value in headers.values():
         text = text.replace(value.removeprefix("Bearer "), redaction.MASK)
     return redaction.redact(text)

@@ -107,6 +107,7 @@ def test_a_stalled_request_ends_after_the_limit(server, book_url, tmp_path, monk
     assert counts == {"no token for 1 s": 1, "not sent: no token for 1 s": 2}
     first, second = sorted(attempt.requests, key=lambda request: request.error is not None)
     assert (first.error, first.tokens, second.tokens) == (None, 4, 2)
+    assert second.e2e_ms > 1000
 
 
 @pytest.mark.parametrize("refused", [True, False])
