@@ -37,12 +37,11 @@ METRICS = {"decode_tok_s": "tg_throughput", "prefill_tok_s": "pp_throughput"}  #
 class Execution(NamedTuple):
     """An execution of llama-benchy that has ended.
 
-    start, end: of its measured requests, by time.monotonic(). stalled: ended by us after STALL_S without an event.
+    start: of its measured requests, by time.monotonic(). stalled: ended by us after STALL_S without an event.
     """
 
     returncode: int
     start: float
-    end: float
     stalled: bool
     load_average: float | None
 
@@ -83,8 +82,8 @@ def measure(
     """
     saved = folder / f"llama-benchy-depth-{point.depth}-{point.prompt}-{point.output}-{point.concurrency}.json"
     saved.unlink(missing_ok=True)
-    with counters.polled(endpoint) as samples:
-        execution = _execute(_command(endpoint, point, runs, book_url, saved), saved, on_request)
+    with counters.polled(endpoint) as (samples, stop_polling):
+        execution = _execute(_command(endpoint, point, runs, book_url, saved), saved, stop_polling, on_request)
     log_text = failures.without_secrets(saved.with_suffix(".log").read_text(encoding="utf-8"), endpoint.headers)
     _check(execution, log_text, saved)
     with saved.with_suffix(".jsonl").open(encoding="utf-8") as lines:
@@ -97,7 +96,7 @@ def measure(
         load_average=execution.load_average,
         requests=requests,
         failures=failures.counted(requests, unsent, _why_unsent(execution, log_text)),
-        counters=counters.summary(samples, execution.start, execution.end),
+        counters=counters.summary(samples, execution.start),
     )
     return read(saved, attempt, runs)
 
@@ -115,8 +114,13 @@ def _command(endpoint: Endpoint, point: GridPoint, runs: int, book_url: str, sav
     ]
 
 
-def _execute(command: list[str], saved: Path, on_request: Callable[[], None]) -> Execution:
-    """Run llama-benchy to its end, or until it is silent for STALL_S; its log and events lie beside `saved`."""
+def _execute(
+    command: list[str], saved: Path, on_start: Callable[[], None], on_request: Callable[[], None]
+) -> Execution:
+    """Run llama-benchy to its end, or until it is silent for STALL_S; its log and events lie beside `saved`.
+
+    on_start: called when the first measured request starts.
+    """
     environment = inherited_environment() | FIXED_ENVIRONMENT | {"HOME": str(saved.parent.resolve())}
     with (
         saved.with_suffix(".log").open("w", encoding="utf-8") as errors,
@@ -145,6 +149,7 @@ def _execute(command: list[str], saved: Path, on_request: Callable[[], None]) ->
                 recorded.write(line)
                 if not is_warm and '"type":"request_start"' in line:
                     start, is_warm = last_event, True
+                    on_start()
                 elif '"type":"request_end"' in line:
                     load = provenance.load_average()
                     on_request()
@@ -154,7 +159,7 @@ def _execute(command: list[str], saved: Path, on_request: Callable[[], None]) ->
             process.kill()
             process.wait()
             watchdog.join()
-    return Execution(process.returncode, start, last_event, stalled.is_set(), load)
+    return Execution(process.returncode, start, stalled.is_set(), load)
 
 
 def _with_stall(request: RequestTimes) -> RequestTimes:

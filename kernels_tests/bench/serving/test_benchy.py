@@ -89,7 +89,7 @@ def test_an_incomplete_report_fails(tmp_path, changes, message):
 )
 def test_a_failure_of_llama_benchy_itself_is_no_failed_request(tmp_path, log, returncode, message):
     with pytest.raises(Problem) as caught:
-        benchy._check(Execution(returncode, 0.0, 1.0, False, None), log, tmp_path / "out.json")
+        benchy._check(Execution(returncode, 0.0, False, None), log, tmp_path / "out.json")
     assert caught.value.kind == "requests" and message in caught.value.message
 
 

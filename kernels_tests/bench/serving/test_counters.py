@@ -1,10 +1,13 @@
 """The server's counters: read by name, attributed to a point by time, and not known where there are none."""
 
+import threading
+
 import pytest
 
 from bench.serving import counters
 from bench.serving.counters import Counters
 from kernels_tests.bench.serving import stub
+from kernels_tests.processes import wait_for
 
 VLLM_0_32 = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -41,20 +44,31 @@ def sample(time_s, waiting, preemptions, usage=0.5):
     return time_s, {"waiting": waiting, "preemptions": preemptions, "kv_cache_usage": usage}
 
 
-def test_counters_of_a_point_are_those_between_its_start_and_end():
-    samples = [sample(1, 9, 2, 1.0), sample(2, 9, 4, 1.0), sample(3, 0, 5), sample(4, 3, 7, 0.75), sample(6, 8, 9)]
-    expected = Counters(waiting=3, running=None, preemptions=5, kv_cache_usage=0.75)
-    assert counters.summary(samples, 2.5, 5) == expected
-    assert counters.summary(samples, 4.5, 5) == Counters(preemptions=2), "no poll in so short a point"
-    assert counters.summary(samples[:1], 0, 2) == Counters(waiting=9, kv_cache_usage=1.0)
-    assert counters.summary([], 0, 2) is None
+def test_counters_of_a_point_are_those_of_its_warm_up_and_the_preemptions_since():
+    samples = [sample(1, 9, 2), sample(2, 3, 4, 1.0), sample(6, 20, 9)]
+    assert counters.summary(samples, 3) == Counters(waiting=9, running=None, preemptions=5, kv_cache_usage=1.0)
+    assert counters.summary(samples[2:], 3) == Counters(), "no poll in so short a warm-up"
+    assert counters.summary(samples[:1], 3) == Counters(waiting=9, kv_cache_usage=0.5)
+    assert counters.summary([], 2) is None
+
+
+def test_nothing_is_polled_between_the_start_of_the_requests_and_their_end(monkeypatch):
+    monkeypatch.setattr(counters, "INTERVAL_S", 0.01)
+    with stub.serve() as server:
+        server.metrics = lambda: VLLM_0_32
+        with counters.polled(server.endpoint) as (samples, stop):
+            wait_for(lambda: len(samples) > 2)
+            stop()
+            wait_for(lambda: not any(thread.name.endswith("(_poll)") for thread in threading.enumerate()))
+            polls = server.polls
+            assert polls == len(samples)
+        assert server.polls == polls + 1 == len(samples)
 
 
 @pytest.mark.parametrize("metrics", [None, lambda: "python_gc 1\n"])
 def test_a_server_without_counters_is_polled_once(metrics):
     with stub.serve() as server:
         server.metrics = metrics
-        with counters.polled(server.endpoint) as samples:
-            while not (server.polls or metrics is None):
-                pass
+        with counters.polled(server.endpoint) as (samples, _):
+            pass
     assert samples == [] and server.polls == (metrics is not None)
