@@ -6,16 +6,11 @@ from bench.servers.client import endpoint_of
 from bench.serving import benchy
 from bench.serving.stream import GridPoint
 from kernels_tests.processes import free_port
-from vllm_launch import plan, profile, server
+from vllm_launch import plan, preflight, profile, server
 
 pytestmark = [pytest.mark.server, pytest.mark.long, pytest.mark.fp8_cache]
 CONTEXT = 640  # the most tokens of a request
-# On a CPU the variable, which the profiles set, goes before the argument unless it is empty.
-SMALL_CACHE = f"""
-vllm: {{kv-cache-memory-bytes: {8 * 2**20}}}
-models: {{tiny_gpt_oss: {{vllm: {{max-model-len: {CONTEXT}}}}}}}
-devices: {{cpu: {{env: {{VLLM_CPU_KVCACHE_SPACE: ""}}}}}}
-"""
+SMALL_CACHE = ["--kv-cache-memory-bytes", str(8 * 2**20), "--max-model-len", str(CONTEXT)]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +20,12 @@ def measured(tmp_path_factory):
     with benchy.book_server() as book_url:
         for name in ("baseline", "fp8"):
             folder = tmp_path_factory.mktemp(name)
-            path = folder / f"small-{name}.yaml"
-            path.write_text(f"extends: {name}{SMALL_CACHE}")
-            planned = plan.make(profile.load(str(path)), port=free_port(), cache_root=folder / "cache")
+            planned = plan.make(
+                profile.load(name), port=free_port(), cache_root=folder / "cache", overrides=SMALL_CACHE
+            )
+            # On a CPU the variable, which the profiles set, goes before the argument.
+            environment = {key: value for key, value in planned.environment.items() if key != preflight.SPACE}
+            planned = planned.model_copy(update={"environment": environment})
             with server.running(planned, folder, lambda line: None) as running:
                 capacity = running.resolved.kv_capacity_tokens
                 concurrency = concurrency or round(1.5 * capacity / CONTEXT)
@@ -39,7 +37,7 @@ def measured(tmp_path_factory):
 
 def test_a_full_cache_queues_or_preempts_requests_and_fp8_has_room(measured):
     (capacity, full), (fp8_capacity, roomy) = measured["baseline"], measured["fp8"]
-    assert fp8_capacity == pytest.approx(2 * capacity, rel=0.01)
+    assert fp8_capacity == pytest.approx(2 * capacity, rel=0.05)
     assert capacity < full.concurrency * CONTEXT < fp8_capacity
     assert full.failures == roomy.failures == []
     assert full.counters.kv_cache_usage > 0.9
