@@ -41,12 +41,12 @@ def endpoint_of(server: Server) -> Endpoint:
     return Endpoint(plan.url, plan.model.name, plan.model.path, str(server.log), authorization(plan))
 
 
-def post(endpoint: Endpoint, body: dict) -> dict:
+def post(endpoint: Endpoint, body: dict, timeout_s: float = TIMEOUT_S) -> dict:
     """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for all but a completion,
     Unanswered where nothing answers.
     """
     body, log = {"model": endpoint.model} | body, endpoint.log
-    answer = _answer("POST", f"{endpoint.url}/v1/completions", endpoint.headers, TIMEOUT_S, log, body)
+    answer = _answer("POST", f"{endpoint.url}/v1/completions", endpoint.headers, timeout_s, log, body)
     if not (isinstance(answer, dict) and answer.get("choices")):
         raise Problem("requests", f"expected a completion, got {str(answer)[:300]}", f"see {log}")
     return answer

@@ -3,7 +3,9 @@
 Rates are measured before the log-probabilities, so that no answer to an unusual request can lose them.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from bench.accuracy import forced, greedy
 from bench.accuracy import run as accuracy
@@ -14,19 +16,15 @@ from bench.servers import run as runs
 from bench.servers.result import FailedStep
 from bench.servers.run import Run, in_step
 from bench.servers.running import RunningEntry, hide_hosts
-from bench.serving import benchy
-from bench.serving.result import Rate, ServingResult, ServingRow
-from bench.serving.run import (
-    longest_context,
-    measure_rates,
-    rate_steps,
-    requests_per_profile,
-    saved_rates,
-    skipped_rates,
-)
+from bench.serving import benchy, rates
+from bench.serving.result import Attempt, ServingResult, ServingRow
+from bench.serving.run import longest_context, skipped_rates
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.strict import Strict
 from vllm_launch import redaction, software
 from vllm_launch.terminal import Step
+
+R = TypeVar("R", bound=Strict)
 
 UNAVAILABLE = "unavailable.json"  # in an entry's folder: what its server does not offer, with the reason
 GREEDY = "greedy answers"
@@ -49,7 +47,9 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     run.show_steps(steps(run))
     command = [_hidden(run, word) for word in command]
     with benchy.book_server() as book_url:
-        return runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+        result = runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+    rates.check(result)
+    return result
 
 
 def requests(run: Run) -> list[str]:
@@ -60,7 +60,9 @@ def requests(run: Run) -> list[str]:
     answers = f"{len(suite.greedy.prompts)} greedy prompts{scored}"
     lines = [f"{entry.name}: {entry.endpoint.url}, model {entry.endpoint.model}, {key}"]
     lines += [f"  /v1/completions: {answers}"]
-    lines += [f"  /v1/chat/completions: {requests_per_profile(suite.grid)} requests of llama-benchy, and its warm-up"]
+    lines += [
+        f"  /v1/chat/completions: {rates.requests_per_profile(suite.grid)} requests of llama-benchy, and its warm-up"
+    ]
     if run.reference != entry:
         endpoint = run.reference.endpoint
         lines += [f"{run.reference.name}: {endpoint.url}, model {endpoint.model}, {key}"]
@@ -73,7 +75,7 @@ def steps(run: Run) -> list[Step]:
     servers, unavailable = run.in_order(), _unavailable(run)
     answers = [] if GREEDY in unavailable else [each for entry in servers for each in accuracy.greedy_steps(run, entry)]
     scores = [each for entry in servers for each in accuracy.score_steps(run, entry)] if _paths(run) else []
-    return [*answers, *rate_steps(run, run.entries[0]), *scores]
+    return [*answers, *rates.steps(run, run.entries[0]), *scores]
 
 
 def _measure(run: Run, book_url: str, entry: RunningEntry) -> None:
@@ -90,7 +92,7 @@ def _measure(run: Run, book_url: str, entry: RunningEntry) -> None:
     if GREEDY not in unavailable:
         for each in servers:
             accuracy.ask_greedy(run, each, each.endpoint)
-    measure_rates(run, book_url, entry, entry.endpoint)
+    rates.measure(run, book_url, entry, entry.endpoint)
     if paths := _paths(run):
         for each in servers:
             if not accuracy.is_scored(each):
@@ -138,27 +140,33 @@ def _scores_name(path: ScoredPath) -> str:
 
 def _row(run: Run, entry: RunningEntry, failure: FailedStep | None) -> ServingRow:
     """A row of the steps that the server's folder has by now; it names no host."""
-    failures = [failure.model_copy(update={"message": _hidden(run, failure.message)})] if failure else []
+    fields = rates.row_fields(run, entry, failure)
+    attempts = {name: [_with_hidden_errors(run, attempt) for attempt in fields[name]] for name in ("rates", "unrated")}
+    messages = {"failures": [_replaced(each, "message", partial(_hidden, run)) for each in fields["failures"]]}
     return ServingRow(
         profile=entry.name,
         description=entry.description,
         requested=None,
         resolved=None,
         wiped=None,
-        rates=[_with_hidden_errors(run, rate) for rate in saved_rates(run, entry)],
+        **attempts,
+        **messages,
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),
         unavailable=[_hidden(run, f"{name} ({reason})") for name, reason in _unavailable(run).items()],
         left_out=["log-probabilities", "sinks", *skipped_rates(run)] if run.request.quick else [],
-        failures=failures,
     )
 
 
-def _with_hidden_errors(run: Run, rate: Rate) -> Rate:
-    requests = [
-        each.model_copy(update={"error": _hidden(run, each.error)}) if each.error else each for each in rate.requests
-    ]
-    return rate.model_copy(update={"requests": requests})
+def _with_hidden_errors(run: Run, attempt: Attempt) -> Attempt:
+    hide = partial(_hidden, run)
+    requests = [_replaced(each, "error", hide) if each.error else each for each in attempt.requests]
+    failures = [_replaced(each, "reason", hide) for each in attempt.failures]
+    return attempt.model_copy(update={"requests": requests, "failures": failures})
+
+
+def _replaced(record: R, field: str, change: Callable[[str], str]) -> R:
+    return record.model_copy(update={field: change(getattr(record, field))})
 
 
 def _hidden(run: Run, text: str) -> str:
