@@ -26,8 +26,8 @@ CACHE_MARK_TEXT = "JIT caches of a run of fp8-sinks: all that is in this folder 
 class Request(Strict):
     """What a run measures; saved in its folder, so that --resume does the same.
 
-    suite: None is the model's own. grid: fields of the suite's grid that the command line replaces. quick: only a
-    first look.
+    suite: None is the model's own. grid: fields of the suite's grid that the command line replaces. slo: limits of
+    goodput, in ms. quick: only a first look.
     """
 
     kind: str
@@ -36,6 +36,7 @@ class Request(Strict):
     suite: str | None = None
     overrides: list[str]
     grid: dict[str, int | list[int]] = Field(default_factory=dict)
+    slo: dict[str, float] = Field(default_factory=dict)
     quick: bool = False
 
 

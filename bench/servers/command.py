@@ -54,19 +54,22 @@ def run_profiles(
     resume: Path | None,
     dry_run: bool,
     grid: dict[str, int | list[int]] | None = None,
+    slo: dict[str, float] | None = None,
     quick: bool = False,
 ) -> R | None:
     """Run the profiles that the options of run_options name, and write the report; None for a dry run.
 
-    problems, execute: the kind's own. write_report: makes the report of a run folder and returns its path. grid, quick:
-    as in Request.
+    problems, execute: the kind's own. write_report: makes the report of a run folder and returns its path. grid, slo,
+    quick: as in Request.
     """
     if resume:
-        if words or model or suite or run_dir or grid or quick:
+        if words or model or suite or run_dir or grid or slo or quick:
             raise click.UsageError("--resume takes all settings and the folder from the run; give nothing else")
         request = run_folder.read_request(resume, kind)
     else:
-        request = _request(kind, words, model, suite).model_copy(update={"grid": grid or {}, "quick": quick})
+        request = _request(kind, words, model, suite).model_copy(
+            update={"grid": grid or {}, "slo": slo or {}, "quick": quick}
+        )
     folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
     run = runs.resolve(folder, request)
     if dry_run:

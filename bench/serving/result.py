@@ -6,6 +6,7 @@ from pydantic import Field
 
 from bench.accuracy.result import AccuracyRow
 from bench.record.envelope import Envelope, Wiped
+from bench.serving.goodput import Slo
 from bench.serving.stream import GridPoint, RequestTimes
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
@@ -52,6 +53,9 @@ class ServingRow(AccuracyRow):
 
 
 class ServingResult(Envelope):
+    """slo: the limits of goodput; empty where none were given."""
+
     kind: Literal["serving"] = "serving"
     model: Model
+    slo: Slo = Field(default_factory=dict)
     rows: list[ServingRow]

@@ -16,7 +16,6 @@ from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import ready_starts, row_settings, serve
 from bench.serving import benchy
 from bench.serving.result import Rate, ServingResult, ServingRow
-from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import software
 from vllm_launch.terminal import Step
@@ -31,8 +30,9 @@ def problems(run: Run) -> list[Problem]:
 def execute(run: Run, command: list[str]) -> ServingResult:
     """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     run.show_steps(steps(run))
+    result = partial(ServingResult, slo=run.request.slo)
     with benchy.book_server() as book_url:
-        return runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+        return runs.measure_entries(run, command, result, partial(_measure, run, book_url), partial(_row, run))
 
 
 def steps(run: Run, on_cold: Entry | None = None) -> list[Step]:
@@ -53,11 +53,6 @@ def _entry_steps(run: Run, entry: Entry, on_cold: bool) -> list[Step]:
     if on_cold or (not warm.path.exists() and all(each.path.exists() for each in measured)):
         return [cold, *measured, *scores]
     return [cold, *scores, warm, *measured]
-
-
-def requests_per_profile(grid: Grid) -> int:
-    """How many measured requests llama-benchy sends for a profile."""
-    return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
 
 
 def _too_long(run: Run) -> list[Problem]:
@@ -127,7 +122,7 @@ def _rate_paths(run: Run, entry: Entry) -> list[Path]:
 
 def _measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
     grid = run.suite.grid
-    total, ended = requests_per_profile(grid), 0
+    total, ended = grid.requests, 0
 
     def count_request() -> None:
         nonlocal ended
@@ -140,7 +135,9 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) ->
             rates = step(
                 _rate_path(entry, depth),
                 list[Rate],
-                lambda depth=depth: benchy.measure(endpoint, grid, depth, entry.folder, book_url, count_request),
+                lambda depth=depth: benchy.measure(
+                    endpoint, grid.at(depth), depth, entry.folder, book_url, count_request
+                ),
             )
         run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
 

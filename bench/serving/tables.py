@@ -9,8 +9,10 @@ from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests
 from bench.servers.result import Start
-from bench.serving import stream
+from bench.serving import goodput, stream
+from bench.serving.goodput import Slo
 from bench.serving.result import Rate, ServingRow
+from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 NOT_SHOWN = "not shown: no accuracy record"
 WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
@@ -58,6 +60,14 @@ def ratios(row: ServingRow, base: ServingRow) -> dict[Point, noise.Ratio]:
 def is_widened(row: ServingRow) -> bool:
     """Whether the decode rate is that of our widening on a CPU, which says nothing of an FP8 cache's."""
     return bool(row.resolved and row.resolved.cpu_attention == "widened")
+
+
+def kv_cache(resolved: Resolved) -> str:
+    """The resolved KV cache as plain text."""
+    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
+    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
+    skipped = ", ".join(resolved.kv_skip_layers)
+    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
 
 
 def timed(row: ServingRow) -> list[Start]:
@@ -121,19 +131,32 @@ def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
     return ["## Rates", md.table(headers, lines), RATES_NOTE] if lines else []
 
 
-def latency_table(rows: Sequence[ServingRow]) -> list[str]:
-    """Percentiles of single requests at each point that may be shown; no block without any."""
-    headers = ["profile", "context", "output", "requests at once", "first token, ms", "per output token, ms"]
-    headers += ["between tokens, ms", "whole request, ms", "requests/s", "output tokens/s"]
-    lines = []
-    for row in rows:
-        for rate in shown_rates(row):
-            if rate.requests:
-                cells = [f"{rate.context:,}", f"{rate.output:,}", f"{rate.concurrency:,}"]
-                cells += map(_percentile_cell, stream.latencies(rate.requests))
-                per_s = (stream.request_rates(rate.requests), stream.token_rates(rate.requests))
-                lines.append([md.text(row.profile), *cells, *(number(median(values)) for values in per_s)])
-    return ["## Latencies", md.table(headers, lines), LATENCY_NOTE] if lines else []
+def latency_table(rows: Sequence[ServingRow], slo: Slo) -> list[str]:
+    """Percentiles, rates and goodput of single requests at each point that may be shown; no block without any."""
+    lines = [(row, _latency_cells(rate, slo)) for row in rows for rate in shown_rates(row) if rate.requests]
+    table = [[md.text(row.profile), *cells.values()] for row, cells in lines]
+    goodput_note = f" Goodput: requests within {goodput.as_text(slo)}; itl is the mean of a request." if slo else ""
+    headers = ["profile", *(name for _, cells in lines[:1] for name in cells)]
+    return ["## Latencies", md.table(headers, table), LATENCY_NOTE + goodput_note] if lines else []
+
+
+def _latency_cells(rate: Rate, slo: Slo) -> dict[str, str]:
+    """A point's cells by header."""
+    ttft, tpot, itl, e2e = map(_percentile_cell, stream.latencies(rate.requests))
+    met = goodput.goodput(rate.requests, slo)
+    cells = {
+        "context": f"{rate.context:,}",
+        "output": f"{rate.output:,}",
+        "requests at once": f"{rate.concurrency:,}",
+        "first token, ms": ttft,
+        "per output token, ms": tpot,
+        "between tokens, ms": itl,
+        "whole request, ms": e2e,
+        "requests/s": number(median(stream.request_rates(rate.requests))),
+        "output tokens/s": number(median(stream.token_rates(rate.requests))),
+        "failed": f"{stream.failures(rate.requests)} of {len(rate.requests)}",
+    }
+    return cells | ({"goodput, requests/s": f"{number(median(met.per_s))} ({met.share:.0%})"} if met else {})
 
 
 def _percentile_cell(values: stream.Percentiles | None) -> str:

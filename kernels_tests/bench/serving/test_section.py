@@ -265,7 +265,7 @@ def test_latencies_stand_beside_an_accuracy_record_alone():
     times = {"start_ms": 0, "itl_ms": [100, 300], "tokens": 3}
     requests = [RequestTimes(run=run, ttft_ms=100 * run, e2e_ms=100 * run + 400, **times) for run in (1, 2)]
     rate = a_rate().model_copy(update={"requests": requests})
-    (headers, _, cells, *_) = tables.latency_table([a_row(rates=[rate], accuracy=a_record())])[1].splitlines()
+    (headers, _, cells, *_) = tables.latency_table([a_row(rates=[rate], accuracy=a_record())], {})[1].splitlines()
     figures = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (headers, cells)), strict=True))
     assert figures["first token, ms"] == "100 / 200 / 200 of 2" and figures["per output token, ms"].startswith(
         "200 / 200"
@@ -274,5 +274,5 @@ def test_latencies_stand_beside_an_accuracy_record_alone():
         "500 / 600"
     )
     assert (figures["requests/s"], figures["output tokens/s"]) == ("1.83", "5.50")
-    assert tables.latency_table([a_row(rates=[rate], greedy=[], accuracy=None)]) == []
-    assert tables.latency_table([a_row(rates=[a_rate()], accuracy=a_record())]) == []
+    assert tables.latency_table([a_row(rates=[rate], greedy=[], accuracy=None)], {}) == []
+    assert tables.latency_table([a_row(rates=[a_rate()], accuracy=a_record())], {}) == []
