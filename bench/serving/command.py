@@ -24,9 +24,9 @@ def _list_option(name: str, description: str, minimum: int = 1):
     return click.option(f"--{name}", callback=parse, metavar="N,...", help=f"{description}; default: the suite's.")
 
 
-def _parse_slo(_context, _parameter, text: str | None) -> goodput.Slo | None:
+def _parse_slo(_context, _parameter, text: str | None) -> goodput.Slo:
     try:
-        return None if text is None else goodput.parse(text)
+        return {} if text is None else goodput.parse(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
