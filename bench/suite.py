@@ -65,7 +65,7 @@ class Grid(Strict):
         is_loaded = self.load_depth is None or depth in self.load_depth
         return self.concurrency if is_loaded else [min(self.concurrency)]
 
-    def at(self, depth: int) -> "Grid":
+    def part_at(self, depth: int) -> "Grid":
         """The part of the grid that is measured at a depth."""
         return self.replaced({"depth": [depth], "concurrency": self.concurrency_at(depth)})
 

@@ -61,8 +61,8 @@ def _csv(lines: list[dict]) -> str:
     return text.getvalue()
 
 
-def _described(result: ServingResult, row: ServingRow) -> dict:
-    """What both formats state of a profile beside its speed; not_measured: what --quick leaves out."""
+def _described(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
+    """What both formats state of a profile at a point beside its speed; not_measured: what --quick leaves out."""
     base = base_of(result.rows)
     return {
         "machine": result.provenance.machine.name,
@@ -71,15 +71,17 @@ def _described(result: ServingResult, row: ServingRow) -> dict:
         "accuracy_record": answers(row, base),
         "not_measured": ", ".join(row.left_out) or None,
         "slo": goodput.as_text(result.slo) or None,
+        "depth": rate.depth,
+        "prompt": rate.prompt,
+        "output": rate.output,
     }
 
 
 def csv_line(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
     """A profile at a point of the grid: medians of the repeats, percentiles as in the report, sizes in tokens."""
     line = {"result": result.id, "created": result.provenance.created.isoformat(), "model": result.model.name}
-    line |= {"profile": row.profile} | _described(result, row)
-    line |= {"depth": rate.depth, "prompt": rate.prompt, "output": rate.output, "context": rate.context}
-    line |= {"concurrency": rate.concurrency, "repeats": len(rate.decode_tok_s)}
+    line |= {"profile": row.profile} | _described(result, row, rate)
+    line |= {"context": rate.context, "concurrency": rate.concurrency, "repeats": len(rate.decode_tok_s)}
     for field in ("decode_tok_s", "prefill_tok_s", "first_token_ms"):
         (values,) = samples([rate], field).values()
         line[field] = median(values)
@@ -104,14 +106,14 @@ def vllm_object(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
     duration = sum(map(stream.wall_s, stream.repeats(rate.requests)))
     total_input = (rate.depth + rate.prompt) * len(succeeded)
     total_output = sum(request.tokens for request in succeeded)
-    met = sum(goodput.is_met(request, result.slo) for request in rate.requests)
+    met = sum(goodput.meets(request, result.slo) for request in rate.requests)
     values = {
         "date": f"{result.provenance.created:%Y%m%d-%H%M%S}",
         "backend": "openai-chat",
         "label": row.profile,
         "model_id": result.model.name,
         "num_prompts": len(rate.requests),
-        **_described(result, row),  # as by vLLM's --metadata
+        **_described(result, row, rate),  # as by vLLM's --metadata
         "request_rate": "inf",
         "max_concurrency": rate.concurrency,
         "duration": duration,

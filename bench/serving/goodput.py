@@ -57,15 +57,15 @@ def goodput(requests: Sequence[RequestTimes], slo: Slo) -> Goodput | None:
     if not requests or not slo:
         return None
     return Goodput(
-        share=sum(is_met(request, slo) for request in requests) / len(requests),
+        share=sum(meets(request, slo) for request in requests) / len(requests),
         per_s=[
-            sum(is_met(request, slo) for request in repeat) / stream.wall_s(repeat)
+            sum(meets(request, slo) for request in repeat) / stream.wall_s(repeat)
             for repeat in stream.repeats(requests)
         ],
     )
 
 
-def is_met(request: RequestTimes, slo: Slo) -> bool:
+def meets(request: RequestTimes, slo: Slo) -> bool:
     """Whether a request meets every limit; a failed one meets none."""
     if request.error is not None or request.ttft_ms is None:
         return False

@@ -136,7 +136,7 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) ->
                 _rate_path(entry, depth),
                 list[Rate],
                 lambda depth=depth: benchy.measure(
-                    endpoint, grid.at(depth), depth, entry.folder, book_url, count_request
+                    endpoint, grid.part_at(depth), depth, entry.folder, book_url, count_request
                 ),
             )
         run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")

@@ -15,7 +15,17 @@ from kernels_tests.bench.samples import a_rate, a_result, a_row
 
 SLO = {"ttft": 150.0, "itl": 12.0, "e2e": 900.0}
 GOODPUT = {"ttft": 150.0, "tpot": 12.0, "e2el": 900.0}
-OWN = {"machine", "kv_cache", "accuracy", "accuracy_record", "not_measured", "slo"}  # as by vLLM's --metadata
+METADATA = {
+    "machine",
+    "kv_cache",
+    "accuracy",
+    "accuracy_record",
+    "not_measured",
+    "slo",
+    "depth",
+    "prompt",
+    "output",
+}  # as by vLLM's --metadata
 
 
 def requests() -> list[RequestTimes]:
@@ -65,7 +75,7 @@ def vllm_metrics() -> serve.BenchmarkMetrics:
     return metrics
 
 
-def test_every_figure_is_the_one_that_vllm_computes(objects):
+def test_figures_equal_those_of_vllms_calculate_metrics(objects):
     metrics = vllm_metrics()
     expected = {
         "completed": metrics.completed,
@@ -85,10 +95,10 @@ def test_every_figure_is_the_one_that_vllm_computes(objects):
         assert {name: values[name] for name in expected} == pytest.approx(expected)
 
 
-def test_every_name_is_one_of_vllms(objects):
+def test_names_are_those_of_vllms_benchmark(objects):
     source = inspect.getsource(serve)
     statistics = [name for name in objects[0] if name.endswith("_ms")]
-    names = {*objects[0]} - OWN - {*statistics}
+    names = {*objects[0]} - METADATA - {*statistics}
     assert [name for name in names if f'"{name}"' not in source] == []
     assert len(statistics) == 6 * len(export.VLLM_LATENCIES)
 

@@ -39,7 +39,7 @@ def test_invalid_limits_are_refused_with_the_word(text):
 
 
 @pytest.mark.parametrize(
-    ("slo", "is_met"),
+    ("slo", "passes"),
     [
         ({"ttft": 100}, True),
         ({"ttft": 99.99}, False),
@@ -51,17 +51,17 @@ def test_invalid_limits_are_refused_with_the_word(text):
         ({"ttft": 100, "itl": 99, "e2e": 500}, False),
     ],
 )
-def test_a_request_meets_every_limit_or_is_not_counted(slo, is_met):
-    assert goodput.is_met(request(), slo) is is_met
+def test_a_request_meets_every_limit_or_is_not_counted(slo, passes):
+    assert goodput.meets(request(), slo) is passes
 
 
 def test_a_response_of_a_single_token_has_no_time_between_tokens():
-    assert goodput.is_met(request(tokens=1), {"itl": 1})
+    assert goodput.meets(request(tokens=1), {"itl": 1})
 
 
 def test_a_failed_request_meets_no_limit():
     failed = [request(error="HTTP 429"), request(ttft_ms=None, tokens=0, error="no tokens")]
-    assert not any(goodput.is_met(each, {"ttft": 1000}) for each in failed)
+    assert not any(goodput.meets(each, {"ttft": 1000}) for each in failed)
 
 
 def test_goodput_counts_each_repeat_over_its_wall_time():

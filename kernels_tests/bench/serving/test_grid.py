@@ -163,5 +163,5 @@ def test_the_first_point_of_a_grid():
 )
 def test_a_quick_run_measures_the_first_point_and_explicit_options(bench, grids, tmp_path, options, grid, skipped):
     bench("serving", "baseline", "--quick", *options)
-    assert grids == [grid.at(depth) for depth in grid.depth]
+    assert grids == [grid.part_at(depth) for depth in grid.depth]
     assert rows(tmp_path / "run")["baseline"].left_out == ["log-probabilities", "sinks", "warm start", *skipped]
