@@ -33,7 +33,7 @@ def endpoint_of(server: Server) -> Endpoint:
     return Endpoint(plan.url, plan.model.name, plan.model.path, str(server.log), authorization(plan))
 
 
-def post(endpoint: Endpoint, body: dict) -> dict:
+def post(endpoint: Endpoint, body: dict, timeout_s: float = TIMEOUT_S) -> dict:
     """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for anything but HTTP 200."""
     with requests.Session() as session:
         session.trust_env = False
@@ -42,7 +42,7 @@ def post(endpoint: Endpoint, body: dict) -> dict:
                 f"{endpoint.url}/v1/completions",
                 json={"model": endpoint.model} | body,
                 headers=endpoint.headers,
-                timeout=TIMEOUT_S,
+                timeout=timeout_s,
             )
         except requests.RequestException as error:
             raise Problem("requests", f"no answer from the server: {error}", f"see {endpoint.log}") from error

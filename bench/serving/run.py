@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from bench.accuracy import run as accuracy
-from bench.record.steps import load, step
 from bench.servers import run as runs
 from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import ready_starts, row_settings, serve
-from bench.serving import benchy
+from bench.serving import benchy, rates
 from bench.serving.result import Rate, ServingResult, ServingRow
 from flashinfer_patches.errors import Problem
 from vllm_launch import software
@@ -28,11 +27,19 @@ def problems(run: Run) -> list[Problem]:
 
 
 def execute(run: Run, command: list[str]) -> ServingResult:
-    """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
+    """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised.
+
+    A failed request ends no step: all others are measured, then Problem("requests") is raised.
+    """
     run.show_steps(steps(run))
-    result = partial(ServingResult, slo=run.request.slo)
+    kind = partial(ServingResult, slo=run.request.slo)
     with benchy.book_server() as book_url:
-        return runs.measure_entries(run, command, result, partial(_measure, run, book_url), partial(_row, run))
+        result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
+    failed = [f"{row.profile}: {each.step}: {each.message}" for row in result.rows for each in row.failures]
+    if failed:
+        remedy = "see llama-benchy's and the server's logs; --resume measures these points again and keeps the others"
+        raise Problem("requests", "\n".join(failed), remedy)
+    return result
 
 
 def steps(run: Run, on_cold: Entry | None = None) -> list[Step]:
@@ -45,11 +52,11 @@ def _entry_steps(run: Run, entry: Entry, on_cold: bool) -> list[Step]:
         return accuracy.answer_steps(run, entry)
     cold, warm = entry.step("cold start", "cold.json"), entry.step("warm start", "warm.json")
     scores = accuracy.score_steps(run, entry)
-    rates = [
-        Step(f"{entry.name}: rates at depth {depth}", "rates", _rate_path(entry, depth))
+    depths = [
+        Step(f"{entry.name}: {rates.step_name(depth)}", "rates", rates.path(entry.folder, depth))
         for depth in run.suite.grid.depth
     ]
-    measured = [accuracy.greedy_step(entry), *rates]
+    measured = [accuracy.greedy_step(entry), *depths]
     if on_cold or (not warm.path.exists() and all(each.path.exists() for each in measured)):
         return [cold, *measured, *scores]
     return [cold, *scores, warm, *measured]
@@ -85,9 +92,10 @@ def _measure_quick(run: Run, book_url: str, entry: Entry) -> None:
 
 
 def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
+    on_cold = False
     if not (entry.folder / "cold.json").exists():
         with serve(run, entry, "cold") as endpoint:
-            if _caches_nothing(entry):
+            if on_cold := _caches_nothing(entry):
                 run.show_steps(steps(run, entry))
                 run.print_line(f"{entry.name}: the cold start cached nothing: measuring this server, no warm start")
                 _measure_warm(run, book_url, entry, endpoint)
@@ -97,7 +105,7 @@ def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
     paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
     if not _caches_nothing(entry):
         paths.append(entry.folder / "warm.json")
-    if not all(path.exists() for path in paths):
+    if not on_cold and not all(path.exists() for path in paths):
         with serve(run, entry, "warm") as endpoint:
             _measure_warm(run, book_url, entry, endpoint)
 
@@ -112,12 +120,8 @@ def _measure_warm(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> 
     _measure_rates(run, book_url, entry, endpoint)
 
 
-def _rate_path(entry: Entry, depth: int) -> Path:
-    return entry.folder / f"rates-{depth}.json"
-
-
 def _rate_paths(run: Run, entry: Entry) -> list[Path]:
-    return [_rate_path(entry, depth) for depth in run.suite.grid.depth]
+    return [rates.path(entry.folder, depth) for depth in run.suite.grid.depth]
 
 
 def _measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
@@ -131,31 +135,31 @@ def _measure_rates(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) ->
 
     for depth in grid.depth:
         run.status(f"{entry.name}: llama-benchy at depth {depth}, {ended} of {total} requests")
-        with in_step(f"rates at depth {depth}"):
-            rates = step(
-                _rate_path(entry, depth),
-                list[Rate],
-                lambda depth=depth: benchy.measure(
-                    endpoint, grid.part_at(depth), depth, entry.folder, book_url, count_request
-                ),
-            )
-        run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
+        with in_step(rates.step_name(depth)):
+            attempts = rates.measure(endpoint, grid.part_at(depth), depth, entry.folder, book_url, count_request)
+        failed = rates.failed_step(attempts, grid)
+        message = failed.message if failed else f"{len(attempts)} measurements"
+        run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {message}")
 
 
 def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
     """A row of the steps that the profile's folder has by now."""
     cold = ready_starts(entry).get("cold")
+    depths = [rates.saved(entry.folder, depth) for depth in run.suite.grid.depth]
+    attempts = [attempt for of_depth in depths for attempt in of_depth]
+    failures = [rates.failed_step(of_depth, run.suite.grid) for of_depth in depths]
     return ServingRow(
         profile=entry.name,
         description=entry.profile.description,
         **row_settings(entry),
         reference_kv_capacity_tokens=accuracy.reference_capacity(run),
         wiped=cold.wiped if cold else None,
-        rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
+        rates=[attempt for attempt in attempts if isinstance(attempt, Rate)],
+        unrated=[attempt for attempt in attempts if not isinstance(attempt, Rate)],
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),
         left_out=_left_out(run),
-        failures=[failure] if failure else [],
+        failures=[each for each in (*failures, failure) if each],
     )
 
 
@@ -164,5 +168,5 @@ def _left_out(run: Run) -> list[str]:
     if not run.request.quick:
         return []
     skipped, points = run.skipped_points, run.skipped_points + run.suite.grid.points
-    rates = [f"rates at {skipped} of {points} points"] if skipped else []
-    return ["log-probabilities", "sinks", "warm start", *rates]
+    unmeasured = [f"rates at {skipped} of {points} points"] if skipped else []
+    return ["log-probabilities", "sinks", "warm start", *unmeasured]

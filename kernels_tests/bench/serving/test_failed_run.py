@@ -34,7 +34,9 @@ def test_a_failed_request_keeps_the_measured_steps(failed):
     assert [rate.depth for rate in row.rates] == [0]
     assert [start.cache for start in row.starts] == ["cold"] and small.first_answer(run, row).startswith(" Paris")
     (failure,) = row.failures
-    assert failure.step == f"rates at depth {TOO_DEEP}" and f"depth {TOO_DEEP}" in failure.message
+    assert failure.step == f"rates at depth {TOO_DEEP}" and "2 of 2 requests failed: HTTP 400" in failure.message
+    assert [attempt.depth for attempt in row.unrated] == [TOO_DEEP]
+    assert row.accuracy.passed, "the steps after it are not left out"
 
 
 def test_zeroed_sinks_fail_the_gate(failed, tmp_path):

@@ -1,11 +1,12 @@
 """`bench serving` with a grid on the command line, on fake servers."""
 
 import json
+from itertools import product
 
 import pytest
 
 from bench.kinds import read
-from bench.serving import benchy
+from bench.serving import rates
 from bench.suite import load
 from kernels_tests.bench.conftest import rows
 
@@ -14,15 +15,16 @@ GRID = ("--prompt", "256,1024", "--output", "32", "--depth", "0, 512", "--concur
 
 
 @pytest.fixture
-def grids(servers, monkeypatch):
-    """The grid of each call of llama-benchy."""
-    measure, grids = servers.measure, []
+def grids(monkeypatch):
+    """The grid of each depth that is measured."""
+    measure, grids = rates.measure, []
 
-    def recording(running, grid, *arguments):
-        grids.append(grid)
-        return measure(running, grid, *arguments)
+    def recording(endpoint, grid, *arguments):
+        if not rates.path(arguments[1], arguments[0]).exists():
+            grids.append(grid)
+        return measure(endpoint, grid, *arguments)
 
-    monkeypatch.setattr(benchy, "measure", recording)
+    monkeypatch.setattr(rates, "measure", recording)
     return grids
 
 
@@ -31,7 +33,8 @@ def test_the_grid_of_the_command_line_is_measured_and_saved(bench, grids, tmp_pa
     fields = {"prompt": [256, 1024], "output": [32], "depth": [0, 512], "concurrency": [1, 4, 16], "runs": 2}
     saved = fields | {"load_depth": None}
     assert [grid.model_dump() for grid in grids] == [saved | {"depth": [depth]} for depth in (0, 512)]
-    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 512]
+    points = [rate.grid_point for rate in rows(tmp_path / "run")["baseline"].rates]
+    assert points == [*product([0, 512], [256, 1024], [32], [1, 4, 16])]
     assert json.loads((tmp_path / "run" / "request.json").read_text())["grid"] == fields
     digest = json.loads((tmp_path / "run" / "baseline" / "digest.json").read_text())
     del saved["depth"]
@@ -72,7 +75,7 @@ def test_depths_of_the_suite_are_added_to_a_run_with_options(bench, suite_file, 
     bench("serving", "baseline", "--suite", suite_file("grid: {depth: [0]}"), "--concurrency", "1,4")
     suite_file("grid: {depth: [0, 128]}")
     bench("serving", "--resume", str(tmp_path / "run"))
-    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 128]
+    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 0, 128, 128]
 
 
 @pytest.mark.parametrize("option", [("--concurrency", "2"), ("--depth", "0,512"), ("--runs", "3"), ("--quick",)])
