@@ -56,16 +56,16 @@ def latencies(a: Sequence[Rate], b: Sequence[Rate], slo_a: Slo, slo_b: Slo) -> d
     slo: the limits, None where goodput is not compared.
     """
     slo = slo_a if slo_a == slo_b else {}
-    of_a, of_b = ({tables.point(rate): rate.requests for rate in rates if rate.requests} for rates in (a, b))
+    of_a, of_b = ({tables.point(rate): rate for rate in rates if rate.requests} for rates in (a, b))
     points = []
     for point in sorted(of_a.keys() & of_b.keys(), key=_order):
         pair = of_a[point], of_b[point]
-        percentiles = [stream.latencies(requests) for requests in pair]
+        percentiles = [stream.latencies(rate.requests) for rate in pair]
         line = _sizes(point)
         line["ttft_p95_ms"] = figures(*(each.ttft.p95 if each.ttft else None for each in percentiles))
         line["itl_p95_ms"] = figures(*(each.itl.p95 if each.itl else None for each in percentiles))
         if slo:
-            line["goodput_share"] = figures(*(goodput.goodput(requests, slo).share for requests in pair))
+            line["goodput_share"] = figures(*(goodput.goodput(rate.requests, rate.total, slo).share for rate in pair))
         points.append(line)
     return {"slo": goodput.as_text(slo) or None, "points": points}
 

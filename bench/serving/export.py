@@ -87,12 +87,12 @@ def csv_line(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
         line[field] = median(values)
     if not rate.requests:
         return line
-    line |= {"requests": len(rate.requests), "failed": stream.failures(rate.requests)}
+    line |= {"requests": rate.total, "failed": rate.failed}
     line["requests_per_s"] = median(stream.request_rates(rate.requests))
     line["output_tok_s"] = median(stream.token_rates(rate.requests))
     for name, values in stream.latencies(rate.requests)._asdict().items():
         line |= {f"{name}_p{percent}_ms": getattr(values, f"p{percent}") for percent in PERCENTS if values}
-    if met := goodput.goodput(rate.requests, result.slo):
+    if met := goodput.goodput(rate.requests, rate.total, result.slo):
         line |= {"goodput_share": met.share, "goodput_per_s": median(met.per_s)}
     return line
 
@@ -112,13 +112,13 @@ def vllm_object(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
         "backend": "openai-chat",
         "label": row.profile,
         "model_id": result.model.name,
-        "num_prompts": len(rate.requests),
+        "num_prompts": rate.total,
         **_described(result, row, rate),  # as by vLLM's --metadata
         "request_rate": "inf",
         "max_concurrency": rate.concurrency,
         "duration": duration,
         "completed": len(succeeded),
-        "failed": stream.failures(rate.requests),
+        "failed": rate.failed,
         "total_input_tokens": total_input,
         "total_output_tokens": total_output,
         "request_throughput": len(succeeded) / duration,

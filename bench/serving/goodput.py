@@ -52,12 +52,12 @@ def as_text(slo: Slo) -> str:
     return ",".join(f"{name}={limit:.15g}ms" for name, limit in slo.items())
 
 
-def goodput(requests: Sequence[RequestTimes], slo: Slo) -> Goodput | None:
-    """The goodput of a point's requests; None without requests or limits."""
+def goodput(requests: Sequence[RequestTimes], total: int, slo: Slo) -> Goodput | None:
+    """The goodput of a point's requests; None without requests or limits. total: with those never sent."""
     if not requests or not slo:
         return None
     return Goodput(
-        share=sum(meets(request, slo) for request in requests) / len(requests),
+        share=sum(meets(request, slo) for request in requests) / total,
         per_s=[
             sum(meets(request, slo) for request in repeat) / stream.wall_s(repeat)
             for repeat in stream.repeats(requests)

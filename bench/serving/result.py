@@ -35,6 +35,16 @@ class Attempt(Strict):
     counters: Counters | None = None
 
     @property
+    def failed(self) -> int:
+        """How many requests failed or were never sent."""
+        return sum(failure.requests for failure in self.failures)
+
+    @property
+    def total(self) -> int:
+        """How many requests were to be measured; 0 where their times were not recorded."""
+        return self.failed + sum(request.error is None for request in self.requests)
+
+    @property
     def grid_point(self) -> GridPoint:
         return GridPoint(self.depth, self.prompt, self.output, self.concurrency)
 

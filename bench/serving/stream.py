@@ -228,11 +228,6 @@ def latencies(requests: Sequence[RequestTimes]) -> Latencies:
     )
 
 
-def failures(requests: Sequence[RequestTimes]) -> int:
-    """How many requests failed."""
-    return sum(request.error is not None for request in requests)
-
-
 def request_rates(requests: Sequence[RequestTimes]) -> list[float]:
     """Requests per second that succeeded, of each repeat of a point over its wall time."""
     return _rates(requests, lambda request: 1)

@@ -7,6 +7,7 @@ from bench.accuracy.gate_words import FIGURES
 from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
 from bench.record.envelope import Wiped
 from bench.servers.result import Requested, Start
+from bench.serving.failures import counted
 from bench.serving.result import Rate, ServingResult, ServingRow
 from bench.serving.stream import RequestTimes
 from vllm_launch.machine import Machine
@@ -43,7 +44,8 @@ def timed(rate: Rate, ttft_ms=100.0, gap_ms=10.0, failed=0) -> Rate:
             error = "HTTP 429" if len(requests) < failed else None
             times = {"start_ms": 0, "ttft_ms": factor * ttft_ms, "e2e_ms": e2e_ms, "itl_ms": gaps}
             requests.append(RequestTimes(run=run, tokens=rate.output, error=error, **times))
-    return rate.model_copy(update={"requests": requests})
+    failures = counted(requests)
+    return rate.model_copy(update={"requests": requests, "failures": failures})
 
 
 def rates_around(middle: float, seed: int) -> list[Rate]:

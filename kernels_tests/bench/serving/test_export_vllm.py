@@ -10,6 +10,7 @@ from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
 from vllm.benchmarks.sweep import plot_pareto
 
 from bench.serving import export, stream
+from bench.serving.failures import counted
 from bench.serving.stream import RequestTimes
 from kernels_tests.bench.samples import a_rate, a_result, a_row
 
@@ -45,7 +46,8 @@ def requests() -> list[RequestTimes]:
     return times
 
 
-RATE = a_rate(1024, 16).model_copy(update={"requests": requests()})
+REQUESTS = requests()
+RATE = a_rate(1024, 16).model_copy(update={"requests": REQUESTS, "failures": counted(REQUESTS)})
 RESULT = a_result(a_row(rates=[RATE]), a_row("fp8", "fp8", rates=[RATE])).model_copy(update={"slo": SLO})
 
 

@@ -73,10 +73,14 @@ def test_goodput_counts_each_repeat_over_its_wall_time():
         request(ttft_ms=100, e2e_ms=300, error="HTTP 500"),
     ]
     second = [request(run=2, ttft_ms=300, e2e_ms=700, start_ms=300), request(run=2, ttft_ms=600, e2e_ms=900)]
-    assert goodput.goodput([*first, *second], {"ttft": 500}) == Goodput(share=0.5, per_s=[1.0, 1.0])
-    assert goodput.goodput(first, {"ttft": 10}) == Goodput(share=0, per_s=[0])
+    assert goodput.goodput([*first, *second], 6, {"ttft": 500}) == Goodput(share=0.5, per_s=[1.0, 1.0])
+    assert goodput.goodput(first, 4, {"ttft": 10}) == Goodput(share=0, per_s=[0])
 
 
 def test_without_requests_or_limits_there_is_no_goodput():
-    assert goodput.goodput([], {"ttft": 500}) is None
-    assert goodput.goodput([request()], {}) is None
+    assert goodput.goodput([], 0, {"ttft": 500}) is None
+    assert goodput.goodput([request()], 1, {}) is None
+
+
+def test_a_request_that_was_never_sent_meets_no_limit():
+    assert goodput.goodput([request(), request()], 8, {"ttft": 100}).share == 0.25

@@ -3,6 +3,8 @@
 import pytest
 
 from bench.serving import goodput, plot, section, tables
+from bench.serving.counters import Counters
+from bench.serving.result import Attempt
 from bench.serving.stream import RequestTimes
 from kernels_tests.bench.report.reading import row
 from kernels_tests.bench.report.reading import tables as tables_of
@@ -43,6 +45,18 @@ def test_failed_requests_and_goodput_are_counted_at_each_point():
     assert (loaded["failed"], loaded["goodput, requests/s"]) == ("2 of 12", "7.50 (58%)")
     result = two_profiles(rates=[timed(a_rate())]).model_copy(update={"slo": slo})
     assert goodput.as_text(slo) in text_of(result)
+
+
+def test_counters_of_the_server_and_points_without_a_whole_repeat_are_shown():
+    counters = Counters(waiting=12, preemptions=3, kv_cache_usage=0.987)
+    loaded = timed(a_rate(concurrency=4)).model_copy(update={"counters": counters})
+    rated = timed(a_rate(1024), failed=1)
+    unrated = Attempt(**rated.model_dump(include={*Attempt.model_fields}))
+    first, second = latency_cells([loaded], unrated=[unrated])
+    names = ("waiting", "preemptions", "KV cache used")
+    assert [first[name] for name in names] == ["12", "3", "99%"]
+    assert [second[name] for name in names] == ["-"] * 3
+    assert (second["context"], second["failed"]) == ("1,312", "1 of 3")
 
 
 LOADED = {concurrency: timed(a_rate(0, concurrency), gap_ms=concurrency) for concurrency in (1, 4, 16)}
