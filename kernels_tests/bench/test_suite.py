@@ -55,10 +55,10 @@ def test_the_grid_of_the_real_models():
 
 def test_a_grid_counts_the_load_at_its_depths_alone():
     grid = suite.load(None, "tiny_gpt_oss").grid
-    assert (grid.depth, grid.concurrency, grid.load_depth) == ([0, 2048], [1, 4, 16], [0])
+    assert (grid.depth, grid.concurrency, grid.load_depth) == ([0, 1024], [1, 4, 16], [0])
     assert [grid.concurrency_at(depth) for depth in grid.depth] == [[1, 4, 16], [1]]
     assert (grid.points, grid.requests) == (4, 3 * (1 + 4 + 16 + 1))
-    every_pair = grid.replaced({"depth": [0, 2048]})
+    every_pair = grid.replaced({"depth": [0, 1024]})
     assert (every_pair.points, every_pair.requests) == (6, 3 * 2 * (1 + 4 + 16))
 
 

@@ -43,15 +43,15 @@ def test_the_grid_of_the_command_line_is_measured_and_saved(bench, grids, tmp_pa
 
 def test_only_the_suites_load_depths_have_every_concurrency(bench, grids):
     bench("serving", "baseline")
-    assert [(grid.depth, grid.concurrency) for grid in grids] == [([0], [1, 4, 16]), ([2048], [1])]
+    assert [(grid.depth, grid.concurrency) for grid in grids] == [([0], [1, 4, 16]), ([1024], [1])]
 
 
 @pytest.mark.parametrize(
     ("option", "measured"),
     [
-        (("--concurrency", "2,4"), [([0], [2, 4]), ([2048], [2, 4])]),
+        (("--concurrency", "2,4"), [([0], [2, 4]), ([1024], [2, 4])]),
         (("--depth", "0,64"), [([0], [1, 4, 16]), ([64], [1, 4, 16])]),
-        (("--output", "8"), [([0], [1, 4, 16]), ([2048], [1])]),
+        (("--output", "8"), [([0], [1, 4, 16]), ([1024], [1])]),
     ],
 )
 def test_every_pair_is_measured_where_depths_or_concurrencies_are_given(bench, grids, option, measured):
@@ -122,7 +122,7 @@ def test_a_grid_beyond_the_served_context_is_refused_before_a_start(bench, serve
 def test_the_limits_of_goodput_are_those_of_the_run(bench, grids, tmp_path):
     bench("serving", "baseline", "--slo", "ttft=0.5s, itl=50ms")
     assert read(tmp_path / "run").slo == {"ttft": 500, "itl": 50}
-    (tmp_path / "run" / "baseline" / "rates-2048.json").unlink()
+    (tmp_path / "run" / "baseline" / "rates-1024.json").unlink()
     bench("serving", "--resume", str(tmp_path / "run"))
     assert len(grids) == 3 and read(tmp_path / "run").slo == {"ttft": 500, "itl": 50}
     bench("serving", "--resume", str(tmp_path / "run"), "--slo", "ttft=1s", exit_code=2)
