@@ -50,7 +50,7 @@ def test_a_run_that_caches_nothing_makes_no_warm_start(bench, servers, tmp_path)
     row = rows(tmp_path / "whole")["baseline"]
     assert [start.cache for start in row.starts] == ["cold", "scored"] and len(servers.plans) == 2
     assert row.starts[0].cached_files == 0 and row.requested.command == row.starts[0].command
-    assert len(row.rates) == 2 and (tmp_path / "whole" / "baseline" / "greedy.json").exists()
+    assert len(row.rates) == 4 and (tmp_path / "whole" / "baseline" / "greedy.json").exists()
     (section,) = result.sections([tmp_path / "whole"])
     assert [line.partition(" (")[0] for line in section.not_measured] == ["baseline: sink check"]
 
@@ -163,7 +163,7 @@ def test_a_resumed_run_repeats_no_finished_step(bench, servers, tmp_path):
     bench("serving", "--resume", str(tmp_path / "run"))
     assert len(servers.plans) == before + 1, "the warm start alone, for the rates"
     (row,) = rows(tmp_path / "run").values()
-    assert [rate.depth for rate in row.rates] == [0, 1024] and row.failures == []
+    assert [rate.depth for rate in row.rates] == [0, 0, 0, 1024] and row.failures == []
     assert row.requested.command == row.starts[1].command
 
 
