@@ -180,7 +180,7 @@ def problems(run: Run) -> list[Problem]:
 def measure_entries(
     run: Run,
     command: list[str],
-    kind: type[R],
+    kind: Callable[..., R],
     measure: Callable[[Entry], None],
     row: Callable[[Entry, FailedStep | None], Strict],
 ) -> R:

@@ -6,7 +6,7 @@ from bench.accuracy.gate_words import check_gates
 from bench.servers import run as runs
 from bench.servers import running
 from bench.servers.command import commands, folder_and_request, run_options, run_request
-from bench.serving import run
+from bench.serving import goodput, run
 from bench.serving import running as running_server
 from bench.suite import Grid
 
@@ -34,6 +34,13 @@ def _base_url(_context, _parameter, text: str | None) -> str | None:
         raise click.BadParameter(str(error)) from error
 
 
+def _parse_slo(_context, _parameter, text: str | None) -> goodput.Slo:
+    try:
+        return {} if text is None else goodput.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command("serving")
 @run_options
 @_list_option("prompt", "Tokens of each prompt")
@@ -41,6 +48,12 @@ def _base_url(_context, _parameter, text: str | None) -> str | None:
 @_list_option("depth", "Tokens of context before the prompt", minimum=0)
 @_list_option("concurrency", "Requests at once")
 @click.option("--runs", type=click.IntRange(min=1), metavar="N", help="Repeats of each point; default: the suite's.")
+@click.option(
+    "--slo",
+    callback=_parse_slo,
+    metavar="LIMITS",
+    help="Limits of goodput, such as ttft=500ms,itl=50ms,e2e=4s: first token, mean time per token, whole request.",
+)
 @click.option(
     "--quick",
     is_flag=True,
@@ -62,7 +75,7 @@ def serving_command(write_report, dry_run, **options):
     url, reference_url = options["url"], options["reference_url"]
     if reference_url and (url is None or url == reference_url):
         raise click.UsageError("--reference-url names a second server, beside that of --url")
-    fields = {name: options.pop(name) for name in Grid.model_fields}
+    fields = {name: options.pop(name) for name in Grid.model_fields if name in options}
     grid = {name: value for name, value in fields.items() if value is not None}
     folder, request = folder_and_request("serving", grid=grid, **options)
     if request.url:

@@ -32,11 +32,6 @@ def partial_path(folder: Path, depth: int) -> Path:
     return folder / f"rates-{depth}-partial.json"
 
 
-def requests_per_profile(grid: Grid) -> int:
-    """How many measured requests llama-benchy sends for a profile."""
-    return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
-
-
 def step_name(depth: int) -> str:
     return f"rates at depth {depth}"
 
@@ -61,7 +56,7 @@ def paths(run: Run, entry: Entry) -> list[Path]:
 def measure(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
     """Measure the grid on a running server, depth by depth."""
     grid = run.suite.grid
-    total, ended = requests_per_profile(grid), 0
+    total, ended = grid.requests, 0
 
     def count_request() -> None:
         nonlocal ended
@@ -71,7 +66,7 @@ def measure(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
     for depth in grid.depth:
         run.status(f"{entry.name}: llama-benchy at depth {depth}, {ended} of {total} requests")
         with in_step(step_name(depth)):
-            attempts = measure_depth(endpoint, grid, depth, entry.folder, book_url, count_request)
+            attempts = measure_depth(endpoint, grid.part_at(depth), depth, entry.folder, book_url, count_request)
         failed = failed_step(attempts, grid)
         message = failed.message if failed else f"{len(attempts)} measurements"
         run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {message}")

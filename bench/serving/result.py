@@ -8,6 +8,7 @@ from bench.accuracy.result import AccuracyRow
 from bench.record.envelope import Envelope, Wiped
 from bench.serving.counters import Counters
 from bench.serving.failures import Failure
+from bench.serving.goodput import Slo
 from bench.serving.packed import PackedRequests
 from bench.serving.stream import GridPoint
 from flashinfer_patches.strict import NotNegative, Positive, Strict
@@ -32,6 +33,16 @@ class Attempt(Strict):
     requests: PackedRequests
     failures: list[Failure] = Field(default_factory=list)
     counters: Counters | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many requests failed or were never sent."""
+        return sum(failure.requests for failure in self.failures)
+
+    @property
+    def total(self) -> int:
+        """How many requests were to be measured; 0 where their times were not recorded."""
+        return self.failed + sum(request.error is None for request in self.requests)
 
     @property
     def grid_point(self) -> GridPoint:
@@ -71,6 +82,9 @@ class ServingRow(AccuracyRow):
 
 
 class ServingResult(Envelope):
+    """slo: the limits of goodput; empty where none were given."""
+
     kind: Literal["serving"] = "serving"
     model: Model
+    slo: Slo = Field(default_factory=dict)
     rows: list[ServingRow]

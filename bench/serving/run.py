@@ -32,8 +32,9 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     A failed request ends no step: all others are measured, then Problem("requests") is raised.
     """
     run.show_steps(steps(run))
+    kind = partial(ServingResult, slo=run.request.slo)
     with benchy.book_server() as book_url:
-        result = runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+        result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result
 

@@ -46,8 +46,9 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     """Measure a running server. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     run.show_steps(steps(run))
     command = [_hidden(run, word) for word in command]
+    kind = partial(ServingResult, slo=run.request.slo)
     with benchy.book_server() as book_url:
-        result = runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+        result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result
 
@@ -60,9 +61,7 @@ def requests(run: Run) -> list[str]:
     answers = f"{len(suite.greedy.prompts)} greedy prompts{scored}"
     lines = [f"{entry.name}: {entry.endpoint.url}, model {entry.endpoint.model}, {key}"]
     lines += [f"  /v1/completions: {answers}"]
-    lines += [
-        f"  /v1/chat/completions: {rates.requests_per_profile(suite.grid)} requests of llama-benchy, and its warm-up"
-    ]
+    lines += [f"  /v1/chat/completions: {suite.grid.requests} requests of llama-benchy, and its warm-up"]
     if run.reference != entry:
         endpoint = run.reference.endpoint
         lines += [f"{run.reference.name}: {endpoint.url}, model {endpoint.model}, {key}"]

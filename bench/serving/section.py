@@ -21,7 +21,7 @@ def section(result: ServingResult) -> Section:
     notes = [CPU_NOTE] if result.provenance.machine.family == "cpu" and accuracy.is_ours(result) else []
     notes += [md.text(warning)] if warning else []
     rates, points = tables.rate_table(rows, base), tables.page_points(rows)[-1:]
-    latencies = tables.latency_table(rows)
+    latencies = tables.latency_table(rows, result.slo)
     return part._replace(
         subject=accuracy.subject(result),
         page=[*tables.profile_table(rows, base), *answers.not_known(rows), *notes, *answers.failed(rows)],
@@ -51,4 +51,4 @@ def missing(rows: list[ServingRow]) -> list[str]:
 def _draw(result: ServingResult, path: Path) -> None:
     from bench.serving.plot import serving_plot  # matplotlib is slow to load
 
-    serving_plot(f"Decode rate and accuracy of {accuracy.subject(result)}", result.rows, path)
+    serving_plot(f"Speed and accuracy of {accuracy.subject(result)}", result.rows, path)

@@ -240,18 +240,18 @@ def token_rates(requests: Sequence[RequestTimes]) -> list[float]:
 
 def _rates(requests: Sequence[RequestTimes], amount: Callable[[RequestTimes], int]) -> list[float]:
     return [
-        sum(amount(request) for request in repeat if request.error is None) / _wall_s(repeat)
-        for repeat in _repeats(requests)
+        sum(amount(request) for request in repeat if request.error is None) / wall_s(repeat)
+        for repeat in repeats(requests)
     ]
 
 
-def _repeats(requests: Sequence[RequestTimes]) -> list[list[RequestTimes]]:
+def repeats(requests: Sequence[RequestTimes]) -> list[list[RequestTimes]]:
     repeats: dict[int, list[RequestTimes]] = defaultdict(list)
     for request in requests:
         repeats[request.run].append(request)
     return [repeat for _, repeat in sorted(repeats.items())]
 
 
-def _wall_s(repeat: list[RequestTimes]) -> float:
+def wall_s(repeat: list[RequestTimes]) -> float:
     """Seconds from the first request's start to the last one's end, failed ones included."""
     return max(request.start_ms + request.e2e_ms for request in repeat) / 1000

@@ -9,7 +9,7 @@ from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import rows
 from kernels_tests.bench.samples import a_rate
 
-FAILED = GridPoint(depth=0, prompt=256, output=64, concurrency=4)
+FAILED = GridPoint(depth=0, prompt=128, output=32, concurrency=4)
 
 
 def request(error, run=1):
@@ -61,9 +61,9 @@ def test_failed_requests_are_counted_and_the_other_points_measured(bench, server
 
 
 def test_a_rate_with_failed_requests_is_kept_and_measured_again(bench, servers, measured, tmp_path):
-    point = GridPoint(0, 256, 64, 1)
+    point = GridPoint(0, 128, 32, 1)
     failed = failures.counted([request("HTTP 429")])
-    servers.attempts[point] = a_rate().model_copy(update={"failures": failed, "requests": [request(None)] * 2})
+    servers.attempts[point] = a_rate(output=32).model_copy(update={"failures": failed, "requests": [request(None)] * 2})
     bench("serving", "baseline", "--quick", exit_code=1)
     (row,) = rows(tmp_path / "run").values()
     assert [rate.failures for rate in row.rates] == [failed] and row.unrated == []
@@ -77,7 +77,7 @@ def test_a_dead_server_ends_the_run(bench, servers, measured, monkeypatch, tmp_p
         raise Problem("requests", "no answer", "see the log")
 
     monkeypatch.setattr("bench.serving.rates.client.post", refused)
-    first = GridPoint(0, 256, 64, 1)
+    first = GridPoint(0, 128, 32, 1)
     servers.attempts[first] = attempt(first, [NO_TOKENS] * 3)
     bench("serving", "baseline", "fp8", exit_code=1)
     assert measured == [first]
@@ -87,7 +87,7 @@ def test_a_dead_server_ends_the_run(bench, servers, measured, monkeypatch, tmp_p
 
 def test_a_live_server_that_fails_a_point_is_measured_at_the_others(bench, servers, measured, monkeypatch, tmp_path):
     monkeypatch.setattr("bench.serving.rates.client.post", lambda *_, **__: {})
-    first = GridPoint(0, 256, 64, 1)
+    first = GridPoint(0, 128, 32, 1)
     servers.attempts[first] = attempt(first, ["HTTP 400: too long"] * 3)
     bench("serving", "baseline", exit_code=1)
-    assert len(measured) == 2 and len(rows(tmp_path / "run")["baseline"].rates) == 1
+    assert len(measured) == 4 and len(rows(tmp_path / "run")["baseline"].rates) == 3
