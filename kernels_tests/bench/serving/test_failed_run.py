@@ -32,7 +32,9 @@ def test_a_failed_request_keeps_the_measured_steps(failed):
     assert "remedy:" in process.stderr and "--resume" in process.stderr
     (row,) = result.read(run / "result.json").rows
     assert [rate.depth for rate in row.rates] == [0]
-    assert [start.cache for start in row.starts] == ["cold"] and small.first_answer(run, row).startswith(" Paris")
+    assert [start.cache for start in row.starts] == ["cold", "scored"] and small.first_answer(run, row).startswith(
+        " Paris"
+    )
     (failure,) = row.failures
     assert failure.step == f"rates at depth {TOO_DEEP}" and "2 of 2 requests failed: HTTP 400" in failure.message
     assert [attempt.depth for attempt in row.unrated] == [TOO_DEEP]

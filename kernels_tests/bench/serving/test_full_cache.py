@@ -15,7 +15,7 @@ SMALL_CACHE = ["--kv-cache-memory-bytes", str(8 * 2**20), "--max-model-len", str
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Capacity and attempt of each profile: one and a half times the requests that fit into BF16's cache."""
+    """Capacity and attempt of each profile, with as many requests as fit into the FP8 cache."""
     results, concurrency = {}, None
     with benchy.book_server() as book_url:
         for name in ("baseline", "fp8"):
@@ -28,7 +28,7 @@ def measured(tmp_path_factory):
             planned = planned.model_copy(update={"environment": environment})
             with server.running(planned, folder, lambda line: None) as running:
                 capacity = running.resolved.kv_capacity_tokens
-                concurrency = concurrency or round(1.5 * capacity / CONTEXT)
+                concurrency = concurrency or int(2 * capacity / CONTEXT)
                 point = GridPoint(depth=0, prompt=320, output=256, concurrency=concurrency)
                 attempt = benchy.measure(endpoint_of(running), point, 1, folder, book_url, lambda: None)
                 results[name] = capacity, attempt
