@@ -96,7 +96,7 @@ def test_additional_depths_are_measured_in_the_same_run(bench, suite_file, tmp_p
     bench("serving", "baseline", "--suite", suite_file("grid: {depth: [0]}"))
     suite_file("grid: {depth: [0, 128]}")
     bench("serving", "--resume", str(tmp_path / "run"))
-    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 128]
+    assert {rate.depth for rate in rows(tmp_path / "run")["baseline"].rates} == {0, 128}
 
 
 def test_a_verdict_by_changed_bounds_is_dated(bench, suite_file, tmp_path):

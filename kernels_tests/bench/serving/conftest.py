@@ -32,7 +32,7 @@ def reference():
 @pytest.fixture
 def serving(monkeypatch, tmp_path):
     """A function that runs `fp8-sinks bench serving WORDS` with a small suite in the folder `run`, without benchy."""
-    monkeypatch.setattr(benchy, "measure", lambda endpoint, grid, depth, *_: [a_rate(depth)])
+    monkeypatch.setattr(benchy, "measure", lambda _endpoint, point, *_: a_rate(point.depth))
     monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
     monkeypatch.setattr(metrics, "RESAMPLES", 8)
     monkeypatch.delenv(running.KEY_VARIABLE, raising=False)

@@ -17,14 +17,14 @@ GRID = ("--prompt", "256,1024", "--output", "32", "--depth", "0, 512", "--concur
 @pytest.fixture
 def grids(monkeypatch):
     """The grid of each depth that is measured."""
-    measure, grids = rates.measure, []
+    measure, grids = rates.measure_depth, []
 
     def recording(endpoint, grid, *arguments):
         if not rates.path(arguments[1], arguments[0]).exists():
             grids.append(grid)
         return measure(endpoint, grid, *arguments)
 
-    monkeypatch.setattr(rates, "measure", recording)
+    monkeypatch.setattr(rates, "measure_depth", recording)
     return grids
 
 
