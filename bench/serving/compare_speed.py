@@ -10,7 +10,7 @@ from bench.report.numbers import aligned, number, span, times, with_noise
 from bench.serving import goodput, stream, tables
 from bench.serving.goodput import Slo
 from bench.serving.result import Rate
-from bench.serving.tables import Point
+from bench.serving.stream import GridPoint
 
 # Field of Rate -> what it is, and whether more is faster.
 SPEEDS = {
@@ -33,7 +33,7 @@ def speed(a: Sequence[Rate], b: Sequence[Rate], field: str) -> dict:
         _sizes(point)
         | {"a": median(of_a[point]), "b": median(of_b[point]), "ratio": ratio.value}
         | {"noise": None if math.isinf(ratio.noise) else ratio.noise, "verdict": noise.verdict(ratio, more_is_faster)}
-        for point, ratio in sorted(ratios.items(), key=lambda item: _order(item[0]))
+        for point, ratio in sorted(ratios.items(), key=lambda item: tables.order(item[0]))
     ]
     message = f"B {compared(list(ratios.values()), 'A', more_is_faster)}" if points else "no point in common"
     return {"message": message, "points": points}
@@ -56,9 +56,9 @@ def latencies(a: Sequence[Rate], b: Sequence[Rate], slo_a: Slo, slo_b: Slo) -> d
     slo: the limits, None where goodput is not compared.
     """
     slo = slo_a if slo_a == slo_b else {}
-    of_a, of_b = ({tables.point(rate): rate for rate in rates if rate.requests} for rates in (a, b))
+    of_a, of_b = ({rate.grid_point: rate for rate in rates if rate.requests} for rates in (a, b))
     points = []
-    for point in sorted(of_a.keys() & of_b.keys(), key=_order):
+    for point in sorted(of_a.keys() & of_b.keys(), key=tables.order):
         pair = of_a[point], of_b[point]
         percentiles = [stream.latencies(rate.requests) for rate in pair]
         line = _sizes(point)
@@ -70,12 +70,8 @@ def latencies(a: Sequence[Rate], b: Sequence[Rate], slo_a: Slo, slo_b: Slo) -> d
     return {"slo": goodput.as_text(slo) or None, "points": points}
 
 
-def _sizes(point: Point) -> dict:
-    return {"context": point.context, "depth": point.depth, "output": point.output, "concurrency": point.concurrency}
-
-
-def _order(point: Point) -> tuple:
-    return point.concurrency, point.output, point
+def _sizes(point: GridPoint) -> dict:
+    return {"context": point.context, **point._asdict()}
 
 
 def speed_text(field: str, comparison: dict, mark: str) -> str:

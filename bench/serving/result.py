@@ -50,8 +50,7 @@ class Attempt(Strict):
 
     @property
     def context(self) -> int:
-        """Tokens in the KV cache halfway through the output."""
-        return self.depth + self.prompt + self.output // 2
+        return self.grid_point.context
 
 
 class Rate(Attempt):

@@ -39,9 +39,9 @@ def highest_load(result: ServingResult) -> float | None:
 
 def missing(rows: list[ServingRow]) -> list[str]:
     """What each profile lacks, in one line; absent starts stand in the table."""
-    points, lines = {tables.point(rate) for row in rows for rate in row.rates}, []
+    points, lines = {rate.grid_point for row in rows for rate in row.rates}, []
     for row in rows:
-        absent = points - {tables.point(rate) for rate in row.rates}
+        absent = points - {rate.grid_point for rate in row.rates}
         rates = [f"rates at {len(absent)} of {len(points)} points"] if absent else []
         rates = [*(rates if row.rates else ["all rates"]), *row.left_out]
         lines += answers.missing(row, rates)

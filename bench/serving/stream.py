@@ -55,6 +55,11 @@ class GridPoint(NamedTuple):
     output: int
     concurrency: int
 
+    @property
+    def context(self) -> int:
+        """Tokens in the KV cache halfway through the output."""
+        return self.depth + self.prompt + self.output // 2
+
 
 class Event(BaseModel):
     """An event of schema llama-benchy-progress.v1. ts: wall-clock seconds."""

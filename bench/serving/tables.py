@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from statistics import fmean, median
-from typing import NamedTuple
 
 from bench.accuracy.tables import FIRST_HEADERS, first_cells, has_record
 from bench.record import noise
@@ -13,6 +12,7 @@ from bench.serving import goodput, stream
 from bench.serving.counters import Counters
 from bench.serving.goodput import Slo
 from bench.serving.result import Attempt, Rate, ServingRow
+from bench.serving.stream import GridPoint
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 NOT_SHOWN = "not shown: no accuracy record"
@@ -25,27 +25,19 @@ LATENCY_NOTE = (
 )
 
 
-class Point(NamedTuple):
-    """Where on the grid a rate was measured; in tokens, but for the requests at once."""
-
-    context: int
-    output: int
-    concurrency: int
-    depth: int
+def order(point: GridPoint | Rate) -> tuple[int, ...]:
+    """The order of points in a table."""
+    return point.concurrency, point.output, point.context, point.depth
 
 
-def point(rate: Rate) -> Point:
-    return Point(rate.context, rate.output, rate.concurrency, rate.depth)
-
-
-def samples(rates: Sequence[Rate], field: str = "decode_tok_s") -> dict[Point, list[float]]:
+def samples(rates: Sequence[Rate], field: str = "decode_tok_s") -> dict[GridPoint, list[float]]:
     """The samples of a field of Rate at each point, one a repeat: of first_token_ms the mean over its requests."""
     result = {}
     for rate in rates:
         values = getattr(rate, field)
         if field == "first_token_ms":
             values = [fmean(values[i : i + rate.concurrency]) for i in range(0, len(values), rate.concurrency)]
-        result[point(rate)] = values
+        result[rate.grid_point] = values
     return result
 
 
@@ -54,7 +46,7 @@ def shown_rates(row: ServingRow) -> list[Rate]:
     return row.rates if has_record(row) else []
 
 
-def ratios(row: ServingRow, base: ServingRow) -> dict[Point, noise.Ratio]:
+def ratios(row: ServingRow, base: ServingRow) -> dict[GridPoint, noise.Ratio]:
     """Decode rates over the base's at common points; none where a record is missing or a cache is widened."""
     if row is base or is_widened(row):
         return {}
@@ -83,9 +75,9 @@ def timed(row: ServingRow) -> list[Start]:
     return [start for start in row.starts if start.cache in (("cold",) if cached_nothing else ("cold", "warm"))]
 
 
-def page_points(rows: Sequence[ServingRow]) -> list[Point]:
+def page_points(rows: Sequence[ServingRow]) -> list[GridPoint]:
     """The shortest and the longest measured context, at the fewest requests and the longest output."""
-    points = sorted({point(rate) for row in rows for rate in row.rates})
+    points = sorted({rate.grid_point for row in rows for rate in row.rates}, key=order)
     fewest = min((each.concurrency for each in points), default=0)
     longest = max((each.output for each in points), default=0)
     alike = [each for each in points if (each.concurrency, each.output) == (fewest, longest)]
@@ -103,7 +95,7 @@ def profile_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
     return [md.table(headers, lines), *conditions]
 
 
-def rate_cell(row: ServingRow, base: ServingRow, where: Point) -> str:
+def rate_cell(row: ServingRow, base: ServingRow, where: GridPoint) -> str:
     """The median decode rate at a point, and its ratio to the base's."""
     if where not in samples(row.rates):
         return "not measured"
@@ -128,10 +120,10 @@ def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
     lines = []
     for row in rows:
         compared = ratios(row, base)
-        for rate in sorted(shown_rates(row), key=lambda rate: (rate.concurrency, rate.output, rate.context)):
+        for rate in sorted(shown_rates(row), key=order):
             sizes = (rate.context, rate.depth, rate.prompt, rate.output, rate.concurrency, len(rate.decode_tok_s))
             speeds = map(_spread, (rate.decode_tok_s, rate.prefill_tok_s, rate.first_token_ms))
-            ratio = compared.get(point(rate))
+            ratio = compared.get(rate.grid_point)
             cells = [*first_cells(row, base)[:2], *map("{:,}".format, sizes), *speeds]
             lines.append([*cells, ratio_cell(ratio) if ratio else "-"])
     return ["## Rates", md.table(headers, lines), RATES_NOTE] if lines else []

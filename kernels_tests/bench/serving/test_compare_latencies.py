@@ -22,7 +22,7 @@ def test_p95_latencies_and_goodput_are_compared_where_each_side_has_them(tmp_pat
     (point,) = pair["latencies"]["points"]
     assert pair["latencies"]["slo"] == "ttft=100ms"
     assert point == {
-        **{"context": 288, "depth": 0, "output": 64, "concurrency": 4},
+        **{"context": 288, "depth": 0, "prompt": 256, "output": 64, "concurrency": 4},
         "ttft_p95_ms": {"a": 200, "b": 100, "ratio": 0.5},
         "itl_p95_ms": {"a": 20, "b": 10, "ratio": 0.5},
         "goodput_share": {"a": 0.75, "b": 1, "ratio": pytest.approx(4 / 3)},
