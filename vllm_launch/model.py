@@ -20,7 +20,8 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "tiny_gpt_oss"
 class Model(Strict):
     """A model folder, described by its config.json and the headers of its safetensors files.
 
-    name: what clients call it, and the key of its settings in a profile. weight_bytes: size on disk.
+    name: what clients call it, and the key of its settings in a profile. weight_bytes: size on disk. weight_bytes and
+    has_sinks are None where the weights are not on this machine.
     """
 
     name: str
@@ -33,8 +34,8 @@ class Model(Strict):
     head_dim: int
     sliding_window: int | None
     max_positions: int
-    weight_bytes: int
-    has_sinks: bool
+    weight_bytes: int | None
+    has_sinks: bool | None
 
 
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
@@ -83,14 +84,16 @@ def of_default(name: str) -> str:
     return str(EMBEDDED) if name == EMBEDDED.name else name
 
 
-def find(model: str) -> Model:
+def find(model: str, *, need_weights: bool = True) -> Model:
     """Describe `model`: a folder, or the name of a repository in the local Hugging Face cache.
 
-    Downloads nothing. Raises Problem("model") if it does not exist, cannot be read, or has no weights.
+    Downloads nothing. need_weights: not by the client of a server elsewhere. Raises Problem("model") if the model does
+    not exist, cannot be read, or lacks weights that are needed.
     """
     folder = _folder(model)
     config = _config(folder / "config.json")
-    names, size = _weights(folder)
+    has_weights = need_weights or any(folder.glob("*.safetensors"))
+    names, size = _weights(folder) if has_weights else (None, None)
     return Model(
         name=_name(model, folder),
         path=str(folder.resolve()),
@@ -103,7 +106,7 @@ def find(model: str) -> Model:
         sliding_window=config.sliding_window,
         max_positions=config.max_position_embeddings,
         weight_bytes=size,
-        has_sinks=any(name.endswith(".sinks") for name in names),
+        has_sinks=any(name.endswith(".sinks") for name in names) if has_weights else None,
     )
 
 

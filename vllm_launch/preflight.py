@@ -202,7 +202,7 @@ def needed_bytes(
     share = _number(
         "gpu-memory-utilization", arguments.get("gpu-memory-utilization", 0.9), float, 1, "above 0, up to 1"
     )
-    if device == "cpu" and environment.get(SPACE):
+    if device == "cpu" and SPACE in environment:
         gib = _number(SPACE, environment[SPACE], int, 1 << 20, "a whole number of GiB from 1")
         parts = {"weights": weight_bytes, "KV cache": gib * GIB, "vLLM": CPU_OVERHEAD_BYTES}
         return sum(parts.values()), " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items()) + " GiB"

@@ -73,6 +73,8 @@ def obstacle(model: Model, texts: Sequence[Text]) -> str | None:
         return "the suite asks for no prompt log-probabilities"
     if model.architecture != ARCHITECTURE:
         return f"only {ARCHITECTURE} is checked; this model is a {model.architecture}"
+    if model.weight_bytes is None:
+        return "the model's weights are not on this machine"
     if not model.has_sinks:
         return "the model has no sinks"
     needed, free = int(fp32_bytes(model) * OVERHEAD), psutil.virtual_memory().available

@@ -160,11 +160,11 @@ def _cards(url: str, headers: Mapping[str, str]) -> list[Card]:
 def _local_model(card: Card, name: str | None) -> Model:
     """The model on this machine that `name` names, or else the server: its tokenizer and config are read."""
     if name:
-        return model.find(name)
+        return model.find(name, need_weights=False)
     for candidate in (card.root, card.id):
         with suppress(Problem):
             if candidate:
-                return model.find(candidate)
+                return model.find(candidate, need_weights=False)
     raise Problem(
         "model",
         f"the server serves {card.id}, which is neither a model folder here nor in the local Hugging Face cache",

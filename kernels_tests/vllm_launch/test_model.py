@@ -121,6 +121,14 @@ def test_a_complete_safetensors_file(model_folder):
     assert model.find(str(folder)).has_sinks
 
 
+def test_a_client_of_a_server_elsewhere_needs_no_weights(model_folder):
+    folder = model_folder()
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(folder).message
+    described = model.find(str(folder), need_weights=False)
+    assert (described.weight_bytes, described.has_sinks) == (None, None) and described.max_positions
+
+
 def test_the_sinks_are_those_that_the_files_have(model_folder):
     """An index that promises sinks is no proof of them."""
     folder = model_folder(names=["model.embed_tokens.weight"])

@@ -161,7 +161,7 @@ def test_an_invalid_port(make_plan, tmp_path, port):
     assert kinds(preflight.problems(make_plan(port=port), tmp_path)) == ["address"]
 
 
-@pytest.mark.parametrize("space", ["lots", "nan", "inf", "-1", "0", "1.5", "1e400"])
+@pytest.mark.parametrize("space", ["", "lots", "nan", "inf", "-1", "0", "1.5", "1e400"])
 def test_an_invalid_kv_cache_space(make_plan, tmp_path, space):
     planned = make_plan()
     invalid = planned.model_copy(update={"environment": planned.environment | {"VLLM_CPU_KVCACHE_SPACE": space}})
