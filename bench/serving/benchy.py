@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from bench.accuracy.texts import book
 from bench.servers.client import Endpoint
 from bench.serving import counters, failures, stream
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt, Rate
-from bench.serving.stream import GridPoint, RequestTimes
+from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
 from vllm_launch import provenance
 from vllm_launch.plan import FIXED_ENVIRONMENT, inherited_environment

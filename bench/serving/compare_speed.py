@@ -7,10 +7,10 @@ from statistics import median
 
 from bench.record import noise
 from bench.report.numbers import aligned, number, span, times, with_noise
-from bench.serving import goodput, stream, tables
+from bench.serving import goodput, request_times, tables
 from bench.serving.goodput import Slo
 from bench.serving.result import Rate
-from bench.serving.stream import GridPoint
+from bench.suite import GridPoint
 
 # Field of Rate -> what it is, and whether more is faster.
 SPEEDS = {
@@ -60,7 +60,7 @@ def latencies(a: Sequence[Rate], b: Sequence[Rate], slo_a: Slo, slo_b: Slo) -> d
     points = []
     for point in sorted(of_a.keys() & of_b.keys(), key=tables.order):
         pair = of_a[point], of_b[point]
-        percentiles = [stream.latencies(rate.requests) for rate in pair]
+        percentiles = [request_times.latencies(rate.requests) for rate in pair]
         line = _sizes(point)
         line["ttft_p95_ms"] = figures(*(each.ttft.p95 if each.ttft else None for each in percentiles))
         line["itl_p95_ms"] = figures(*(each.itl.p95 if each.itl else None for each in percentiles))

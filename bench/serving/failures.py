@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.serving.stream import RequestTimes
+from bench.serving.request_times import RequestTimes
 from flashinfer_patches.strict import Count, Strict
 from vllm_launch import redaction
 

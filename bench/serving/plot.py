@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from bench.accuracy.plot import accuracy_plot, series_labels
 from bench.report.figure import NUMBER, colour_and_marker, curves
 from bench.report.numbers import requests
-from bench.serving import stream
+from bench.serving import request_times
 from bench.serving.result import Rate, ServingRow
 from bench.serving.tables import shown_rates
 
@@ -55,9 +55,9 @@ def loads(rows: Sequence[ServingRow]) -> list[Load]:
 def load_points(row: ServingRow, load: Load) -> list[LoadPoint]:
     """A profile's points of a load that may be shown, by the number of requests at once."""
     return sorted(
-        LoadPoint(rate.concurrency, itl.p95, median(stream.token_rates(rate.requests)))
+        LoadPoint(rate.concurrency, itl.p95, median(request_times.token_rates(rate.requests)))
         for rate in shown_rates(row)
-        if _load(rate) == load and (itl := stream.latencies(rate.requests).itl)
+        if _load(rate) == load and (itl := request_times.latencies(rate.requests).itl)
     )
 
 

@@ -13,8 +13,7 @@ from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.serving import benchy, failures
 from bench.serving.result import Attempt, Rate, ServingResult
-from bench.serving.stream import GridPoint
-from bench.suite import Grid
+from bench.suite import Grid, GridPoint
 from flashinfer_patches.errors import Problem
 from vllm_launch.terminal import Step
 

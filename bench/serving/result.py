@@ -10,7 +10,7 @@ from bench.serving.counters import Counters
 from bench.serving.failures import Failure
 from bench.serving.goodput import Slo
 from bench.serving.packed import PackedRequests
-from bench.serving.stream import GridPoint
+from bench.suite import GridPoint
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
 

@@ -9,8 +9,8 @@ import pytest
 from bench.accuracy.texts import book
 from bench.serving import benchy, failures, stream
 from bench.serving.benchy import Execution
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
-from bench.serving.stream import RequestTimes
 from flashinfer_patches.errors import Problem
 from kernels_tests.processes import scaled
 

@@ -4,7 +4,7 @@ import pytest
 
 from bench.servers.client import endpoint_of
 from bench.serving import benchy
-from bench.serving.stream import GridPoint
+from bench.suite import GridPoint
 from kernels_tests.processes import free_port
 from vllm_launch import plan, preflight, profile, server
 
