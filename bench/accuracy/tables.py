@@ -139,8 +139,8 @@ def not_known(rows: Sequence[AccuracyRow]) -> list[str]:
             reference = "its own first ones" if is_reference(row) else "the reference server's"
             lines.append(
                 f"**{md.text(row.profile)}** is an external server. Not known: its machine, versions, settings,"
-                " attention backend, KV cache, starts; the provenance is that of the bench. Its answers are compared with"
-                f" {reference}."
+                " attention backend, KV cache, starts; the provenance is that of the bench."
+                f" Its answers are compared with {reference}."
             )
     return lines
 
