@@ -53,7 +53,7 @@ def compared(ratios: Sequence[noise.Ratio], base: str, more_is_faster: bool = Tr
 def latencies(a: Sequence[Rate], b: Sequence[Rate], slo_a: Slo, slo_b: Slo) -> dict:
     """p95 latencies, and goodput where both have the same limits, at the common points with times of requests.
 
-    slo: the limits, None where goodput is not compared.
+    `slo` in the result is None where goodput is not compared.
     """
     slo = slo_a if slo_a == slo_b else {}
     of_a, of_b = ({rate.grid_point: rate for rate in rates if rate.requests} for rates in (a, b))

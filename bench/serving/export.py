@@ -37,7 +37,7 @@ VLLM_LATENCIES: dict[str, Callable[[Sequence[RequestTimes]], list[float]]] = {
 
 
 def export(result: ServingResult, as_vllm: bool) -> tuple[str, list[str]]:
-    """The text to export, CSV or vLLM's JSON lines, and for each profile that is left out why.
+    """The text to export, CSV or vLLM's JSON lines, and a line for each profile left out.
 
     Raises click.UsageError for a result of another kind.
     """
@@ -62,7 +62,7 @@ def _csv(lines: list[dict]) -> str:
 
 
 def _described(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
-    """What both formats state of a profile at a point beside its speed; not_measured: what --quick leaves out."""
+    """Columns of both formats beside the speed. not_measured: what --quick leaves out."""
     base = base_of(result.rows)
     return {
         "machine": result.provenance.machine.name if row.requested else None,  # a server elsewhere

@@ -1,4 +1,4 @@
-"""Times of requests as columns: half the bytes of rows in a result file, or less."""
+"""Times of requests as columns: at most half the bytes of rows in a result file."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any

@@ -21,7 +21,7 @@ from vllm_launch.terminal import Step
 
 
 def problems(run: Run) -> list[Problem]:
-    """All that keeps a serving run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
+    """Everything that keeps a run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
     software.check_llama_benchy()
     return [*_too_long(run), *runs.problems(run)]
 
@@ -118,7 +118,7 @@ def _measure_warm(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> 
 
 
 def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
-    """A row of the steps that the profile's folder has by now."""
+    """A row of the profile's finished steps."""
     cold = ready_starts(entry).get("cold")
     return ServingRow(
         profile=entry.name,

@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from bench import cli
+from bench import cli, kinds
 from bench.accuracy import metrics, sink_check
 from bench.servers import external
 from bench.serving import benchy
@@ -47,3 +47,9 @@ def serving(monkeypatch, tmp_path):
         return invocation
 
     return invoke
+
+
+def row_of(tmp_path):
+    """The row of the result in the folder `run`."""
+    (row,) = kinds.read(tmp_path / "run").rows
+    return row

@@ -67,9 +67,9 @@ def test_a_repeat_with_a_failed_request_has_no_sample(tmp_path, errors, values, 
     [
         ({"decode": None}, "tg_throughput"),
         ({"prefill": [1.0] * 2}, "pp_throughput"),
-        ({"decode": [1.0, 0.0, 1.0]}, "no rates: decode_tok_s"),
-        ({"decode": [1.0, math.nan, 1.0]}, "no rates: decode_tok_s"),
-        ({"prefill": [1.0, None, 1.0]}, "no rates: prefill_tok_s"),
+        ({"decode": [1.0, 0.0, 1.0]}, "not rates: decode_tok_s"),
+        ({"decode": [1.0, math.nan, 1.0]}, "not rates: decode_tok_s"),
+        ({"prefill": [1.0, None, 1.0]}, "not rates: prefill_tok_s"),
     ],
 )
 def test_an_incomplete_report_fails(tmp_path, changes, message):

@@ -10,14 +10,10 @@ from bench.accuracy.tables import outcome
 from bench.servers import external
 from bench.serving.tables import shown_rates
 from flashinfer_patches.errors import Problem
+from kernels_tests.bench.serving.conftest import row_of
 from kernels_tests.bench.stub_server import CARD
 
 KEY = "key-of-the-stub"
-
-
-def row_of(tmp_path):
-    (row,) = kinds.read(tmp_path / "run").rows
-    return row
 
 
 def test_settings_and_starts_are_not_known(serving, stub, tmp_path):

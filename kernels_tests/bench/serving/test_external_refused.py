@@ -4,15 +4,10 @@ import socket
 
 import pytest
 
-from bench import kinds
 from bench.servers import external
+from kernels_tests.bench.serving.conftest import row_of
 from kernels_tests.bench.stub_server import CARD
 from vllm_launch.model import EMBEDDED
-
-
-def row_of(tmp_path):
-    (row,) = kinds.read(tmp_path / "run").rows
-    return row
 
 
 @pytest.mark.parametrize(
