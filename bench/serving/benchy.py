@@ -11,13 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from bench.accuracy.texts import book
 from bench.servers.client import Endpoint
 from bench.serving import counters, failures, stream
 from bench.serving.request_times import RequestTimes
@@ -53,32 +51,6 @@ class Execution(NamedTuple):
     start: float
     stalled: bool
     load_average: float | None
-
-
-@contextmanager
-def book_server() -> Iterator[str]:
-    """Serve the book on loopback; yields its URL."""
-    text = book()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/book.txt"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def measure(

@@ -16,7 +16,8 @@ from bench.servers import run as runs
 from bench.servers.external import ExternalEntry, hide_hosts
 from bench.servers.result import FailedStep
 from bench.servers.run import Run, in_step
-from bench.serving import benchy, rates
+from bench.serving import rates
+from bench.serving.book_server import book_server
 from bench.serving.result import Attempt, ServingResult, ServingRow
 from bench.serving.run import longest_context, skipped_rates
 from flashinfer_patches.errors import Problem
@@ -47,7 +48,7 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     run.show_steps(steps(run))
     command = [_hidden(run, word) for word in command]
     kind = partial(ServingResult, slo=run.request.slo)
-    with benchy.book_server() as book_url:
+    with book_server() as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result

@@ -12,7 +12,8 @@ from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run
 from bench.servers.starts import ready_starts, row_settings, serve
-from bench.serving import benchy, rates
+from bench.serving import rates
+from bench.serving.book_server import book_server
 from bench.serving.result import ServingResult, ServingRow
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
@@ -33,7 +34,7 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     """
     run.show_steps(steps(run))
     kind = partial(ServingResult, slo=run.request.slo)
-    with benchy.book_server() as book_url:
+    with book_server() as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result

@@ -9,6 +9,7 @@ import pytest
 from bench.accuracy.texts import book
 from bench.serving import benchy, failures, stream
 from bench.serving.benchy import Execution
+from bench.serving.book_server import book_server
 from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
 from flashinfer_patches.errors import Problem
@@ -94,7 +95,7 @@ def test_a_failure_of_llama_benchy_itself_is_no_failed_request(tmp_path, log, re
 
 
 def test_the_book_is_served_on_loopback_and_long_enough():
-    with benchy.book_server() as url:
+    with book_server() as url:
         assert url.startswith("http://127.0.0.1:")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         text = opener.open(url, timeout=scaled(10)).read()

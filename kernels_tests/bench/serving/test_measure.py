@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from bench.serving import benchy, failures, rates, request_times, stream
+from bench.serving.book_server import book_server
 from bench.serving.result import Attempt, Rate
 from bench.suite import Grid, GridPoint
 from flashinfer_patches.errors import Problem
@@ -15,7 +16,7 @@ GRID = Grid(prompt=[16], output=[4], depth=[0], concurrency=[1], runs=1)
 
 @pytest.fixture(scope="module")
 def book_url():
-    with benchy.book_server() as url:
+    with book_server() as url:
         yield url
 
 
