@@ -10,7 +10,7 @@ from lowp.jit.device import device_of
 from lowp.paged.reference import reference
 from lowp.sink_decode import launch, sink_decode
 from lowp.sink_decode.call import Call
-from lowp.sink_decode.heuristic import Launch, fit
+from lowp.sink_decode.resources import Launch, fit
 
 # Every form, and an odd cluster; stages and CTAs an SM are reduced to what fits.
 LAUNCHES = {
@@ -24,6 +24,8 @@ LAUNCHES = {
     "one CTA, 2 warps": Launch(2, 3, 2, 8, cluster=1),
     "one CTA, 1 warp": Launch(1, 2, 2, 16, cluster=1),
     "planned": Launch(8, 3, 2, 2, cluster=0),
+    "planned, alone": Launch(8, 2, 4, 1, cluster=0),
+    "planned, short splits": Launch(8, 2, 2, 2, cluster=0, least_steps=1),
     "planned, 4 warps": Launch(4, 3, 2, 4, cluster=0),
     "planned, 2 warps": Launch(2, 2, 2, 8, cluster=0),
 }

@@ -13,8 +13,8 @@ from kernels_tests.lowp import sanitize
 from lowp.jit import driver
 from lowp.jit.device import Device
 from lowp.paged import cases
-from lowp.sink_decode import build, heuristic
-from lowp.sink_decode.heuristic import Variant
+from lowp.sink_decode import build, heuristic, resources
+from lowp.sink_decode.resources import Variant
 
 NVCC = shutil.which("nvcc")
 # SMs and shared memory (a CTA, an SM) as the CUDA programming guide's table of compute capabilities has them.
@@ -78,7 +78,7 @@ def launches(variant: Variant, device: Device):
     return dict.fromkeys(heuristic.choose(variant, b, 8, n, device) for b, n in itertools.product(BATCHES, LENGTHS))
 
 
-def resources(arch, variant, launch, folder) -> tuple[int, int]:
+def ptxas_report(arch, variant, launch, folder) -> tuple[int, int]:
     """(registers a thread, bytes spilled) as ptxas reports them."""
     arch = arch.removeprefix("sm_")
     words = [NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-std=c++17", "-Xptxas", "-v", "-cubin"]
@@ -93,8 +93,8 @@ def resources(arch, variant, launch, folder) -> tuple[int, int]:
 
 
 def check(variant, launch, device, folder):
-    registers, spilled = resources(device.arch, variant, launch, folder)
-    shared_bytes = heuristic.shared_bytes(variant, launch)
+    registers, spilled = ptxas_report(device.arch, variant, launch, folder)
+    shared_bytes = resources.shared_bytes(variant, launch)
     assert spilled == 0
     assert shared_bytes <= device.shared_per_cta
     assert launch.min_ctas * (shared_bytes + 1024) <= device.shared_per_sm
@@ -162,10 +162,10 @@ def test_clusters_and_workspace_fit_the_device(arch):
         assert 0 <= launch.cluster <= 8 and launch.stages >= 2 and launch.tiles <= 32 and 1 <= launch.warps <= 16
         assert 32 * launch.warps >= 8 * p.group_tiles
         if launch.cluster == 0:
-            splits = kv_heads * heuristic.planned_splits(launch, kv_heads, device)
-            needed = splits * heuristic.partial_bytes(p.group_tiles, p.head_dim) + 4 * batch * kv_heads
+            splits = kv_heads * resources.planned_splits(launch, kv_heads, device)
+            needed = splits * resources.partials_bytes(p.group_tiles, p.head_dim) + 4 * batch * kv_heads
             columns = p.group * p.query_tokens * kv_heads
-            assert heuristic.workspace_bytes(batch, columns, kv_heads, p.head_dim, device) >= needed
+            assert resources.workspace_bytes(batch, columns, kv_heads, p.head_dim, device) >= needed
 
 
 def test_a_variant_that_does_not_fit_raises():

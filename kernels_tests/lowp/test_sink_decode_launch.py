@@ -76,7 +76,7 @@ def test_a_cluster_launch(launched):
 def test_a_planned_launch(launched):
     config, function, params = launched(CASE, A100)
     assert function == ("sm_80", b"sink_decode") and config.attrs == []
-    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (8, params.splits + 2, 1) and params.splits > 0
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (8, params.splits, 1) and params.splits > 2
     assert params.arrived == (1 << 24) - 2 * 8 * 4
 
 

@@ -47,7 +47,7 @@ struct Params {
   const float* v_scale;
   char* out;                 // [batch, query tokens, heads, head_dim]
   float* lse;                // [batch, query tokens, heads] or null
-  float* partials;           // planned: [kv_heads, splits, kPartialFloats]
+  float* partials;           // planned: [kv_heads, splits, 2, kPartialFloats]
   unsigned* arrived;         // planned: [batch, kv_heads], zero between launches
   float sm_scale;
   int batch, group, q_stride, table_stride, table_width;
@@ -56,6 +56,6 @@ struct Params {
   int k_scale_head, v_scale_head;                  // scales per head: floats from head to head, 0 or 1
   int scale_page, scale_head, scale_slot;          // scales per token and head, in floats
   int window_left;                                 // tokens before the newest that are read
-  int splits;                                      // planned: CTAs for the splits of long rows, per KV head
+  int splits;                                      // planned: CTAs that the long rows are dealt to, per KV head
   int q_token_stride;                              // as q_stride, from query token to query token
 };
