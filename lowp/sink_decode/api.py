@@ -4,7 +4,7 @@ import torch
 
 from lowp.jit.device import device_of
 from lowp.paged.reference import reference
-from lowp.sink_decode import build, checks, launch, resources
+from lowp.sink_decode import checks, launch, resources
 from lowp.sink_decode.call import Call
 
 
@@ -100,7 +100,7 @@ def prebuild(batches, **arguments):
     checks.check_arguments(call)
     if call.q.device.type == "cpu":
         return 0
-    return build.load_all(launch.variant_of(call), launch.launches_of(call, list(batches)), call.q.device)
+    return launch.load(call, batches)
 
 
 def make_workspace(batch, query_heads, kv_heads, head_dim, device, query_tokens=1):

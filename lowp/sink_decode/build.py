@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from lowp.jit import compiler, launcher
-from lowp.jit.device import device_of
 from lowp.sink_decode.resources import Launch, Variant, shared_bytes
 
 SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "split.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
@@ -52,13 +51,14 @@ def kernel(arch: str, variant: Variant, launch: Launch, device_index: int) -> la
     return launcher.load(content, SOURCE.name, 32 * launch.warps, shared_bytes(variant, launch))
 
 
-def load_all(variant: Variant, launches: set[Launch], device: torch.device) -> int:
-    """Compile the launches of a variant, as many at once as there are CPUs, and load them; return how many kernels."""
-    arch = device_of(device).arch
+def load_all(arch: str, variant: Variant, launches: set[Launch], device_index: int) -> int:
+    """Compile the launches of a variant, as many at once as there are CPUs, and load them into the current device.
+
+    Returns the number of builds.
+    """
     distinct = {tuple(defines(variant, launch).values()): launch for launch in launches}.values()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(functools.partial(cubin, arch, variant), distinct))
-    with torch.cuda.device(device):
-        for launch in launches:
-            kernel(arch, variant, launch, device.index)
+    for launch in launches:
+        kernel(arch, variant, launch, device_index)
     return len(distinct)

@@ -144,3 +144,31 @@ def _planned(variant, rows, tiles, device):
     if rows <= 2 * device.sms:
         return Launch(8, 2, tiles, 2, 0)
     return Launch(4, 2, tiles, 4, 0)
+
+
+# ---- candidates, which sweep.py measures
+# Warps, stages, steps of STEP_BYTES a stage, CTAs an SM. PLANNED: that the device plans splits for.
+SHAPES = (
+    *((8, 2, 1, 2), (8, 3, 1, 2), (8, 2, 1.5, 2), (12, 2, 1, 1), (8, 3, 2, 1), (8, 2, 2, 1), (16, 2, 1, 1)),
+    *((4, 3, 1, 4), (4, 2, 1, 5), (4, 2, 2, 2), (2, 2, 1, 8), (2, 2, 0.5, 8), (1, 2, 1, 16)),
+)
+PLANNED = ((8, 2, 1, 2), (8, 3, 1, 2), (4, 2, 1, 4), (4, 3, 1, 4), (8, 2, 2, 1), (2, 2, 1, 8))
+CANDIDATE_WAVES = 2  # of clusters
+LEAST_SPLIT_BYTES = 2**15
+
+
+def candidates(variant: Variant, batch: int, kv_heads: int, longest: int, device: Device) -> list[Launch]:
+    """Enumerate the launches that fit: shapes of CTAs x cluster sizes, and planned splits."""
+    rows, base = batch * kv_heads, max(1, STEP_BYTES // variant.tile_bytes)
+    launches = {}
+    for warps, stages, steps, ctas in SHAPES:
+        most = min(8, longest * variant.tile_bytes // 16 // LEAST_SPLIT_BYTES) if device.clusters else 0
+        for cluster in range(1, max(1, most) + 1):
+            resident = ctas * device.sms // rows  # CTAs of a row
+            if cluster <= max(1, CANDIDATE_WAVES * resident) and not 2 * cluster <= min(most, resident):
+                launches[Launch(warps, stages, round(steps * base), ctas, cluster)] = None
+    for warps, stages, steps, ctas in PLANNED:
+        for least in (2, 4, 8):
+            launches[Launch(warps, stages, round(steps * base), ctas, 0, least_steps=least)] = None
+    fitted = {fit(variant, launch, device): launch for launch in launches if launch.tiles}
+    return [launch for launch, wanted in fitted.items() if (launch.warps, launch.tiles) == (wanted.warps, wanted.tiles)]

@@ -1,12 +1,13 @@
 """From a checked call and the device to a build of the kernel, its grid and its parameters."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
 from lowp.jit import launcher
-from lowp.jit.device import Device, device_of
+from lowp.jit.device import device_of
 from lowp.sink_decode import build
 from lowp.sink_decode.call import Call
 from lowp.sink_decode.heuristic import choose
@@ -80,10 +81,12 @@ def prepare(call: Call, fixed: Launch | None = None) -> Prepared:
     return Prepared(kernel, grid, params, launch.cluster, overlap and device.clusters, workspace)
 
 
-def launches_of(call: Call, batches: list[int], device: Device) -> set[Launch]:
-    """Return the launches of calls like this one that have other batch sizes."""
-    variant, bound = variant_of(call), bound_of(call)
-    return {choose(variant, batch, call.kv_heads, bound, device) for batch in batches}
+def load(call: Call, batches: Iterable[int]) -> int:
+    """Compile and load the kernels of calls like this one with other batch sizes; return how many."""
+    device, variant, bound = device_of(call.q.device), variant_of(call), bound_of(call)
+    launches = {choose(variant, batch, call.kv_heads, bound, device) for batch in batches}
+    with torch.cuda.device(call.q.device):
+        return build.load_all(device.arch, variant, launches, call.q.device.index)
 
 
 def checked_workspace(workspace: torch.Tensor | None, needed: int, device: torch.device) -> torch.Tensor:

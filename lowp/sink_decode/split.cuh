@@ -96,22 +96,25 @@ DEVICE Split first_split(const Params& p) {
 DEVICE Plan make_plan(const Params& p) {
   if (int(blockIdx.y) >= p.splits) return {};
   const int lane = threadIdx.x & 31;
-  int all = 0, longest = 0;
+  int all = 0, longest = 0, rows = 0;
 #pragma unroll 4
   for (int row = lane; row < p.batch; row += 32) {
     const int steps = long_steps(p, row);
     all += steps;
+    rows += steps > 0;
     longest = max(longest, steps);
   }
   all = __reduce_add_sync(kAllLanes, unsigned(all));
   if (all == 0) return {};
   longest = __reduce_max_sync(kAllLanes, unsigned(longest));
+  rows = __reduce_add_sync(kAllLanes, unsigned(rows));
   int quota = max(max(divide_up(all, p.splits), divide_up(longest, kMaxSplits)), LEAST_STEPS);
   int apart = 0;
-  const int most = quota + kApartSteps;
+  const int most = rows > p.splits ? 0 : quota + kApartSteps;
 #pragma unroll 1
   for (int longer = quota; !apart && longer <= most; longer++) {
     int quotas = 0;
+#pragma unroll 4
     for (int row = lane; row < p.batch; row += 32) quotas += divide_up(long_steps(p, row), longer);
     apart = __reduce_add_sync(kAllLanes, unsigned(quotas)) <= p.splits;
     if (apart) quota = longer;
@@ -128,27 +131,29 @@ DEVICE bool next_split(Split& s, Plan& plan, const Params& p) {
   for (int base = 0; plan.next < plan.end && base < p.batch; base += 32) {
     int steps = base + lane < p.batch ? long_steps(p, base + lane) : 0;
     if (plan.apart) steps = divide_up(steps, plan.quota) * plan.quota;
+    const int sum = __reduce_add_sync(kAllLanes, unsigned(steps));
+    if (before + sum <= plan.next) {
+      before += sum;
+      continue;
+    }
     int inclusive_sum = steps;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const int left = __shfl_up_sync(kAllLanes, inclusive_sum, step);
       if (lane >= step) inclusive_sum += left;
     }
-    const unsigned past = __ballot_sync(kAllLanes, before + inclusive_sum > plan.next);
-    if (past) {
-      const int source = __ffs(past) - 1, row_end = before + __shfl_sync(kAllLanes, inclusive_sum, source);
-      const int row_begin = row_end - __shfl_sync(kAllLanes, steps, source), end = min(row_end, plan.end);
-      const int first_quota = row_begin / plan.quota;
-      s.row = base + source;
-      s.index = plan.next / plan.quota - first_quota;
-      s.count = (row_end - 1) / plan.quota - first_quota + 1;
-      set_length(s, p);
-      s.end_tile = min(s.end_tile, s.first_tile + (end - row_begin) * kStepTiles);
-      s.first_tile += (plan.next - row_begin) * kStepTiles;
-      plan.next = end;
-      return true;
-    }
-    before += __shfl_sync(kAllLanes, inclusive_sum, 31);
+    const int source = __ffs(__ballot_sync(kAllLanes, before + inclusive_sum > plan.next)) - 1;
+    const int row_end = before + __shfl_sync(kAllLanes, inclusive_sum, source);
+    const int row_begin = row_end - __shfl_sync(kAllLanes, steps, source), end = min(row_end, plan.end);
+    const int first_quota = row_begin / plan.quota;
+    s.row = base + source;
+    s.index = plan.next / plan.quota - first_quota;
+    s.count = (row_end - 1) / plan.quota - first_quota + 1;
+    set_length(s, p);
+    s.end_tile = min(s.end_tile, s.first_tile + (end - row_begin) * kStepTiles);
+    s.first_tile += (plan.next - row_begin) * kStepTiles;
+    plan.next = end;
+    return true;
   }
   return false;
 }
