@@ -22,7 +22,7 @@ MEANS = (17, 512, 2048, 8192, 32768, 131072)
 class Shape:
     """One call: batch, lengths, the table's width.
 
-    kind: of lengths up to `tokens`: near (within 64), uniform (half to full), one (the others have SHORT).
+    kind: of lengths up to `tokens`: near (within 64 and an eighth), uniform (half to full), one (the others have SHORT).
     """
 
     kv_format: str
@@ -40,7 +40,7 @@ class Shape:
             return [draw.randint(max(1, self.tokens // 2), self.tokens) for _ in range(self.batch)]
         if self.kind == "one":
             return [self.tokens, *[SHORT] * (self.batch - 1)]
-        return [max(1, self.tokens - 13 * row % 64) for row in range(self.batch)]
+        return [self.tokens - 13 * row % min(64, self.tokens // 8) for row in range(self.batch)]
 
     @property
     def kv_bytes(self) -> int:
