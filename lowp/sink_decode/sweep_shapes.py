@@ -22,7 +22,7 @@ MEANS = (17, 512, 2048, 8192, 32768, 131072)
 class Shape:
     """One call: batch, lengths, the table's width.
 
-    kind: of lengths up to `tokens`: near (within 64 and an eighth), uniform (half to full), one (the others have SHORT).
+    kind: of lengths up to `tokens`: near (within 64 and an eighth), uniform (half to full), one (others have SHORT).
     """
 
     kv_format: str
