@@ -2,7 +2,7 @@
 
 import click
 
-from bench.commands import compare_command, keep_command, report_command, write_report
+from bench.commands import compare_command, export_command, keep_command, report_command, write_report
 from bench.kinds import KINDS
 
 
@@ -13,5 +13,11 @@ def bench(context: click.Context) -> None:
     context.obj = write_report  # so that no kind imports the report, which imports every kind
 
 
-for command in (*(kind.command for kind in KINDS.values()), report_command, keep_command, compare_command):
+for command in (
+    *(kind.command for kind in KINDS.values()),
+    report_command,
+    keep_command,
+    compare_command,
+    export_command,
+):
     bench.add_command(command)

@@ -1,4 +1,4 @@
-"""`fp8-sinks bench report`, `keep` and `compare`: what is made from result files alone."""
+"""`fp8-sinks bench report`, `keep`, `compare` and `export`: what is made from result files alone."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import click
 from bench import kinds
 from bench.record.files import write_text
 from bench.report import document
-from bench.serving import compare
+from bench.serving import compare, export
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 
@@ -71,6 +71,20 @@ def compare_command(a, b, force, as_json):
     A and B are result files or run folders, whose profiles of the same name are paired, or FILE:PROFILE.
     """
     click.echo(compare.compare(a, b, kinds.read, force=force, as_json=as_json))
+
+
+@click.command("export")
+@click.argument("path", metavar="RESULT", type=click.Path(path_type=Path))
+@click.option("--csv", "as_csv", is_flag=True, help="A line per profile and point, with its accuracy.")
+@click.option("--vllm", "as_vllm", is_flag=True, help="JSON lines as `vllm bench serve --append-result` writes them.")
+def export_command(path, as_csv, as_vllm):
+    """Print a serving result, a result file or a run folder, in a format of other tools."""
+    if as_csv == as_vllm:
+        raise click.UsageError("give one of --csv and --vllm")
+    text, left_out = export.export(kinds.read(path), as_vllm)
+    click.echo(text, nl=False)
+    for line in left_out:
+        click.echo(line, err=True)
 
 
 def _identity(result) -> tuple:

@@ -5,7 +5,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Count, Positive, Strict
@@ -31,22 +31,48 @@ class Greedy(Strict):
 
 
 class Grid(Strict):
-    """What llama-benchy measures: token counts of context depth, prompt and output; requests at once; repeats."""
+    """What llama-benchy measures: token counts of context depth, prompt and output; requests at once; repeats.
+
+    load_depth: the depths that are measured with every concurrency, the others with the lowest alone; None: all depths.
+    """
 
     prompt: Annotated[list[Count], Field(min_length=1)]
     output: Annotated[list[Count], Field(min_length=1)]
     depth: Annotated[list[Depth], Field(min_length=1)]
     concurrency: Annotated[list[Count], Field(min_length=1)]
+    load_depth: list[Depth] | None = None
     runs: Count
+
+    @model_validator(mode="after")
+    def _load_is_at_depths_of_the_grid(self) -> "Grid":
+        if unknown := sorted({*(self.load_depth or [])} - {*self.depth}):
+            raise ValueError(f"load_depth has {unknown[0]}, depth has {', '.join(map(str, self.depth))}")
+        return self
 
     @property
     def points(self) -> int:
         """How many combinations of prompt, output, depth and concurrency are measured."""
-        return len(self.prompt) * len(self.output) * len(self.depth) * len(self.concurrency)
+        return sum(len(self.prompt) * len(self.output) * len(self.concurrency_at(depth)) for depth in self.depth)
+
+    @property
+    def requests(self) -> int:
+        """How many requests are measured."""
+        at_once = sum(sum(self.concurrency_at(depth)) for depth in self.depth)
+        return len(self.prompt) * len(self.output) * at_once * self.runs
+
+    def concurrency_at(self, depth: int) -> list[int]:
+        """The requests at once that are measured at a depth."""
+        is_loaded = self.load_depth is None or depth in self.load_depth
+        return self.concurrency if is_loaded else [min(self.concurrency)]
+
+    def part_at(self, depth: int) -> "Grid":
+        """The part of the grid that is measured at a depth."""
+        return self.replaced({"depth": [depth], "concurrency": self.concurrency_at(depth)})
 
     def replaced(self, fields: Mapping[str, int | list[int]]) -> "Grid":
-        """The grid with these fields instead of its own."""
-        return Grid(**self.model_dump() | fields)
+        """The grid with these fields instead of its own; with other depths or concurrencies, of all their pairs."""
+        every_pair = {"load_depth": None} if {"depth", "concurrency"} & {*fields} else {}
+        return Grid(**self.model_dump() | every_pair | fields)
 
     def first(self) -> "Grid":
         """The first point alone, measured once."""

@@ -149,23 +149,27 @@ def is_loopback(host: str) -> bool:
 
 def child_environment(plan: Plan) -> dict[str, str]:
     """The environment of the server process: the caller's without DROPPED and secrets, with the plan's on top."""
-    dropped = {*DROPPED, *_inherited_secrets(plan)}
+    return inherited_environment(plan.host) | plan.environment
+
+
+def inherited_environment(host: str = "127.0.0.1") -> dict[str, str]:
+    """The caller's environment without DROPPED and secrets; with VLLM_API_KEY if a server on `host` needs one."""
+    dropped = {*DROPPED, *_inherited_secrets(host)}
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-    inherited["PATH"] = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
-    return inherited | plan.environment
+    return inherited | {"PATH": f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 def as_shell(plan: Plan) -> str:
     """Write the plan as a shell command that starts the server in the same environment; contains no secret."""
-    dropped = [word for name in (*DROPPED, *_inherited_secrets(plan)) for word in ("-u", shlex.quote(name))]
+    dropped = [word for name in (*DROPPED, *_inherited_secrets(plan.host)) for word in ("-u", shlex.quote(name))]
     path = f'PATH={shlex.quote(str(PROGRAMS))}{os.pathsep}"$PATH"'
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
     return " ".join(["env", *dropped, path, *variables, shlex.join(plan.command)])
 
 
-def _inherited_secrets(plan: Plan) -> list[str]:
-    """Names of the caller's secrets, except VLLM_API_KEY if the server is open to others."""
-    needed = set() if is_loopback(plan.host) else {"VLLM_API_KEY"}
+def _inherited_secrets(host: str) -> list[str]:
+    """Names of the caller's secrets, except VLLM_API_KEY if a server on `host` is open to others."""
+    needed = set() if is_loopback(host) else {"VLLM_API_KEY"}
     return sorted(name for name in os.environ if is_secret(name) and name not in needed)
 
 

@@ -7,29 +7,29 @@ separate figures: a broken decode kernel shows in the first alone.
 
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from bench.accuracy import forced
-from bench.accuracy.forced import Scored
+from bench.accuracy.forced import PATHS, Scored, ScoredPath
 from bench.accuracy.texts import Text
 from bench.record.run_folder import broken_step
+from bench.servers.client import Endpoint
 from flashinfer_patches import files
 from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
-from vllm_launch.server import Server
 
 DIGITS = 5  # of a saved log-probability, nats: far below BF16 noise
 
 
 class TextAnswer(Strict):
-    """One text: its prompt's length, and the log-probabilities of the tokens after it."""
+    """One text: its prompt's length, and the log-probabilities of the tokens after it; None for a path not scored."""
 
     context: int
-    decode: Scored
+    decode: Scored | None
     prefill: Scored | None
 
 
@@ -45,33 +45,35 @@ class Answers(Strict):
 
 
 def collect(
-    server: Server,
+    endpoint: Endpoint,
     source: Literal["heldout", "book"],
     texts: list[Text],
-    path: Path,
+    file: Path,
     status: Callable[[str], None],
+    paths: Sequence[ScoredPath] = PATHS,
 ) -> Answers:
-    """Load `path` (.json.gz), or score the texts on a running server and save it.
+    """Load `file` (.json.gz), or score the texts on a running server and save it.
 
-    The server needs the arguments of forced.arguments. Raises Problem("requests") where it does not answer,
-    Problem("file") for a damaged `path`.
+    paths: those that the server offers; for decode it needs the arguments of forced.arguments. Raises
+    Problem("requests") where it does not answer, Problem("file") for a damaged `file`.
     """
-    if path.exists():
-        return read(path)
-    decode = _score(server, texts, "decode", status)
-    prefill = iter(_score(server, [text for text in texts if text.prefill], "prefill", status))
+    if file.exists():
+        return read(file)
+    decode = iter(_score(endpoint, texts if "decode" in paths else [], "decode", status))
+    with_prefill = [text for text in texts if text.prefill and "prefill" in paths]
+    prefill = iter(_score(endpoint, with_prefill, "prefill", status))
     answers = Answers(
         source=source,
         texts=[
             TextAnswer(
                 context=text.start,
-                decode=_rounded(scored),
-                prefill=_rounded(next(prefill)) if text.prefill else None,
+                decode=_rounded(next(decode)) if "decode" in paths else None,
+                prefill=_rounded(next(prefill)) if text.prefill and "prefill" in paths else None,
             )
-            for text, scored in zip(texts, decode, strict=True)
+            for text in texts
         ],
     )
-    write(answers, path)
+    write(answers, file)
     return answers
 
 
@@ -89,13 +91,11 @@ def write(answers: Answers, path: Path) -> None:
         files.replace(path, gzip.compress(answers.model_dump_json().encode(), mtime=0))
 
 
-def _score(
-    server: Server, texts: list[Text], path: Literal["decode", "prefill"], status: Callable[[str], None]
-) -> list[Scored]:
+def _score(endpoint: Endpoint, texts: list[Text], path: ScoredPath, status: Callable[[str], None]) -> list[Scored]:
     if not texts:
         return []
     return forced.score_all(
-        server,
+        endpoint,
         texts,
         path,
         progress=lambda count, total: status(f"{path} log-probabilities, {count} of {total} texts"),

@@ -12,14 +12,20 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal
 
 from bench.accuracy.texts import Text
-from bench.servers.client import post
+from bench.servers.client import Endpoint, Unanswered, post
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch.profile import Argument, Device
-from vllm_launch.server import Server
 
+ScoredPath = Literal["decode", "prefill"]
+PATHS: tuple[ScoredPath, ...] = ("decode", "prefill")
+MISSING = {"decode": "the server lacks our token forcer", "prefill": "the server returns no prompt log-probabilities"}
 TOP = 20  # log-probabilities a position, the most that OpenAI's interface and vLLM's default allow
 FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits processors; before, they bring back V1
+
+
+class OtherTokens(Problem):
+    """A server returned other tokens than those that it was given."""
 
 
 class Scored(Strict):
@@ -41,7 +47,12 @@ def arguments(device: Device, vllm_version: str) -> dict[str, Argument]:
 
 
 def decode(
-    server: Server, prompt_ids: list[int], reference_ids: list[int], *, top: int = TOP, cache_salt: str | None = None
+    endpoint: Endpoint,
+    prompt_ids: list[int],
+    reference_ids: list[int],
+    *,
+    top: int = TOP,
+    cache_salt: str | None = None,
 ) -> Scored:
     """Score reference_ids after prompt_ids (at least two), each in a decode step of its own.
 
@@ -61,34 +72,57 @@ def decode(
         "vllm_xargs": {"force_ids": forced},
         "logit_bias": {str(max(forced)): 0},  # the forcer asks for it, see its `validate`
     }
-    choice = _choice(server, body, cache_salt)
-    _check_same(choice["token_ids"], forced)
-    logprobs = choice["logprobs"] or {"token_logprobs": [], "top_logprobs": []}
+    choice = _choice(endpoint, body, cache_salt)
+    _check_same(choice.get("token_ids") or [], forced)
+    logprobs = choice.get("logprobs") or {"token_logprobs": [], "top_logprobs": []}
     tops = [
         {int(name.removeprefix("token_id:")): value for name, value in top.items()} for top in logprobs["top_logprobs"]
     ]
     return _scored(reference_ids, logprobs["token_logprobs"][1:], tops[1:])
 
 
-def prefill(server: Server, ids: list[int], start: int, *, top: int = TOP, cache_salt: str | None = None) -> Scored:
+def prefill(endpoint: Endpoint, ids: list[int], start: int, *, top: int = TOP, cache_salt: str | None = None) -> Scored:
     """Score ids[start:] (start at least 1) by one pass over all ids. Raises Problem("requests").
 
     One token is sampled besides, so ids must be shorter than the server's context.
     """
     if not 1 <= start < len(ids):
         raise ValueError(f"expected 1 <= start < {len(ids)} tokens, got {start}")
-    choice = _choice(server, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
-    _check_same(choice["prompt_token_ids"], ids)
-    positions = (choice["prompt_logprobs"] or [])[start:]
+    choice = _choice(endpoint, {"prompt": ids, "max_tokens": 1, "prompt_logprobs": top}, cache_salt)
+    _check_same(choice.get("prompt_token_ids") or [], ids)
+    positions = (choice.get("prompt_logprobs") or [])[start:]
     tops = [{int(token): entry["logprob"] for token, entry in position.items()} for position in positions]
     values = [top.get(token) for top, token in zip(tops, ids[start:], strict=False)]
     return _scored(ids[start:], values, tops)
 
 
+def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
+    """The paths that a running server does not offer, with the reason, by a short request for each.
+
+    ids: at least 6 tokens of a text. A server without our token forcer ignores what it is to decode, and answers as to
+    any other request. Raises Unanswered.
+    """
+    requests = {
+        "decode": lambda: decode(endpoint, ids[:2], ids[:1:-1]),  # backwards: no greedy answer is the same
+        "prefill": lambda: prefill(endpoint, ids, 1),
+    }
+    missing = {}
+    for path, request in requests.items():
+        try:
+            request()
+        except Unanswered:
+            raise
+        except OtherTokens:
+            missing[path] = MISSING[path]
+        except Problem as problem:
+            missing[path] = f"{MISSING[path]}: {problem.message}"
+    return missing
+
+
 def score_all(
-    server: Server,
+    endpoint: Endpoint,
     texts: list[Text],
-    path: Literal["decode", "prefill"],
+    path: ScoredPath,
     *,
     concurrency: int = 16,
     progress: Callable[[int, int], None] = lambda count, total: None,
@@ -105,7 +139,7 @@ def score_all(
         if failed.is_set():
             return None
         try:
-            return _score(server, path, salt, text)
+            return _score(endpoint, path, salt, text)
         except BaseException:
             failed.set()
             raise
@@ -122,16 +156,16 @@ def score_all(
     return [future.result() for future in futures]
 
 
-def _score(server: Server, path: Literal["decode", "prefill"], salt: str, text: Text) -> Scored:
+def _score(endpoint: Endpoint, path: ScoredPath, salt: str, text: Text) -> Scored:
     if path == "decode":
-        return decode(server, text.ids[: text.start], text.ids[text.start :], cache_salt=salt)
-    return prefill(server, text.ids, text.start, cache_salt=salt)
+        return decode(endpoint, text.ids[: text.start], text.ids[text.start :], cache_salt=salt)
+    return prefill(endpoint, text.ids, text.start, cache_salt=salt)
 
 
-def _choice(server: Server, body: dict, cache_salt: str | None) -> dict:
-    common = {"model": server.plan.model.name, "temperature": 0, "return_token_ids": True}
+def _choice(endpoint: Endpoint, body: dict, cache_salt: str | None) -> dict:
+    common = {"temperature": 0, "return_token_ids": True}
     salt = {"cache_salt": cache_salt} if cache_salt else {}
-    return post(server, common | body | salt)["choices"][0]
+    return post(endpoint, common | body | salt)["choices"][0]
 
 
 def _check_same(served: list[int], expected: list[int]) -> None:
@@ -139,7 +173,7 @@ def _check_same(served: list[int], expected: list[int]) -> None:
         return
     pairs = enumerate(zip(served, expected, strict=False))
     first = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(served), len(expected)))
-    raise Problem(
+    raise OtherTokens(
         "requests",
         f"the server took {len(served)} tokens, expected {len(expected)}; they differ from position {first} on: "
         f"got {served[first : first + 3]}, expected {expected[first : first + 3]}",

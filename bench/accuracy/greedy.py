@@ -2,12 +2,12 @@
 
 import math
 
+from bench.accuracy.texts import tokenize
 from bench.accuracy.verdicts import GreedyMatch, greedy_passes
-from bench.servers.client import post
+from bench.servers.client import Endpoint, Unanswered, post
 from bench.suite import Greedy
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch.server import Server
 
 
 class Answer(Strict):
@@ -19,13 +19,12 @@ class Answer(Strict):
     margins: list[float]
 
 
-def answer(server: Server, prompt: str, tokens: int) -> Answer:
+def answer(endpoint: Endpoint, prompt: str, tokens: int) -> Answer:
     """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises Problem("requests").
 
     An answer may be shorter than requested: `match` fails it.
     """
     body = {
-        "model": server.plan.model.name,
         "prompt": prompt,
         "max_tokens": tokens,
         "temperature": 0,
@@ -34,8 +33,11 @@ def answer(server: Server, prompt: str, tokens: int) -> Answer:
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,  # in log-probabilities: the texts of two tokens can be the same
     }
-    choice = post(server, body)["choices"][0]
-    tops = (choice["logprobs"] or {}).get("top_logprobs") or []
+    choice = post(endpoint, body)["choices"][0]
+    if not choice.get("token_ids"):
+        message = f"the greedy answer to {prompt!r} has no token ids"
+        raise Problem("requests", message, "use a server that answers to return_token_ids, as vLLM does")
+    tops = (choice.get("logprobs") or {}).get("top_logprobs") or []
     if not all(value is not None and math.isfinite(value) for top in tops for value in top.values()):
         raise Problem(
             "requests",
@@ -44,6 +46,36 @@ def answer(server: Server, prompt: str, tokens: int) -> Answer:
         )
     margins = [_margin(top) for top in tops]
     return Answer(prompt=prompt, text=choice["text"], token_ids=choice["token_ids"], margins=margins)
+
+
+def not_offered(endpoint: Endpoint, prompt: str) -> str | None:
+    """Why a running server gives no greedy answers that can be compared; None if it does.
+
+    Raises Problem("model") where it splits `prompt` into other tokens than the tokenizer of its endpoint, and
+    Unanswered.
+    """
+    try:
+        _check_tokenizer(endpoint, prompt)
+        answer(endpoint, prompt, tokens=1)
+    except Problem as problem:
+        if problem.kind == "model" or isinstance(problem, Unanswered):
+            raise
+        return problem.message
+    return None
+
+
+def _check_tokenizer(endpoint: Endpoint, prompt: str) -> None:
+    """Tokens that the server sets before the prompt, such as a beginning of text, are no difference."""
+    body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
+    served = post(endpoint, body)["choices"][0].get("prompt_token_ids")
+    expected = tokenize(endpoint.tokenizer, prompt)
+    if served and served[-len(expected) :] != expected:
+        raise Problem(
+            "model",
+            f"the server at {endpoint.url} reads {prompt!r} as tokens {served[:8]}, the tokenizer of the local model as"
+            f" {expected[:8]}",
+            "name the model that the server serves: --model; a reference has to serve the same",
+        )
 
 
 def match(candidate: Answer, reference: Answer, reference_profile: str, gate: Greedy) -> GreedyMatch:

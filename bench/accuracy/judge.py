@@ -74,5 +74,5 @@ def _agreement(
 
 def _agreement_of_paths(candidate: Answers) -> Agreement | None:
     """A server's decode against its own prefill, where it has both."""
-    texts = [text for text in candidate.texts if text.prefill]
+    texts = [text for text in candidate.texts if text.prefill and text.decode]
     return metrics.agreement([text.prefill for text in texts], [text.decode for text in texts]) if texts else None

@@ -1,4 +1,4 @@
-"""Accuracy as a plot: mean |Δ log p| through decode, over the context."""
+"""Accuracy as a plot: mean |Δ log p| through decode, or else through prefill, over the context."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,10 +36,10 @@ def _accuracy_panel(panel: Axes, rows: Sequence[AccuracyRow]) -> None:
     for label, row in zip(series_labels(rows), rows, strict=True):
         series[label] = []
         for entry in row.accuracy.contexts if row.accuracy else ():
-            mean = entry.decode.mean_abs_delta
+            mean = getattr(entry, row.accuracy.main_path).mean_abs_delta
             interval = (mean.value, mean.value) if mean.low is None else (mean.low, mean.high)
             series[label].append((entry.context, mean.value, *interval))
         for gate in row.accuracy.gates if row.accuracy else ():
-            if (gate.path, gate.figure) == ("decode", "mean_abs_delta") and gate.bound is not None:
+            if (gate.path, gate.figure) == (row.accuracy.main_path, "mean_abs_delta") and gate.bound is not None:
                 bounds[label] = gate.bound
     curves(panel, "mean |Δ log p| (nats); dashed: its gate", series, bounds)

@@ -13,19 +13,22 @@ from vllm_launch.resolved import Resolved
 
 
 class AccuracyRow(Record):
-    """A profile's answers; what was not measured is absent, and the reason is in `failures`.
+    """A profile's answers; what was not measured is absent, and the reason is in `failures` or `unavailable`.
 
-    reference_kv_capacity_tokens: of the reference profile in the same run, which may have no row.
+    requested: None for a server that somebody else runs: its settings, caches and starts are not known.
+    reference_kv_capacity_tokens: of the reference profile in the same run, which may have no row. unavailable: what the
+    server does not offer, as text with the reason.
     """
 
     profile: str
     description: str
-    requested: Requested
+    requested: Requested | None
     resolved: Resolved | None
     reference_kv_capacity_tokens: int | None = None
     starts: list[Start] = Field(default_factory=list)
     greedy: list[GreedyMatch]
     accuracy: AccuracyRecord | None = None
+    unavailable: list[str] = Field(default_factory=list)
     failures: list[FailedStep]
 
 

@@ -5,12 +5,14 @@ never measured on such a server.
 """
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from bench.accuracy import answers, forced, greedy, sink_check
+from bench.accuracy.forced import ScoredPath
 from bench.accuracy.greedy import Answer
 from bench.accuracy.judge import judge
 from bench.accuracy.result import AccuracyResult, AccuracyRow
@@ -18,12 +20,12 @@ from bench.accuracy.texts import Text, texts_of
 from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch, SinkCheck
 from bench.record.steps import load, step
 from bench.servers import run as runs
+from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import row_settings, serve, status_of
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument
-from vllm_launch.server import Server
 from vllm_launch.software import vllm_build
 from vllm_launch.terminal import Step
 
@@ -39,17 +41,21 @@ def execute(run: Run, command: list[str]) -> AccuracyResult:
 
 def answer_steps(run: Run, entry: Entry) -> list[Step]:
     """The steps of a profile that is served for its answers alone."""
-    start, *scores = score_steps(run, entry)
-    return [start, greedy_step(entry), *scores]
+    return [scored_start(entry), *greedy_steps(run, entry), *score_steps(run, entry)]
 
 
-def greedy_step(entry: Entry) -> Step:
-    return entry.step("greedy answers", GREEDY)
+def greedy_steps(run: Run, entry: Entry) -> list[Step]:
+    names = {GREEDY: "greedy answers", GREEDY_REPEATED: "repeated greedy answers"}
+    return [entry.step(names[path.name], path.name) for path in greedy_paths(run, entry)]
+
+
+def scored_start(entry: Entry) -> Step:
+    return entry.step("scored start", "scored.json")
 
 
 def score_steps(run: Run, entry: Entry) -> list[Step]:
-    """The scored start of a profile, then the steps of score()."""
-    steps = [entry.step("scored start", "scored.json"), entry.step("log-probabilities", SCORES)]
+    """The steps of score()."""
+    steps = [entry.step("log-probabilities", SCORES)]
     if run.is_reference(entry):
         steps.append(entry.step("repeated log-probabilities", REPEATED))
     return [*steps, entry.step("sinks", SINKS)]
@@ -60,46 +66,56 @@ def forcer() -> dict[str, Argument]:
     return forced.arguments(*vllm_build())
 
 
-def ask_greedy(run: Run, entry: Entry, running: Server) -> None:
+def ask_greedy(run: Run, entry: Entry, endpoint: Endpoint) -> None:
     """Take the greedy answers of a running server (steps greedy_paths)."""
     run.status(f"{entry.name}: greedy answers")
     gate = run.suite.greedy
     with in_step("greedy"):
         for path in greedy_paths(run, entry):
-            step(path, list[Answer], lambda: [greedy.answer(running, prompt, gate.tokens) for prompt in gate.prompts])
+            step(path, list[Answer], lambda: [greedy.answer(endpoint, prompt, gate.tokens) for prompt in gate.prompts])
     run.print_line(f"{entry.name}: {len(gate.prompts)} greedy answers")
 
 
 def greedy_paths(run: Run, entry: Entry) -> list[Path]:
     """The steps of a profile's greedy answers.
 
-    A quick run takes the reference's twice: the second against the first is its only accuracy record.
+    The reference's are repeated in a quick run and in that of a server that somebody else runs: the second against the
+    first may be its only accuracy record.
     """
-    names = [GREEDY, GREEDY_REPEATED] if run.request.quick and run.is_reference(entry) else [GREEDY]
+    repeats = run.is_reference(entry) and (run.request.quick or run.request.url)
+    names = [GREEDY, GREEDY_REPEATED] if repeats else [GREEDY]
     return [entry.folder / name for name in names]
 
 
-def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None = None) -> None:
-    """Score the texts on a running server with the forcer and check its sinks (steps scores.json.gz, sinks.json).
+def score(
+    run: Run,
+    entry: Entry,
+    endpoint: Endpoint,
+    repeat_contexts: int | None = None,
+    paths: Sequence[ScoredPath] = forced.PATHS,
+) -> None:
+    """Score the texts on a running server and check its sinks (steps scores.json.gz, sinks.json).
 
     The reference is scored twice (REPEATED): its distance from itself is the noise. repeat_contexts: repeat only the
-    first n contexts; None: all. Transformers runs in a thread meanwhile.
+    first n contexts; None: all. paths: those that the server offers; decode needs the forcer. Transformers runs in a
+    thread meanwhile.
     """
-    model, settings, bounds = running.plan.model, run.suite.texts, entry.thresholds.sinks
+    model, settings, bounds = run.model, run.suite.texts, entry.thresholds.sinks
     source, context, status = settings.source, settings.shortest_prefill, status_of(run, entry)
     with in_step("log-probabilities"):
-        texts = texts_of(model, settings)
+        texts = scored_texts(run, paths)
     checked = [text for text in texts if text.start == context]
-    obstacle = sink_check.obstacle(model, checked)
+    obstacle = sink_check.obstacle(model, checked) if "prefill" in paths else forced.MISSING["prefill"]
     with ThreadPoolExecutor(1) as executor:
         exact = None if obstacle else executor.submit(_exact, run, model, checked)
         with in_step("log-probabilities"):
-            scores = answers.collect(running, source, texts, entry.folder / SCORES, status)
+            scores = answers.collect(endpoint, source, texts, entry.folder / SCORES, status, paths)
             if run.is_reference(entry):
-                contexts = {group.context for group in settings.contexts[:repeat_contexts]}
+                contexts = list(dict.fromkeys(text.start for text in texts))[:repeat_contexts]
                 repeated = [text for text in texts if text.start in contexts]
-                answers.collect(running, source, repeated, entry.folder / REPEATED, status)
-        run.print_line(f"{entry.name}: log-probabilities of {settings.tokens:,} tokens, through decode and prefill")
+                answers.collect(endpoint, source, repeated, entry.folder / REPEATED, status, paths)
+        tokens = sum(len(text.ids) - text.start for text in texts)
+        run.print_line(f"{entry.name}: log-probabilities of {tokens:,} tokens, through {' and '.join(paths)}")
 
         def check() -> SinkCheck:
             status("sinks against transformers")
@@ -109,6 +125,11 @@ def score(run: Run, entry: Entry, running: Server, repeat_contexts: int | None =
         with in_step("sinks"):
             sinks = step(entry.folder / SINKS, SinkCheck, check)
     run.print_line(f"{entry.name}: sinks {sinks.status}" + (f": {sinks.reason}" if sinks.reason else ""))
+
+
+def scored_texts(run: Run, paths: Sequence[ScoredPath]) -> list[Text]:
+    """The suite's texts that are scored through any of `paths`."""
+    return [text for text in texts_of(run.model, run.suite.texts) if "decode" in paths or (paths and text.prefill)]
 
 
 def is_scored(entry: Entry) -> bool:
@@ -183,12 +204,12 @@ def _is_answered(run: Run, entry: Entry) -> bool:
 def _answer(run: Run, entry: Entry) -> None:
     """Serve a profile with the forcer and take all of its answers; in a quick run cold, for greedy ones alone."""
     if run.request.quick:
-        with serve(run, entry, "cold") as running:
-            ask_greedy(run, entry, running)
+        with serve(run, entry, "cold") as endpoint:
+            ask_greedy(run, entry, endpoint)
         return
-    with serve(run, entry, "scored", forcer()) as running:
-        ask_greedy(run, entry, running)
-        score(run, entry, running)
+    with serve(run, entry, "scored", forcer()) as endpoint:
+        ask_greedy(run, entry, endpoint)
+        score(run, entry, endpoint)
 
 
 def _exact(run: Run, model: Model, checked: list[Text]) -> dict[str, list[float]]:
@@ -201,7 +222,7 @@ def _exact(run: Run, model: Model, checked: list[Text]) -> dict[str, list[float]
 def _row(run: Run, entry: Entry, failure: FailedStep | None) -> AccuracyRow:
     return AccuracyRow(
         profile=entry.name,
-        description=entry.profile.description,
+        description=entry.description,
         **row_settings(entry),
         reference_kv_capacity_tokens=reference_capacity(run),
         greedy=greedy_matches(run, entry),

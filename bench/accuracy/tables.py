@@ -23,7 +23,7 @@ def base_of(rows: Sequence[AccuracyRow]) -> AccuracyRow:
     """The row that ratios are to: the reference of the answers, else the first with a 16-bit cache, else the first."""
     names = [match.reference for row in rows for match in row.greedy]
     names += [row.accuracy.reference for row in rows if row.accuracy]
-    names += [row.profile for row in rows if row.requested.kv_cache_dtype in SIXTEEN_BIT]
+    names += [row.profile for row in rows if row.requested and row.requested.kv_cache_dtype in SIXTEEN_BIT]
     return next((row for row in rows if row.profile == next(iter(names), None)), rows[0])
 
 
@@ -66,7 +66,8 @@ def answers(row: AccuracyRow, base: AccuracyRow) -> str | None:
         return ", ".join([*parts, "greedy " + " ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)])
     if record.sinks and record.sinks.status in ("FAILED", "not run"):
         parts.append(f"sinks {record.sinks.status}")
-    parts.append(f"mean |Δ log p| {record.decode.mean_abs_delta.value:.3f}")
+    mean = getattr(record, record.main_path).mean_abs_delta.value
+    parts.append(f"mean |Δ log p| {mean:.3f}" + ("" if record.decode else " in prefill"))
     return ", ".join([*parts, *([f"judged after the run, {record.judged_at:%Y-%m-%d}"] if record.judged_at else [])])
 
 
@@ -110,7 +111,7 @@ def failed(rows: Sequence[AccuracyRow]) -> list[str]:
 
 def not_as_requested(row: AccuracyRow) -> list[str]:
     """Attention backends and KV cache dtype that vLLM resolved otherwise, as plain text."""
-    if row.resolved is None:
+    if row.requested is None or row.resolved is None:
         return []
     sides, dtype = (row.requested, row.resolved), row.resolved.model_dtype
     settings = {
@@ -122,11 +123,26 @@ def not_as_requested(row: AccuracyRow) -> list[str]:
 
 def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
     """What a profile lacks, in at most one line. measurements: what is missing besides answers and settings."""
-    parts = [*measurements, *(["resolved settings"] if row.resolved is None else [])]
+    parts = [*measurements, *row.unavailable]
+    parts += ["resolved settings"] if row.requested and row.resolved is None else []
     parts += [] if has_record(row) else ["accuracy record"]
     if (record := row.accuracy) and record.sinks and record.sinks.status == "not run":
         parts.append(f"sink check ({record.sinks.reason})")
     return [f"{row.profile}: {', '.join(parts)}"] if parts else []
+
+
+def not_known(rows: Sequence[AccuracyRow]) -> list[str]:
+    """A block on the servers that somebody else runs: what is not known of them, and the reference of their answers."""
+    lines = []
+    for row in rows:
+        if row.requested is None:
+            answers_of = "its own first ones" if is_reference(row) else "those of the reference server"
+            lines.append(
+                f"**{md.text(row.profile)}** was running already. Not known: its machine, versions, settings, attention"
+                " backend, KV cache, starts; the provenance is the bench's."
+                f" Its answers are compared with {answers_of}."
+            )
+    return lines
 
 
 def details(rows: Sequence[AccuracyRow]) -> list[str]:

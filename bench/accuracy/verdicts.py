@@ -115,10 +115,10 @@ class Agreement(Strict):
 
 
 class AtContext(Strict):
-    """Agreement after `context` tokens of prompt; prefill is absent where it was not asked for."""
+    """Agreement after `context` tokens of prompt; None where the path was not scored."""
 
     context: int
-    decode: Agreement
+    decode: Agreement | None
     prefill: Agreement | None
 
 
@@ -173,13 +173,14 @@ class Gate(Strict):
 class AccuracyRecord(Strict):
     """A profile's answers against the reference profile's; the reference's own record compares it with itself.
 
-    paths: its decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
+    decode, prefill: None where the path was not scored; a server that others run may have no forced decode. paths: its
+    decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
     judged_at: when the saved scores were judged again, after the run; None for the run's own verdict.
     """
 
     reference: str
     text: Literal["heldout", "book"]
-    decode: Agreement
+    decode: Agreement | None
     prefill: Agreement | None
     paths: Agreement | None
     contexts: Annotated[list[AtContext], Field(min_length=1)]
@@ -192,12 +193,23 @@ class AccuracyRecord(Strict):
         return [gate for gate in self.gates if gate.passed is False]
 
     @property
+    def main_path(self) -> Literal["decode", "prefill"]:
+        """The path that stands for the record: decode, where it was scored."""
+        return "decode" if self.decode else "prefill"
+
+    @property
     def passed(self) -> bool | None:
-        """False if any gate or the sink check failed; None if no gate of decode is judged."""
+        """False if any gate or the sink check failed; None if no gate of the main path is judged."""
         if self.failed_gates or (self.sinks and self.sinks.status == "FAILED"):
             return False
-        judged = {gate.figure for gate in self.gates if gate.path == "decode" and gate.passed}
+        judged = {gate.figure for gate in self.gates if gate.path == self.main_path and gate.passed}
         return True if judged else None
+
+    @model_validator(mode="after")
+    def _has_a_path(self):
+        if not (self.decode or self.prefill):
+            raise ValueError("neither decode nor prefill was scored")
+        return self
 
     @model_validator(mode="after")
     def _gates_judge_these_figures(self):

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.kernels import grid
-from bench.kernels.measure import key, message
+from bench.kernels.measure import BuildKey, key, message
 from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build
 from flashinfer_patches import jit_cache
-from lowp.paged.shapes import Shape
+from lowp.paged.shapes import PAGE_SIZE, Shape
 from vllm_launch.plan import KERNEL_CACHE
 
 CORES_PER_BUILD = 3  # one of FlashInfer's modules has ten files to compile
@@ -39,25 +39,27 @@ def build_all(run: KernelsRun) -> list[Build]:
 
 def _build(run: KernelsRun, kernel: DecodeKernel) -> list[Build]:
     """Build a kernel in each variant that the run's shapes need."""
-    keys = dict.fromkeys(key(kernel, shape) for shape in run.shapes if not kernel.skip_reason(shape))
+    keys = dict.fromkeys(key(kernel, point.shape) for point in run.points if not kernel.skip_reason(point))
     builds = []
     for variant in keys:
-        seconds, error = _first_call(kernel, variant.head_dim, variant.windowed)
+        seconds, error = _first_call(kernel, variant)
         builds.append(Build(**variant._asdict(), seconds=seconds, error=error))
-        name = f"{kernel}, head_dim {variant.head_dim}{', windowed' if variant.windowed else ''}"
+        options = f"{', windowed' if variant.windowed else ''}, {variant.query_format} query"
+        name = f"{kernel}, head_dim {variant.head_dim}{options}"
         run.print_line(f"building {name} FAILED: {error}" if error else f"built {name} in {seconds:.1f} s")
     return builds
 
 
-def _first_call(kernel: DecodeKernel, head_dim: int, windowed: bool) -> tuple[float | None, str | None]:
+def _first_call(kernel: DecodeKernel, variant: BuildKey) -> tuple[float | None, str | None]:
     """Seconds of the smallest call of all, or its error."""
     import torch
 
     from lowp.paged import inputs
 
-    shape = Shape((grid.GEOMETRY.page_size,), grid.WINDOW_LEFT if windowed else -1, head_dim)
+    window_left = grid.WINDOW_LEFT if variant.windowed else -1
+    shape = Shape((PAGE_SIZE,), window_left, variant.head_dim, query_format=variant.query_format)
     try:
-        data = inputs.build(shape, layers=1)
+        data = inputs.build(shape, 1, [kernel.kv_format])
         start = time.perf_counter()
         for setting in kernel.settings:
             for call in kernel.calls(data, setting):

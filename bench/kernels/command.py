@@ -1,29 +1,31 @@
 """`fp8-sinks bench kernels`."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from bench.kernels import grid, peers, run
+from bench.kernels import estimate, grid, joining, peers, run
 from bench.kernels.environment import problems
+from bench.kernels.grid import Point
 from bench.kernels.peers import DecodeKernel
-from bench.kernels.request import KernelsRequest, resolve
-from bench.kernels.result import KernelsResult
+from bench.kernels.request import KernelsRequest, KernelsRun, part_of, resolve
+from bench.kernels.result import GridName, KernelsResult
 from bench.record import run_folder
 from bench.record.command import run_in_folder
 from flashinfer_patches.errors import Problem
-from lowp.paged.shapes import Shape
 from vllm_launch.terminal import exit_on_problems
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-def _shape_names(_context, _option, names: tuple[str, ...]) -> list[str]:
+def _part(_context, _option, text: str | None) -> str | None:
     try:
-        return list(dict.fromkeys(str(grid.parse(name)) for name in names))
+        return text and "{}/{}".format(*part_of(text))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -37,34 +39,57 @@ def _shape_names(_context, _option, names: tuple[str, ...]) -> list[str]:
     help="Only this kernel, in every storage format that it has; repeat for several.",
 )
 @click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    type=click.Choice(get_args(GridName)),
+    help="Shapes to measure: the standard ones (default), those of a server, or 200 random ones; repeat for several.",
+)
+@click.option(
     "--shape",
     "shapes",
     multiple=True,
-    callback=_shape_names,
-    help="BATCHxCONTEXT, or a name that --dry-run prints, instead of the grid; repeat.",
+    help="A name that --dry-run prints, or BATCHxCONTEXT, instead of the whole grid; repeat.",
 )
+@click.option("--part", callback=_part, metavar="I/N", help="Part I of N of the grids; --join makes one result of all.")
 @click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>.")
-@click.option("--resume", type=FOLDER, help="Finish the run in this folder; takes kernels and shapes from it.")
-@click.option("--dry-run", is_flag=True, help="Print what would be measured, check the environment, start nothing.")
+@click.option("--resume", type=FOLDER, help="Finish the run in this folder; takes what it measures from it.")
+@click.option(
+    "--join",
+    "parts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Join the results of all parts, files or run folders, in --run-dir; measures nothing. Repeat.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be measured and about how long; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.pass_obj
-def kernels_command(write_report, kernels, shapes, run_dir, resume, dry_run, as_json):
+def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume, parts, dry_run, as_json):
     """Time decode attention kernels on this GPU, all on the same inputs, each time with its error; minutes.
 
     The run's own kernel cache is wiped and every kernel built anew. fa2-sinks needs a patched FlashInfer; vLLM's
     kernels are skipped where vLLM is not installed. Finish an interrupted run with --resume.
     """
-    if resume:
-        request = _resumed(kernels, shapes, run_dir, resume)
-    else:
-        request = KernelsRequest(kind="kernels", kernels=sorted(set(kernels)), shapes=shapes)
     folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    named = bool(kernels or grids or shapes or part)
+    if parts:
+        if named or resume or dry_run:
+            raise click.UsageError("--join takes results and --run-dir alone")
+        joining.write(parts, folder)
+        click.echo(f"result: {folder / 'result.json'}\nreport: {write_report(folder)}")
+        return
+    if resume and (named or run_dir):
+        raise click.UsageError("--resume takes what it measures, and the folder, from the run; give nothing else")
+    request = (
+        run_folder.read_request(resume, "kernels", KernelsRequest) if resume else _request(kernels, grids, shapes, part)
+    )
     resolved = resolve(folder, request)
     if dry_run:
-        click.echo("\n".join(_plan(kernel, shape) for shape in resolved.shapes for kernel in resolved.kernels))
-    exit_on_problems(problems(resolved))
-    if dry_run:
+        click.echo("\n".join(_plan(resolved)))
+        for problem in problems(resolved):
+            problem.show()
         return
+    exit_on_problems(problems(resolved))
     command = ["fp8-sinks", *sys.argv[1:]]
     result = run_in_folder(
         folder,
@@ -77,20 +102,46 @@ def kernels_command(write_report, kernels, shapes, run_dir, resume, dry_run, as_
     _check_measured(result)
 
 
-def _resumed(kernels, shapes, run_dir: Path | None, resume: Path) -> KernelsRequest:
-    if kernels or shapes or run_dir:
-        raise click.UsageError("--resume takes kernels, shapes and folder from the run; give nothing else")
-    return run_folder.read_request(resume, "kernels", KernelsRequest)
+def _request(kernels, grids, shapes, part: str | None) -> KernelsRequest:
+    grids = list(dict.fromkeys(grids)) or ["standard"]
+    if shapes and part:
+        raise click.UsageError("--part is of whole grids; give no --shape")
+    try:
+        names = list(dict.fromkeys(str(grid.parse(name, grids).shape) for name in shapes))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--shape") from error
+    return KernelsRequest(kind="kernels", kernels=sorted(set(kernels)), shapes=names, grids=grids, part=part)
 
 
-def _plan(kernel: DecodeKernel, shape: Shape) -> str:
-    if reason := kernel.skip_reason(shape):
+def _plan(run: KernelsRun) -> Iterator[str]:
+    """A line for each kernel at each standard shape, one for each other shape, and one for the whole run."""
+    rows = 0
+    for point in run.points:
+        kernels = [kernel for kernel in run.kernels if not kernel.skip_reason(point)]
+        rows += len(kernels)
+        if point.grid == "standard":
+            yield from (_kernel_plan(kernel, point) for kernel in run.kernels)
+        else:
+            yield _served_plan(point, kernels)
+    yield f"{len(run.points)} shapes, {rows} rows, about {estimate.seconds(run):.0f} s"
+
+
+def _kernel_plan(kernel: DecodeKernel, point: Point) -> str:
+    shape = point.shape
+    if reason := kernel.skip_reason(point):
         return f"{shape!s:18} {kernel!s:18} skipped: {reason}"
     size, layers = grid.kv_bytes(shape, kernel.kv_format), grid.layers(shape)
     return (
         f"{shape!s:18} {kernel!s:18} {size / 1e6:9,.1f} MB of KV cache per call, {layers:4} layers in rotation"
         f" ({size * layers / 1e6:,.0f} MB); settings: {', '.join(kernel.settings)}"
     )
+
+
+def _served_plan(point: Point, kernels: list[DecodeKernel]) -> str:
+    shape = point.shape
+    size, calls = grid.kv_bytes(shape, grid.BASE), grid.served_calls(shape)
+    names = ", ".join(map(str, kernels))
+    return f"{point.grid} {shape!s:42} {size / 1e6:9,.2f} MB of KV cache in bf16, {calls:3} calls a graph: {names}"
 
 
 def _check_measured(result: KernelsResult) -> None:

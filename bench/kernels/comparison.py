@@ -1,11 +1,14 @@
 """A kernel's time against the floor, the law of our kernel, and other kernels."""
 
+from collections import defaultdict
+
 from bench.kernels.grid import QUANTISED
 from bench.kernels.peers import OURS
-from bench.kernels.result import KernelRow, KernelsResult
+from bench.kernels.result import KernelRow
 from lowp.paged.shapes import Shape
 
 LAW_US, LAW_SHARE = 3.5, 0.93  # the law: a call may take LAW_US, and its bytes at LAW_SHARE of the ceiling
+BETWEEN_US = 5.0  # instead of LAW_US where another kernel stands between two calls
 LAW = f"{LAW_US:g} us + bytes / ({LAW_SHARE:g} x ceiling)"
 ACCURATE_REL_L2 = 4e-3  # the error of a kernel that keeps BF16 accuracy; the bound of the tests in kernels_tests
 
@@ -15,14 +18,14 @@ def floor_us(row: KernelRow, ceiling: float) -> float:
     return row.kv_bytes / ceiling * 1e6
 
 
-def law_us(row: KernelRow, ceiling: float) -> float:
+def law_us(row: KernelRow, ceiling: float, overhead_us: float = LAW_US) -> float:
     """Microseconds that a call may take."""
-    return LAW_US + floor_us(row, ceiling) / LAW_SHARE
+    return overhead_us + floor_us(row, ceiling) / LAW_SHARE
 
 
-def ours(result: KernelsResult) -> list[KernelRow]:
+def ours(rows: list[KernelRow]) -> list[KernelRow]:
     """Our kernel's measured rows with an FP8 cache."""
-    return [row for row in result.rows if (row.kernel, row.kv_format) == (OURS, QUANTISED) and not row.error]
+    return [row for row in rows if (row.kernel, row.kv_format) == (OURS, QUANTISED) and not row.error]
 
 
 def plain(rows: list[KernelRow]) -> list[KernelRow]:
@@ -30,7 +33,9 @@ def plain(rows: list[KernelRow]) -> list[KernelRow]:
     return [row for row in rows if row.shape.plain] or rows
 
 
-def peers_at(result: KernelsResult, shape: Shape) -> list[KernelRow]:
-    """Other kernels' measured rows at a shape, with any cache, the fastest first."""
-    peers = [row for row in result.rows if row.kernel != OURS and row.shape == shape and not row.error]
-    return sorted(peers, key=lambda row: row.time_us)
+def peers_by_shape(rows: list[KernelRow]) -> dict[Shape, list[KernelRow]]:
+    """Other kernels' measured rows at each shape, with any cache, the fastest first; no entry where there are none."""
+    peers = defaultdict(list)
+    for row in sorted((row for row in rows if row.kernel != OURS and not row.error), key=lambda row: row.time_us):
+        peers[row.shape].append(row)
+    return dict(peers)

@@ -43,10 +43,9 @@ def collect_provenance(command: list[str]) -> Provenance:
 
 def check_unchanged(before: Provenance, current: Provenance) -> None:
     """Raise Problem("software") for another GPU, release or commit: a result names one of each."""
-    conditions = _conditions(before), _conditions(current)
-    names = conditions[0] | conditions[1]
-    if changed := [name for name in names if conditions[0].get(name) != conditions[1].get(name)]:
-        earlier, later = (", ".join(f"{name} {values.get(name)}" for name in changed) for values in conditions)
+    sides = conditions(before), conditions(current)
+    if changed := differing(*sides):
+        earlier, later = (", ".join(f"{name} {values.get(name)}" for name in changed) for values in sides)
         raise Problem(
             "software",
             f"this run started with {earlier}; now there is {later}",
@@ -103,7 +102,12 @@ def _named_vllm(run: KernelsRun) -> Problem | None:
     return no_vllm(kernel, reason) if reason else None
 
 
-def _conditions(source: Provenance) -> dict[str, str | None]:
-    """What times depend on."""
+def conditions(source: Provenance) -> dict[str, str | None]:
+    """What times depend on, by name."""
     hardware = {"GPU": source.machine.name, "driver": source.machine.driver}
     return hardware | {"patch set": source.patch, "commit": source.git_commit} | source.versions
+
+
+def differing(before: dict, current: dict) -> list[str]:
+    """Names whose values differ."""
+    return [name for name in before | current if before.get(name) != current.get(name)]

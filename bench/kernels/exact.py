@@ -15,7 +15,7 @@ def ends(count: int, most: int) -> list[int]:
 
 
 def attention(inputs: Inputs, kv_format: str, layer: int, row: int, *, sinks: bool) -> torch.Tensor:
-    """One sequence's output over its cache as stored in kv_format, float64 [query heads, head_dim]."""
+    """One sequence's output over its cache as stored in kv_format, float64 in the shape of its q."""
     sequence = slice(row, row + 1)
     out, _ = reference(
         inputs.q[layer][sequence],
@@ -25,13 +25,14 @@ def attention(inputs: Inputs, kv_format: str, layer: int, row: int, *, sinks: bo
         inputs.sinks if sinks else None,
         sm_scale=inputs.sm_scale,
         window_left=inputs.shape.window_left,
+        **inputs.layer_scales(kv_format, layer),
         layout="HND",
     )
     return out[0]
 
 
 def expected(inputs: Inputs, kv_format: str, *, sinks: bool) -> torch.Tensor:
-    """attention() for the layers and sequences that are checked, float64 [checked, query heads, head_dim]."""
+    """attention() for the layers and sequences that are checked, float64 [checked, ...]."""
     return torch.stack([attention(inputs, kv_format, layer, row, sinks=sinks) for layer, row in _checked(inputs)])
 
 

@@ -1,20 +1,22 @@
-"""Kernels at one shape: the fastest setting's time and the error of the timed calls, or why a kernel failed."""
+"""Kernels at one point of a grid: the fastest setting's time and the error of its calls, or why a kernel failed."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import NamedTuple
 
 from bench.kernels import grid
-from bench.kernels.peers import DecodeKernel
+from bench.kernels.grid import Point
+from bench.kernels.peers import SERVED_FORMATS, DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow
 from lowp.paged.shapes import Shape
 from vllm_launch import redaction
 
 MESSAGE_CHARACTERS = 300
+TIME_DIGITS = 3  # of microseconds, in compact rows
 
 
 class BuildKey(NamedTuple):
@@ -24,6 +26,7 @@ class BuildKey(NamedTuple):
     kv_format: str
     head_dim: int
     windowed: bool
+    query_format: str
 
 
 @dataclass
@@ -39,37 +42,38 @@ class Failures:
 
 def key(kernel: DecodeKernel, shape: Shape) -> BuildKey:
     """The build of a kernel that a shape needs."""
-    return BuildKey(kernel.name, kernel.kv_format, shape.head_dim, shape.window_left >= 0)
+    return BuildKey(kernel.name, kernel.kv_format, shape.head_dim, shape.window_left >= 0, shape.query_format)
 
 
 def key_of(build: Build) -> BuildKey:
     """The key of a recorded build."""
-    return BuildKey(build.kernel, build.kv_format, build.head_dim, build.windowed)
+    return BuildKey(build.kernel, build.kv_format, build.head_dim, build.windowed, build.query_format)
 
 
-def rows(run: KernelsRun, shape: Shape, failures: Failures, ceiling: float) -> list[KernelRow]:
-    """Measure every kernel that has the shape, all on the same inputs."""
+def rows(run: KernelsRun, point: Point, failures: Failures, ceiling: float) -> list[KernelRow]:
+    """Measure every kernel that has the point, all on the same inputs."""
     from bench.kernels import exact
-    from lowp.paged import inputs
 
+    shape = point.shape
     run.status(f"{shape}: inputs")
-    kernels = [kernel for kernel in run.kernels if not kernel.skip_reason(shape)]
+    kernels = [kernel for kernel in run.kernels if not kernel.skip_reason(point)]
     variants = {(kernel.kv_format, kernel.sinks) for kernel in kernels if not failures.reason(kernel, shape)}
     data, expected, no_inputs = None, {}, None
     try:
         if variants:
-            data = inputs.build(shape, grid.layers(shape))
+            data = _inputs(run, point, sorted({kv_format for kv_format, _ in variants}))
             expected = {variant: exact.expected(data, variant[0], sinks=variant[1]) for variant in variants}
     except Exception as error:  # too large for this GPU's memory
         no_inputs = f"no inputs: {message(error)}"
     measured = []
+    figures_of = _figures if point.grid == "standard" else _served_figures
     for kernel in kernels:
         run.status(f"{shape}: {kernel}")
         figures, error = None, failures.reason(kernel, shape) or no_inputs
         if error is None:
-            measurement = partial(_figures, kernel, data, expected[kernel.kv_format, kernel.sinks])
+            measurement = partial(figures_of, kernel, data, expected[kernel.kv_format, kernel.sinks])
             figures, error = _attempt(measurement, f"{kernel} at {shape}", failures)
-        measured.append(_row(kernel, shape, figures, error))
+        measured.append(_row(kernel, point, figures, error))
         run.print_line(_line(measured[-1], ceiling))
     return measured
 
@@ -80,17 +84,31 @@ def message(error: Exception) -> str:
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."
 
 
+def _inputs(run: KernelsRun, point: Point, kv_formats: list[str]):
+    from lowp.paged import inputs
+
+    if point.grid == "standard":
+        return inputs.build(point.shape, grid.layers(point.shape), kv_formats)
+    return inputs.from_cache(point.shape, grid.served_calls(point.shape), _large_caches(run.cache_pages))
+
+
+@cache
+def _large_caches(pages: int) -> dict:
+    """The caches that all served shapes take their pages from: filling them anew would take longer than the calls."""
+    from lowp.paged import inputs
+
+    return {kv_format: inputs.large_cache(pages, kv_format) for kv_format in SERVED_FORMATS}
+
+
 def _figures(kernel: DecodeKernel, data, expected) -> dict:
     """The fastest setting's samples, and the error of the output of its timed calls."""
-    from bench.kernels import exact, timing
+    from bench.kernels import timing
     from lowp.paged import inputs
 
     samples, errors = {}, {}
     for setting in kernel.settings:
         samples[setting] = timing.graph_us(kernel.calls(data, setting), partial(inputs.poison, data))
-        errors[setting] = exact.rel_l2(exact.outputs(data), expected)
-        if not math.isfinite(errors[setting]):
-            raise ArithmeticError(f"with {setting} the output has NaN or infinity, or was not written")
+        errors[setting] = _error(data, expected, setting)
     best = timing.fastest(samples)
     return {
         "time_us": median(samples[best]),
@@ -98,6 +116,34 @@ def _figures(kernel: DecodeKernel, data, expected) -> dict:
         "rel_l2": errors[best],
         "setting": best,
     }
+
+
+def _served_figures(kernel: DecodeKernel, data, expected) -> dict:
+    """The shortest times, back to back and between additions, each of its best setting; the error of the first's."""
+    from bench.kernels import timing
+    from lowp.paged import inputs
+
+    times, errors = {}, {}
+    for setting in kernel.settings:
+        clear = partial(inputs.poison, data)
+        times[setting] = timing.back_to_back_and_between_us(kernel.calls(data, setting), clear)
+        errors[setting] = _error(data, expected, setting)
+    best = min(times, key=lambda setting: times[setting][0])
+    return {
+        "time_us": round(times[best][0], TIME_DIGITS),
+        "between_us": round(min(between for _, between in times.values()), TIME_DIGITS),
+        "rel_l2": float(f"{errors[best]:.2e}"),
+        "setting": best if len(times) > 1 else None,
+    }
+
+
+def _error(data, expected, setting: str) -> float:
+    from bench.kernels import exact
+
+    error = exact.rel_l2(exact.outputs(data), expected)
+    if not math.isfinite(error):
+        raise ArithmeticError(f"with {setting} the output has NaN or infinity, or was not written")
+    return error
 
 
 def _attempt(measurement: Callable[[], dict], name: str, failures: Failures) -> tuple[dict | None, str | None]:
@@ -114,15 +160,15 @@ def _attempt(measurement: Callable[[], dict], name: str, failures: Failures) -> 
         return None, message(error)
 
 
-def _row(kernel: DecodeKernel, shape: Shape, figures: dict | None, error: str | None) -> KernelRow:
-    no_figures = {"time_us": None, "samples_us": [], "rel_l2": None, "setting": None}
+def _row(kernel: DecodeKernel, point: Point, figures: dict | None, error: str | None) -> KernelRow:
     return KernelRow(
         kernel=kernel.name,
         kv_format=kernel.kv_format,
-        **KernelRow.shape_fields(shape),
-        kv_bytes=grid.kv_bytes(shape, kernel.kv_format),
+        **KernelRow.shape_fields(point.shape),
+        grid=point.grid,
+        kv_bytes=grid.kv_bytes(point.shape, kernel.kv_format),
         error=error,
-        **(figures or no_figures),
+        **(figures or {"time_us": None, "rel_l2": None}),
     )
 
 
@@ -131,4 +177,6 @@ def _line(row: KernelRow, ceiling: float) -> str:
     if row.error:
         return f"{name}: FAILED: {row.error}"
     fraction = row.kv_bytes / row.time_us * 1e6 / ceiling
-    return f"{name}: {row.time_us:.2f} us, {fraction:.0%} of the read ceiling, relL2 {row.rel_l2:.1e} ({row.setting})"
+    between = f", {row.between_us:.2f} us between additions" if row.between_us else ""
+    setting = f" ({row.setting})" if row.setting else ""
+    return f"{name}: {row.time_us:.2f} us{between}, {fraction:.0%} of the read ceiling, relL2 {row.rel_l2:.1e}{setting}"

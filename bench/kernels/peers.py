@@ -5,15 +5,17 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bench.kernels import vllm_peers
-from bench.kernels.grid import GEOMETRY
+from bench.kernels.grid import BASE, GEOMETRY, INT8, QUANTISED, Point
 from bench.kernels.timing import Call
-from lowp.paged.shapes import HEAD_DIM, LAYOUT, Shape
+from lowp.paged.shapes import HEAD_DIM, LAYOUT, QUERY_FORMAT, Shape
 
 if TYPE_CHECKING:
     from lowp.paged.inputs import Inputs
 
 WORKSPACE_BYTES = 512 << 20
 OURS = "sink-decode"
+SERVED_PEERS = ("fa2-sinks", "xqa-sinks", "vllm-fa3")  # those of the server's and the random shapes
+SERVED_FORMATS = (BASE, QUANTISED)
 PDL, NO_PDL = "PDL", "no PDL"  # programmatic dependent launch: a kernel starts before the previous one has ended
 
 
@@ -40,13 +42,29 @@ class DecodeKernel(NamedTuple):
         """A call for each layer of the inputs."""
         return self.prepare(inputs, self.kv_format, setting, self.sinks)
 
-    def skip_reason(self, shape: Shape) -> str | None:
-        """Why it is not measured at a shape; None where it is."""
-        if shape.table_tokens and self.name != OURS:
+    def skip_reason(self, point: Point) -> str | None:
+        """Why it is not measured at a point of a grid; None where it is."""
+        if point.grid == "standard":
+            return self._standard_skip_reason(point.shape)
+        peer = point.peers and self.name in SERVED_PEERS
+        if self.kv_format in SERVED_FORMATS and (self.name == OURS or peer):
+            return None
+        return f"no kernel of the {point.grid} grid at this shape"
+
+    def _standard_skip_reason(self, shape: Shape) -> str | None:
+        if self.kv_format == INT8 and not shape.plain:
+            return f"an {INT8} cache is measured only at plain shapes"
+        if self.name == OURS:
+            return None
+        if shape.table_tokens:
             return f"a block table wider than the batch needs is measured only for {OURS}"
-        if shape.layout != LAYOUT and self.name != OURS:
+        if shape.layout != LAYOUT:
             return f"caches in another layout than {LAYOUT} are measured only for {OURS}"
-        if not self.sinks and (shape.window_left >= 0 or shape.head_dim != HEAD_DIM):
+        if shape.query_tokens > 1 and self.source != "vllm":
+            return "its decode call has one query token"
+        if shape.query_format != QUERY_FORMAT and (self.kv_format == BASE or self.name == "vllm-fa3"):
+            return "query and cache have one format, or the query is quantised"
+        if not self.sinks and Shape(shape.lengths) != shape:
             return f"the kernel without sinks is measured only with full attention and head_dim {HEAD_DIM}"
         return None
 
@@ -61,13 +79,20 @@ def _ours(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[C
         "window_left": shape.window_left,
         "layout": GEOMETRY.layout,
         "workspace": make_workspace(
-            shape.batch, GEOMETRY.query_heads, GEOMETRY.kv_heads, shape.head_dim, inputs.seq_lens.device
+            shape.batch,
+            GEOMETRY.query_heads,
+            GEOMETRY.kv_heads,
+            shape.head_dim,
+            inputs.seq_lens.device,
+            shape.query_tokens,
         ),
     }
-    return [
-        partial(sink_decode, q, k, v, inputs.block_table, inputs.seq_lens, inputs.sinks, out=out, **options)
-        for q, (k, v), out in zip(inputs.q, inputs.caches[kv_format], inputs.out, strict=True)
-    ]
+    calls = []
+    for layer, (k, v) in enumerate(inputs.caches[kv_format]):
+        arguments = (inputs.q[layer], k, v, inputs.block_table, inputs.seq_lens, inputs.sinks)
+        scales = inputs.layer_scales(kv_format, layer)
+        calls.append(partial(sink_decode, *arguments, out=inputs.out[layer], **scales, **options))
+    return calls
 
 
 def _fa2(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Call]:
@@ -146,6 +171,7 @@ def _workspace(_owner: str):
 KERNELS = [
     DecodeKernel(OURS, "bf16", "lowp", True, False, _ours, ("its own",)),
     DecodeKernel(OURS, "e4m3", "lowp", True, False, _ours, ("its own",)),
+    DecodeKernel(OURS, "int8", "lowp", True, False, _ours, ("its own",)),
     DecodeKernel("fa2-no-sinks", "bf16", "flashinfer", False, False, _fa2, (PDL, NO_PDL)),
     DecodeKernel("fa2-sinks", "bf16", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),
     DecodeKernel("fa2-sinks", "e4m3", "flashinfer", True, True, _fa2, (PDL, NO_PDL)),

@@ -9,20 +9,20 @@ from matplotlib.ticker import PercentFormatter
 from bench.kernels.comparison import LAW, floor_us, law_us, plain
 from bench.kernels.grid import KV_FORMATS
 from bench.kernels.peers import OURS
-from bench.kernels.result import KernelRow, KernelsResult
+from bench.kernels.result import KernelRow
 from bench.report.figure import colour_and_marker, frame, legend, save
 
 
-def kernels_plot(title: str, result: KernelsResult, path: Path) -> None:
+def kernels_plot(title: str, standard: list[KernelRow], ceiling: float, path: Path) -> None:
     """Share of the read ceiling at each plain shape, a panel per storage format, a colour per kernel, the law as bars.
 
     Lines join points of one batch alone. At least one kernel was measured.
     """
-    rows = plain([row for row in result.rows if row.error is None])
+    rows = plain([row for row in standard if row.error is None])
     formats = [name for name in KV_FORMATS if any(row.kv_format == name for row in rows)]
     with frame(title, 1.9 + 2.4 * len(formats), len(formats), 1) as (figure, panels):
         for panel, kv_format in zip(panels, formats, strict=True):
-            _panel(panel, rows, kv_format, result.read_ceiling_bytes_per_s)
+            _panel(panel, rows, kv_format, ceiling)
             panel.tick_params(labelbottom=panel is panels[-1])
         panels[-1].set_xlabel("batch x context (tokens)")
         legend(figure, *panels)

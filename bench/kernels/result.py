@@ -1,17 +1,26 @@
 """The result of kind `kernels`. Other tools read its keys: a key keeps its name and meaning."""
 
+from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from bench.record.envelope import Envelope
+from bench.record.files import write_json
 from flashinfer_patches.strict import NotNegative, Positive, Strict
-from lowp.paged.shapes import HEAD_DIM, LAYOUT, Layout, Shape
+from lowp.paged.shapes import HEAD_DIM, LAYOUT, QUERY_FORMAT, Layout, Shape, drawn, even
+
+GridName = Literal["standard", "server", "random"]
+# Left out of rows that are not of the standard grid where they have their default: there are thousands.
+LEFT_OUT = ("head_dim", "query_tokens", "query_format", "samples_us", "setting", "error", "part")
 
 
 class Geometry(Strict):
-    """The defaults of the rows, which may differ in head_dim and layout. layout: as FlashInfer names a cache's axes."""
+    """The defaults of the rows, which may differ in head_dim, layout and query.
+
+    layout: as FlashInfer names a cache's axes.
+    """
 
     query_heads: int
     kv_heads: int
@@ -24,14 +33,15 @@ class Geometry(Strict):
 class Build(Strict):
     """First call of a kernel with an empty cache: compile, load, run once. seconds: None where it failed.
 
-    The smallest call with this head_dim, with a sliding window or without. FlashInfer's kernels build several at once
-    and compete for the cores.
+    The smallest call with this head_dim and query, with a sliding window or without. FlashInfer's kernels build several
+    at once and compete for the cores.
     """
 
     kernel: str
     kv_format: str
     head_dim: int = HEAD_DIM
     windowed: bool = False
+    query_format: str = QUERY_FORMAT
     seconds: Positive | None
     error: str | None
 
@@ -52,36 +62,55 @@ class Skipped(Strict):
 
 
 class KernelRow(Strict):
-    """One kernel at one shape: `batch` requests of `context` tokens each, one query token a request.
+    """One kernel at one shape: `batch` requests of `context` tokens, each with `query_tokens` query tokens.
 
-    lengths: each request's tokens where they differ; context is then the longest. window_left: tokens read before the
-    newest, -1 for all. table_tokens: tokens that the block table has room for, None for context. layout: of the cache;
-    interleaved is HND with each token's keys and values side by side. kv_bytes: keys and values that a call must read.
-    time_us: median of samples_us, microseconds per call. rel_l2: error of the timed calls' outputs,
-    |out - exact| / |exact|, against float64 attention over the cache as stored, in the first and last two requests and
-    the longest. setting: the fastest of the kernel's settings. A kernel that failed has `error` and no figures.
+    lengths: equal; drawn by `shapes.drawn`, near or uniform, the longest of `context` tokens; or each request's.
+    window_left: tokens read before the newest, -1 for all. table_tokens: tokens that the block table has room for, None
+    for context. layout: of the cache; interleaved is HND with each token's keys and values side by side. kv_bytes:
+    keys, values and scales that a call must read.
+    time_us: microseconds per call, back to back; in the standard grid the median of samples_us. between_us: the same
+    with a small addition after each call, less the addition; measured in the other grids. rel_l2: error of the timed
+    calls' outputs, |out - exact| / |exact|, against float64 attention over the cache as stored, in the first and last
+    two requests and the longest. setting: the fastest of the kernel's settings, by time_us. A kernel that failed has
+    `error` and no figures. part: of a joined result, counted from 1.
     """
 
     kernel: str
     kv_format: str
     batch: int
     context: int
-    lengths: list[int] | None = None
+    lengths: Literal["equal", "near", "uniform"] | list[int] = "equal"
     window_left: int = -1
     head_dim: int = HEAD_DIM
     table_tokens: int | None = None
     layout: Layout = LAYOUT
+    query_tokens: int = 1
+    query_format: str = QUERY_FORMAT
+    grid: GridName = "standard"
     kv_bytes: Annotated[int, Field(gt=0)]
     time_us: Positive | None
-    samples_us: list[Positive]
+    between_us: Positive | None = None
+    samples_us: list[Positive] = Field(default_factory=list)
     rel_l2: NotNegative | None
-    setting: str | None
-    error: str | None
+    setting: str | None = None
+    error: str | None = None
+    part: int = 1
 
     @property
     def shape(self) -> Shape:
-        lengths = tuple(self.lengths or [self.context] * self.batch)
-        return Shape(lengths, self.window_left, self.head_dim, self.table_tokens or 0, self.layout)
+        sizes = {
+            "window_left": self.window_left,
+            "head_dim": self.head_dim,
+            "table_tokens": self.table_tokens or 0,
+            "layout": self.layout,
+            "query_tokens": self.query_tokens,
+            "query_format": self.query_format,
+        }
+        if isinstance(self.lengths, list):
+            return Shape(tuple(self.lengths), **sizes)
+        if self.lengths == "equal":
+            return even(self.batch, self.context, **sizes)
+        return drawn(self.batch, self.context, self.lengths, **sizes)
 
     @staticmethod
     def shape_fields(shape: Shape) -> dict:
@@ -89,34 +118,69 @@ class KernelRow(Strict):
         return {
             "batch": shape.batch,
             "context": shape.context,
-            "lengths": list(shape.lengths) if shape.ragged else None,
+            "lengths": shape.spread or (list(shape.lengths) if shape.ragged else "equal"),
             "window_left": shape.window_left,
             "head_dim": shape.head_dim,
             "table_tokens": shape.table_tokens or None,
             "layout": shape.layout,
+            "query_tokens": shape.query_tokens,
+            "query_format": shape.query_format,
         }
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _null_is_equal(cls, lengths):
+        """Older results have null for equal lengths."""
+        return "equal" if lengths is None else lengths
 
     @model_validator(mode="after")
     def _figures_or_error(self):
-        figures = (self.time_us, self.rel_l2)
-        if self.error is None and (not self.samples_us or None in figures):
-            raise ValueError("expected time_us, samples_us and rel_l2, or an error")
-        if self.error is not None and (self.samples_us or figures != (None, None)):
+        figures = (self.time_us, self.rel_l2, *([] if self.grid == "standard" else [self.between_us]))
+        if self.error is None and None in figures:
+            raise ValueError("expected time_us, rel_l2 and, of a server's shapes, between_us; or an error")
+        if self.error is not None and (self.samples_us or any(figure is not None for figure in figures)):
             raise ValueError("got an error with figures, expected only one of them")
-        if self.error is None and self.time_us != median(self.samples_us):
+        if self.grid == "standard" and self.error is None and not self.samples_us:
+            raise ValueError("expected samples_us, or an error")
+        if self.samples_us and self.time_us != median(self.samples_us):
             raise ValueError(f"time_us is {self.time_us}, the median of samples_us {median(self.samples_us)}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _compact(self, handler):
+        fields = handler(self)
+        if self.grid == "standard":
+            return fields
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in LEFT_OUT}
+        return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
+
 
 class KernelsResult(Envelope):
-    """read_ceiling_bytes_per_s: the fastest read-only sweep of the run. cache_wiped_bytes: wiped before the builds."""
+    """read_ceiling_bytes_per_s: the fastest read-only sweep of the run; of a joined result the highest of its parts'.
+
+    part: which part of its grids the run measured, as on the command line; None for all, or all parts joined.
+    part_ceilings: of a joined result, the read ceiling of each part. cache_wiped_bytes: wiped before the builds.
+    """
 
     RETIRED = ("tolerance",)
 
     kind: Literal["kernels"] = "kernels"
     geometry: Geometry
     read_ceiling_bytes_per_s: Positive
+    part: str | None = None
+    part_ceilings: list[Positive] = Field(default_factory=list)
     cache_wiped_bytes: int
     builds: list[Build]
     left_out: list[Skipped] = Field(default_factory=list)
     rows: list[KernelRow]
+
+    def ceiling(self, row: KernelRow) -> float:
+        """The read ceiling of the GPU that measured a row."""
+        return self.part_ceilings[row.part - 1] if self.part_ceilings else self.read_ceiling_bytes_per_s
+
+
+def write_result(result: KernelsResult, path: Path) -> None:
+    """Write a result as JSON, whole or not at all, each row on one line."""
+    rows = ",\n  ".join(row.model_dump_json() for row in result.rows)
+    text = result.model_copy(update={"rows": []}).model_dump_json(indent=1)
+    write_json(text.replace('"rows": []', f'"rows": [\n  {rows}\n ]'), path)

@@ -1,4 +1,4 @@
-"""A run of the kernel bench: caches wiped, read ceiling, builds, the grid; one result.
+"""A run of the kernel bench: caches wiped, read ceiling, builds, the grids; one result.
 
 Its steps are files in the run's folder, which a resumed run loads.
 """
@@ -9,18 +9,17 @@ from pathlib import Path
 
 from bench.kernels import builds, grid, measure, vllm_peers
 from bench.kernels.environment import check_same_ceiling, check_unchanged, collect_provenance, no_vllm
+from bench.kernels.grid import Point
 from bench.kernels.measure import Failures
 from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
-from bench.kernels.result import Build, KernelRow, KernelsResult, Skipped
+from bench.kernels.result import Build, KernelRow, KernelsResult, Skipped, write_result
 from bench.record import run_folder
-from bench.record.files import write
 from bench.record.steps import step
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
-from lowp.paged.shapes import Shape
 from vllm_launch import redaction
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE
 from vllm_launch.provenance import Provenance
@@ -46,7 +45,7 @@ def execute(run: KernelsRun, command: list[str]) -> KernelsResult:
     with writing(folder):
         folder.mkdir(exist_ok=True)
     preparing = Step("preparation", "preparation", folder / "preparation.json")
-    run.show_steps([preparing, *(Step(str(shape), "shape", _rows_path(run, shape)) for shape in run.shapes)])
+    run.show_steps([preparing, *(Step(str(point.shape), "shape", _rows_path(run, point)) for point in run.points)])
     resumed = preparing.path.exists()
     wiped = _use_own_caches(run, keep=resumed)
     preparation = step(preparing.path, Preparation, lambda: _prepare(run, command, wiped))
@@ -57,32 +56,33 @@ def execute(run: KernelsRun, command: list[str]) -> KernelsResult:
     run = replace(run, kernels=_without(run.kernels, preparation.skipped))
     failed_builds = [build for build in preparation.builds if build.error]
     failures = Failures({measure.key_of(build): f"not built: {build.error}" for build in failed_builds})
-    rows = [row for shape in run.shapes for row in _measure(run, shape, failures, ceiling)]
+    rows = [row for point in run.points for row in _measure(run, point, failures, ceiling)]
     result = KernelsResult(
         id=run.folder.name,
         provenance=preparation.provenance,
         geometry=grid.GEOMETRY,
         read_ceiling_bytes_per_s=ceiling,
+        part=run.request.part,
         cache_wiped_bytes=preparation.cache_wiped_bytes,
         builds=preparation.builds,
         left_out=preparation.skipped + _skipped_shapes(run),
         rows=rows,
     )
     with writing(run.folder):
-        write(result, run.folder / "result.json")
+        write_result(result, run.folder / "result.json")
     return result
 
 
-def _measure(run: KernelsRun, shape: Shape, failures: Failures, ceiling: float) -> list[KernelRow]:
-    """A shape's rows, as a step; not saved once the GPU is unusable, for another process can measure them."""
-    path = _rows_path(run, shape)
+def _measure(run: KernelsRun, point: Point, failures: Failures, ceiling: float) -> list[KernelRow]:
+    """A point's rows, as a step; not saved once the GPU is unusable, for another process can measure them."""
+    path = _rows_path(run, point)
     if failures.gpu and not path.exists():
-        return measure.rows(run, shape, failures, ceiling)
-    return step(path, list[KernelRow], lambda: measure.rows(run, shape, failures, ceiling))
+        return measure.rows(run, point, failures, ceiling)
+    return step(path, list[KernelRow], lambda: measure.rows(run, point, failures, ceiling))
 
 
-def _rows_path(run: KernelsRun, shape: Shape) -> Path:
-    return run.folder / "steps" / f"{shape}.json"
+def _rows_path(run: KernelsRun, point: Point) -> Path:
+    return run.folder / "steps" / f"{point.file_name}.json"
 
 
 def _prepare(run: KernelsRun, command: list[str], wiped: int) -> Preparation:
@@ -144,12 +144,12 @@ def _skipped_vllm(run: KernelsRun) -> list[Skipped]:
 
 
 def _skipped_shapes(run: KernelsRun) -> list[Skipped]:
-    """Kernels that are not measured at single shapes."""
+    """Kernels that are not measured at single shapes of the standard grid; the other grids have them at some alone."""
     return [
-        Skipped(kernel=kernel.name, kv_format=kernel.kv_format, shape=str(shape), reason=reason)
+        Skipped(kernel=kernel.name, kv_format=kernel.kv_format, shape=str(point.shape), reason=reason)
         for kernel in run.kernels
-        for shape in run.shapes
-        if (reason := kernel.skip_reason(shape))
+        for point in run.points
+        if point.grid == "standard" and (reason := kernel.skip_reason(point))
     ]
 
 

@@ -3,7 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from bench.kernels.comparison import ACCURATE_REL_L2, LAW, floor_us, law_us, ours, peers_at, plain
+from bench.kernels import served
+from bench.kernels.comparison import ACCURATE_REL_L2, LAW, floor_us, law_us, ours, peers_by_shape, plain
 from bench.kernels.grid import KV_FORMATS, QUANTISED
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
@@ -21,35 +22,41 @@ NOTE = (
 
 
 def section(result: KernelsResult) -> Section:
-    source = result.provenance
-    version = source.versions.get("flashinfer-python", "?")
+    source, version = result.provenance, result.provenance.versions.get("flashinfer-python", "?")
+    standard = [row for row in result.rows if row.grid == "standard"]
+    served_rows = [row for row in result.rows if row.grid != "standard"]
     failed = [row for row in result.rows if row.error]
     failures = [(f"{row.kernel} {row.kv_format}", row.shape.words, md.text(row.error)) for row in failed]
     left_out = [(entry.kernel, entry.shape, entry.reason) for entry in result.left_out]
-    times = [block for name in KV_FORMATS for block in time_table(result, name)]
+    ceiling = result.read_ceiling_bytes_per_s
+    page = page_table(standard, ceiling) if standard else []
+    page += served.page(result, served_rows) if served_rows else []
+    times = [block for name in KV_FORMATS for block in time_table(standard, name, ceiling)]
+    part = f", part {result.part}" if result.part else ""
+    measured = "Decode kernels" if standard else "Decode kernels as a server calls them"
     return Section(
         id=result.id,
         source=source,
-        subject=f"Decode kernels on {source.machine.name}, FlashInfer {version}",
-        page=[*page_table(result), _conditions(result), *md.listing("Failed:", by_reason(failures))],
+        subject=f"{measured} on {source.machine.name}, FlashInfer {version}{part}",
+        page=[*page, _conditions(result), *md.listing("Failed:", by_reason(failures))],
         not_measured=by_reason(left_out),
-        details=[*times, NOTE],
-        glance=_glance(result),
-        draw=partial(_draw, result) if any(row.error is None for row in result.rows) else None,
+        details=[*times, *served.details(result, served_rows), *([NOTE] if standard else [])],
+        glance=[*_glance(result, standard), *served.glance(result, served_rows)],
+        draw=partial(_draw, result, standard) if any(row.error is None for row in standard) else None,
         glance_plot=True,
     )
 
 
-def page_table(result: KernelsResult) -> list[str]:
+def page_table(standard: list[KernelRow], ceiling: float) -> list[str]:
     """Our kernel with an FP8 cache, at shapes where another kernel was measured; no block where ours was not.
 
     Beside it floor, share of the ceiling, and the fastest accurate peer with either cache; the ratio is bold where
     our samples are not all faster than the peer's.
     """
-    lines, rows = [], ours(result)
-    for row in [row for row in rows if peers_at(result, row.shape)] or rows:
-        floor = floor_us(row, result.read_ceiling_bytes_per_s)
-        peer = next((peer for peer in peers_at(result, row.shape) if peer.rel_l2 <= ACCURATE_REL_L2), None)
+    lines, rows, peers = [], ours(standard), peers_by_shape(standard)
+    for row in [row for row in rows if row.shape in peers] or rows:
+        floor = floor_us(row, ceiling)
+        peer = next((peer for peer in peers.get(row.shape, []) if peer.rel_l2 <= ACCURATE_REL_L2), None)
         cells = [row.shape.words, number(floor), number(row.time_us), f"{floor / row.time_us:.0%}"]
         if peer is None:
             lines.append([*cells, "-", "-"])
@@ -61,11 +68,11 @@ def page_table(result: KernelsResult) -> list[str]:
     return [md.table(headers, lines)] if lines else []
 
 
-def time_table(result: KernelsResult, kv_format: str) -> list[str]:
+def time_table(standard: list[KernelRow], kv_format: str, ceiling: float) -> list[str]:
     """All kernels with one storage format: times and errors, and our kernel against the law; no block without rows."""
-    rows = {(row.shape, row.kernel): row for row in result.rows if row.kv_format == kv_format}
+    rows = {(row.shape, row.kernel): row for row in standard if row.kv_format == kv_format}
     shapes, kernels = (list(dict.fromkeys(key[index] for key in rows)) for index in (0, 1))
-    ceiling, lines = result.read_ceiling_bytes_per_s, []
+    lines = []
     for shape in shapes:
         of_shape = [rows.get((shape, kernel)) for kernel in kernels]
         floor = number(floor_us(next(filter(None, of_shape)), ceiling))
@@ -86,27 +93,28 @@ def _time_cell(row: KernelRow | None, ceiling: float) -> str:
 
 
 def _conditions(result: KernelsResult) -> str:
-    geometry, rows = result.geometry, ours(result)
+    geometry, rows = result.geometry, ours(result.rows)
+    ceilings = span(result.part_ceilings or [result.read_ceiling_bytes_per_s], lambda value: f"{value / 1e12:.2f}")
     error = f" {OURS} {QUANTISED}: relL2 at most {max(row.rel_l2 for row in rows):.1e}." if rows else ""
     return (
         f"us: microseconds a call. {geometry.query_heads} query heads over {geometry.kv_heads} KV heads of"
         f" {geometry.head_dim}, {geometry.query_format} query, pages of {geometry.page_size} tokens, "
-        f"{geometry.layout}. Read ceiling of this run {result.read_ceiling_bytes_per_s / 1e12:.2f} TB/s; floor: a"
+        f"{geometry.layout}. Read ceiling of this run {ceilings} TB/s; floor: a"
         f" call's bytes at it. Accurate: relL2 at most {ACCURATE_REL_L2:g} against float64.{error}"
     )
 
 
-def speed(result: KernelsResult) -> str | None:
+def speed(standard: list[KernelRow], ceiling: float) -> str | None:
     """Our kernel with an FP8 cache, at plain shapes if there are any, against the fastest other kernel and the law.
 
     The other kernel has either cache, accurate or not. None where ours was not measured.
     """
-    if not (rows := plain(ours(result))):
+    if not (rows := plain(ours(standard))):
         return None
-    peers = {row.shape: peers_at(result, row.shape) for row in rows}
-    ratios = [peers[row.shape][0].time_us / row.time_us for row in rows if peers[row.shape]]
+    peers = peers_by_shape(standard)
+    ratios = [peers[row.shape][0].time_us / row.time_us for row in rows if row.shape in peers]
     parts = [f"{span(ratios, '{:.2f}x'.format)} the fastest other kernel's speed"] if ratios else []
-    met = sum(row.time_us <= law_us(row, result.read_ceiling_bytes_per_s) for row in rows)
+    met = sum(row.time_us <= law_us(row, ceiling) for row in rows)
     return "; ".join([*parts, f"within the law at {met} of {len(rows)} shapes"])
 
 
@@ -121,17 +129,21 @@ def by_reason(entries: list[tuple[str, str | None, str]]) -> list[str]:
     return lines
 
 
-def _glance(result: KernelsResult) -> list[list[str]]:
+def _glance(result: KernelsResult, standard: list[KernelRow]) -> list[list[str]]:
     """A row for our kernel with an FP8 cache."""
-    if not (rows := plain(ours(result))):
+    if not (rows := plain(ours(standard))):
         return []
     error = f"relL2 ≤ {max(row.rel_l2 for row in rows):.1e}"
-    return [[md.text(result.provenance.machine.name), f"{OURS} {QUANTISED}", error, "-", speed(result)]]
+    name = f"{OURS} {QUANTISED}"
+    return [
+        [md.text(result.provenance.machine.name), name, error, "-", speed(standard, result.read_ceiling_bytes_per_s)]
+    ]
 
 
-def _draw(result: KernelsResult, path: Path) -> None:
+def _draw(result: KernelsResult, standard: list[KernelRow], path: Path) -> None:
     from bench.kernels.plot import kernels_plot  # matplotlib is slow to load
 
-    text, machine = speed(result), result.provenance.machine.name
+    ceiling, machine = result.read_ceiling_bytes_per_s, result.provenance.machine.name
+    text = speed(standard, ceiling)
     title = f"{OURS} {QUANTISED} on {machine}: {text}" if text else f"Decode kernels on {machine}"
-    kernels_plot(title, result, path)
+    kernels_plot(title, standard, ceiling, path)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from lowp.paged.inputs import Inputs
+    from lowp.paged.shapes import Shape
 
 # FA3 chooses its KV splits in every call, or takes those that vLLM plans once for all layers of a captured step.
 FA3_SETTINGS = (SPLITS_BY_FA3, SPLITS_BY_VLLM) = ("splits by FA3", "splits planned by vLLM")
@@ -53,7 +54,7 @@ def fa3(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Cal
     fp8 = cache_dtype == torch.float8_e4m3fn
     scale = torch.ones(1, device=device).expand(shape.batch, GEOMETRY.kv_heads) if fp8 else None
     options = {
-        "max_seqlen_q": 1,
+        "max_seqlen_q": shape.query_tokens,
         "cu_seqlens_q": _query_starts(inputs),
         "max_seqlen_k": shape.context,
         "seqused_k": inputs.seq_lens,
@@ -71,7 +72,7 @@ def fa3(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Cal
         options["num_splits"] = MAX_SPLITS
         options["scheduler_metadata"] = get_scheduler_metadata(
             batch_size=shape.batch,
-            max_seqlen_q=1,
+            max_seqlen_q=shape.query_tokens,
             max_seqlen_k=shape.context,
             num_heads_q=GEOMETRY.query_heads,
             num_heads_kv=GEOMETRY.kv_heads,
@@ -85,8 +86,8 @@ def fa3(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[Cal
             num_splits=MAX_SPLITS,
         )
     return [
-        partial(flash_attn_varlen_func, q.to(cache_dtype), *_nhd(kv), out=out, **options)
-        for q, kv, out in zip(inputs.q, inputs.caches[kv_format], inputs.out, strict=True)
+        partial(flash_attn_varlen_func, q.to(cache_dtype), *_nhd(kv, shape), out=out, **options)
+        for q, kv, out in zip(_flat(inputs.q), inputs.caches[kv_format], _flat(inputs.out), strict=True)
     ]
 
 
@@ -103,7 +104,7 @@ def triton(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[
     segments = (max_split_batch, GEOMETRY.query_heads, SEGMENTS)
     options = {
         "cu_seqlens_q": _query_starts(inputs),
-        "max_seqlen_q": 1,
+        "max_seqlen_q": shape.query_tokens,
         "seqused_k": inputs.seq_lens,
         "max_seqlen_k": shape.context,
         "softmax_scale": inputs.sm_scale,
@@ -123,15 +124,21 @@ def triton(inputs: "Inputs", kv_format: str, setting: str, sinks: bool) -> list[
         "kv_quant_mode": KVQuantMode.FP8_PER_TENSOR if fp8 else KVQuantMode.NONE,
     }
     return [
-        partial(unified_attention, q, *_nhd(kv), out, **options)
-        for q, kv, out in zip(inputs.q, inputs.caches[kv_format], inputs.out, strict=True)
+        partial(unified_attention, q, *_nhd(kv, shape), out, **options)
+        for q, kv, out in zip(_flat(inputs.q), inputs.caches[kv_format], _flat(inputs.out), strict=True)
     ]
 
 
 def _query_starts(inputs: "Inputs") -> "torch.Tensor":
     import torch
 
-    return torch.arange(inputs.shape.batch + 1, dtype=torch.int32, device=inputs.seq_lens.device)
+    starts = torch.arange(inputs.shape.batch + 1, dtype=torch.int32, device=inputs.seq_lens.device)
+    return starts * inputs.shape.query_tokens
+
+
+def _flat(queries: list["torch.Tensor"]) -> list["torch.Tensor"]:
+    """Queries or outputs in vLLM's shape, [tokens of all sequences, query heads, head_dim], as views."""
+    return [values.view(-1, *values.shape[-2:]) for values in queries]
 
 
 def _window(inputs: "Inputs") -> tuple[int, int]:
@@ -139,6 +146,10 @@ def _window(inputs: "Inputs") -> tuple[int, int]:
     return (-1, -1) if inputs.shape.window_left < 0 else (inputs.shape.window_left, 0)
 
 
-def _nhd(cache: tuple["torch.Tensor", "torch.Tensor"]) -> list["torch.Tensor"]:
-    """Keys and values in vLLM's order of axes, [pages, page, kv heads, head_dim], copied."""
-    return [values.transpose(1, 2).contiguous() for values in cache]
+def _nhd(cache: tuple["torch.Tensor", "torch.Tensor"], shape: "Shape") -> list["torch.Tensor"]:
+    """Keys and values with vLLM's order of axes, [pages, page, kv heads, head_dim].
+
+    Views of an interleaved cache, which is vLLM's own; from another layout copied into that order.
+    """
+    views = [values.transpose(1, 2) for values in cache]
+    return views if shape.layout == "interleaved" else [view.contiguous() for view in views]

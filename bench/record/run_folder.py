@@ -26,8 +26,9 @@ CACHE_MARK_TEXT = "JIT caches of a run of fp8-sinks: all that is in this folder 
 class Request(Strict):
     """What a run measures; saved in its folder, so that --resume does the same.
 
-    suite: None is the model's own. grid: fields of the suite's grid that the command line replaces. quick: only a
-    first look.
+    suite: None is the model's own. grid: fields of the suite's grid that the command line replaces. slo: limits of
+    goodput, in ms. quick: only a first look. url: of a server that somebody else runs, without /v1; reference_url: of
+    its reference.
     """
 
     kind: str
@@ -36,7 +37,10 @@ class Request(Strict):
     suite: str | None = None
     overrides: list[str]
     grid: dict[str, int | list[int]] = Field(default_factory=dict)
+    slo: dict[str, float] = Field(default_factory=dict)
     quick: bool = False
+    url: str | None = None
+    reference_url: str | None = None
 
 
 R = TypeVar("R", bound=Strict)

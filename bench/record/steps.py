@@ -18,9 +18,14 @@ def step(path: Path, kind: type[T], action: Callable[[], T]) -> T:
     if path.exists():
         return load(path, kind)
     value = action()
+    save(path, kind, value)
+    return value
+
+
+def save(path: Path, kind: type[T], value: T) -> None:
+    """Write a step's value; raises Problem("disk")."""
     with writing(path.parent):
         write_json(TypeAdapter(kind).dump_json(value, indent=1).decode(), path)
-    return value
 
 
 def load(path: Path, kind: type[T]) -> T:

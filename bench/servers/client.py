@@ -1,6 +1,9 @@
-"""Completions over HTTP."""
+"""Completions over HTTP, from any server with OpenAI's interface."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import requests
 
@@ -8,25 +11,72 @@ from flashinfer_patches.errors import Problem
 from vllm_launch.server import Server, authorization
 
 TIMEOUT_S = 600
+SHORT_TIMEOUT_S = 20  # for what takes a server no computation
 
 
-def post(server: Server, body: dict) -> dict:
-    """POST `body` to /v1/completions and return the answer. Raises Problem("requests") for anything but HTTP 200."""
+class Unanswered(Problem):
+    """A request without any HTTP answer: no server there, a dropped connection, a time limit."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server answers, whoever runs it.
+
+    url: without /v1. model: the name under which it serves the model. tokenizer: the model's folder. log: where to look
+    after a failure. headers: of each request; may hold the key. context: the most tokens of a request, None where they
+    are not known.
+    """
+
+    url: str
+    model: str
+    tokenizer: str
+    log: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    context: int | None = None
+
+
+def endpoint_of(server: Server) -> Endpoint:
+    """The endpoint of a server that we run."""
+    plan = server.plan
+    return Endpoint(plan.url, plan.model.name, plan.model.path, str(server.log), authorization(plan))
+
+
+def post(endpoint: Endpoint, body: dict, timeout_s: float = TIMEOUT_S) -> dict:
+    """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for all but a completion,
+    Unanswered where nothing answers.
+    """
+    body, log = {"model": endpoint.model} | body, endpoint.log
+    answer = _answer("POST", f"{endpoint.url}/v1/completions", endpoint.headers, timeout_s, log, body)
+    if not (isinstance(answer, dict) and answer.get("choices")):
+        raise Problem("requests", f"expected a completion, got {str(answer)[:300]}", f"see {log}")
+    return answer
+
+
+def get(url: str, headers: Mapping[str, str], log: str) -> Any:
+    """The JSON at `url`. Raises Problem("requests") for anything else. log: as in Endpoint."""
+    return _answer("GET", url, headers, SHORT_TIMEOUT_S, log)
+
+
+def _answer(method: str, url: str, headers: Mapping[str, str], timeout_s: float, log: str, body: dict | None = None):
+    """The JSON of an HTTP 200. Follows no redirect, and takes neither proxy nor password from the environment."""
     with requests.Session() as session:
         session.trust_env = False
         try:
-            response = session.post(
-                f"{server.plan.url}/v1/completions", json=body, headers=authorization(server.plan), timeout=TIMEOUT_S
+            response = session.request(
+                method, url, json=body, headers=headers, timeout=timeout_s, allow_redirects=False
             )
         except requests.RequestException as error:
-            raise Problem("requests", f"no answer from the server: {error}", f"see {server.log}") from error
+            raise Unanswered("requests", f"no answer from the server: {error}", f"see {log}") from error
     if response.status_code != 200:
-        raise Problem("requests", f"HTTP {response.status_code}: {response.text[:300]}", f"see {server.log}")
-    return response.json()
+        raise Problem("requests", f"HTTP {response.status_code}: {response.text[:300]}", f"see {log}")
+    try:
+        return response.json()
+    except ValueError as error:
+        raise Problem("requests", f"expected JSON, got {response.text[:300]!r}", f"see {log}") from error
 
 
-def first_token_s(server: Server, prompt: str) -> float:
+def first_token_s(endpoint: Endpoint, prompt: str) -> float:
     """Seconds to one token, of the first request to the server."""
     started = time.monotonic()
-    post(server, {"model": server.plan.model.name, "prompt": prompt, "max_tokens": 1, "temperature": 0})
+    post(endpoint, {"prompt": prompt, "max_tokens": 1, "temperature": 0})
     return time.monotonic() - started

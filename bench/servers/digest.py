@@ -7,10 +7,12 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from bench.record.files import write_text
+from bench.servers.client import Endpoint
 from bench.suite import Suite
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from vllm_launch import provenance, redaction
+from vllm_launch.machine import Machine
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.plan import CACHE_VARIABLES, Plan
@@ -27,17 +29,33 @@ def compute(plan: Plan, suite: Suite) -> dict[str, str]:
     Left out: what differs from start to start, the depths of the grid, which have a step each, and the reference and
     the thresholds, by which saved figures can be judged again.
     """
-    machine = plan.machine
     digest = {f"argument {name}": value for name, value in plan.arguments.items()}
     digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in PER_RUN}
     digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan).items()}
-    digest |= {f"version of {name}": value for name, value in provenance.versions().items()}
-    digest |= {"commit": provenance.code_state()}
     digest |= {"FlashInfer patch set": provenance.patch(), "attention backends": plan.expected_backends}
-    digest |= {"machine": [machine.family, machine.name, machine.gpus, machine.driver, machine.cores]}
-    digest |= {"grid": suite.grid.model_dump(exclude={"depth"}), "texts": suite.texts.model_dump()}
-    digest |= {"greedy": suite.greedy.model_dump(exclude={"reference"}), "model": plan.model.name}
-    return {name: _text(value) for name, value in (redaction.redact_all(digest) | _files(plan.model)).items()}
+    return _as_texts(digest | _of_run(plan.machine, plan.model, suite), plan.model)
+
+
+def of_running(endpoint: Endpoint, model: Model, machine: Machine, suite: Suite) -> dict[str, str]:
+    """What is known of a server that somebody else runs, and what a run measures there, by name."""
+    served = {"served model": endpoint.model, "context of the server": endpoint.context}
+    return _as_texts(served | _of_run(machine, model, suite), model)
+
+
+def _of_run(machine: Machine, model: Model, suite: Suite) -> dict:
+    return {
+        **{f"version of {name}": value for name, value in provenance.versions().items()},
+        "commit": provenance.code_state(),
+        "machine": [machine.family, machine.name, machine.gpus, machine.driver, machine.cores],
+        "grid": suite.grid.model_dump(exclude={"depth"}),
+        "texts": suite.texts.model_dump(),
+        "greedy": suite.greedy.model_dump(exclude={"reference"}),
+        "model": model.name,
+    }
+
+
+def _as_texts(digest: dict, model: Model) -> dict[str, str]:
+    return {name: _text(value) for name, value in (redaction.redact_all(digest) | _files(model)).items()}
 
 
 def check(folder: Path, digest: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""A run that starts servers: what is measured and with what, resolved once, then one profile after the other."""
+"""A run on servers: what is measured and with what, resolved once, then one entry after the other."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -22,6 +22,8 @@ from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, provenance, redaction
+from vllm_launch.machine import Machine
+from vllm_launch.model import Model
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Profile
 from vllm_launch.provenance import Provenance
@@ -36,40 +38,47 @@ R = TypeVar("R", bound=Strict)
 
 @dataclass(frozen=True)
 class Entry:
-    """A profile of a run.
+    """What a run measures. name: of its row and of its folder."""
+
+    name: str
+    description: str
+    thresholds: Thresholds
+    folder: Path
+
+    def step(self, name: str, file: str) -> Step:
+        """A step of this entry, which writes `file` into its folder."""
+        return Step(f"{self.name}: {name}", name, self.folder / file)
+
+
+@dataclass(frozen=True)
+class ProfileEntry(Entry):
+    """A profile, on servers that the run starts.
 
     plan: for dry run, preflight and digest; each start plans anew, with its own port and nonce.
     """
 
     profile: Profile
-    thresholds: Thresholds
     plan: Plan
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.profile.name
-
-    def step(self, name: str, file: str) -> Step:
-        """A step of this profile, which writes `file` into its folder."""
-        return Step(f"{self.name}: {name}", name, self.folder / file)
 
 
 @dataclass(frozen=True)
 class Run:
     """A run, resolved. entries: in the order of the request.
 
-    suite: with the grid of the request. reference: the profile that answers are compared with; may be one of entries.
-    skipped_points: points of the grid that a quick run does not measure. status, print_line, show_steps: as in
-    terminal.Display.
+    suite: with the grid of the request. machine: where the run is. reference: the entry that answers are compared with;
+    may be one of entries. skipped_points: points of the grid that a quick run does not measure. plan: of a server that
+    the run starts; None if it starts none. status, print_line, show_steps: as in terminal.Display.
     """
 
     folder: Path
     request: Request
     suite: Suite
+    model: Model
+    machine: Machine
     entries: list[Entry]
     reference: Entry
     skipped_points: int
+    plan: Plan | None = None
     status: Callable[[str], None] = print
     print_line: Callable[[str], None] = print
     show_steps: Callable[[list[Step]], None] = print
@@ -94,10 +103,7 @@ def resolve(folder: Path, request: Request) -> Run:
         raise Problem("profile", f"two profiles have the name {repeated[0]}", "name each once, or rename a file")
     plan_by_name = {loaded.name: make_plan(folder, request, loaded) for loaded in profiles}
     model = plan_by_name[names[0]].model
-    suite = suites.load(request.suite, model.name)
-    whole_grid = suite.grid.replaced(request.grid)
-    grid = whole_grid.first().replaced(request.grid) if request.quick else whole_grid
-    suite = suite.model_copy(update={"grid": grid})
+    suite, skipped_points = load_suite(request, model)
     reference = profile.load(suite.greedy.reference)
     if any(loaded.name == reference.name and loaded != reference for loaded in profiles):
         message = f"the reference of suite {suite.name} is another profile of the name {reference.name}"
@@ -110,11 +116,35 @@ def resolve(folder: Path, request: Request) -> Run:
             raise Problem("profile", message, "compare profiles on one model: give --model")
     suite.check_thresholds((*profiles, reference))
     entries = {
-        loaded.name: Entry(loaded, suite.thresholds_of(loaded), plan_by_name[loaded.name], folder / loaded.name)
+        loaded.name: ProfileEntry(
+            name=loaded.name,
+            description=loaded.description,
+            thresholds=suite.thresholds_of(loaded),
+            folder=folder / loaded.name,
+            profile=loaded,
+            plan=plan_by_name[loaded.name],
+        )
         for loaded in (*profiles, reference)
     }
-    skipped_points = whole_grid.points - grid.points
-    return Run(folder, request, suite, [entries[name] for name in names], entries[reference.name], skipped_points)
+    return Run(
+        folder=folder,
+        request=request,
+        suite=suite,
+        model=model,
+        machine=plan_by_name[names[0]].machine,
+        entries=[entries[name] for name in names],
+        reference=entries[reference.name],
+        skipped_points=skipped_points,
+        plan=plan_by_name[names[0]],
+    )
+
+
+def load_suite(request: Request, model: Model) -> tuple[Suite, int]:
+    """The suite of a request with its grid, and how many points of the grid a quick run skips."""
+    suite = suites.load(request.suite, model.name)
+    whole_grid = suite.grid.replaced(request.grid)
+    grid = whole_grid.first().replaced(request.grid) if request.quick else whole_grid
+    return suite.model_copy(update={"grid": grid}), whole_grid.points - grid.points
 
 
 def make_plan(folder: Path, request: Request, profile: Profile, extra: dict[str, Argument] | None = None) -> Plan:
@@ -150,7 +180,7 @@ def problems(run: Run) -> list[Problem]:
 def measure_entries(
     run: Run,
     command: list[str],
-    kind: type[R],
+    kind: Callable[..., R],
     measure: Callable[[Entry], None],
     row: Callable[[Entry, FailedStep | None], Strict],
 ) -> R:
@@ -160,16 +190,15 @@ def measure_entries(
     fails and its error is raised: with the failure, and what was done by then.
     The folder is locked (run_folder.opened), and problems() is empty.
     """
-    plan = run.entries[0].plan
-    _warn_of_load(run, plan)
-    source = step(run.folder / PROVENANCE, Provenance, lambda: provenance.collect(plan.machine, command, plan))
+    _warn_of_load(run)
+    source = step(run.folder / PROVENANCE, Provenance, lambda: provenance.collect(run.machine, command, run.plan))
     failures: dict[str, FailedStep] = {}
 
     def write_result() -> R:
         result = kind(
             id=run.folder.name,
             provenance=source,
-            model=provenance.redacted_model(plan.model),
+            model=provenance.redacted_model(run.model),
             rows=[row(entry, failures.get(entry.name)) for entry in run.entries],
         )
         with writing(run.folder):
@@ -204,8 +233,8 @@ def in_step(name: str) -> Iterator[None]:
         raise
 
 
-def _warn_of_load(run: Run, plan: Plan) -> None:
-    load, cores = provenance.load_average(), plan.machine.cores
+def _warn_of_load(run: Run) -> None:
+    load, cores = provenance.load_average(), run.machine.cores
     # The average alone also counts what has just ended, such as a set-up.
     if load > cores / 2 and psutil.cpu_percent(BUSY_S) > MAX_BUSY:
         run.print_line(

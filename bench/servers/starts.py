@@ -14,8 +14,9 @@ from bench.record.envelope import Wiped
 from bench.record.files import write
 from bench.record.steps import load, step
 from bench.servers import client, digest
+from bench.servers.client import Endpoint
 from bench.servers.result import RESOLVED_FIGURES, Requested, Start
-from bench.servers.run import Entry, Run, in_step, make_plan
+from bench.servers.run import Entry, ProfileEntry, Run, in_step, make_plan
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from flashinfer_patches.strict import Strict
@@ -40,9 +41,9 @@ class ReadyStart(Strict):
 
 @contextmanager
 def serve(
-    run: Run, entry: Entry, cache: Literal["cold", "warm", "scored"], extra: dict[str, Argument] | None = None
-) -> Iterator[Server]:
-    """Start a server, yield it when it is ready, and end it with the block; the start is step <cache>.json.
+    run: Run, entry: ProfileEntry, cache: Literal["cold", "warm", "scored"], extra: dict[str, Argument] | None = None
+) -> Iterator[Endpoint]:
+    """Start a server, yield its endpoint when it is ready, and end it with the block; the start is step <cache>.json.
 
     extra: vLLM arguments beside the profile's. Before a cold start the run's caches are wiped.
     """
@@ -57,7 +58,7 @@ def serve(
         load_before = provenance.load_average()
 
         def first_request(running: Server) -> ReadyStart:
-            first_token_s = client.first_token_s(running, run.suite.greedy.prompts[0])
+            first_token_s = client.first_token_s(client.endpoint_of(running), run.suite.greedy.prompts[0])
             start = Start(
                 cache=cache,
                 start_s=running.start_s,
@@ -73,11 +74,11 @@ def serve(
             run.print_line(f"{entry.name}: {cache} start {running.start_s:.1f} s")
             first = step(entry.folder / f"{cache}.json", ReadyStart, lambda: first_request(running))
             _check_resolved(first.resolved, running.resolved, f"{entry.name}'s first {cache} start")
-            yield running
+            yield client.endpoint_of(running)
 
 
 def status_of(run: Run, entry: Entry) -> Callable[[str], None]:
-    """run.status with the profile's name in front."""
+    """run.status with the entry's name in front."""
     return lambda line: run.status(f"{entry.name}: {line}")
 
 
@@ -92,13 +93,13 @@ def requested(plan: Plan) -> Requested:
     )
 
 
-def ready_starts(entry: Entry) -> dict[str, ReadyStart]:
+def ready_starts(entry: ProfileEntry) -> dict[str, ReadyStart]:
     """The starts of a profile that got ready, by CACHES."""
     paths = {cache: entry.folder / f"{cache}.json" for cache in CACHES}
     return {cache: load(path, ReadyStart) for cache, path in paths.items() if path.exists()}
 
 
-def row_settings(entry: Entry) -> dict:
+def row_settings(entry: ProfileEntry) -> dict:
     """`requested`, `resolved` and `starts` of a result's row: of the warm start, or else of the cold or scored one.
 
     Without any start the command is empty: none was executed.

@@ -1,33 +1,57 @@
-"""llama-benchy as a subprocess, offline: one depth of the grid in, its samples out.
+"""llama-benchy as a subprocess, offline: one point of the grid in, its requests and samples out.
 
-llama-benchy (0.4.0) drops failed requests unless told not to, falls back to the gpt2 tokenizer with a print, and
-wants its text over HTTP: all three are handled here.
+llama-benchy (0.4.0) falls back to the gpt2 tokenizer with a print, wants its text over HTTP, drops failed requests from
+its figures without a word, and has no limit for a request but an hour: all four are handled here.
 """
 
 import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from bench.accuracy.texts import book
-from bench.serving import stream
-from bench.serving.result import Rate
+from bench.servers.client import Endpoint
+from bench.serving import counters, failures, stream
+from bench.serving.result import Attempt, Rate
 from bench.serving.stream import GridPoint, RequestTimes
-from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import provenance
-from vllm_launch.plan import FIXED_ENVIRONMENT, child_environment
-from vllm_launch.server import Server
+from vllm_launch.plan import FIXED_ENVIRONMENT, inherited_environment
 
-TIMEOUT_S = 4 * 3600
+NO_PROXIES = {"NO_PROXY": "*", "no_proxy": "*"}  # nobody between us and the server, as for our own requests
+KEY_VARIABLE = "FP8_SINKS_BENCHY_KEY"
+# llama-benchy takes a key as an argument alone, which every user of the machine can read: it is added in the process.
+WITH_KEY = (
+    "import os, runpy, sys\n"
+    f"sys.argv += ['--api-key', os.environ.pop({KEY_VARIABLE!r})]\n"
+    "runpy.run_module('llama_benchy', run_name='__main__', alter_sys=True)"
+)
+STALL_S = 900.0  # without any event; the requests of a warm-up repeat have none
+CHECK_S = 1.0
 GPT2_FALLBACK = "Falling back to 'gpt2'"
+WARMUP_FAILED = "Warmup failed: "
+ERROR_SIGNS = ("rror", "HTTP", "FAILED", "failed")
+METRICS = {"decode_tok_s": "tg_throughput", "prefill_tok_s": "pp_throughput"}  # field of Rate -> llama-benchy's
+
+
+class Execution(NamedTuple):
+    """An execution of llama-benchy that has ended.
+
+    start: of its measured requests, by time.monotonic(). stalled: ended by us after STALL_S without an event.
+    """
+
+    returncode: int
+    start: float
+    stalled: bool
+    load_average: float | None
 
 
 @contextmanager
@@ -57,136 +81,190 @@ def book_server() -> Iterator[str]:
 
 
 def measure(
-    server: Server, grid: Grid, depth: int, folder: Path, book_url: str, on_request: Callable[[], None]
-) -> list[Rate]:
-    """The rates of every prompt, output and concurrency of `grid` at one depth, in tokens and seconds.
+    endpoint: Endpoint, point: GridPoint, runs: int, folder: Path, book_url: str, on_request: Callable[[], None]
+) -> Attempt:
+    """Measure one point of the grid: a Rate, or an Attempt where a request failed in every repeat.
 
     folder: llama-benchy's log, progress events, JSON and home. on_request: called when a measured request ends.
-    Raises Problem("requests") for a failed request, the gpt2 fallback, or a metric that is missing.
+    Raises Problem("requests") for the gpt2 fallback, and where llama-benchy itself fails or leaves out a metric.
     """
-    plan = server.plan
-    saved = folder / f"llama-benchy-depth-{depth}.json"
+    saved = folder / f"llama-benchy-depth-{point.depth}-{point.prompt}-{point.output}-{point.concurrency}.json"
     saved.unlink(missing_ok=True)
+    with counters.polled(endpoint) as (samples, stop_polling):
+        command, environment = _command(endpoint, point, runs, book_url, saved)
+        execution = _execute(command, environment, saved, stop_polling, on_request)
+    log_text = failures.without_secrets(saved.with_suffix(".log").read_text(encoding="utf-8"), endpoint.headers)
+    _check(execution, log_text, saved)
+    with saved.with_suffix(".jsonl").open(encoding="utf-8") as lines:
+        requests = stream.parse(lines).get(point, [])
+    requests = [_with_stall(request) for request in requests] if execution.stalled else requests
+    requests = failures.redacted(requests, endpoint.headers)
+    unsent = runs * point.concurrency - len(requests)
+    attempt = Attempt(
+        **point._asdict(),
+        load_average=execution.load_average,
+        requests=requests,
+        failures=failures.counted(requests, unsent, _why_unsent(execution, log_text)),
+        counters=counters.summary(samples, execution.start),
+    )
+    return read(saved, attempt, runs)
+
+
+def _command(
+    endpoint: Endpoint, point: GridPoint, runs: int, book_url: str, saved: Path
+) -> tuple[list[str], dict[str, str]]:
+    """llama-benchy's arguments and environment; the key is in the environment alone."""
+    key = endpoint.headers.get("Authorization", "").removeprefix("Bearer ")
     command = [
-        *(sys.executable, "-m", "llama_benchy", "--base-url", f"{plan.url}/v1", "--book-url", book_url),
-        *("--model", plan.model.name, "--served-model-name", plan.model.name, "--tokenizer", plan.model.path),
-        *("--pp", *map(str, grid.prompt), "--tg", *map(str, grid.output), "--depth", str(depth)),
-        *("--concurrency", *map(str, grid.concurrency), "--runs", str(grid.runs)),
+        *(sys.executable, *(["-c", WITH_KEY] if key else ["-m", "llama_benchy"])),
+        *("--base-url", f"{endpoint.url}/v1", "--book-url", book_url),
+        *("--model", endpoint.model, "--served-model-name", endpoint.model, "--tokenizer", endpoint.tokenizer),
+        *("--pp", str(point.prompt), "--tg", str(point.output), "--depth", str(point.depth)),
+        *("--concurrency", str(point.concurrency), "--runs", str(runs)),
         *("--exact-tg", "--no-cache", "--latency-mode", "none", "--skip-coherence"),
         # A special token has no text unless it is not skipped, and llama-benchy counts only tokens that have some.
         *("--extra-body", "temperature=0,skip_special_tokens=false"),
-        *("--exit-on-first-fail", "--no-results-on-fail", "--emit-progress", "-"),
-        *("--save-result", str(saved.resolve()), "--format", "json"),
+        *("--emit-progress", "-", "--save-result", str(saved.resolve()), "--format", "json"),
     ]
-    environment = child_environment(plan) | FIXED_ENVIRONMENT | {"HOME": str(folder.resolve())}
-    log, events, loads = saved.with_suffix(".log"), saved.with_suffix(".jsonl"), []
-    with log.open("w", encoding="utf-8") as errors, events.open("w", encoding="utf-8") as recorded:
+    environment = inherited_environment() | FIXED_ENVIRONMENT | NO_PROXIES | {"HOME": str(saved.parent.resolve())}
+    return command, environment | ({KEY_VARIABLE: key} if key else {})
+
+
+def _execute(
+    command: list[str],
+    environment: dict[str, str],
+    saved: Path,
+    on_start: Callable[[], None],
+    on_request: Callable[[], None],
+) -> Execution:
+    """Run llama-benchy to its end, or until it is silent for STALL_S; its log and events lie beside `saved`.
+
+    on_start: called when the first measured request starts.
+    """
+    with (
+        saved.with_suffix(".log").open("w", encoding="utf-8") as errors,
+        saved.with_suffix(".jsonl").open("w", encoding="utf-8") as recorded,
+    ):
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=saved.parent,
             env=environment,
         )  # fmt: skip
-        watchdog = threading.Timer(TIMEOUT_S, process.kill)
+        start = last_event = time.monotonic()
+        load, stalled, ended = None, threading.Event(), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(CHECK_S):
+                if time.monotonic() - last_event > STALL_S:
+                    stalled.set()
+                    process.kill()
+                    return
+
+        watchdog = threading.Thread(target=watch, daemon=True)
         watchdog.start()
+        is_warm = False
         try:
             for line in process.stdout:
+                last_event = time.monotonic()
                 recorded.write(line)
-                if '"type":"request_end"' in line:
-                    loads.append(provenance.load_average())
+                if not is_warm and '"type":"request_start"' in line:
+                    start, is_warm = last_event, True
+                    on_start()
+                elif '"type":"request_end"' in line:
+                    load = provenance.load_average()
                     on_request()
             process.wait()
         finally:
-            watchdog.cancel()
+            ended.set()
             process.kill()
             process.wait()
-    rates = read(saved, log.read_text(encoding="utf-8"), process.returncode, grid, depth)
-    with events.open(encoding="utf-8") as lines:
-        requests = stream.parse(lines)
-    return with_requests(with_loads(rates, loads, grid.runs), requests, grid.runs)
+            watchdog.join()
+    return Execution(process.returncode, start, stalled.is_set(), load)
 
 
-def with_requests(rates: list[Rate], requests: dict[GridPoint, list[RequestTimes]], runs: int) -> list[Rate]:
-    """The rates with the times of their requests; raises Problem("requests") for a missing or failed request."""
-    for rate in rates:
-        of_point, expected = requests.get(rate.grid_point, []), runs * rate.concurrency
-        errors = [request.error for request in of_point if request.error]
-        if errors or len(of_point) != expected:
-            raise Problem(
-                "requests",
-                f"llama-benchy's progress events at depth {rate.depth} have {len(of_point) - len(errors)} of {expected}"
-                f" requests{f': {errors[0]}' if errors else ''}",
-                "see llama-benchy's log, then run again with --resume",
-            )
-    return [rate.model_copy(update={"requests": requests[rate.grid_point]}) for rate in rates]
+def _with_stall(request: RequestTimes) -> RequestTimes:
+    """An open request with its error, and with the time that it was waited for."""
+    if request.error != stream.NO_END:
+        return request
+    return request.model_copy(update={"error": _stall_text(), "e2e_ms": request.e2e_ms + 1000 * STALL_S})
 
 
-def with_loads(rates: list[Rate], loads: list[float], runs: int) -> list[Rate]:
-    """The rates with the load average at the end of each. loads: at the end of each measured request, in their order.
-
-    None where the number of requests is not that of the rates.
-    """
-    ends = list(accumulate(runs * rate.concurrency for rate in rates))
-    matches = ends[-1:] == [len(loads)]
-    return [
-        rate.model_copy(update={"load_average": loads[end - 1] if matches else None})
-        for rate, end in zip(rates, ends, strict=True)
-    ]
+def _stall_text() -> str:
+    return f"no token for {STALL_S:.0f} s"
 
 
-def read(saved: Path, log_text: str, returncode: int, grid: Grid, depth: int) -> list[Rate]:
-    """llama-benchy's JSON as Rates; raises Problem("requests") if anything of the grid is missing or null."""
+def _why_unsent(execution: Execution, log_text: str) -> str:
+    if execution.stalled:
+        return _stall_text()
+    errors = [line.partition(WARMUP_FAILED)[2] for line in log_text.splitlines() if WARMUP_FAILED in line]
+    return failures.reason(errors[0]) if errors else ""
+
+
+def _check(execution: Execution, log_text: str, saved: Path) -> None:
+    """Raise Problem("requests") for the gpt2 fallback, and where llama-benchy itself failed, not the server."""
+    log = saved.with_suffix(".log")
     if GPT2_FALLBACK in log_text:
         raise Problem(
             "requests",
             "llama-benchy could not read the model's tokenizer and fell back to gpt2's: its token counts are wrong",
             "check tokenizer.json in the model folder",
         )
-    if returncode != 0 or not saved.exists():
-        signs = ("rror", "HTTP", "FAILED", "failed")
-        errors = [line for line in log_text.splitlines() if any(sign in line for sign in signs)]
-        reason = errors[0][:300] if errors else "it gave no reason"
+    if execution.stalled or WARMUP_FAILED in log_text:
+        return
+    if execution.returncode != 0 or not saved.exists():
+        errors = [line for line in log_text.splitlines() if any(sign in line for sign in ERROR_SIGNS)]
+        reason = errors[-1][:300] if errors else "it gave no reason"
         raise Problem(
             "requests",
-            f"llama-benchy failed at depth {depth} (exit code {returncode}): {reason}",
-            f"see {saved.with_suffix('.log')} and the server's log beside it; then run again with --resume",
+            f"llama-benchy failed (exit code {execution.returncode}): {reason}",
+            f"see {log} and the server's log beside it; then run again with --resume",
         )
-    benchmarks = json.loads(saved.read_text(encoding="utf-8"))["benchmarks"]
-    rates = [_rate(entry, grid.runs) for entry in benchmarks]
-    expected = len(grid.prompt) * len(grid.output) * len(grid.concurrency)
-    if len(rates) != expected:
+
+
+def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
+    """The attempt as a Rate, with llama-benchy's samples of its whole repeats; unchanged without such a repeat.
+
+    Raises Problem("requests") if llama-benchy lacks a sample though no request failed.
+    """
+    if not saved.exists():
+        return attempt
+    (entry,) = json.loads(saved.read_text(encoding="utf-8"))["benchmarks"]
+    whole_repeats = [repeat for repeat in range(1, runs + 1) if _is_whole(attempt, repeat)]
+    samples = {
+        field: _of_repeats(whole_repeats, (entry.get(metric) or {}).get("values") or [], attempt)
+        for field, metric in METRICS.items()
+    }
+    if attempt.failures and not all(samples.values()):
+        return attempt
+    if missing := [metric for field, metric in METRICS.items() if not samples[field]]:
         raise Problem(
-            "requests", f"llama-benchy reported {len(rates)} of {expected} measurements", f"see {saved.parent}"
+            "requests",
+            f"llama-benchy has not {runs} samples of {missing[0]} at depth {attempt.depth}",
+            "an output was too short to time; see llama-benchy's log, then run again with --resume",
         )
-    return rates
-
-
-def _rate(entry: dict, runs: int) -> Rate:
-    samples = {}
-    for name in ("tg_throughput", "pp_throughput", "e2e_ttft"):
-        values = (entry.get(name) or {}).get("values")
-        # A time to first token for each request, a throughput for each repeat.
-        expected = runs * entry["concurrency"] if name == "e2e_ttft" else runs
-        if not values or len(values) != expected:
-            raise Problem(
-                "requests",
-                f"llama-benchy's {name} has {len(values or [])} of {expected} samples at depth {entry['context_size']}",
-                "a request failed or was too short to time; see llama-benchy's log, then run again with --resume",
-            )
-        samples[name] = values
+    first_token_ms = [request.ttft_ms for request in attempt.requests if request.run in whole_repeats]
     try:
-        return Rate(
-            depth=entry["context_size"],
-            prompt=entry["prompt_size"],
-            output=entry["response_size"],
-            concurrency=entry["concurrency"],
-            decode_tok_s=samples["tg_throughput"],
-            prefill_tok_s=samples["pp_throughput"],
-            first_token_ms=samples["e2e_ttft"],
-        )
+        return Rate(**dict(attempt), **samples, first_token_ms=first_token_ms)
     except ValidationError as error:
         first = error.errors()[0]
         raise Problem(
             "requests",
-            f"llama-benchy's figures at depth {entry['context_size']} are no rates: {first['loc'][0]}: {first['msg']}"
+            f"llama-benchy's figures at depth {attempt.depth} are no rates: {first['loc'][0]}: {first['msg']}"
             f" (got {first['input']!r})",
-            "a request failed or was too short to time; see llama-benchy's log, then run again with --resume",
+            "an output was too short to time; see llama-benchy's log, then run again with --resume",
         ) from error
+
+
+def _is_whole(attempt: Attempt, repeat: int) -> bool:
+    requests = [request for request in attempt.requests if request.run == repeat]
+    return len(requests) == attempt.concurrency and not any(request.error for request in requests)
+
+
+def _of_repeats(whole_repeats: list[int], values: list[float], attempt: Attempt) -> list[float]:
+    """llama-benchy's values of the whole repeats; none where it is not known which repeat each value is of.
+
+    llama-benchy has a value for every repeat with a response, also where other requests of the repeat failed.
+    """
+    valued = sorted({request.run for request in attempt.requests if request.error in (None, stream.CUT)})
+    if len(values) != len(valued):
+        return []
+    return [value for repeat, value in zip(valued, values, strict=True) if repeat in whole_repeats]

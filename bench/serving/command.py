@@ -3,8 +3,11 @@
 import click
 
 from bench.accuracy.gate_words import check_gates
-from bench.servers.command import run_options, run_profiles
-from bench.serving import run
+from bench.servers import run as runs
+from bench.servers import running
+from bench.servers.command import commands, folder_and_request, run_options, run_request
+from bench.serving import goodput, run
+from bench.serving import running as running_server
 from bench.suite import Grid
 
 
@@ -24,6 +27,20 @@ def _list_option(name: str, description: str, minimum: int = 1):
     return click.option(f"--{name}", callback=parse, metavar="N,...", help=f"{description}; default: the suite's.")
 
 
+def _base_url(_context, _parameter, text: str | None) -> str | None:
+    try:
+        return None if text is None else running.base_url(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _parse_slo(_context, _parameter, text: str | None) -> goodput.Slo:
+    try:
+        return {} if text is None else goodput.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command("serving")
 @run_options
 @_list_option("prompt", "Tokens of each prompt")
@@ -32,18 +49,40 @@ def _list_option(name: str, description: str, minimum: int = 1):
 @_list_option("concurrency", "Requests at once")
 @click.option("--runs", type=click.IntRange(min=1), metavar="N", help="Repeats of each point; default: the suite's.")
 @click.option(
+    "--slo",
+    callback=_parse_slo,
+    metavar="LIMITS",
+    help="Limits of goodput, such as ttft=500ms,itl=50ms,e2e=4s: first token, mean time per token, whole request.",
+)
+@click.option(
     "--quick",
     is_flag=True,
     help="A first look: one cold start per profile, greedy answers, and one run of the grid's first point.",
 )
+@click.option("--url", callback=_base_url, help="Measure the server that runs there; start none.")
+@click.option(
+    "--reference-url", callback=_base_url, help="The server whose answers are the reference of those at --url."
+)
 @click.pass_obj
-def serving_command(write_report, **options):
+def serving_command(write_report, dry_run, **options):
     """Serve each PROFILE cold and warm, gate its answers, measure it with llama-benchy, write result and report.
 
     The caches of the run are wiped before each profile's cold start. Servers listen on loopback only. Exits with 3 if
     a gate fails.
+
+    With --url no server is started: the one there is measured as it runs; a PROFILE says whose bounds judge it.
     """
-    fields = {name: options.pop(name) for name in Grid.model_fields}
+    url, reference_url = options["url"], options["reference_url"]
+    if reference_url and (url is None or url == reference_url):
+        raise click.UsageError("--reference-url names a second server, beside that of --url")
+    fields = {name: options.pop(name) for name in Grid.model_fields if name in options}
     grid = {name: value for name, value in fields.items() if value is not None}
-    if result := run_profiles("serving", run.problems, run.execute, write_report, grid=grid, **options):
+    folder, request = folder_and_request("serving", grid=grid, **options)
+    if request.url:
+        resolved, kind = running.resolve(folder, request), running_server
+        result = run_request(resolved, kind.requests, kind.problems, kind.execute, write_report, dry_run=dry_run)
+    else:
+        resolved = runs.resolve(folder, request)
+        result = run_request(resolved, commands, run.problems, run.execute, write_report, dry_run=dry_run)
+    if result:
         check_gates(result.rows)

@@ -17,7 +17,7 @@ VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the fi
 # Prefixes of resolved settings that follow from the KV cache: its dtype, layers and block sizes, our CPU cache and
 # attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.
 FOLLOWING = ("kv_", "cpu_", "flashinfer")
-ABSENT, NOT_READ = "absent", "not read back"
+ABSENT, NOT_READ, NOT_KNOWN = "absent", "not read back", "not known"
 
 
 class Difference(NamedTuple):
@@ -29,13 +29,27 @@ class Difference(NamedTuple):
 
 
 def differences(a: ServingResult, row_a: ServingRow, b: ServingResult, row_b: ServingRow) -> list[Difference]:
-    """Every setting in which two profiles differ besides COMPARED and what follows from it."""
+    """Every setting in which two profiles differ besides COMPARED and what follows from it.
+
+    What is not known, of a server that somebody else runs, differs from everything.
+    """
+    if row_a.requested is None or row_b.requested is None:
+        known = (NOT_KNOWN if row.requested is None else "known" for row in (row_a, row_b))
+        return [Difference("settings of the server", *known), *_unequal(_model(a), _model(b))]
     of_a, of_b = settings(a, row_a), settings(b, row_b)
     if all(row.resolved or row.rates for row in (row_a, row_b)):  # else a server that never ran has nothing to compare
         same_cache = _cache(row_a.requested) == _cache(row_b.requested)
         of_a, of_b = of_a | resolved_settings(row_a, same_cache), of_b | resolved_settings(row_b, same_cache)
+    return _unequal(of_a, of_b)
+
+
+def _unequal(of_a: dict[str, str], of_b: dict[str, str]) -> list[Difference]:
     pairs = ((name, of_a.get(name, ABSENT), of_b.get(name, ABSENT)) for name in dict.fromkeys([*of_a, *of_b]))
     return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+
+def _model(result: ServingResult) -> dict[str, str]:
+    return {f"model {name}": _text(value) for name, value in result.model if name != "path"}
 
 
 def settings(result: ServingResult, row: ServingRow) -> dict[str, str]:
@@ -43,7 +57,7 @@ def settings(result: ServingResult, row: ServingRow) -> dict[str, str]:
     source, requested = result.provenance, row.requested
     values = {f"machine {name}": value for name, value in source.machine if name not in VARYING}
     values["machine memory"] = f"{source.machine.total_bytes / GIB:.0f} GiB"
-    values |= {f"model {name}": value for name, value in result.model if name != "path"}
+    values |= _model(result)
     values |= {f"version of {name}": value for name, value in source.versions.items()}
     values["FlashInfer patch set"] = source.patch
     values["commit"] = _commit(result)

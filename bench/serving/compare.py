@@ -5,9 +5,7 @@ marked. Law: a speed is shown only beside an accuracy record.
 """
 
 import json
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -17,20 +15,14 @@ import click
 from bench.accuracy.tables import NO_RECORD, answers, base_of, has_record, outcome
 from bench.record import noise
 from bench.report import provenance
-from bench.report.numbers import aligned, number, span, times, with_noise
+from bench.report.numbers import aligned, number, times
 from bench.serving import tables
-from bench.serving.comparable import NOT_READ, Difference, differences
+from bench.serving.comparable import NOT_KNOWN, NOT_READ, Difference, differences
+from bench.serving.compare_speed import SPEEDS, figures, latencies, latency_text, speed, speed_text
 from bench.serving.result import ServingResult, ServingRow
 from bench.serving.section import highest_load
 from flashinfer_patches.errors import Problem
-from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
-# Field of Rate -> what it is, and whether more is faster.
-SPEEDS = {
-    "decode_tok_s": ("Decode rate, tokens/s", True),
-    "prefill_tok_s": ("Prefill rate, tokens/s", True),
-    "first_token_ms": ("First token, ms", False),
-}
 STARTS = {"start_s": "server start", "first_token_s": "first token after it"}
 NOISE = (
     f"±: the noise, {noise.NOISE_ERRORS} standard errors of these samples. Another start of the same server can differ"
@@ -131,10 +123,11 @@ def record(a: Side, b: Side) -> dict:
         "a": _described(a),
         "b": _described(b),
         "differences": [difference._asdict() for difference in _differences(a, b)],
-        "kv_capacity_tokens": _figures(*capacities),
+        "kv_capacity_tokens": figures(*capacities),
         "starts": [_start(a, b, field, cache) for field in STARTS for cache in ("cold", "warm")],
         "not_shown": reason,
-        "speeds": {} if reason else {field: _speed(a, b, field) for field in SPEEDS},
+        "speeds": {} if reason else {field: speed(a.row.rates, b.row.rates, field) for field in SPEEDS},
+        "latencies": {} if reason else latencies(a.row.rates, b.row.rates, a.result.slo, b.result.slo),
         "points_only_in": {"a": len(points[0] - points[1]), "b": len(points[1] - points[0])},
     }
 
@@ -155,62 +148,28 @@ def _described(side: Side) -> dict:
         "file": side.file,
         "profile": side.row.profile,
         "model": side.result.model.name,
-        "machine": source.machine.name,
+        "started_by_us": side.row.requested is not None,
+        "machine": source.machine.name if side.row.requested else NOT_KNOWN,
         "created": source.created.isoformat(),
         "git_commit": source.git_commit,
         "git_dirty": source.git_dirty,
         "commit": provenance.commit(source),
-        "resolved": resolved.model_dump() | {"kv_cache": kv_dtype(resolved)} if resolved else None,
+        "resolved": resolved.model_dump() | {"kv_cache": tables.kv_cache(resolved)} if resolved else None,
         "accuracy": answers(side.row, base),
         "outcome": outcome(side.row, base),
         "greedy": [match.model_dump() for match in side.row.greedy],
         "agreement": agreement.model_dump(mode="json") if agreement else None,
+        "left_out": side.row.left_out,
         "warnings": [warning] if warning else [],
         "failures": [failure.model_dump() for failure in side.row.failures],
     }
-
-
-def kv_dtype(resolved: Resolved) -> str:
-    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
-    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
-    skipped = ", ".join(resolved.kv_skip_layers)
-    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
-
-
-def _figures(a: float | None, b: float | None) -> dict:
-    return {"a": a, "b": b, "ratio": b / a if a and b else None}
 
 
 def _start(a: Side, b: Side, field: str, cache: str) -> dict:
     """Medians, in seconds. A run starts a profile once for each state of the caches, so that their noise is unknown."""
     starts = [[start for start in tables.timed(side.row) if start.cache == cache] for side in (a, b)]
     medians = [median(getattr(start, field) for start in of_side) if of_side else None for of_side in starts]
-    return {"field": field, "cache": cache} | _figures(*medians)
-
-
-def _speed(a: Side, b: Side, field: str) -> dict:
-    """One kind of speed at all common points, and one line over all of them."""
-    of_a, of_b = (tables.samples(side.row.rates, field) for side in (a, b))
-    ratios, more_is_faster = noise.ratios(of_b, of_a), SPEEDS[field][1]
-    points = [
-        {"context": point.context, "depth": point.depth, "output": point.output, "concurrency": point.concurrency}
-        | {"a": median(of_a[point]), "b": median(of_b[point]), "ratio": ratio.value}
-        | {"noise": None if math.isinf(ratio.noise) else ratio.noise, "verdict": noise.verdict(ratio, more_is_faster)}
-        for point, ratio in sorted(ratios.items(), key=lambda item: (item[0].concurrency, item[0].output, item[0]))
-    ]
-    message = f"B {compared(list(ratios.values()), 'A', more_is_faster)}" if points else "no point in common"
-    return {"message": message, "points": points}
-
-
-def compared(ratios: Sequence[noise.Ratio], base: str, more_is_faster: bool = True) -> str:
-    """The lowest and the highest ratio to `base`, and how many points have which verdict."""
-    counts = Counter(noise.verdict(ratio, more_is_faster) for ratio in ratios)
-    points = "1 point" if len(ratios) == 1 else f"{len(ratios)} points"
-    if len(counts) == 1:
-        outcome = next(iter(counts))
-    else:
-        outcome = ", ".join(f"{counts[name]} {name}" for name in noise.VERDICTS if counts[name])
-    return f"{span(ratios, with_noise)} of {base} ({points}: {outcome})"
+    return {"field": field, "cache": cache} | figures(*medians)
 
 
 def as_text(pair: dict, *, forced: bool) -> str:
@@ -227,20 +186,21 @@ def as_text(pair: dict, *, forced: bool) -> str:
     blocks = ["\n".join(heads), f"{aligned(lines, left=0)}\nStarts are too few to know their noise."]
     if pair["not_shown"]:
         blocks.append(f"Decode rate, prefill rate, first token: not shown: {pair['not_shown']}")
-    for field, speed in pair["speeds"].items():
-        table = f"\n{_speed_table(speed['points'], mark)}" if speed["points"] else ""
-        blocks.append(f"{SPEEDS[field][0]}: {speed['message']}{table}")
+    blocks += [speed_text(field, compared, mark) for field, compared in pair["speeds"].items()]
+    blocks += latency_text(pair["latencies"], mark)
     unpaired = [f"{count} only in {side.upper()}" for side, count in pair["points_only_in"].items() if count]
     return "\n\n".join([*blocks, *([f"Points not compared: {', '.join(unpaired)}"] if unpaired else [])])
 
 
 def _head(name: str, side: dict) -> list[str]:
     agreement = side["agreement"]
-    kl = f"; KL {agreement['decode']['kl']['value']:.2g} nats a token" if agreement else ""
+    of_path = agreement and (agreement["decode"] or agreement["prefill"])
+    kl = f"; KL {of_path['kl']['value']:.2g} nats a token" if of_path else ""
     return [
         f"{name}: {side['profile']} of {side['file']}",
         f"   {side['model']} on {side['machine']}, {side['created'][:10]}, commit {side['commit']}",
         f"   answers: {side['accuracy'] or NO_RECORD}{kl}",
+        *([f"   quick run, not measured: {', '.join(side['left_out'])}"] if side["left_out"] else []),
         *(f"   {line}" for line in side["warnings"]),
         *(
             f"   FAILED in step {failure['step']}: {' '.join(failure['message'].split())}"
@@ -256,20 +216,15 @@ def _resolved(sides: tuple[dict, dict]) -> list[list[str]]:
         "CUDA graphs": lambda settings: settings["cuda_graphs"],
     }
     return [
-        [label, *(read(side["resolved"]) if side["resolved"] else NOT_READ for side in sides), ""]
+        [label, *(read(side["resolved"]) if side["resolved"] else _absent(side) for side in sides), ""]
         for label, read in readers.items()
     ]
+
+
+def _absent(side: dict) -> str:
+    return NOT_READ if side["started_by_us"] else NOT_KNOWN
 
 
 def _cells(figures: dict, write: Callable[[float], str]) -> list[str]:
     values = ["-" if figures[side] is None else write(figures[side]) for side in ("a", "b")]
     return [*values, times(figures["ratio"]) if figures["ratio"] else "-"]
-
-
-def _speed_table(points: list[dict], mark: str) -> str:
-    lines = [["context", "output", "requests", "A", "B", mark, ""]]
-    for point in points:
-        ratio = noise.Ratio(point["ratio"], math.inf if point["noise"] is None else point["noise"])
-        cells = [f"{point['context']:,}", str(point["output"]), str(point["concurrency"])]
-        lines.append([*cells, number(point["a"]), number(point["b"]), with_noise(ratio), point["verdict"]])
-    return aligned(lines, left=6)

@@ -6,30 +6,43 @@ from pydantic import Field
 
 from bench.accuracy.result import AccuracyRow
 from bench.record.envelope import Envelope, Wiped
-from bench.serving.stream import GridPoint, RequestTimes
+from bench.serving.counters import Counters
+from bench.serving.failures import Failure
+from bench.serving.goodput import Slo
+from bench.serving.packed import PackedRequests
+from bench.serving.stream import GridPoint
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
 
 Samples = Annotated[list[Positive], Field(min_length=1)]
 
 
-class Rate(Strict):
-    """llama-benchy's samples at one point of the grid; sizes in tokens.
+class Attempt(Strict):
+    """The measured requests of one point of the grid; sizes in tokens. Alone, not as a Rate: no repeat was whole.
 
-    decode_tok_s, prefill_tok_s: a sample for each repeat, summed over the concurrent requests. first_token_ms: the time
-    to first token of each request. load_average: of the machine over the minute before the point's end. requests: the
-    times of each, by repeat; empty in results from before they were recorded.
+    load_average: of the machine over the minute before the point's end. requests: the times of each, by repeat; empty
+    in results from before they were recorded. failures: the failed requests, those that were never sent included.
+    counters: the server's own; None where it has no /metrics, and in results from before they were read.
     """
 
     depth: int
     prompt: int
     output: int
     concurrency: int
-    decode_tok_s: Samples
-    prefill_tok_s: Samples
-    first_token_ms: Samples
     load_average: NotNegative | None = None
-    requests: Annotated[list[RequestTimes], Field(default_factory=list)]
+    requests: PackedRequests
+    failures: list[Failure] = Field(default_factory=list)
+    counters: Counters | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many requests failed or were never sent."""
+        return sum(failure.requests for failure in self.failures)
+
+    @property
+    def total(self) -> int:
+        """How many requests were to be measured; 0 where their times were not recorded."""
+        return self.failed + sum(request.error is None for request in self.requests)
 
     @property
     def grid_point(self) -> GridPoint:
@@ -41,17 +54,37 @@ class Rate(Strict):
         return self.depth + self.prompt + self.output // 2
 
 
+class Rate(Attempt):
+    """An attempt, with llama-benchy's samples of its whole repeats: those in which no request failed.
+
+    llama-benchy drops failed requests from its figures, so that a repeat that lost some has the rate of a smaller load.
+    decode_tok_s, prefill_tok_s: a sample for each whole repeat, summed over the concurrent requests. first_token_ms:
+    the time to first token of each of their requests.
+    """
+
+    decode_tok_s: Samples
+    prefill_tok_s: Samples
+    first_token_ms: Samples
+
+
 class ServingRow(AccuracyRow):
-    """A profile's answers and speed. wiped: before the cold start. left_out: what --quick does not measure, as text."""
+    """A profile's answers and speed. wiped: before the cold start. left_out: what --quick does not measure, as text.
+
+    unrated: the points without a whole repeat.
+    """
 
     RETIRED = ("completion",)
 
     wiped: Wiped | None
     rates: list[Rate]
+    unrated: list[Attempt] = Field(default_factory=list)
     left_out: list[str] = Field(default_factory=list)
 
 
 class ServingResult(Envelope):
+    """slo: the limits of goodput; empty where none were given."""
+
     kind: Literal["serving"] = "serving"
     model: Model
+    slo: Slo = Field(default_factory=dict)
     rows: list[ServingRow]

@@ -5,20 +5,18 @@ failure are saved.
 """
 
 from functools import partial
-from pathlib import Path
 
 from bench.accuracy import run as accuracy
-from bench.record.steps import load, step
 from bench.servers import run as runs
+from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
-from bench.servers.run import Entry, Run, in_step
+from bench.servers.run import Entry, Run
 from bench.servers.starts import ready_starts, row_settings, serve
-from bench.serving import benchy
-from bench.serving.result import Rate, ServingResult, ServingRow
+from bench.serving import benchy, rates
+from bench.serving.result import ServingResult, ServingRow
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
 from vllm_launch import software
-from vllm_launch.server import Server
 from vllm_launch.terminal import Step
 
 
@@ -29,10 +27,16 @@ def problems(run: Run) -> list[Problem]:
 
 
 def execute(run: Run, command: list[str]) -> ServingResult:
-    """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
+    """Measure a run's profiles. Writes run.folder/result.json, also where a step fails and its Problem is raised.
+
+    A failed request ends no step: all others are measured, then Problem("requests") is raised.
+    """
     run.show_steps(steps(run))
+    kind = partial(ServingResult, slo=run.request.slo)
     with benchy.book_server() as book_url:
-        return runs.measure_entries(run, command, ServingResult, partial(_measure, run, book_url), partial(_row, run))
+        result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
+    rates.check(result)
+    return result
 
 
 def steps(run: Run, on_cold: Entry | None = None) -> list[Step]:
@@ -44,26 +48,21 @@ def _entry_steps(run: Run, entry: Entry, on_cold: bool) -> list[Step]:
     if entry not in run.entries:
         return accuracy.answer_steps(run, entry)
     cold, warm = entry.step("cold start", "cold.json"), entry.step("warm start", "warm.json")
-    scores = accuracy.score_steps(run, entry)
-    rates = [
-        Step(f"{entry.name}: rates at depth {depth}", "rates", _rate_path(entry, depth))
-        for depth in run.suite.grid.depth
-    ]
-    measured = [accuracy.greedy_step(entry), *rates]
+    scores = [accuracy.scored_start(entry), *accuracy.score_steps(run, entry)]
+    measured = [*accuracy.greedy_steps(run, entry), *rates.steps(run, entry)]
     if on_cold or (not warm.path.exists() and all(each.path.exists() for each in measured)):
         return [cold, *measured, *scores]
     return [cold, *scores, warm, *measured]
 
 
-def requests_per_profile(grid: Grid) -> int:
-    """How many measured requests llama-benchy sends for a profile."""
-    return len(grid.depth) * len(grid.prompt) * len(grid.output) * sum(grid.concurrency) * grid.runs
+def longest_context(grid: Grid) -> int:
+    """The most tokens of a request and its output."""
+    return max(grid.depth) + max(grid.prompt) + max(grid.output)
 
 
 def _too_long(run: Run) -> list[Problem]:
     """A Problem where the longest context of the grid exceeds what a profile serves."""
-    grid = run.suite.grid
-    longest = max(grid.depth) + max(grid.prompt) + max(grid.output)
+    longest = longest_context(run.suite.grid)
     for entry in run.entries:
         limit = str(entry.plan.arguments.get("max-model-len", entry.plan.model.max_positions))
         if limit.isdecimal() and longest > int(limit):  # vLLM reads other forms too, such as 4k
@@ -83,28 +82,29 @@ def _measure(run: Run, book_url: str, entry: Entry) -> None:
 
 def _measure_quick(run: Run, book_url: str, entry: Entry) -> None:
     """Measure the server of the cold start; greedy answers are the only accuracy record."""
-    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
+    paths = [*accuracy.greedy_paths(run, entry), *rates.paths(run, entry)]
     if not all(path.exists() for path in paths):
-        with serve(run, entry, "cold") as running:
-            _measure_warm(run, book_url, entry, running)
+        with serve(run, entry, "cold") as endpoint:
+            _measure_warm(run, book_url, entry, endpoint)
 
 
 def _measure_whole(run: Run, book_url: str, entry: Entry) -> None:
+    on_cold = False
     if not (entry.folder / "cold.json").exists():
-        with serve(run, entry, "cold") as running:
-            if _caches_nothing(entry):
+        with serve(run, entry, "cold") as endpoint:
+            if on_cold := _caches_nothing(entry):
                 run.show_steps(steps(run, entry))
                 run.print_line(f"{entry.name}: the cold start cached nothing: measuring this server, no warm start")
-                _measure_warm(run, book_url, entry, running)
+                _measure_warm(run, book_url, entry, endpoint)
     if not accuracy.is_scored(entry):
-        with serve(run, entry, "scored", accuracy.forcer()) as running:
-            accuracy.score(run, entry, running, repeat_contexts=1)
-    paths = [*accuracy.greedy_paths(run, entry), *_rate_paths(run, entry)]
+        with serve(run, entry, "scored", accuracy.forcer()) as endpoint:
+            accuracy.score(run, entry, endpoint, repeat_contexts=1)
+    paths = [*accuracy.greedy_paths(run, entry), *rates.paths(run, entry)]
     if not _caches_nothing(entry):
         paths.append(entry.folder / "warm.json")
-    if not all(path.exists() for path in paths):
-        with serve(run, entry, "warm") as running:
-            _measure_warm(run, book_url, entry, running)
+    if not on_cold and not all(path.exists() for path in paths):
+        with serve(run, entry, "warm") as endpoint:
+            _measure_warm(run, book_url, entry, endpoint)
 
 
 def _caches_nothing(entry: Entry) -> bool:
@@ -112,37 +112,9 @@ def _caches_nothing(entry: Entry) -> bool:
     return ready_starts(entry)["cold"].start.cached_files == 0
 
 
-def _measure_warm(run: Run, book_url: str, entry: Entry, running: Server) -> None:
-    accuracy.ask_greedy(run, entry, running)
-    _measure_rates(run, book_url, entry, running)
-
-
-def _rate_path(entry: Entry, depth: int) -> Path:
-    return entry.folder / f"rates-{depth}.json"
-
-
-def _rate_paths(run: Run, entry: Entry) -> list[Path]:
-    return [_rate_path(entry, depth) for depth in run.suite.grid.depth]
-
-
-def _measure_rates(run: Run, book_url: str, entry: Entry, running: Server) -> None:
-    grid = run.suite.grid
-    total, ended = requests_per_profile(grid), 0
-
-    def count_request() -> None:
-        nonlocal ended
-        ended += 1
-        run.status(f"{entry.name}: llama-benchy, {ended} of {total} requests")
-
-    for depth in grid.depth:
-        run.status(f"{entry.name}: llama-benchy at depth {depth}, {ended} of {total} requests")
-        with in_step(f"rates at depth {depth}"):
-            rates = step(
-                _rate_path(entry, depth),
-                list[Rate],
-                lambda depth=depth: benchy.measure(running, grid, depth, entry.folder, book_url, count_request),
-            )
-        run.print_line(f"{entry.name}: llama-benchy at depth {depth}: {len(rates)} measurements")
+def _measure_warm(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
+    accuracy.ask_greedy(run, entry, endpoint)
+    rates.measure(run, book_url, entry, endpoint)
 
 
 def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
@@ -150,22 +122,23 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
     cold = ready_starts(entry).get("cold")
     return ServingRow(
         profile=entry.name,
-        description=entry.profile.description,
+        description=entry.description,
         **row_settings(entry),
         reference_kv_capacity_tokens=accuracy.reference_capacity(run),
         wiped=cold.wiped if cold else None,
-        rates=[rate for path in _rate_paths(run, entry) if path.exists() for rate in load(path, list[Rate])],
+        **rates.row_fields(run, entry, failure),
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),
         left_out=_left_out(run),
-        failures=[failure] if failure else [],
     )
 
 
 def _left_out(run: Run) -> list[str]:
     """What a quick run leaves out of the same run without --quick."""
-    if not run.request.quick:
-        return []
+    return ["log-probabilities", "sinks", "warm start", *skipped_rates(run)] if run.request.quick else []
+
+
+def skipped_rates(run: Run) -> list[str]:
+    """The points of the grid that a quick run skips, as text."""
     skipped, points = run.skipped_points, run.skipped_points + run.suite.grid.points
-    rates = [f"rates at {skipped} of {points} points"] if skipped else []
-    return ["log-probabilities", "sinks", "warm start", *rates]
+    return [f"rates at {skipped} of {points} points"] if skipped else []

@@ -18,13 +18,13 @@ def section(result: ServingResult) -> Section:
     """The accuracy section, with speeds beside the answers."""
     part, rows, base = accuracy.section(result), result.rows, answers.base_of(result.rows)
     warning = provenance.load_warning(result.provenance, highest_load(result))
-    notes = [CPU_NOTE] if result.provenance.machine.family == "cpu" else []
+    notes = [CPU_NOTE] if result.provenance.machine.family == "cpu" and accuracy.is_ours(result) else []
     notes += [md.text(warning)] if warning else []
     rates, points = tables.rate_table(rows, base), tables.page_points(rows)[-1:]
-    latencies = tables.latency_table(rows)
+    latencies = tables.latency_table(rows, result.slo)
     return part._replace(
         subject=accuracy.subject(result),
-        page=[*tables.profile_table(rows, base), *notes, *answers.failed(rows)],
+        page=[*tables.profile_table(rows, base), *answers.not_known(rows), *notes, *answers.failed(rows)],
         not_measured=missing(rows),
         details=[*part.details, *rates, *latencies],
         glance=accuracy.glance(result, lambda row: tables.rate_cell(row, base, *points) if points else "no speed"),
@@ -51,4 +51,4 @@ def missing(rows: list[ServingRow]) -> list[str]:
 def _draw(result: ServingResult, path: Path) -> None:
     from bench.serving.plot import serving_plot  # matplotlib is slow to load
 
-    serving_plot(f"Decode rate and accuracy of {accuracy.subject(result)}", result.rows, path)
+    serving_plot(f"Speed and accuracy of {accuracy.subject(result)}", result.rows, path)

@@ -15,10 +15,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from flashinfer_patches.strict import NotNegative, Strict
 
 Milliseconds = Annotated[NotNegative, AfterValidator(lambda value: round(value, 2))]
+Gap = Annotated[NotNegative, AfterValidator(lambda value: round(value, 1))]  # its clock is no finer, see above
 Tokens = Annotated[int, Field(ge=0)]
 ERROR_CHARACTERS = 300  # a server's error page is cut to these
-NO_END = "no end of the request in the progress events"
-NO_TOKENS = "the response has no tokens"
+NO_END = "no end of the response"
+NO_TOKENS = "no tokens in the response"
+CUT = "response cut short"
 
 
 class RequestTimes(Strict):
@@ -33,7 +35,7 @@ class RequestTimes(Strict):
     start_ms: Milliseconds
     ttft_ms: Milliseconds | None
     e2e_ms: Milliseconds
-    itl_ms: list[Milliseconds]
+    itl_ms: list[Gap]
     tokens: Tokens
     error: str | None = None
 
@@ -92,10 +94,14 @@ class Chunk(Event):
 
 
 class RequestEnd(Event):
-    """decode_seconds: from the first token to the end of the response; 0 for a failed request."""
+    """decode_seconds: from the first token to the end of the response; 0 for a failed request.
+
+    prompt_tokens: as the server counts them in its last chunk; 0 where that chunk did not come.
+    """
 
     type: Literal["request_end"]
     total_tokens: Tokens
+    prompt_tokens: Tokens = 0
     decode_seconds: NotNegative
     error: str = ""
 
@@ -134,7 +140,7 @@ def _request(start: RequestStart, events: list[Event]) -> tuple[float, RequestTi
     end = next((event for event in events if isinstance(event, RequestEnd)), None)
     chunks = sorted((event for event in events if isinstance(event, Chunk)), key=lambda chunk: chunk.ts)
     sent = first.ts - first.ttft_s if first else start.ts
-    error = NO_END if end is None else end.error[:ERROR_CHARACTERS] or (None if first else NO_TOKENS)
+    error = _error(start, first, end)
     counted = sum(chunk.count for chunk in chunks)
     if error:
         e2e_s, tokens, complete = max(event.ts for event in events) - sent, counted, True
@@ -152,6 +158,21 @@ def _request(start: RequestStart, events: list[Event]) -> tuple[float, RequestTi
         error=error,
     )
     return sent, times
+
+
+def _error(start: RequestStart, first: FirstToken | None, end: RequestEnd | None) -> str | None:
+    """Why a request failed; None if it did not. llama-benchy calls some of these responses complete."""
+    if end is None:
+        return NO_END
+    if end.error:
+        return end.error[:ERROR_CHARACTERS]
+    if end.total_tokens == 0:  # an empty response, or llama-benchy's own time limit, which has no text
+        return NO_END if first else NO_TOKENS
+    if first is None:
+        return NO_TOKENS
+    if end.total_tokens < start.response_size and end.prompt_tokens == 0:
+        return CUT  # no last chunk; with one, the missing tokens had no text
+    return None
 
 
 def _with_offsets(sent_requests: list[tuple[float, RequestTimes]]) -> list[RequestTimes]:
@@ -219,18 +240,18 @@ def token_rates(requests: Sequence[RequestTimes]) -> list[float]:
 
 def _rates(requests: Sequence[RequestTimes], amount: Callable[[RequestTimes], int]) -> list[float]:
     return [
-        sum(amount(request) for request in repeat if request.error is None) / _wall_s(repeat)
-        for repeat in _repeats(requests)
+        sum(amount(request) for request in repeat if request.error is None) / wall_s(repeat)
+        for repeat in repeats(requests)
     ]
 
 
-def _repeats(requests: Sequence[RequestTimes]) -> list[list[RequestTimes]]:
+def repeats(requests: Sequence[RequestTimes]) -> list[list[RequestTimes]]:
     repeats: dict[int, list[RequestTimes]] = defaultdict(list)
     for request in requests:
         repeats[request.run].append(request)
     return [repeat for _, repeat in sorted(repeats.items())]
 
 
-def _wall_s(repeat: list[RequestTimes]) -> float:
+def wall_s(repeat: list[RequestTimes]) -> float:
     """Seconds from the first request's start to the last one's end, failed ones included."""
     return max(request.start_ms + request.e2e_ms for request in repeat) / 1000

@@ -9,14 +9,20 @@ from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests
 from bench.servers.result import Start
-from bench.serving import stream
-from bench.serving.result import Rate, ServingRow
+from bench.serving import goodput, stream
+from bench.serving.counters import Counters
+from bench.serving.goodput import Slo
+from bench.serving.result import Attempt, Rate, ServingRow
+from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 NOT_SHOWN = "not shown: no accuracy record"
 WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
 RATES_NOTE = "Median (slowest to fastest sample); decode and prefill sum over the requests at once."
 
-LATENCY_NOTE = "p50 / p95 / p99 by nearest rank, and the number of samples; per second: median of the repeats."
+LATENCY_NOTE = (
+    "p50 / p95 / p99 by nearest rank, and the number of samples; per second: median of the repeats. Waiting and KV"
+    " cache used: the highest that the server reported."
+)
 
 
 class Point(NamedTuple):
@@ -60,6 +66,14 @@ def is_widened(row: ServingRow) -> bool:
     return bool(row.resolved and row.resolved.cpu_attention == "widened")
 
 
+def kv_cache(resolved: Resolved) -> str:
+    """The resolved KV cache as plain text."""
+    dtype = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
+    dtype += ", widened for a kernel without FP8" if resolved.cpu_attention == "widened" else ""
+    skipped = ", ".join(resolved.kv_skip_layers)
+    return f"{dtype}; {resolved.model_dtype} in layers {skipped}" if skipped else dtype
+
+
 def timed(row: ServingRow) -> list[Start]:
     """The starts whose times are shown: not those of servers that only gave log-probabilities.
 
@@ -101,6 +115,8 @@ def rate_cell(row: ServingRow, base: ServingRow, where: Point) -> str:
 
 
 def _start_cell(row: ServingRow) -> str:
+    if row.requested is None:
+        return "not known"
     seconds = [[start.start_s for start in timed(row) if start.cache == cache] for cache in ("cold", "warm")]
     return " / ".join(number(median(values)) if values else "-" for values in seconds)
 
@@ -121,19 +137,41 @@ def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
     return ["## Rates", md.table(headers, lines), RATES_NOTE] if lines else []
 
 
-def latency_table(rows: Sequence[ServingRow]) -> list[str]:
-    """Percentiles of single requests at each point that may be shown; no block without any."""
-    headers = ["profile", "context", "output", "requests at once", "first token, ms", "per output token, ms"]
-    headers += ["between tokens, ms", "whole request, ms", "requests/s", "output tokens/s"]
-    lines = []
-    for row in rows:
-        for rate in shown_rates(row):
-            if rate.requests:
-                cells = [f"{rate.context:,}", f"{rate.output:,}", f"{rate.concurrency:,}"]
-                cells += map(_percentile_cell, stream.latencies(rate.requests))
-                per_s = (stream.request_rates(rate.requests), stream.token_rates(rate.requests))
-                lines.append([md.text(row.profile), *cells, *(number(median(values)) for values in per_s)])
-    return ["## Latencies", md.table(headers, lines), LATENCY_NOTE] if lines else []
+def latency_table(rows: Sequence[ServingRow], slo: Slo) -> list[str]:
+    """Percentiles, rates and goodput of single requests at each point that may be shown; no block without any."""
+    measured = [(row, attempt) for row in rows if has_record(row) for attempt in (*row.rates, *row.unrated)]
+    lines = [(row, _latency_cells(attempt, slo)) for row, attempt in measured if attempt.requests]
+    table = [[md.text(row.profile), *cells.values()] for row, cells in lines]
+    goodput_note = f" Goodput: requests within {goodput.as_text(slo)}; itl is the mean of a request." if slo else ""
+    headers = ["profile", *(name for _, cells in lines[:1] for name in cells)]
+    return ["## Latencies", md.table(headers, table), LATENCY_NOTE + goodput_note] if lines else []
+
+
+def _latency_cells(attempt: Attempt, slo: Slo) -> dict[str, str]:
+    """A point's cells by header."""
+    requests, counters = attempt.requests, attempt.counters or Counters()
+    ttft, tpot, itl, e2e = map(_percentile_cell, stream.latencies(requests))
+    met = goodput.goodput(requests, attempt.total, slo)
+    cells = {
+        "context": f"{attempt.context:,}",
+        "output": f"{attempt.output:,}",
+        "requests at once": f"{attempt.concurrency:,}",
+        "first token, ms": ttft,
+        "per output token, ms": tpot,
+        "between tokens, ms": itl,
+        "whole request, ms": e2e,
+        "requests/s": number(median(stream.request_rates(requests))),
+        "output tokens/s": number(median(stream.token_rates(requests))),
+        "failed": f"{attempt.failed} of {attempt.total}",
+        "waiting": _known(counters.waiting, "{:,}"),
+        "preemptions": _known(counters.preemptions, "{:,}"),
+        "KV cache used": _known(counters.kv_cache_usage, "{:.0%}"),
+    }
+    return cells | ({"goodput, requests/s": f"{number(median(met.per_s))} ({met.share:.0%})"} if met else {})
+
+
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def _percentile_cell(values: stream.Percentiles | None) -> str:

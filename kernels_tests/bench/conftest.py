@@ -24,11 +24,12 @@ class FakeServers:
     """Fake servers: `plans` that were started, and `fail[event]`, a Problem to raise.
 
     event: the start of a profile ("fp8 warm"), "greedy", "decode", "prefill", "sinks" or a depth. caches: whether a
-    server leaves a file in the run's caches; resolved: resolved settings that are not the usual ones.
+    server leaves a file in the run's caches; resolved: resolved settings that are not the usual ones; attempts: at
+    points of the grid that have not the usual rate.
     """
 
     def __init__(self):
-        self.plans, self.fail, self.caches, self.resolved = [], {}, True, {}
+        self.plans, self.fail, self.caches, self.resolved, self.attempts = [], {}, True, {}, {}
         self.real_not_run = sink_check.not_run
 
     def fail_if_set(self, event):
@@ -64,9 +65,10 @@ class FakeServers:
         self.fail_if_set("sinks")
         return self.real_not_run(reason, bounds)
 
-    def measure(self, running, grid, depth, folder, book_url, on_request):
-        self.fail_if_set(depth)
-        return [a_rate(depth)]
+    def measure(self, running, point, runs, folder, book_url, on_request):
+        self.fail_if_set(point.depth)
+        rate = a_rate(point.depth, point.concurrency, point.output).model_copy(update={"prompt": point.prompt})
+        return self.attempts.get(point, rate)
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from bench.accuracy.gate_words import FIGURES
 from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
 from bench.record.envelope import Wiped
 from bench.servers.result import Requested, Start
+from bench.serving.failures import counted
 from bench.serving.result import Rate, ServingResult, ServingRow
+from bench.serving.stream import RequestTimes
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
 from vllm_launch.provenance import Provenance
@@ -26,6 +28,24 @@ def a_rate(depth=0, concurrency=1, output=64, decode=(500.0, 510.0, 520.0)) -> R
         prefill_tok_s=[20 * value for value in decode],
         first_token_ms=[12.0 * concurrency] * len(decode) * concurrency,
     )
+
+
+def timed(rate: Rate, ttft_ms=100.0, gap_ms=10.0, failed=0) -> Rate:
+    """The rate with times of its requests: all the same, but for the last of each repeat, which take twice as long.
+
+    failed: how many of the first fail.
+    """
+    requests = []
+    for run in range(1, len(rate.decode_tok_s) + 1):
+        for index in range(rate.concurrency):
+            factor = 2 if index + 1 == rate.concurrency else 1
+            gaps = [factor * gap_ms] * (rate.output - 1)
+            e2e_ms = factor * ttft_ms + sum(gaps)
+            error = "HTTP 429" if len(requests) < failed else None
+            times = {"start_ms": 0, "ttft_ms": factor * ttft_ms, "e2e_ms": e2e_ms, "itl_ms": gaps}
+            requests.append(RequestTimes(run=run, tokens=rate.output, error=error, **times))
+    failures = counted(requests)
+    return rate.model_copy(update={"requests": requests, "failures": failures})
 
 
 def rates_around(middle: float, seed: int) -> list[Rate]:

@@ -53,6 +53,21 @@ def test_the_grid_of_the_real_models():
     assert (grid.depth[0], grid.depth[-1]) == (0, 122880)
 
 
+def test_a_grid_counts_the_load_at_its_depths_alone():
+    grid = suite.load(None, "tiny_gpt_oss").grid
+    assert (grid.depth, grid.concurrency, grid.load_depth) == ([0, 1024], [1, 4, 16], [0])
+    assert [grid.concurrency_at(depth) for depth in grid.depth] == [[1, 4, 16], [1]]
+    assert (grid.points, grid.requests) == (4, 3 * (1 + 4 + 16 + 1))
+    every_pair = grid.replaced({"depth": [0, 1024]})
+    assert (every_pair.points, every_pair.requests) == (6, 3 * 2 * (1 + 4 + 16))
+
+
+def test_a_load_depth_that_is_no_depth_is_refused(suite_of):
+    with pytest.raises(Problem) as caught:
+        suite_of("extends: tiny_gpt_oss\ngrid: {depth: [128]}\n")
+    assert caught.value.kind == "suite" and "load_depth has 0, depth has 128" in caught.value.message
+
+
 def test_the_thresholds_of_the_nearest_profile_win_and_the_others_remain(tmp_path, suite_of):
     (tmp_path / "my-fp8.yaml").write_text("extends: fp8-skip-sliding\n")
     (tmp_path / "mine-too.yaml").write_text("extends: my-fp8.yaml\n")

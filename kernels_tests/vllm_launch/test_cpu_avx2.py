@@ -6,6 +6,7 @@ import pytest
 
 from bench.accuracy import forced, greedy, sink_check
 from bench.accuracy.texts import Text, tokenize
+from bench.servers.client import endpoint_of
 from kernels_tests import narrow_cpu
 from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
@@ -50,8 +51,8 @@ def test_its_answers_are_right_in_decode_and_prefill(running):
     texts = [Text(ids=ids[i * 1000 : i * 1000 + PROMPT + SCORED], start=PROMPT) for i in range(TEXTS)]
     exact = sink_check.of_transformers(find(str(EMBEDDED)), texts)
     for path in ("decode", "prefill", "decode"):
-        scored = np.concatenate([text.logprobs for text in forced.score_all(running, texts, path)])
+        scored = np.concatenate([text.logprobs for text in forced.score_all(endpoint_of(running), texts, path)])
         distances = {name: np.abs(scored - np.array(values)).mean() for name, values in exact.items()}
         assert distances["true"] < 0.12, distances
         assert all(distances[wrong] > 4 * distances["true"] for wrong in sink_check.WRONG), distances
-    assert greedy.answer(running, "The capital of France is", 8).text.startswith(" Paris")
+    assert greedy.answer(endpoint_of(running), "The capital of France is", 8).text.startswith(" Paris")

@@ -10,6 +10,7 @@ from bench.accuracy import forced
 from bench.accuracy.answers import Answers, TextAnswer
 from bench.accuracy.judge import judge
 from bench.accuracy.texts import Text, texts_of
+from bench.servers.client import endpoint_of
 from flashinfer_patches.errors import Problem
 from kernels_tests.processes import free_port
 from vllm_launch import plan, profile, server, software
@@ -43,10 +44,10 @@ def distance(a, b):
     return sum(deltas) / len(deltas)
 
 
-def score(running, texts):
+def score(endpoint, texts):
     return {
-        "decode": forced.score_all(running, texts["long"], "decode"),
-        "prefill": forced.score_all(running, texts["long"], "prefill"),
+        "decode": forced.score_all(endpoint, texts["long"], "decode"),
+        "prefill": forced.score_all(endpoint, texts["long"], "prefill"),
     }
 
 
@@ -56,13 +57,14 @@ def scored(tmp_path_factory, fp8_cache):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     folder, texts = tmp_path_factory.mktemp("forced"), heldout_texts()
     with serve("baseline", folder) as running:
-        bf16 = score(running, texts)
+        endpoint = endpoint_of(running)
+        bf16 = score(endpoint, texts)
         with pytest.raises(Problem, match=r"HTTP 400.*out-of-vocab") as refused:
-            forced.decode(running, [7, 8], [9, 4096])
+            forced.decode(endpoint, [7, 8], [9, 4096])
         assert refused.value.kind == "requests"
         with pytest.raises(Problem, match=r"HTTP 400.*force_ids: expected max_tokens 1"):
-            forced._choice(running, {"prompt": [7], "vllm_xargs": {"force_ids": [8]}}, None)
-        special = forced.decode(running, [7, 8], [4, 0, 5, 4095])
+            forced._choice(endpoint, {"prompt": [7], "vllm_xargs": {"force_ids": [8]}}, None)
+        special = forced.decode(endpoint, [7, 8], [4, 0, 5, 4095])
         assert special.token_ids == [4, 0, 5, 4095], "the end of text does not end the request"
     return {"bf16": bf16} | (scored_in_fp8(folder, texts, bf16) if fp8_cache else {})
 
@@ -80,13 +82,14 @@ def scored_in_fp8(folder, texts, bf16):
     mutant.write_text(attention.NONE)
     path = os.pathsep.join(map(str, (info.parent, ROOT)))
     with serve("fp8", folder, PYTHONPATH=path, **{attention.VARIABLE: str(mutant)}) as running:
-        scores["fp8"] = score(running, texts)
-        scores["fp8"]["short"] = forced.score_all(running, texts["short"], "decode")
+        endpoint = endpoint_of(running)
+        scores["fp8"] = score(endpoint, texts)
+        scores["fp8"]["short"] = forced.score_all(endpoint, texts["short"], "decode")
         for name in attention.NAMES:
             mutant.write_text(name)
-            scores[name] = score(running, texts)
+            scores[name] = score(endpoint, texts)
             if name in ("decode", "prefill"):
-                scores[name]["short"] = forced.score_all(running, texts["short"], "decode")
+                scores[name]["short"] = forced.score_all(endpoint, texts["short"], "decode")
     print("\nmean |Δ log p|: against bf16 in decode, in prefill; decode against prefill of the same server")
     for name, paths in {"bf16": bf16, **scores}.items():
         against = [distance(paths[path], bf16[path]) for path in ("decode", "prefill")]

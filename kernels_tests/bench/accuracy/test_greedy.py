@@ -1,17 +1,17 @@
 """The greedy gate: more than 95% of the positions, and no loops."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 
 from bench import suite
 from bench.accuracy import greedy
 from bench.accuracy.greedy import Answer, match
+from bench.servers.client import Endpoint
 from flashinfer_patches.errors import Problem
 
 GATE = suite.load("default", "any").greedy
-SERVER = SimpleNamespace(plan=SimpleNamespace(model=SimpleNamespace(name="m")))
+ENDPOINT = Endpoint("http://127.0.0.1:1", "m", "some-folder", "some.log")
 
 
 def answer(ids, margin=1.0):
@@ -68,14 +68,14 @@ def test_a_truncated_answer_is_a_failed_match(length, reference):
 )
 def test_an_answer_without_two_log_probabilities_is_still_an_answer(reply, tops, margins):
     reply(tops)
-    assert greedy.answer(SERVER, "p", 1).margins == margins
+    assert greedy.answer(ENDPOINT, "p", 1).margins == margins
 
 
 @pytest.mark.parametrize("value", [math.nan, None])
 def test_a_log_probability_that_is_not_finite_is_a_problem(reply, value):
     reply([{"a": -0.1, "b": value}])
     with pytest.raises(Problem) as caught:
-        greedy.answer(SERVER, "p", 1)
+        greedy.answer(ENDPOINT, "p", 1)
     assert caught.value.kind == "requests"
 
 

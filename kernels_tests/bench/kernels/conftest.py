@@ -1,6 +1,7 @@
 """A fake machine with a GPU: its kernels are torch functions, their times fixed."""
 
 import sys
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from bench.kernels import environment, exact, peers, timing
 from bench.kernels import run as runs
+from bench.kernels.grid import Point
 from bench.kernels.request import KernelsRequest, KernelsRun
 from bench.record import run_folder
 from flashinfer_patches.state import Status
@@ -23,10 +25,11 @@ def a_status(state="applied") -> Status:
     return Status(target="/x", version="0.6.14", state=state, files={}, patch_set=patch_set, fingerprint="0" * 12)
 
 
-def a_run(folder, kernels=peers.KERNELS, shapes=SHAPES, named=False, **changes) -> KernelsRun:
+def a_run(folder, kernels=peers.KERNELS, shapes=SHAPES, named=False, points=(), part=None, **changes) -> KernelsRun:
     names = [peers.OURS] if named else []
-    request = KernelsRequest(kind="kernels", kernels=names, shapes=[])
-    return KernelsRun(folder, request, list(kernels), list(shapes), **changes)
+    request = KernelsRequest(kind="kernels", kernels=names, shapes=[], part=part)
+    points = [*points] or [Point("standard", shape) for shape in shapes]
+    return KernelsRun(folder, request, list(kernels), points, **changes)
 
 
 @pytest.fixture
@@ -86,9 +89,15 @@ def fake_device(gpu_machine, tmp_path):
             call()
         return [10.0, 12.0, 11.0] if calls else [1.0]
 
-    build = inputs.build
-    gpu_machine.setattr(inputs, "build", lambda shape, layers: build(shape, min(layers, 2), "cpu"))
+    def back_to_back_and_between_us(calls, clear):
+        return median(graph_us(calls, clear)), 13.0
+
+    build, large_cache, from_cache = inputs.build, inputs.large_cache, inputs.from_cache
+    gpu_machine.setattr(inputs, "build", lambda shape, layers, formats: build(shape, min(layers, 2), formats, "cpu"))
+    gpu_machine.setattr(inputs, "large_cache", lambda pages, kv_format: large_cache(min(pages, 512), kv_format, "cpu"))
+    gpu_machine.setattr(inputs, "from_cache", lambda shape, layers, caches: from_cache(shape, min(layers, 2), caches))
     gpu_machine.setattr(timing, "graph_us", graph_us)
+    gpu_machine.setattr(timing, "back_to_back_and_between_us", back_to_back_and_between_us)
     gpu_machine.setattr(torch.cuda, "synchronize", lambda: None)
     _flashinfer_that_writes_when_imported(gpu_machine, tmp_path / "site")
     gpu_machine.setitem(sys.modules, "bench.kernels.ceiling", SimpleNamespace(read_ceiling=lambda: 4e12))
@@ -99,9 +108,9 @@ def fake_device(gpu_machine, tmp_path):
     def kernel(name, kv_format="e4m3", settings=("right",), source="flashinfer", sinks=True):
         return peers.DecodeKernel(name, kv_format, source, sinks, source == "flashinfer", prepare, settings)
 
-    def execute(*kernels, shapes=SHAPES, named=False, folder="run"):
-        lines = []
-        run = a_run(tmp_path / folder, kernels, shapes, named, status=lines.append, print_line=lines.append)
+    def execute(*kernels, shapes=SHAPES, named=False, folder="run", points=(), part=None):
+        lines, options = [], {"points": points, "part": part}
+        run = a_run(tmp_path / folder, kernels, shapes, named, **options, status=lines.append, print_line=lines.append)
         with run_folder.opened(run.folder, run.request):
             return runs.execute(run, ["fp8-sinks"]), lines
 

@@ -30,6 +30,12 @@ def a_kernel_row(shape: Shape, kernel="fa2-sinks", kv_format="bf16", us=10.0, sp
     return row.model_copy(update=changes)
 
 
+def a_served_row(shape: Shape, kernel="sink-decode", kv_format="e4m3", us=10.0, **changes) -> KernelRow:
+    """A compact row, as of the server grid."""
+    figures = {"grid": "server", "between_us": us + 1.0, "samples_us": [], "rel_l2": 1.7e-3, "setting": None}
+    return a_kernel_row(shape, kernel, kv_format, us, **(figures | changes))
+
+
 def a_failed_row(shape: Shape, kernel="xqa-sinks", kv_format="e4m3", error="RuntimeError: no | such kernel"):
     nothing = {"time_us": None, "samples_us": [], "rel_l2": None, "setting": None}
     return a_kernel_row(shape, kernel, kv_format, **nothing, error=error)

@@ -1,14 +1,15 @@
 """The command line of the kernel bench, and what keeps a run from starting."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import environment, grid, peers
-from bench.kernels.request import KernelsRequest
+from bench.kernels import environment, estimate, grid, peers
+from bench.kernels.request import KernelsRequest, resolve
 from bench.record.files import write
 from bench.record.run_folder import CACHE, LOCK, REQUEST
 from flashinfer_patches import locking
@@ -67,22 +68,53 @@ def test_a_dry_run_prints_bytes_and_layers(gpu_machine):
     dry_run = run("--dry-run", "--shape", "8x8192", "--kernel", "fa2-sinks")
     assert dry_run.exit_code == 0, dry_run.output
     lines = dry_run.stdout.splitlines()
-    assert [line.split()[:3] for line in lines] == [["8x8192", "fa2-sinks", "bf16"], ["8x8192", "fa2-sinks", "e4m3"]]
+    assert [line.split()[:3] for line in lines[:2]] == [["8x8192", "fa2-sinks", kv] for kv in ("bf16", "e4m3")]
     assert "67.1 MB" in lines[1] and "6 layers" in lines[1] and "(403 MB)" in lines[1]
-    assert len(run("--dry-run").stdout.splitlines()) == len(grid.GRID) * len(peers.KERNELS)
+    assert lines[2].startswith("1 shapes, 2 rows, about ")
+    assert len(run("--dry-run").stdout.splitlines()) == len(grid.STANDARD) * len(peers.KERNELS) + 1
     assert "skipped: a block table wider" in run("--dry-run", "--shape", "1x2048t131072").stdout
 
 
-def test_a_dry_run_exits_as_the_run_would(gpu_machine, tmp_path):
+def test_a_dry_run_needs_no_gpu(gpu_machine, tmp_path):
+    """It prints what would keep the run from starting, but succeeds."""
     without_gpu(gpu_machine)
-    dry_run = run("--dry-run", "--shape", "8x8192", "--run-dir", str(tmp_path / "run"))
-    assert dry_run.exit_code == 4 and str(NO_GPU) in dry_run.stderr
-    assert len(dry_run.stdout.splitlines()) == len(peers.KERNELS)
+    options = ("--shape", "8x8192", "--run-dir", str(tmp_path / "run"))
+    dry_run = run("--dry-run", *options)
+    assert dry_run.exit_code == 0 and str(NO_GPU) in dry_run.stderr
+    assert len(dry_run.stdout.splitlines()) == len(peers.KERNELS) + 1
+    assert run(*options).exit_code == 4
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["server", "random"])
+def test_a_dry_run_prints_the_shapes_of_a_part(gpu_machine, name):
+    parts = [run("--dry-run", "--grid", name, "--part", f"{number}/3").stdout.splitlines() for number in (1, 2, 3)]
+    all_lines = run("--dry-run", "--grid", name).stdout.splitlines()
+    assert sorted(line for part in parts for line in part[:-1]) == sorted(all_lines[:-1])
+    assert len(all_lines) == len(grid.points([name])) + 1
+    assert all(line.startswith(f"{name} ") and "sink-decode bf16, sink-decode e4m3" in line for line in all_lines[:-1])
+
+
+def test_no_part_of_a_grid_takes_nine_minutes(gpu_machine):
+    for grids in (["standard"], ["server", "random"]):
+        request = KernelsRequest(kind="kernels", kernels=[], shapes=[], grids=grids)
+        assert 60 < estimate.seconds(resolve(Path("run"), request)) < 540
+        halves = [estimate.seconds(resolve(Path("run"), request.model_copy(update={"part": f"{n}/2"}))) for n in (1, 2)]
+        assert max(halves) < 1.2 * min(halves)
+
+
 def test_the_command_line_is_checked(tmp_path):
-    for options in (["--shape", "8"], ["--kernel", "fa4"], ["--resume", str(tmp_path)]):
+    for options in (
+        ["--shape", "8"],
+        ["--shape", "8x8192", "--grid", "server"],
+        ["--kernel", "fa4"],
+        ["--grid", "large"],
+        ["--part", "3/2"],
+        ["--part", "0/2"],
+        ["--part", "1/2", "--shape", "8x8192"],
+        ["--resume", str(tmp_path)],
+        ["--join", str(tmp_path), "--part", "1/2"],
+    ):
         assert run(*options, "--run-dir", str(tmp_path / "run")).exit_code == 2
     assert not (tmp_path / "run").exists()
 
@@ -116,7 +148,7 @@ def test_a_run_is_resumed_with_its_request(gpu_machine, tmp_path):
     resumed = run("--resume", str(tmp_path), "--dry-run")
     assert resumed.exit_code == 0, resumed.output
     lines = resumed.stdout.splitlines()
-    assert [line.split()[:2] for line in lines] == [["8x8192w127", "sink-decode"]] * 2
+    assert [line.split()[:2] for line in lines[:-1]] == [["8x8192w127", "sink-decode"]] * 3
     same = run("--run-dir", str(tmp_path), "--kernel", "sink-decode", "--shape", "8x8192w127", "--dry-run")
     assert same.exit_code == 0 and same.stdout.splitlines() == lines
     different = run("--run-dir", str(tmp_path), "--dry-run")

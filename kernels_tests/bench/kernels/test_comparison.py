@@ -25,8 +25,8 @@ def test_peers_are_other_kernels_at_the_same_shape_the_fastest_first():
     slow, fast = row(SMALL, 9.0, "bf16", "fa2-sinks"), row(SMALL, 7.0, kernel="xqa-sinks", rel_l2=3.6e-2)
     elsewhere = [row(even(1, 2048, window_left=127), 1.0, kernel="xqa-sinks"), a_failed_row(SMALL), row(SMALL, 3.0)]
     result = a_kernels_result(slow, fast, *elsewhere, row(SMALL, 4.0, "bf16"))
-    assert comparison.peers_at(result, SMALL) == [fast, slow]
-    assert comparison.ours(result) == [elsewhere[-1]]
+    assert comparison.peers_by_shape(result.rows)[SMALL] == [fast, slow]
+    assert comparison.ours(result.rows) == [elsewhere[-1]]
 
 
 def test_plain_rows_are_preferred():

@@ -12,6 +12,7 @@ from lowp.paged.shapes import Shape, even
 
 CALLS: list[tuple] = []  # of the kernels, in their order
 SHAPES = [even(2, 32), Shape((300, 16, 100)), even(2, 200, window_left=127), even(1, 40, head_dim=128)]
+SHAPES.append(even(2, 40, query_format="fp16"))
 
 
 class Wrapper:
@@ -24,7 +25,7 @@ class Wrapper:
     def plan(self, indptr, indices, last_page, heads, kv_heads, head_dim, page_size, *, use_sinks=False, **options):
         assert all(torch.equal(*pair) for pair in zip(self.buffers, (indptr, indices, last_page), strict=True))
         assert {tensor.dtype for tensor in (indptr, indices, last_page)} == {torch.int32}
-        assert (heads, kv_heads, page_size) == (64, 8, 16) and options["q_data_type"] == torch.bfloat16
+        assert (heads, kv_heads, page_size) == (64, 8, 16) and options["q_data_type"] in (torch.bfloat16, torch.float16)
         counts = indptr.diff()
         self.lengths, self.use_sinks, self.planned = (counts - 1) * page_size + last_page, use_sinks, options
         self.planned["head_dim"] = head_dim

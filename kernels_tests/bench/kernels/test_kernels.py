@@ -1,31 +1,30 @@
-"""The kernel bench without a GPU: bytes, inputs, the exact answer, timing, statistics, refusals, one whole run."""
+"""The kernel bench without a GPU: bytes, inputs, the exact answer, rows and results."""
 
 import json
 import math
-from contextlib import nullcontext
-from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import exact, grid, peers, timing
-from bench.kernels.grid import GEOMETRY
+from bench.kernels import exact, grid, peers
+from bench.kernels.grid import GEOMETRY, Point
 from bench.kernels.result import KernelRow
 from bench.kinds import read
 from bench.record.files import write
 from kernels_tests.bench.kernels.samples import a_failed_row, a_kernel_row, a_kernels_result
 from kernels_tests.lowp import dense
 from lowp.paged import inputs
-from lowp.paged.shapes import Shape, even
+from lowp.paged.shapes import Layout, Shape, drawn, even
 
 
 def test_bytes_of_the_grid():
     # 2 (keys and values) x 8 KV heads x 64 values a token.
     assert grid.kv_bytes(even(1, 1), "e4m3") == 1024 and grid.kv_bytes(even(1, 1), "bf16") == 2048
     assert grid.kv_bytes(even(64, 8192), "e4m3") == 536_870_912
-    assert len(grid.STANDARD) == 14 and len(grid.GRID) == 33 and len(set(map(str, grid.GRID))) == 33
+    assert len(grid.PLAIN) == 14 and len(grid.STANDARD) == len(set(map(str, grid.STANDARD))) == 42
     # A window of 128 reads that many tokens of each request; a wide table reads nothing more.
     assert grid.kv_bytes(even(8, 8192, window_left=127), "e4m3") == 8 * 128 * 1024
     assert grid.kv_bytes(Shape((64, 512), window_left=127), "e4m3") == (64 + 128) * 1024
@@ -39,7 +38,7 @@ def test_the_drawn_lengths_are_the_same_every_time():
     assert str(drawn) == "32x1175-16368" and drawn.lengths[:3] == (14347, 6823, 12930)
 
 
-@pytest.mark.parametrize("shape", grid.GRID, ids=str)
+@pytest.mark.parametrize("shape", grid.STANDARD, ids=str)
 def test_layers_rotate_through_enough_memory(shape):
     layers = grid.layers(shape)
     assert layers >= 2
@@ -48,11 +47,11 @@ def test_layers_rotate_through_enough_memory(shape):
 
 
 def test_shapes_are_parsed_or_refused():
-    assert grid.parse("8x8192") == even(8, 8192)
+    assert grid.parse("8x8192") == Point("standard", even(8, 8192))
     for text in ("8", "8x", "x8", "0x8192", "8x08192", "1x128", "1x99999999", "8 x 8192"):
         with pytest.raises(ValueError, match=r"BATCHxCONTEXT such as 8x8192, 1,024 to 8,388,608 tokens"):
             grid.parse(text)
-    assert all(grid.parse(str(shape)) == shape for shape in grid.GRID)
+    assert all(grid.parse(str(shape)).shape == shape for shape in grid.STANDARD)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +64,14 @@ def test_shapes_are_parsed_or_refused():
         (even(1, 8192, head_dim=128), "1x8192d128", "1 x 8,192, head_dim 128"),
         (even(1, 2048, table_tokens=131072), "1x2048t131072", "1 x 2,048, table for 131,072"),
         (even(8, 8192, layout="NHD"), "8x8192NHD", "8 x 8,192, NHD"),
+        (even(8, 8192, query_tokens=2), "8x8192q2", "8 x 8,192, 2 query tokens"),
+        (even(8, 8192, query_format="fp16"), "8x8192fp16", "8 x 8,192, fp16 query"),
+        (drawn(8, 8192, "near", window_left=127), "8x8192nearw127", "8 x 8,192, near, window of 128"),
     ],
 )
 def test_shapes_have_a_name_and_words(shape, name, words):
     assert str(shape) == name and shape.words == words
-    assert shape.plain == (name == "8x8192") and shape.ragged == ("+" in name or "-" in name)
+    assert shape.plain == (name == "8x8192") and shape.ragged == any(text in name for text in ("+", "-", "near"))
 
 
 @pytest.fixture(scope="module")
@@ -149,16 +151,35 @@ def test_caches_lie_in_memory_as_the_layout_says(kv_format):
         assert (v.data_ptr() - k.data_ptr() == 64 * k.element_size()) == (layout == "interleaved")
 
 
-@pytest.mark.parametrize("kv_format", ["bf16", "e4m3"])
-@pytest.mark.parametrize("layout", ["HND", "NHD", "interleaved"])
-def test_our_kernel_is_called_with_the_inputs(kv_format, layout):
-    """On CPU tensors its float64 reference computes: layers, window, table and output are the right ones."""
-    data = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, layout=layout), layers=3, device="cpu")
+@pytest.mark.parametrize(
+    ("kv_format", "sizes"),
+    [
+        *((kv_format, {"layout": layout}) for kv_format in ("bf16", "e4m3") for layout in get_args(Layout)),
+        *((kv_format, {"query_tokens": 2}) for kv_format in ("bf16", "e4m3")),
+        *((kv_format, {"query_format": "fp16"}) for kv_format in ("bf16", "e4m3")),
+        ("int8", {}),
+    ],
+)
+def test_our_kernel_is_called_with_the_inputs(kv_format, sizes):
+    """On CPU tensors its float64 reference computes: layers, window, table, scales and output are the right ones."""
+    data = inputs.build(Shape((300, 100), window_left=127, table_tokens=512, **sizes), 3, [kv_format], "cpu")
     inputs.poison(data)
     kernel = next(kernel for kernel in peers.KERNELS if str(kernel) == f"{peers.OURS} {kv_format}")
     for call in kernel.calls(data, kernel.settings[0]):
         call()
-    assert 1e-3 < exact.rel_l2(exact.outputs(data), exact.expected(data, kv_format, sinks=True)) < 2.5e-3
+    least = 1e-4 if "query_format" in sizes else 1e-3  # BF16's rounding, or FP16's, of the output
+    assert least < exact.rel_l2(exact.outputs(data), exact.expected(data, kv_format, sinks=True)) < 2.5e-3
+
+
+def test_int8_holds_the_values_with_a_scale_for_each_token_and_head():
+    data = inputs.build(Shape((300, 100)), 2, ["bf16", "int8"], "cpu")
+    for exact_pair, stored, scales in zip(data.caches["bf16"], data.caches["int8"], data.scales["int8"], strict=True):
+        for values, integers, scale in zip(exact_pair, stored, scales, strict=True):
+            assert scale.shape == values.shape[:3] and integers.dtype == torch.int8
+            error = (integers.float() * scale[..., None] - values.float()).abs()
+            assert (error <= scale[..., None] * 0.51).all()
+    # 2 x 8 heads x (64 values and a scale of 4 bytes) a token.
+    assert grid.kv_bytes(even(1, 1), "int8") == 16 * 68
 
 
 def test_the_first_and_the_last_are_checked():
@@ -181,53 +202,15 @@ def test_an_output_that_is_right_in_the_first_layer_alone_is_wrong(small):
     assert exact.rel_l2(exact.outputs(small), expected) > 0.1
 
 
-def test_samples_are_microseconds_a_call_without_the_warmups():
-    clock = iter([100.0] * timing.WARMUPS + [0.5] * timing.REPLAYS)
-    assert timing.samples_us(lambda: next(clock), calls=20) == [25.0] * timing.REPLAYS
-    assert next(clock, None) is None
+DRAWN = [drawn(9, 8192, spread, table_tokens=131072, layout="interleaved") for spread in ("near", "uniform")]
 
 
-def test_long_replays_are_fewer():
-    clock = iter([100.0] * timing.WARMUPS + [60.0] * 9 + [70.0])
-    assert len(timing.samples_us(lambda: next(clock), calls=1)) == 9 and next(clock) == 70.0
-    assert len(timing.samples_us(lambda: 1e6, calls=1)) == timing.MIN_REPLAYS
-
-
-def test_calls_are_repeated_in_whole_rounds():
-    calls = [lambda: 1, lambda: 2, lambda: 3]
-    assert timing.repeated(calls) == calls * 6
-    assert timing.repeated(calls * 7) == calls * 7
-
-
-def test_outputs_of_eager_calls_are_cleared_before_the_replays(monkeypatch):
-    """Else a graph that writes nothing would pass with what the first, eager calls left."""
-    steps = []
-    stream = SimpleNamespace(wait_stream=lambda _stream: None)
-    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _end: 32.0)
-    for name, value in {
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
-        "stream": nullcontext,
-        "synchronize": lambda: None,
-        "graph": nullcontext,
-        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: steps.append("replay")),
-        "Event": lambda **_: event,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    samples = timing.graph_us([lambda: steps.append("call")] * 16, lambda: steps.append("clear"))
-    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.WARMUPS + len(samples))
-    assert set(samples) == {2000.0}
-
-
-def test_the_fastest_setting_is_that_of_the_smallest_median():
-    assert timing.fastest({"a": [1.0, 9.0, 9.0], "b": [8.0, 8.0, 20.0]}) == "b"
-
-
-@pytest.mark.parametrize("shape", [even(2, 512), *grid.GRID[13:]], ids=str)
+@pytest.mark.parametrize("shape", [even(2, 512), *grid.STANDARD[13:], *DRAWN], ids=str)
 def test_a_row_says_its_shape(shape):
     row = a_kernel_row(shape)
     assert KernelRow.model_validate_json(row.model_dump_json()).shape == shape
-    assert (row.lengths is not None) == shape.ragged and (row.batch, row.context) == (shape.batch, shape.context)
+    assert row.lengths == (shape.spread or (list(shape.lengths) if shape.ragged else "equal"))
+    assert (row.batch, row.context) == (shape.batch, shape.context)
 
 
 def test_a_result_is_saved_loaded_and_kept(tmp_path):

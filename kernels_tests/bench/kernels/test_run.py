@@ -10,8 +10,9 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.kernels import environment, peers, timing
+from bench.kernels import environment, grid, peers, timing
 from bench.kernels import run as runs
+from bench.kernels.grid import Point
 from bench.kinds import read
 from flashinfer_patches.errors import Problem
 from lowp.paged import inputs
@@ -48,7 +49,7 @@ def test_the_cache_of_an_interrupted_run_is_wiped_and_every_kernel_built_anew(fa
     (fake_device.folder / "run" / "steps" / "preparation.json").unlink()
     second, lines = fake_device.execute(fake_device.kernel("a"))
     assert first.cache_wiped_bytes == 0 and second.cache_wiped_bytes > 24 and not any(path.exists() for path in stale)
-    assert sum(line.startswith("built a e4m3, head_dim 64 in") for line in lines) == 1
+    assert sum(line.startswith("built a e4m3, head_dim 64, bf16 query in") for line in lines) == 1
 
 
 def test_an_interrupted_run_is_resumed(fake_device):
@@ -128,6 +129,33 @@ def test_rows_of_other_shapes_are_measured_right(fake_device):
     assert all(1e-3 < row.rel_l2 < 2.5e-3 for row in result.rows)
 
 
+def test_served_points_have_compact_rows(fake_device):
+    ours, peer = (
+        fake_device.kernel(peers.OURS, source="lowp"),
+        fake_device.kernel("fa2-sinks", "bf16", ("right", "slow")),
+    )
+    triton = fake_device.kernel("vllm-triton", source="lowp")
+    shape = grid.served(2, 300, "near")
+    points = [Point("server", shape), Point("random", shape, peers=False), Point("standard", even(2, 512))]
+    result, lines = fake_device.execute(ours, peer, triton, points=points, part="1/2")
+    names = [(row.grid, row.kernel) for row in result.rows]
+    assert names == [
+        *(("server", peers.OURS), ("server", "fa2-sinks"), ("random", peers.OURS)),
+        *(("standard", name) for name in (peers.OURS, "fa2-sinks", "vllm-triton")),
+    ]
+    for row in result.rows[:3]:
+        assert (row.shape, row.time_us, row.between_us, row.samples_us) == (shape, 11.0, 13.0, [])
+        assert 1e-3 < row.rel_l2 < 2.5e-3
+    assert [row.setting for row in result.rows[:3]] == [None, "right", None]
+    assert result.rows[3].between_us is None and result.part == "1/2" and result.left_out == []
+    assert any("13.00 us between additions" in line for line in lines)
+    steps = {path.name for path in (fake_device.folder / "run" / "steps").iterdir()}
+    assert {f"server-{shape}.json", f"random-{shape}.json", "2x512.json"} < steps
+    fake_device.prepared.clear()
+    assert fake_device.execute(ours, peer, triton, points=points, part="1/2")[0] == result
+    assert fake_device.prepared == [] and read(fake_device.folder / "run") == result
+
+
 def test_a_missing_vllm_is_skipped(fake_device):
     result, lines = fake_device.execute(fake_device.kernel("a"), fake_device.kernel("vllm-fa3", source="vllm"))
     (skipped,) = result.left_out
@@ -190,10 +218,10 @@ def test_rows_after_a_dead_gpu_have_their_own_error(fake_device):
 def test_inputs_that_do_not_fit_fail_that_shape_alone(fake_device):
     build = inputs.build
 
-    def too_large(shape, layers):
+    def too_large(shape, layers, kv_formats):
         if shape == even(4, 2048):
             raise RuntimeError("out of memory")
-        return build(shape, layers)
+        return build(shape, layers, kv_formats)
 
     fake_device.patch.setattr(inputs, "build", too_large)
     result, _ = fake_device.execute(fake_device.kernel("a"), shapes=[even(4, 2048), even(2, 512)])

@@ -14,7 +14,7 @@ from lowp.formats import FORMATS
 from lowp.paged import inputs
 from lowp.paged.shapes import Shape, even
 
-SHAPES = [Shape((300, 16, 100)), even(2, 200, window_left=127), even(1, 40, head_dim=128)]
+SHAPES = [Shape((300, 16, 100)), even(2, 200, window_left=127), even(1, 40, head_dim=128), even(2, 40, query_tokens=2)]
 SOURCES = {
     "flash_attn_varlen_func": "vllm_flash_attn/flash_attn_interface.py",
     "get_scheduler_metadata": "vllm_flash_attn/flash_attn_interface.py",
@@ -63,8 +63,9 @@ class Vllm:
     def _record(self, q, k, v, out, sinks, options) -> None:
         """Check what both functions are given alike, and record the rest."""
         assert k.is_contiguous() and v.is_contiguous()
-        assert options["max_seqlen_q"] == 1
-        assert options["cu_seqlens_q"].tolist() == list(range(len(options["seqused_k"]) + 1))
+        tokens = options["max_seqlen_q"]
+        assert options["cu_seqlens_q"].tolist() == [row * tokens for row in range(len(options["seqused_k"]) + 1)]
+        assert len(q) == tokens * len(options["seqused_k"])
         assert options["max_seqlen_k"] == options["seqused_k"].max()
         left, right = options["window_size"]
         assert right == (-1 if left < 0 else 0)
@@ -86,9 +87,10 @@ def call_kernel(vllm: Vllm, name: str, kv_format: str, setting: str, shape: Shap
     assert len(vllm.calls) == 2
     for layer, (q, k, v, out, sinks, table, lengths, sm_scale, window_left) in enumerate(vllm.calls):
         cache = [values.transpose(1, 2).contiguous() for values in data.caches[kv_format][layer]]
-        assert same_bits(q, data.q[layer].to(FORMATS[query_format].dtype))
+        assert same_bits(q, data.q[layer].to(FORMATS[query_format].dtype).view(-1, 64, shape.head_dim))
         assert same_bits(k, cache[0]) and same_bits(v, cache[1])
-        assert out is data.out[layer] and torch.equal(sinks.float(), data.sinks)
+        assert (out.data_ptr(), out.numel()) == (data.out[layer].data_ptr(), data.out[layer].numel())
+        assert torch.equal(sinks.float(), data.sinks)
         assert table is data.block_table and lengths is data.seq_lens
         assert (sm_scale, window_left) == (data.sm_scale, shape.window_left)
 

@@ -18,7 +18,7 @@ from bench.record.noise import (
     verdict,
 )
 from bench.report.numbers import number, ratio_cell, with_noise
-from bench.serving.compare import compared
+from bench.serving.compare_speed import compared
 
 
 @pytest.mark.parametrize(

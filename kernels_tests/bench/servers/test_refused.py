@@ -30,7 +30,7 @@ def test_a_changed_profile_is_refused(bench, small, tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ("grid: {output: [32]}", "grid"),
+        ("grid: {output: [64]}", "grid"),
         ("texts: {contexts: [{context: 128, texts: 8, tokens: 64}]}", "texts"),
         ("greedy: {prompts: [Once]}", "greedy"),
     ],

@@ -38,9 +38,9 @@ def test_the_commands_in_a_result_are_those_that_ran(bench, servers, tmp_path):
 
 def test_a_run_that_caches_nothing_makes_no_warm_start(bench, servers, tmp_path):
     servers.caches = False
-    servers.fail[2048] = Problem("requests", "no answer", "see the log")
+    servers.fail[1024] = Problem("requests", "no answer", "see the log")
     bench("serving", "baseline", exit_code=1)
-    del servers.fail[2048]
+    del servers.fail[1024]
     bench("serving", "--resume", str(tmp_path / "run"))
     row = rows(tmp_path / "run")["baseline"]
     assert [start.cache for start in row.starts] == ["cold", "warm", "scored"], "a resumed run needs a server"
@@ -50,7 +50,7 @@ def test_a_run_that_caches_nothing_makes_no_warm_start(bench, servers, tmp_path)
     row = rows(tmp_path / "whole")["baseline"]
     assert [start.cache for start in row.starts] == ["cold", "scored"] and len(servers.plans) == 2
     assert row.starts[0].cached_files == 0 and row.requested.command == row.starts[0].command
-    assert len(row.rates) == 2 and (tmp_path / "whole" / "baseline" / "greedy.json").exists()
+    assert len(row.rates) == 4 and (tmp_path / "whole" / "baseline" / "greedy.json").exists()
     (section,) = result.sections([tmp_path / "whole"])
     assert [line.partition(" (")[0] for line in section.not_measured] == ["baseline: sink check"]
 
@@ -94,7 +94,7 @@ def test_an_accuracy_run_has_a_single_start_and_shows_the_capacity(bench, server
         ("greedy", "greedy"),
         ("prefill", "log-probabilities"),
         ("sinks", "sinks"),
-        (2048, "rates at depth 2048"),
+        (1024, "rates at depth 1024"),
     ],
 )
 def test_a_failure_names_its_step(bench, servers, tmp_path, broken, step):
@@ -156,14 +156,14 @@ def test_a_failed_start_leaves_its_command_and_an_untried_start_none(bench, serv
 
 
 def test_a_resumed_run_repeats_no_finished_step(bench, servers, tmp_path):
-    servers.fail[2048] = Problem("requests", "no answer", "see the log")
+    servers.fail[1024] = Problem("requests", "no answer", "see the log")
     bench("serving", "baseline", exit_code=1)
     servers.fail.clear()
     before = len(servers.plans)
     bench("serving", "--resume", str(tmp_path / "run"))
     assert len(servers.plans) == before + 1, "the warm start alone, for the rates"
     (row,) = rows(tmp_path / "run").values()
-    assert [rate.depth for rate in row.rates] == [0, 2048] and row.failures == []
+    assert [rate.depth for rate in row.rates] == [0, 0, 0, 1024] and row.failures == []
     assert row.requested.command == row.starts[1].command
 
 
@@ -190,7 +190,7 @@ def test_the_steps_shown_are_the_files_that_a_run_writes_in_order(bench, servers
 
 def test_a_resumed_run_shows_the_steps_of_a_warm_start_after_all(bench, servers, monkeypatch, tmp_path):
     servers.caches = False
-    servers.fail[2048] = Problem("requests", "no answer", "see the log")
+    servers.fail[1024] = Problem("requests", "no answer", "see the log")
     bench("serving", "baseline", exit_code=1)
     servers.fail.clear()
     shown = []

@@ -20,7 +20,16 @@ from bench.servers.result import FailedStep
 from bench.serving import compare, tables
 from bench.serving.result import Rate, ServingResult
 from flashinfer_patches.errors import EXIT_CODES, Problem
-from kernels_tests.bench.samples import NOT_RUN, a_match, a_rate, a_record, a_resolved, a_result, a_row, two_profiles
+from kernels_tests.bench.samples import (
+    NOT_RUN,
+    a_match,
+    a_rate,
+    a_record,
+    a_resolved,
+    a_result,
+    a_row,
+    two_profiles,
+)
 from vllm_launch.redaction import REPO
 
 KEPT_RESULT = REPO / "results" / "serving-20261129-171447.json"

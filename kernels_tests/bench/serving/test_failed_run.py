@@ -8,6 +8,7 @@ from bench import suite
 from bench.accuracy import greedy
 from bench.accuracy.greedy import Answer
 from bench.record.steps import load
+from bench.servers.client import endpoint_of
 from kernels_tests.bench.serving import small
 from kernels_tests.processes import completed, free_port
 from vllm_launch import model, plan, profile, server
@@ -31,9 +32,13 @@ def test_a_failed_request_keeps_the_measured_steps(failed):
     assert "remedy:" in process.stderr and "--resume" in process.stderr
     (row,) = result.read(run / "result.json").rows
     assert [rate.depth for rate in row.rates] == [0]
-    assert [start.cache for start in row.starts] == ["cold"] and small.first_answer(run, row).startswith(" Paris")
+    assert [start.cache for start in row.starts] == ["cold", "scored"] and small.first_answer(run, row).startswith(
+        " Paris"
+    )
     (failure,) = row.failures
-    assert failure.step == f"rates at depth {TOO_DEEP}" and f"depth {TOO_DEEP}" in failure.message
+    assert failure.step == f"rates at depth {TOO_DEEP}" and "2 of 2 requests failed: HTTP 400" in failure.message
+    assert [attempt.depth for attempt in row.unrated] == [TOO_DEEP]
+    assert row.accuracy.passed, "the steps after it are not left out"
 
 
 def test_zeroed_sinks_fail_the_gate(failed, tmp_path):
@@ -52,6 +57,8 @@ def test_zeroed_sinks_fail_the_gate(failed, tmp_path):
     )
     references = load(run / "small-baseline" / "greedy.json", list[Answer])
     with server.running(planned, tmp_path, show_status=lambda line: None) as running:
-        answers = [greedy.answer(running, expected.prompt, len(expected.token_ids)) for expected in references]
+        answers = [
+            greedy.answer(endpoint_of(running), expected.prompt, len(expected.token_ids)) for expected in references
+        ]
     gate, pairs = suite.load(None, "tiny_gpt_oss").greedy, zip(answers, references, strict=True)
     assert not any(greedy.match(answer, expected, "baseline", gate).passed for answer, expected in pairs)

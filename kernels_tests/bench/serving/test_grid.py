@@ -1,10 +1,12 @@
 """`bench serving` with a grid on the command line, on fake servers."""
 
 import json
+from itertools import product
 
 import pytest
 
-from bench.serving import benchy
+from bench.kinds import read
+from bench.serving import rates
 from bench.suite import load
 from kernels_tests.bench.conftest import rows
 
@@ -13,27 +15,48 @@ GRID = ("--prompt", "256,1024", "--output", "32", "--depth", "0, 512", "--concur
 
 
 @pytest.fixture
-def grids(servers, monkeypatch):
-    """The grid of each call of llama-benchy."""
-    measure, grids = servers.measure, []
+def grids(monkeypatch):
+    """The grid of each depth that is measured."""
+    measure, grids = rates.measure, []
 
-    def recording(running, grid, *arguments):
-        grids.append(grid)
-        return measure(running, grid, *arguments)
+    def recording(endpoint, grid, *arguments):
+        if not rates.path(arguments[1], arguments[0]).exists():
+            grids.append(grid)
+        return measure(endpoint, grid, *arguments)
 
-    monkeypatch.setattr(benchy, "measure", recording)
+    monkeypatch.setattr(rates, "measure", recording)
     return grids
 
 
 def test_the_grid_of_the_command_line_is_measured_and_saved(bench, grids, tmp_path):
     bench("serving", "baseline", *GRID)
     fields = {"prompt": [256, 1024], "output": [32], "depth": [0, 512], "concurrency": [1, 4, 16], "runs": 2}
-    assert [grid.model_dump() for grid in grids] == [fields, fields], "a call for each depth"
-    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 512]
+    saved = fields | {"load_depth": None}
+    assert [grid.model_dump() for grid in grids] == [saved | {"depth": [depth]} for depth in (0, 512)]
+    points = [rate.grid_point for rate in rows(tmp_path / "run")["baseline"].rates]
+    assert points == [*product([0, 512], [256, 1024], [32], [1, 4, 16])]
     assert json.loads((tmp_path / "run" / "request.json").read_text())["grid"] == fields
     digest = json.loads((tmp_path / "run" / "baseline" / "digest.json").read_text())
-    del fields["depth"]
-    assert json.loads(digest["grid"]) == fields, "a depth has a step of its own"
+    del saved["depth"]
+    assert json.loads(digest["grid"]) == saved, "a depth has a step of its own"
+
+
+def test_only_the_suites_load_depths_have_every_concurrency(bench, grids):
+    bench("serving", "baseline")
+    assert [(grid.depth, grid.concurrency) for grid in grids] == [([0], [1, 4, 16]), ([1024], [1])]
+
+
+@pytest.mark.parametrize(
+    ("option", "measured"),
+    [
+        (("--concurrency", "2,4"), [([0], [2, 4]), ([1024], [2, 4])]),
+        (("--depth", "0,64"), [([0], [1, 4, 16]), ([64], [1, 4, 16])]),
+        (("--output", "8"), [([0], [1, 4, 16]), ([1024], [1])]),
+    ],
+)
+def test_every_pair_is_measured_where_depths_or_concurrencies_are_given(bench, grids, option, measured):
+    bench("serving", "baseline", *option)
+    assert [(grid.depth, grid.concurrency) for grid in grids] == measured
 
 
 def test_options_replace_single_fields_of_the_suites_grid(bench, grids, suite_file):
@@ -45,14 +68,14 @@ def test_a_resumed_run_has_the_same_grid(bench, grids, tmp_path):
     bench("serving", "baseline", *GRID)
     (tmp_path / "run" / "baseline" / "rates-512.json").unlink()
     bench("serving", "--resume", str(tmp_path / "run"))
-    assert len(grids) == 3 and grids[2] == grids[0]
+    assert len(grids) == 3 and grids[2] == grids[1]
 
 
 def test_depths_of_the_suite_are_added_to_a_run_with_options(bench, suite_file, tmp_path):
     bench("serving", "baseline", "--suite", suite_file("grid: {depth: [0]}"), "--concurrency", "1,4")
     suite_file("grid: {depth: [0, 128]}")
     bench("serving", "--resume", str(tmp_path / "run"))
-    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 128]
+    assert [rate.depth for rate in rows(tmp_path / "run")["baseline"].rates] == [0, 0, 128, 128]
 
 
 @pytest.mark.parametrize("option", [("--concurrency", "2"), ("--depth", "0,512"), ("--runs", "3"), ("--quick",)])
@@ -96,6 +119,23 @@ def test_a_grid_beyond_the_served_context_is_refused_before_a_start(bench, serve
     bench("serving", "baseline", *grid, "--", "--max-model-len", "3136")
 
 
+def test_the_limits_of_goodput_are_those_of_the_run(bench, grids, tmp_path):
+    bench("serving", "baseline", "--slo", "ttft=0.5s, itl=50ms")
+    assert read(tmp_path / "run").slo == {"ttft": 500, "itl": 50}
+    (tmp_path / "run" / "baseline" / "rates-1024.json").unlink()
+    bench("serving", "--resume", str(tmp_path / "run"))
+    assert len(grids) == 3 and read(tmp_path / "run").slo == {"ttft": 500, "itl": 50}
+    bench("serving", "--resume", str(tmp_path / "run"), "--slo", "ttft=1s", exit_code=2)
+    refused = bench("serving", "baseline", "--slo", "ttft=1s", "--run-dir", str(tmp_path / "run"), exit_code=2)
+    assert "other slo" in refused.stderr
+
+
+def test_an_invalid_limit_is_a_usage_error(bench, tmp_path):
+    invocation = bench("serving", "baseline", "--slo", "tpot=50", exit_code=2)
+    assert ["--slo" in line for line in invocation.stderr.splitlines() if line.startswith("Error")] == [True]
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_accuracy_run_has_no_grid(bench):
     bench("accuracy", "baseline", "--concurrency", "2", exit_code=2)
 
@@ -110,6 +150,7 @@ def test_the_first_point_of_a_grid():
         "output": SUITE_GRID.output[:1],
         "depth": [0],
         "concurrency": [4],
+        "load_depth": None,
         "runs": 1,
     }
 
@@ -117,13 +158,13 @@ def test_the_first_point_of_a_grid():
 @pytest.mark.parametrize(
     ("options", "grid", "skipped"),
     [
-        ((), quick_grid(), ["rates at 1 of 2 points"]),
-        (("--runs", "5"), quick_grid(runs=5), ["rates at 1 of 2 points"]),
-        (("--depth", "64,128"), quick_grid(depth=[64, 128]), []),
+        ((), quick_grid(), ["rates at 3 of 4 points"]),
+        (("--runs", "5"), quick_grid(runs=5), ["rates at 3 of 4 points"]),
+        (("--depth", "64,128"), quick_grid(depth=[64, 128]), ["rates at 4 of 6 points"]),
         (("--concurrency", "1,4"), quick_grid(concurrency=[1, 4]), ["rates at 2 of 4 points"]),
     ],
 )
 def test_a_quick_run_measures_the_first_point_and_explicit_options(bench, grids, tmp_path, options, grid, skipped):
     bench("serving", "baseline", "--quick", *options)
-    assert grids == [grid] * len(grid.depth)
+    assert grids == [grid.part_at(depth) for depth in grid.depth]
     assert rows(tmp_path / "run")["baseline"].left_out == ["log-probabilities", "sinks", "warm start", *skipped]

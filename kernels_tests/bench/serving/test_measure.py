@@ -1,94 +1,139 @@
-"""Real llama-benchy against a stub server: the times of its requests reach the rates, and failures are counted."""
+"""Real llama-benchy against a stub server: the times of its requests, and each failure counted by its reason."""
 
-import json
 import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from bench.serving import benchy, stream
+from bench.serving import benchy, failures, rates, stream
+from bench.serving.result import Attempt, Rate
+from bench.serving.stream import GridPoint
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
+from kernels_tests.bench.serving import stub
 
-MODEL = Path(__file__).resolve().parents[3] / "models" / "tiny_gpt_oss"
-GRID = Grid(prompt=[16], output=[4], depth=[0], concurrency=[1, 3], runs=2)
-FIRST_S, NEXT_S = 0.05, 0.02  # before the first token, and before each of the others
+GRID = Grid(prompt=[16], output=[4], depth=[0], concurrency=[1], runs=1)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers chat completions; streams `max_tokens` tokens, each in a chunk of its own, at known times."""
-
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        streams = request.get("stream", False)
-        self.server.streamed += streams
-        if streams and self.server.streamed > self.server.limit:
-            self.send_error(429)
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream" if streams else "application/json")
-        self.end_headers()
-        if not streams:  # a warm-up
-            self.wfile.write(json.dumps({"usage": {"prompt_tokens": 20}}).encode())
-            return
-        for token in range(request["max_tokens"]):
-            time.sleep(NEXT_S if token else FIRST_S)
-            self.send_event({"choices": [{"delta": {"content": "a"}, "token_ids": [token]}]})
-        self.send_event({"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": request["max_tokens"]}})
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def send_event(self, content):
-        self.wfile.write(f"data: {json.dumps(content)}\n\n".encode())
-
-    def log_message(self, *_):
-        pass
+@pytest.fixture(scope="module")
+def book_url():
+    with benchy.book_server() as url:
+        yield url
 
 
 @pytest.fixture
-def stub():
-    """A stub server that a plan describes; it answers 429 after `limit` streams."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.streamed, server.limit = 0, 10**6
-        model = SimpleNamespace(name="tiny", path=str(MODEL))
-        url = f"http://127.0.0.1:{server.server_port}"
-        server.plan = SimpleNamespace(url=url, host="127.0.0.1", environment={}, model=model)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+def server():
+    with stub.serve() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
-def measure(stub, folder):
+def measure(server, book_url, folder, concurrency, runs, on_request=lambda: None):
+    point = GridPoint(depth=0, prompt=16, output=4, concurrency=concurrency)
+    return benchy.measure(server.endpoint, point, runs, folder, book_url, on_request)
+
+
+def test_a_slow_server_fails_no_request_and_each_has_its_times(server, book_url, tmp_path):
     ends = []
-    with benchy.book_server() as book_url:
-        return benchy.measure(stub, GRID, 0, folder, book_url, lambda: ends.append(0)), len(ends)
+    rate = measure(server, book_url, tmp_path, 3, 2, lambda: ends.append(0))
+    assert len(ends) == 6 and server.streamed == 9, "a warm-up repeat"
+    assert rate.failures == [] and rate.counters is None and rate.load_average is not None
+    assert [request.run for request in rate.requests] == sorted([1, 2] * 3)
+    assert [request.ttft_ms for request in rate.requests] == rate.first_token_ms
+    for request in rate.requests:
+        assert request.error is None and request.tokens == 4 and len(request.itl_ms) == 3
+        assert request.ttft_ms >= 1000 * stub.FIRST_S
+        assert request.e2e_ms >= 1000 * (stub.FIRST_S + 3 * stub.NEXT_S)
+    assert min(request.start_ms for request in rate.requests) == 0
+    ceiling = 3 / (stub.FIRST_S + 3 * stub.NEXT_S)
+    assert all(0 < request_rate <= ceiling for request_rate in stream.request_rates(rate.requests))
+    assert len(rate.decode_tok_s) == len(rate.prefill_tok_s) == 2
 
 
-def test_each_measured_request_has_its_times(stub, tmp_path):
-    rates, ended = measure(stub, tmp_path)
-    assert [rate.concurrency for rate in rates] == [1, 3] and ended == 8
-    assert stub.streamed == 12, "a warm-up repeat of each point"
-    for rate in rates:
-        assert [request.run for request in rate.requests] == sorted([1, 2] * rate.concurrency)
-        assert [request.ttft_ms for request in rate.requests] == pytest.approx(rate.first_token_ms, abs=0.006)
-        for request in rate.requests:
-            assert request.error is None and request.tokens == 4 and len(request.itl_ms) == 3
-            assert request.ttft_ms >= 1000 * FIRST_S
-            assert request.e2e_ms >= 1000 * (FIRST_S + 3 * NEXT_S)
-        assert min(request.start_ms for request in rate.requests) == 0
-        ceiling = rate.concurrency / (FIRST_S + 3 * NEXT_S)
-        assert all(0 < request_rate <= ceiling for request_rate in stream.request_rates(rate.requests))
+FAILURES = {  # behaviour of the stub -> reason
+    "dropped": "connection dropped",
+    "reset": "connection dropped",
+    "cut": stream.CUT,
+    "too_many": "HTTP 429",
+    "broken": "HTTP 500",
+    "page": stream.NO_TOKENS,
+    "empty": stream.NO_TOKENS,
+    "no_json": stream.NO_TOKENS,
+    "json_body": stream.NO_TOKENS,
+    "no_object": "no valid response",
+}
 
 
-def test_a_refused_request_fails_the_run_and_stays_in_the_events(stub, tmp_path):
-    stub.limit = 2  # a warm-up, and a measured request
+def test_each_failure_is_counted_and_whole_repeats_keep_their_rates(server, book_url, tmp_path):
+    concurrency = len(FAILURES) + 2  # beside successful ones, one with a wrong Content-Type
+    server.behaviours = ["tokens"] * 2 * concurrency + [*FAILURES, "wrong_type"]
+    rate = measure(server, book_url, tmp_path, concurrency, 3)
+    assert isinstance(rate, Rate)
+    expected = {reason: list(FAILURES.values()).count(reason) for reason in FAILURES.values()}
+    assert {failure.reason: failure.requests for failure in rate.failures} == expected
+    assert len(rate.requests) == 3 * concurrency
+    assert len(rate.decode_tok_s) == len(rate.prefill_tok_s) == 2, "not of the repeat with failures"
+    ceiling = concurrency / stub.NEXT_S
+    assert all(0 < value < ceiling for value in rate.decode_tok_s)
+    assert len(rate.first_token_ms) == 2 * concurrency
+    succeeded = [request.run for request in rate.requests if request.error is None]
+    assert [succeeded.count(repeat) for repeat in (1, 2, 3)] == [concurrency, 2, concurrency]
+    errors = [request.error for request in rate.requests if request.error]
+    assert max(map(len, errors)) <= stream.ERROR_CHARACTERS
+    assert any("slow down" in error for error in errors) and not any(stub.SECRET in error for error in errors)
+    assert Rate.model_validate_json(rate.model_dump_json()) == rate
+
+
+def test_refused_requests_leave_the_repeats_before(server, book_url, tmp_path):
+    server.behaviours = ["tokens"] * 3 + ["too_many"] * 2
+    rate = measure(server, book_url, tmp_path, 1, 4)
+    assert [failure.model_dump() for failure in rate.failures] == [{"reason": "HTTP 429", "requests": 2}]
+    assert len(rate.decode_tok_s) == 2 and len(rate.requests) == 4
+    successes = [request for request in rate.requests if request.error is None]
+    assert [request.run for request in successes] == [1, 2]
+    assert rate.first_token_ms == [request.ttft_ms for request in successes]
+
+
+def test_a_stalled_request_ends_after_the_limit(server, book_url, tmp_path, monkeypatch):
+    ended = threading.Event()
+
+    def shorten_limit():
+        ended.wait()
+        monkeypatch.setattr(benchy, "STALL_S", 1.0)
+
+    monkeypatch.setattr(benchy, "CHECK_S", 0.05)
+    server.on_stall, server.behaviours = shorten_limit, ["tokens", "tokens", "tokens", "stalled"]
+    attempt = measure(server, book_url, tmp_path, 2, 2, ended.set)
+    assert type(attempt) is Attempt, "no repeat is whole"
+    counts = {failure.reason: failure.requests for failure in attempt.failures}
+    assert counts == {"no token for 1 s": 1, "not sent: no token for 1 s": 2}
+    first, second = sorted(attempt.requests, key=lambda request: request.error is not None)
+    assert (first.error, first.tokens, second.tokens) == (None, 4, 2)
+    assert second.e2e_ms > 1000
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_dead_server_ends_the_measurement(server, book_url, tmp_path, refused):
+    server.unstreamed_status = 500
+    if refused:
+        server.shutdown()
+        server.server_close()
+    grid = GRID.replaced({"concurrency": [1, 2, 4]})
     with pytest.raises(Problem) as caught:
-        measure(stub, tmp_path)
-    assert caught.value.kind == "requests" and "HTTP 429" in caught.value.message
-    with (tmp_path / "llama-benchy-depth-0.jsonl").open(encoding="utf-8") as lines:
-        (requests,) = stream.parse(lines).values()
-    assert [(request.run, bool(request.error), request.tokens) for request in requests] == [(1, False, 4), (2, True, 0)]
+        rates.measure_depth(server.endpoint, grid, 0, tmp_path, book_url, lambda: None)
+    assert caught.value.kind == "requests"
+    (attempt,) = rates.saved(tmp_path, 0)
+    (failure,) = attempt.failures
+    assert failure.reason.startswith(failures.NOT_SENT) and failure.requests == 1
+    assert failure.reason.endswith("connection refused" if refused else "HTTP 500")
+
+
+def test_counters_are_those_of_the_warm_up_and_the_preemptions_since(server, book_url, tmp_path):
+    def metrics():
+        return (
+            f"vllm:num_requests_running 2.0\nvllm:num_requests_waiting {server.streamed}\n"
+            f"vllm:num_preemptions_total {5 if server.streamed > 2 else 0}\nvllm:kv_cache_usage_perc 0.5\n"
+        )
+
+    server.metrics, server.behaviours = metrics, ["polled_tokens"] * 2
+    rate = measure(server, book_url, tmp_path, 2, 1)
+    assert server.streamed == 4
+    assert rate.counters.model_dump() == {"waiting": 2, "running": 2, "preemptions": 5, "kv_cache_usage": 0.5}

@@ -41,7 +41,7 @@ def test_a_whole_run_has_no_greedy_record_of_the_reference(bench, tmp_path):
 def test_the_report_of_a_quick_run_lists_skipped_measurements(bench, tmp_path):
     bench("serving", "baseline", "fp8", "--quick")
     (section,) = kinds.sections([tmp_path / "run"])
-    left_out = "log-probabilities, sinks, warm start, rates at 1 of 2 points"
+    left_out = "log-probabilities, sinks, warm start, rates at 3 of 4 points"
     assert section.not_measured == [f"baseline: {left_out}", f"fp8: {left_out}"]
     section.draw(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists() and section.glance

@@ -12,7 +12,6 @@ from bench.report.numbers import ratio_cell
 from bench.servers.result import Start
 from bench.serving import plot, section, tables
 from bench.serving.result import ServingResult
-from bench.serving.stream import RequestTimes
 from kernels_tests.bench.report.reading import error_lines, row
 from kernels_tests.bench.report.reading import tables as tables_of
 from kernels_tests.bench.samples import (
@@ -259,20 +258,3 @@ def test_speed_without_accuracy_is_not_plotted(monkeypatch, tmp_path):
 def test_an_accuracy_record_without_rates_is_plotted_alone(monkeypatch, tmp_path):
     _, panels = drawn([a_row(rates=[])], monkeypatch, tmp_path)
     assert len(panels) == 1 and error_lines(panels[0])
-
-
-def test_latencies_stand_beside_an_accuracy_record_alone():
-    times = {"start_ms": 0, "itl_ms": [100, 300], "tokens": 3}
-    requests = [RequestTimes(run=run, ttft_ms=100 * run, e2e_ms=100 * run + 400, **times) for run in (1, 2)]
-    rate = a_rate().model_copy(update={"requests": requests})
-    (headers, _, cells, *_) = tables.latency_table([a_row(rates=[rate], accuracy=a_record())])[1].splitlines()
-    figures = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (headers, cells)), strict=True))
-    assert figures["first token, ms"] == "100 / 200 / 200 of 2" and figures["per output token, ms"].startswith(
-        "200 / 200"
-    )
-    assert figures["between tokens, ms"] == "100 / 300 / 300 of 4" and figures["whole request, ms"].startswith(
-        "500 / 600"
-    )
-    assert (figures["requests/s"], figures["output tokens/s"]) == ("1.83", "5.50")
-    assert tables.latency_table([a_row(rates=[rate], greedy=[], accuracy=None)]) == []
-    assert tables.latency_table([a_row(rates=[a_rate()], accuracy=a_record())]) == []

@@ -1,0 +1,137 @@
+"""A serving result in the formats of other tools: CSV, and the JSON lines of `vllm bench serve --append-result`.
+
+Law: no speed without an accuracy record: profiles without one have no line.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import click
+import numpy as np
+
+from bench.accuracy.tables import answers, base_of, has_record, outcome
+from bench.serving import goodput, stream
+from bench.serving.result import Rate, ServingResult, ServingRow
+from bench.serving.stream import RequestTimes
+from bench.serving.tables import kv_cache, samples, shown_rates
+
+PERCENTS = (50, 95, 99)
+LATENCY_COLUMNS = [f"{name}_p{percent}_ms" for name in stream.Latencies._fields for percent in PERCENTS]
+CSV_COLUMNS = [
+    *("result", "created", "model", "machine", "profile", "kv_cache", "accuracy", "accuracy_record", "not_measured"),
+    *("depth", "prompt", "output", "context", "concurrency", "repeats"),
+    *("decode_tok_s", "prefill_tok_s", "first_token_ms"),
+    *("requests", "failed", "requests_per_s", "output_tok_s", *LATENCY_COLUMNS),
+    *("slo", "goodput_share", "goodput_per_s"),
+]
+# vLLM's name of a latency -> its samples in ms, of the requests that succeeded.
+VLLM_LATENCIES: dict[str, Callable[[Sequence[RequestTimes]], list[float]]] = {
+    "ttft": lambda requests: [request.ttft_ms for request in requests],
+    "tpot": lambda requests: [request.tpot_ms for request in requests if request.tpot_ms is not None],
+    "itl": lambda requests: [gap for request in requests for gap in request.itl_ms],
+    "e2el": lambda requests: [request.e2e_ms for request in requests],
+}
+
+
+def export(result: ServingResult, as_vllm: bool) -> tuple[str, list[str]]:
+    """The text to export, CSV or vLLM's JSON lines, and for each profile that is left out why.
+
+    Raises click.UsageError for a result of another kind.
+    """
+    if result.kind != "serving":
+        raise click.UsageError(f"a result of kind {result.kind}: only serving results are exported")
+    left_out = [f"{row.profile}: left out: no accuracy record" for row in result.rows if not has_record(row)]
+    points = [(row, rate) for row in result.rows for rate in shown_rates(row)]
+    if not as_vllm:
+        return _csv([csv_line(result, row, rate) for row, rate in points]), left_out
+    objects = [vllm_object(result, row, rate) for row, rate in points if rate.requests]
+    untimed = dict.fromkeys(row.profile for row, rate in points if not rate.requests)
+    left_out += [f"{name}: points left out: no times of requests" for name in untimed]
+    return "".join(f"{json.dumps(each)}\n" for each in objects), left_out
+
+
+def _csv(lines: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _described(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
+    """What both formats state of a profile at a point beside its speed; not_measured: what --quick leaves out."""
+    base = base_of(result.rows)
+    return {
+        "machine": result.provenance.machine.name if row.requested else None,  # a server elsewhere
+        "kv_cache": kv_cache(row.resolved) if row.resolved else None,
+        "accuracy": outcome(row, base),
+        "accuracy_record": answers(row, base),
+        "not_measured": ", ".join(row.left_out) or None,
+        "slo": goodput.as_text(result.slo) or None,
+        "depth": rate.depth,
+        "prompt": rate.prompt,
+        "output": rate.output,
+    }
+
+
+def csv_line(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
+    """A profile at a point of the grid: medians of the repeats, percentiles as in the report, sizes in tokens."""
+    line = {"result": result.id, "created": result.provenance.created.isoformat(), "model": result.model.name}
+    line |= {"profile": row.profile} | _described(result, row, rate)
+    line |= {"context": rate.context, "concurrency": rate.concurrency, "repeats": len(rate.decode_tok_s)}
+    for field in ("decode_tok_s", "prefill_tok_s", "first_token_ms"):
+        (values,) = samples([rate], field).values()
+        line[field] = median(values)
+    if not rate.requests:
+        return line
+    line |= {"requests": rate.total, "failed": rate.failed}
+    line["requests_per_s"] = median(stream.request_rates(rate.requests))
+    line["output_tok_s"] = median(stream.token_rates(rate.requests))
+    for name, values in stream.latencies(rate.requests)._asdict().items():
+        line |= {f"{name}_p{percent}_ms": getattr(values, f"p{percent}") for percent in PERCENTS if values}
+    if met := goodput.goodput(rate.requests, rate.total, result.slo):
+        line |= {"goodput_share": met.share, "goodput_per_s": median(met.per_s)}
+    return line
+
+
+def vllm_object(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
+    """A profile at a point of the grid under vLLM's names, computed as vLLM does; the repeats make one run.
+
+    Percentiles interpolate, unlike the report's. Input tokens are those of the grid, without the chat template.
+    """
+    succeeded = [request for request in rate.requests if request.error is None]
+    duration = sum(map(stream.wall_s, stream.repeats(rate.requests)))
+    total_input = (rate.depth + rate.prompt) * len(succeeded)
+    total_output = sum(request.tokens for request in succeeded)
+    met = sum(goodput.meets(request, result.slo) for request in rate.requests)
+    values = {
+        "date": f"{result.provenance.created:%Y%m%d-%H%M%S}",
+        "backend": "openai-chat",
+        "label": row.profile,
+        "model_id": result.model.name,
+        "num_prompts": rate.total,
+        **_described(result, row, rate),  # as by vLLM's --metadata
+        "request_rate": "inf",
+        "max_concurrency": rate.concurrency,
+        "duration": duration,
+        "completed": len(succeeded),
+        "failed": rate.failed,
+        "total_input_tokens": total_input,
+        "total_output_tokens": total_output,
+        "request_throughput": len(succeeded) / duration,
+        "request_goodput": met / duration if result.slo else None,
+        "output_throughput": total_output / duration,
+        "total_token_throughput": (total_input + total_output) / duration,
+    }
+    for name, of_requests in VLLM_LATENCIES.items():
+        values |= _vllm_statistics(name, of_requests(succeeded) or [0.0])
+    return values
+
+
+def _vllm_statistics(name: str, milliseconds: list[float]) -> dict[str, float]:
+    statistics = {"mean": np.mean(milliseconds), "median": np.median(milliseconds), "std": np.std(milliseconds)}
+    statistics |= {f"p{percent}": np.percentile(milliseconds, percent) for percent in PERCENTS}
+    return {f"{statistic}_{name}_ms": float(value) for statistic, value in statistics.items()}

@@ -1,0 +1,49 @@
+"""Stub servers that somebody else runs, and the command that measures them."""
+
+import pytest
+from click.testing import CliRunner
+
+from bench import cli
+from bench.accuracy import metrics, sink_check
+from bench.servers import running
+from bench.serving import benchy
+from kernels_tests.bench.samples import a_rate
+from kernels_tests.bench.stub_server import stub_server
+
+SUITE = """
+extends: tiny_gpt_oss
+grid: {prompt: [256], output: [64], depth: [0, 512], concurrency: [1], runs: 1}
+texts: {contexts: [{context: 128, texts: 4, tokens: 16}]}
+"""
+
+
+@pytest.fixture
+def stub():
+    with stub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def reference():
+    with stub_server() as server:
+        yield server
+
+
+@pytest.fixture
+def serving(monkeypatch, tmp_path):
+    """A function that runs `fp8-sinks bench serving WORDS` with a small suite in the folder `run`, without benchy."""
+    monkeypatch.setattr(benchy, "measure", lambda endpoint, grid, depth, *_: [a_rate(depth)])
+    monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
+    monkeypatch.setattr(metrics, "RESAMPLES", 8)
+    monkeypatch.delenv(running.KEY_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SUITE)
+
+    def invoke(*words, exit_code=0):
+        resumed = "--resume" in words
+        options = [] if resumed else ["--run-dir", "run", *([] if "--suite" in words else ["--suite", "small.yaml"])]
+        invocation = CliRunner().invoke(cli.bench, ["serving", *options, *words])
+        assert invocation.exit_code == exit_code, (invocation.output, invocation.exception)
+        return invocation
+
+    return invoke

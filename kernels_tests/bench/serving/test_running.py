@@ -1,0 +1,173 @@
+"""`bench serving --url` against stub servers: what is measured there, and what is not known or not offered."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from bench import cli, kinds
+from bench.accuracy.tables import outcome
+from bench.servers import running
+from bench.serving.tables import shown_rates
+from flashinfer_patches.errors import Problem
+from kernels_tests.bench.stub_server import CARD
+
+KEY = "key-of-the-stub"
+
+
+def row_of(tmp_path):
+    (row,) = kinds.read(tmp_path / "run").rows
+    return row
+
+
+def test_settings_and_starts_are_not_known(serving, stub, tmp_path):
+    serving("--url", stub.url)
+    row = row_of(tmp_path)
+    assert (row.profile, row.requested, row.resolved, row.wiped, row.starts) == ("server", None, None, None, [])
+    assert [rate.depth for rate in row.rates] == [0, 512] and row.failures == []
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert report.count("not known") >= 2 and "resolved settings" not in report
+    (section,) = kinds.sections([tmp_path / "run"])
+    assert "CPU" not in section.subject and section.glance
+
+
+def test_a_server_without_reference_answers_for_itself(serving, stub, tmp_path):
+    serving("--url", stub.url)
+    row = row_of(tmp_path)
+    assert [(match.reference, match.passed) for match in row.greedy] == [("server", True)] * 3
+    assert outcome(row, row) == "reference" and shown_rates(row) == row.rates
+    assert row.accuracy.reference == "server" and row.accuracy.prefill.mean_abs_delta.value == 0
+
+
+def test_answers_are_compared_with_the_reference_server(serving, stub, reference, tmp_path):
+    reference.log_p, reference.cards = -1.25, [CARD | {"id": "another-name"}]
+    serving("--url", stub.url, "--reference-url", reference.url)
+    row = row_of(tmp_path)
+    assert [(match.reference, match.passed) for match in row.greedy] == [("reference", True)] * 3
+    assert row.accuracy.reference == "reference"
+    assert row.accuracy.prefill.mean_abs_delta.value == pytest.approx(0.25)
+    assert "/v1/chat/completions" not in reference.paths(), "no rates of the reference"
+
+
+def test_other_greedy_answers_than_the_reference_fail_the_gate(serving, stub, reference, tmp_path):
+    reference.first = 200
+    serving("--url", stub.url, "--reference-url", reference.url, "--quick", exit_code=3)
+    assert [match.matched for match in row_of(tmp_path).greedy] == [0, 0, 0]
+
+
+def test_forced_decode_is_measured_where_both_servers_have_it(serving, stub, reference, tmp_path):
+    stub.forcer = reference.forcer = True
+    serving("--url", stub.url, "--reference-url", reference.url)
+    row = row_of(tmp_path)
+    assert row.accuracy.decode.tokens == row.accuracy.prefill.tokens == 4 * 16 and row.unavailable == []
+
+
+def test_without_forcer_prefill_alone_is_scored(serving, stub, reference, tmp_path):
+    stub.forcer = True
+    serving("--url", stub.url, "--reference-url", reference.url)
+    row = row_of(tmp_path)
+    assert row.accuracy.decode is None and row.accuracy.paths is None and row.accuracy.prefill
+    (reason,) = row.unavailable
+    assert reason == "decode log-probabilities (reference: the server lacks our token forcer)"
+    (section,) = kinds.sections([tmp_path / "run"])
+    assert len(section.not_measured) == 1 and reason in section.not_measured[0]
+    section.draw(tmp_path / "plot.png")
+
+
+def test_a_server_without_any_log_probabilities_has_rates_and_greedy_answers(serving, stub, tmp_path):
+    stub.prefill = False
+    serving("--url", stub.url)
+    row = row_of(tmp_path)
+    assert row.accuracy is None and len(row.unavailable) == 2 and "HTTP 400" in row.unavailable[1]
+    assert shown_rates(row) == row.rates != [] and len(row.greedy) == 3
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_without_completions_has_rates_without_a_record(serving, stub, tmp_path, status):
+    stub.status = status
+    serving("--url", stub.url)
+    assert row_of(tmp_path).rates and len(row_of(tmp_path).unavailable) == 3
+
+
+def test_a_server_without_token_ids_has_rates_without_a_record(serving, stub, tmp_path):
+    stub.token_ids = False
+    serving("--url", stub.url)
+    row = row_of(tmp_path)
+    assert row.rates and shown_rates(row) == [] and row.greedy == []
+    assert len(row.unavailable) == 3
+
+
+def test_a_profile_names_the_bounds_and_nothing_else(serving, stub, reference, tmp_path):
+    reference.log_p = -1.25
+    serving("fp8", "--url", stub.url, "--reference-url", reference.url, exit_code=3)
+    row = row_of(tmp_path)
+    assert row.profile == "fp8" and row.requested is None and "FP8" not in row.description
+    assert row.accuracy.passed is False, "0.25 is above the bounds of fp8"
+
+
+def test_a_quick_run_takes_greedy_answers_and_a_point(serving, stub, tmp_path):
+    serving("--url", stub.url, "--quick")
+    row = row_of(tmp_path)
+    assert row.accuracy is None and len(row.greedy) == 3 and [rate.depth for rate in row.rates] == [0]
+    assert row.left_out == ["log-probabilities", "sinks", "rates at 1 of 2 points"]
+    assert CliRunner().invoke(cli.bench, ["keep", "run"]).exit_code == 2
+
+
+def test_a_result_is_kept_reported_and_compared_by_force_alone(serving, stub, tmp_path):
+    serving("--url", stub.url)
+    for words in (["keep", "run"], ["report", "run"], ["compare", "run", "run", "--force"]):
+        invocation = CliRunner().invoke(cli.bench, words)
+        assert invocation.exit_code == 0, (invocation.output, invocation.exception)
+    assert "not known" in invocation.output
+    assert CliRunner().invoke(cli.bench, ["compare", "run", "run"]).exit_code == 2
+
+
+def test_rates_before_a_failure_are_saved_and_the_run_resumes(serving, stub, tmp_path, monkeypatch):
+    def fail(*_):
+        raise Problem("requests", f"cannot connect to host 127.0.0.1:{stub.server_port}", "see the log")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("bench.accuracy.forced.score_all", lambda *_, **__: fail())
+        serving("--url", stub.url, exit_code=1)
+    row = row_of(tmp_path)
+    assert len(row.rates) == 2 and row.failures[0].step == "log-probabilities"
+    assert "127.0.0.1" not in row.failures[0].message
+    stub.calls.clear()
+    serving("--resume", "run")
+    row = row_of(tmp_path)
+    assert row.accuracy and row.failures == []
+    assert not any(isinstance(body["prompt"], str) for _, _, body in stub.calls if body), "greedy answers are loaded"
+
+
+def test_a_resumed_run_refuses_another_model_at_the_same_url(serving, stub):
+    serving("--url", stub.url, "--quick")
+    stub.cards = [CARD | {"max_model_len": 2048}]
+    serving("--resume", "run", exit_code=2)
+
+
+def test_the_key_goes_to_the_servers_alone_and_into_no_file(serving, stub, tmp_path, monkeypatch):
+    stub.key = KEY
+    serving("--url", stub.url, exit_code=1)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv(running.KEY_VARIABLE, KEY)
+    assert KEY not in serving("--url", stub.url).output
+    assert {authorization for _, authorization, _ in stub.calls} == {None, f"Bearer {KEY}"}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files and not any(KEY.encode() in path.read_bytes() for path in files)
+
+
+def test_no_host_is_in_result_and_report(serving, stub, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fp8-sinks", "bench", "serving", "--url", f"{stub.url}/v1"])
+    serving("--url", f"{stub.url}/v1")
+    for name in ("result.json", "report.md"):
+        text = (tmp_path / "run" / name).read_text()
+        assert "127.0.0.1" not in text and str(stub.server_port) not in text
+    assert json.loads((tmp_path / "run" / "request.json").read_text())["url"] == stub.url
+
+
+def test_a_dry_run_asks_for_the_models_alone(serving, stub, reference, tmp_path, monkeypatch):
+    monkeypatch.setenv(running.KEY_VARIABLE, KEY)
+    output = serving("--url", stub.url, "--reference-url", reference.url, "--dry-run").output
+    assert stub.paths() == reference.paths() == ["/v1/models"]
+    assert stub.url in output and reference.url in output and KEY not in output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,271 @@
+"""Inputs of one write into the cache for tests, and the memory that it must leave behind, byte for byte.
+
+The expectation shares nothing with lowp's own rounding and indexing: it searches the format's values in float64, and
+goes through the tokens in a loop. It is computed on a CPU for tensors of any device.
+"""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from lowp.formats import FORMATS
+from lowp.paged.layouts import as_bits, axes_of, k_and_v, tensor_sizes
+
+POISON = 0xA5  # in every byte of memory before the write; no NaN in any format
+GUARD = 512  # bytes around the cache
+LAYOUTS = ("NHD", "HND", "interleaved", "NHD interleaved", "HND, K and V in a page")
+MARGIN = 2.0**-21  # of fp32 arithmetic: rotation and division, relative to the terms
+
+
+@dataclass(frozen=True)
+class Case:
+    """The choices of one call. rope: rotate, with a table of this dtype ("table": fp32, "inputs": the inputs' dtype).
+
+    slots: how many of the tokens have an entry in slot_mapping; the other rows are padding. skipped: the share of
+    entries that are -1.
+    """
+
+    tokens: int = 37
+    slots: int = 37
+    skipped: float = 0.2
+    pages: int = 9
+    page_size: int = 16
+    kv_heads: int = 2
+    query_heads: int = 8
+    head_dim: int = 64
+    inputs: str = "bf16"
+    kv_format: str = "e4m3"
+    granularity: str = "none"
+    layout: str = "HND"
+    rope: str = ""
+    seed: int = 0
+
+
+def build(case: Case, device: str = "cpu") -> dict:
+    """Draw the arguments of `cache_write`, or of `rope_cache_write`; q, k and v are views of one tensor."""
+    random = torch.Generator().manual_seed(case.seed)
+    heads = case.query_heads + 2 * case.kv_heads
+    values = torch.randn(case.tokens, heads, case.head_dim, generator=random)
+    values *= torch.exp2(torch.randint(-14, 11, values.shape, generator=random))
+    flat = values.view(-1)
+    flat[::997], flat[1::1009] = torch.inf, -0.0
+    if not case.rope:
+        flat[2::1013] = torch.nan
+    q, k, v = values.to(FORMATS[case.inputs].dtype).split([case.query_heads, case.kv_heads, case.kv_heads], dim=1)
+    slots = torch.randperm(case.pages * case.page_size, generator=random)[: case.slots]
+    slots[torch.rand(case.slots, generator=random) < case.skipped] = -1
+    k_cache, v_cache = cache(case)
+    arguments = {
+        "k": k,
+        "v": v,
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "slot_mapping": slots,
+        "k_scale": scale(case, random),
+        "v_scale": scale(case, random),
+        "layout": axes_of(case.layout),
+    }
+    if case.rope:
+        angles = 6.3 * torch.rand(200, case.head_dim // 2, generator=random)
+        table = 1.35 * torch.cat((angles.cos(), angles.sin()), dim=-1)  # YaRN's factor at 32 times the length
+        arguments["q"] = q
+        arguments["positions"] = torch.randint(0, len(table), (case.tokens,), generator=random)
+        arguments["cos_sin"] = table if case.rope == "table" else table.to(q.dtype)
+    return moved(arguments, device)
+
+
+def cache(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make K and V as views of poisoned memory, with a guard at its ends."""
+    sizes = [(case.pages, 2, case.kv_heads, case.page_size, case.head_dim)]
+    if case.layout in LAYOUTS[:4]:
+        sizes = tensor_sizes(case.layout, case.pages, case.page_size, case.kv_heads, case.head_dim)
+    kv_format, tensors = FORMATS[case.kv_format], []
+    for size in sizes:
+        count = torch.Size(size).numel() * kv_format.bytes
+        memory = torch.full((count + 2 * GUARD,), POISON, dtype=torch.uint8)
+        tensors.append(memory[GUARD:-GUARD].view(kv_format.dtype).view(size))
+    return k_and_v(tensors, case.head_dim) if len(tensors[0].shape) == 4 else tuple(tensors[0].unbind(1))
+
+
+def scale(case: Case, random: torch.Generator) -> torch.Tensor | None:
+    shapes = {"none": None, "tensor": (1,), "head": (case.kv_heads,)}
+    shape = shapes[case.granularity]
+    return None if shape is None else 0.3 + torch.rand(shape, generator=random)
+
+
+def memory_of(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of the memory that a tensor is a view of."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def moved(arguments: dict, device: str) -> dict:
+    """Copy tensors to a device with the memory around them; views of one memory stay so."""
+    memories: dict[int, torch.Tensor] = {}
+
+    def move(x):
+        if not isinstance(x, torch.Tensor):
+            return x
+        memory = memories.setdefault(x.untyped_storage().data_ptr(), memory_of(x).to(device, copy=True))
+        return torch.empty(0, dtype=x.dtype, device=device).set_(
+            memory.untyped_storage(), x.storage_offset(), x.shape, x.stride()
+        )
+
+    return {name: move(x) for name, x in arguments.items()}
+
+
+# ---- what must be there after the call
+
+
+def problems(before: dict, after: dict) -> list[str]:
+    """Compare all memory after a call with what it had to become. before: a copy of the arguments, from `moved`."""
+    before, after = moved(before, "cpu"), moved(after, "cpu")
+    count = len(before["slot_mapping"])
+    messages = []
+    bounds = {name: expected(before, name) for name in ("k", "v")}
+    for name, (low, high) in bounds.items():
+        result, initial = after[f"{name}_cache"], before[f"{name}_cache"]
+        wrong = canonical(result) != canonical(low) if low is high else outside(result, low, high)
+        if wrong.any():
+            messages.append(f"{name}_cache: {int(wrong.sum())} values")
+        as_bits(initial).copy_(as_bits(result))
+    for name in ("k_cache", "v_cache"):
+        if not memory_of(before[name]).equal(memory_of(after[name])):
+            messages.append(f"{name}: memory outside of the cache")
+    if "q" in before:
+        messages += query_problems(before, after, count)
+    for name in ("k", "v", "slot_mapping", "positions", "cos_sin"):
+        if name in before and not bits_of(before[name]).equal(bits_of(after[name])):
+            messages.append(f"{name}: an input has changed")
+    return messages
+
+
+def query_problems(before: dict, after: dict, count: int) -> list[str]:
+    result = after.get("q_out", after["q"])
+    exact, margin = rotated(before["q"][:count], before["positions"][:count], before["cos_sin"])
+    low, high = ((exact + sign * margin).float().to(result.dtype).double() for sign in (-1, 1))
+    turned = result[:count].double()
+    wrong = ~((low <= turned) & (turned <= high) | (exact.isnan() & turned.isnan()))
+    messages = [f"q: {int(wrong.sum())} values"] if wrong.any() else []
+    if not as_bits(before.get("q_out", before["q"])[count:]).equal(as_bits(result[count:])):
+        messages.append("q: rows past the slots")
+    if "q_out" in before and not as_bits(before["q"]).equal(as_bits(after["q"])):
+        messages.append("q: an input has changed")
+    return messages
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype in (torch.int64, torch.float32) else as_bits(tensor)
+
+
+def expected(before: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cache after the call: its lowest and highest allowed values, one cache but for rotated keys."""
+    count = len(before["slot_mapping"])
+    if name == "v" or "q" not in before:
+        exact = written(before, name, before[name][:count].float())
+        return exact, exact
+    x, margin = rotated(before["k"][:count], before["positions"][:count], before["cos_sin"])
+    return written(before, name, (x - margin).float()), written(before, name, (x + margin).float())
+
+
+def written(before: dict, name: str, x: torch.Tensor) -> torch.Tensor:
+    """A copy of the cache with the rows of x, fp32, at their slots."""
+    kv_cache, scale_of = before[f"{name}_cache"], before[f"{name}_scale"]
+    kv_format = next(f for f in FORMATS.values() if f.dtype == kv_cache.dtype)
+    quotient = x if scale_of is None else x / scale_of.view(-1, 1)
+    codes = nearest(quotient.double(), kv_format)
+    result = moved({"cache": kv_cache}, "cpu")["cache"]
+    slots = result if before["layout"] == "NHD" else result.transpose(1, 2)
+    for token, slot in enumerate(before["slot_mapping"].tolist()):
+        if slot >= 0:
+            as_bits(slots)[slot // slots.shape[1], slot % slots.shape[1]] = as_bits(codes[token])
+    return result
+
+
+def rotated(x, positions, cos_sin) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rotated rows in float64, and by how much fp32 arithmetic may miss them."""
+    half = x.shape[-1] // 2
+    table, x = cos_sin.double()[positions][:, None], x.double()
+    cos, sin = table[..., :half], table[..., half:]
+    result, margin = torch.empty_like(x), torch.empty_like(x)
+    for start, partner, sign in ((0, half, -1), (half, 0, 1)):
+        terms = x[..., start : start + half] * cos, sign * x[..., partner : partner + half] * sin
+        result[..., start : start + half] = terms[0] + terms[1]
+        margin[..., start : start + half] = MARGIN * (terms[0].abs() + terms[1].abs()).nan_to_num(posinf=0.0)
+    return result, margin
+
+
+def nearest(x: torch.Tensor, kv_format) -> torch.Tensor:
+    """The nearest value of a format by search: ties to the even code, beyond the largest that one, NaN to NaN or 0."""
+    if kv_format.name == "int8":
+        grid = torch.arange(128).double()
+    else:
+        bits = torch.arange(2 ** (8 * kv_format.bytes - 1), dtype=torch.int32)
+        values = bits.to(torch.uint8 if kv_format.bytes == 1 else torch.int16).view(kv_format.dtype).double()
+        grid = values[values.isfinite()]
+    magnitude = x.abs().nan_to_num(nan=0.0, posinf=torch.finfo(torch.float64).max).clamp(max=grid[-1])
+    upper = torch.searchsorted(grid, magnitude).clamp(max=len(grid) - 1)
+    lower = (upper - 1).clamp(min=0)
+    below, above = magnitude - grid[lower], grid[upper] - magnitude
+    code = torch.where((below < above) | ((below == above) & (lower % 2 == 0)), lower, upper)
+    code = torch.where(magnitude == grid[upper], upper, code)
+    if kv_format.name == "int8":
+        return (code * x.sign().nan_to_num()).to(torch.int8)
+    sign_bit = 2 ** (8 * kv_format.bytes - 1)
+    code = torch.where(x.signbit(), code + sign_bit, code)
+    code = torch.where(x.isnan(), sign_bit - 1, code)
+    integers = torch.uint8 if kv_format.bytes == 1 else torch.uint16
+    return code.to(torch.int32).to(integers).view(kv_format.dtype)
+
+
+def canonical(kv_cache: torch.Tensor) -> torch.Tensor:
+    """The bits of a cache, every NaN in one form: its sign and payload mean nothing."""
+    if kv_cache.dtype == torch.int8:
+        return as_bits(kv_cache)
+    mask, infinity = {
+        torch.float8_e4m3fn: (0x7F, 0x7E),
+        torch.bfloat16: (0x7FFF, 0x7F80),
+        torch.float16: (0x7FFF, 0x7C00),
+    }[kv_cache.dtype]
+    bits = as_bits(kv_cache)
+    return torch.where((bits & mask) > infinity, mask, bits)
+
+
+def outside(result: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Where a value is not from low to high. Signed zeros are equal."""
+    result, low, high = result.double(), low.double(), high.double()
+    return ~((low <= result) & (result <= high) | (low.isnan() & result.isnan()))
+
+
+def saturated(before: dict) -> list[int]:
+    """How many values of K and V, written to a slot, are over the format's largest magnitude."""
+    counts = []
+    for name in ("k", "v"):
+        kv_format = next(f for f in FORMATS.values() if f.dtype == before[f"{name}_cache"].dtype)
+        x = before[name][: len(before["slot_mapping"])].float()
+        if before[f"{name}_scale"] is not None:
+            x = x / before[f"{name}_scale"].view(-1, 1)
+        counts.append(int((x[before["slot_mapping"] >= 0].abs() > kv_format.largest).sum()))
+    return counts
+
+
+def cases():
+    """Every format, input, granularity, layout and rotation, with odd sizes in turn."""
+    sizes = itertools.cycle(
+        [(37, 37, 16, 2, 8, 128), (1, 1, 1, 1, 1, 16), (33, 30, 64, 8, 64, 64), (9, 5, 2, 3, 5, 80)]
+    )
+    for number, (kv_format, inputs, layout, rope) in enumerate(
+        itertools.product(("e4m3", "int8", "bf16", "fp16"), ("bf16", "fp16"), LAYOUTS, ("", "table", "inputs"))
+    ):
+        granularities = {"e4m3": ("none", "tensor", "head"), "int8": ("tensor", "head")}.get(kv_format, ("none",))
+        case = Case(
+            kv_format=kv_format,
+            inputs=inputs,
+            layout=layout,
+            rope=rope,
+            granularity=granularities[number % len(granularities)],
+            seed=number,
+        )
+        names = ("tokens", "slots", "page_size", "kv_heads", "query_heads", "head_dim")
+        yield dataclasses.replace(case, pages=70, **dict(zip(names, next(sizes), strict=True)))

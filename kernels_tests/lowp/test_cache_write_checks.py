@@ -1,0 +1,117 @@
+"""Arguments that writing into the cache refuses, each with one error; nothing is written then."""
+
+import re
+
+import pytest
+import torch
+
+from kernels_tests.lowp.cache_writes import Case, build, memory_of
+from lowp.cache_write import cache_write, rope_cache_write
+
+CASE = Case(granularity="head", rope="table")
+BFLOAT16 = Case(kv_format="bf16", rope="table")
+INT8 = Case(kv_format="int8", granularity="head", rope="table")
+
+
+def strided(tensor):
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def entry(tensor, index, value):
+    changed = tensor.clone()
+    changed[index] = value
+    return changed
+
+
+MISTAKES = {
+    "slots of 32 bits": (lambda a: {"slot_mapping": a["slot_mapping"].int()}, TypeError, "slot_mapping has dtype"),
+    "slots of two axes": (lambda a: {"slot_mapping": a["slot_mapping"][None]}, ValueError, "slot_mapping has shape"),
+    "every second slot": (lambda a: {"slot_mapping": a["slot_mapping"][::2]}, ValueError, "one contiguous axis"),
+    "slots elsewhere": (
+        lambda a: {"slot_mapping": a["slot_mapping"].to("meta")},
+        ValueError,
+        "slot_mapping is on meta",
+    ),
+    "slot past the cache": (
+        lambda a: {"slot_mapping": entry(a["slot_mapping"], 3, 144)},
+        ValueError,
+        "slot_mapping has slot 144; expected at most 143",
+    ),
+    "fp32 keys": (lambda a: {"k": a["k"].float()}, TypeError, "k has dtype torch.float32"),
+    "unequal dtypes": (lambda a: {"v": a["v"].half()}, TypeError, "v has dtype torch.float16; expected k's"),
+    "too few tokens": (lambda a: {"v": a["v"][:5]}, ValueError, "v has shape .5, 2, 64.; .* 37 tokens or more"),
+    "unequal heads": (lambda a: {"v": a["v"][:, :1]}, ValueError, "v has shape .* expected k's heads"),
+    "rank": (lambda a: {"k": a["k"][0]}, ValueError, "k has shape"),
+    "head_dim": (
+        lambda a: {"k": a["k"][..., :40]},
+        NotImplementedError,
+        "head_dim 40; this kernel has",
+    ),
+    "key strides": (lambda a: {"k": strided(a["k"])}, ValueError, "k has strides"),
+    "key address": (lambda a: {"k": torch.zeros(5000).bfloat16()[4:4740].view(37, 2, 64)}, ValueError, "from address"),
+    "layout": (lambda a: {"layout": "NDH"}, ValueError, "layout is 'NDH'; expected NHD, HND"),
+    "other layout": (lambda a: {"layout": "NHD"}, ValueError, "k_cache has shape .* expected 4 axes with k's 2 heads"),
+    "cache dtype": (lambda a: {"k_cache": a["k_cache"].float()}, TypeError, "k_cache has dtype torch.float32"),
+    "bytes": (lambda a: {"k_cache": a["k_cache"].view(torch.uint8)}, TypeError, "k_cache has dtype torch.uint8"),
+    "cache shape": (lambda a: {"v_cache": a["v_cache"][0]}, ValueError, "v_cache has shape"),
+    "cache strides": (lambda a: {"v_cache": strided(a["v_cache"])}, ValueError, "v_cache has strides"),
+    "unequal caches": (lambda a: {"v_cache": a["v_cache"][1:]}, ValueError, "expected the same"),
+    "page size": (
+        lambda a: {name: a[name][:, :, :12] for name in ("k_cache", "v_cache")},
+        NotImplementedError,
+        "page size is 12; this kernel has powers of two",
+    ),
+    "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
+    "scale dtype": (lambda a: {"v_scale": a["v_scale"].half()}, TypeError, "v_scale is torch.float16"),
+    "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
+    "scale device": (lambda a: {"k_scale": a["k_scale"].to("meta")}, ValueError, "k_scale is on meta"),
+    "counts of 32 bits": (lambda a: {"saturated": torch.zeros(2).int()}, TypeError, "saturated has dtype"),
+    "single count": (lambda a: {"saturated": torch.zeros(1).long()}, ValueError, "saturated has shape"),
+    "query dtype": (lambda a: {"q": a["q"].half()}, TypeError, "q has dtype torch.float16; expected k's"),
+    "query tokens": (lambda a: {"q": a["q"][:7]}, ValueError, "q has shape"),
+    "query head_dim": (lambda a: {"q": a["q"].reshape(37, 4, 128)}, ValueError, "q has shape .* of k's head_dim, 64"),
+    "output shape": (lambda a: {"q_out": a["q"][:, :4]}, ValueError, "q_out .37, 4, 64.; expected the same"),
+    "position of 32 bits": (lambda a: {"positions": a["positions"].int()}, TypeError, "positions has dtype"),
+    "too few positions": (lambda a: {"positions": a["positions"][:9]}, ValueError, "positions has shape"),
+    "position past the table": (
+        lambda a: {"positions": entry(a["positions"], 2, 200)},
+        ValueError,
+        "positions has 200; expected 0 to 199",
+    ),
+    "negative position": (lambda a: {"positions": entry(a["positions"], 2, -1)}, ValueError, "positions has -1"),
+    "table dtype": (lambda a: {"cos_sin": a["cos_sin"].half()}, TypeError, "cos_sin has dtype torch.float16"),
+    "table rank": (lambda a: {"cos_sin": a["cos_sin"][0]}, ValueError, "cos_sin has shape"),
+    "part of a head": (lambda a: {"cos_sin": a["cos_sin"][:, :32]}, NotImplementedError, "rotates whole heads"),
+    "table strides": (lambda a: {"cos_sin": strided(a["cos_sin"])}, ValueError, "cos_sin has strides"),
+}
+
+
+def check_refused(arguments, error, words):
+    memories = [memory_of(arguments[name]).clone() for name in ("q", "k_cache", "v_cache")]
+    with pytest.raises(error, match=words):
+        rope_cache_write(**arguments)
+    assert all(memory_of(arguments[n]).equal(m) for n, m in zip(("q", "k_cache", "v_cache"), memories, strict=True))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_raise(mistake):
+    change, error, words = MISTAKES[mistake]
+    arguments = build(CASE)
+    check_refused(arguments | change(arguments), error, words)
+
+
+def test_scales_that_a_format_lacks_or_needs_raise():
+    check_refused(build(BFLOAT16) | {"k_scale": torch.ones(1)}, NotImplementedError, "which has no scales")
+    for name in ("k_scale", "v_scale"):
+        check_refused(build(INT8) | {name: None}, ValueError, f"{name} is None with a cache in int8")
+
+
+def test_too_many_tokens_raise():
+    """On tensors without memory."""
+    arguments = build(Case(kv_heads=8))
+    rows = torch.empty(1, 8, 64, dtype=torch.bfloat16, device="meta").expand(2**25, 8, 64)
+    for name in ("k_cache", "v_cache"):
+        arguments[name] = arguments[name].to("meta")
+    slots = torch.empty(2**25, dtype=torch.int64, device="meta")
+    with pytest.raises(NotImplementedError, match=re.escape(f"{2**25} tokens are {2**31} threads")):
+        cache_write(**arguments | {"k": rows, "v": rows, "slot_mapping": slots})

@@ -1,0 +1,131 @@
+// Values to and from registers, bit for bit as lowp/formats/convert.py. No toolkit header: NVRTC needs no include path.
+#pragma once
+
+#define DEVICE __device__ __forceinline__
+
+// The configuration of one build. The host defines every name in capitals (build.py); none has a default.
+constexpr int kHeadDim = HEAD_DIM;                                // a multiple of 16
+constexpr int kKvHeads = KV_HEADS, kQueryHeads = QUERY_HEADS;     // query heads: 0 without rotation
+constexpr bool kInputBf16 = INPUT_BF16;                           // q, k, v: bf16 or fp16
+constexpr bool kE4m3 = KV_E4M3, kInt8 = KV_INT8;                  // the cache: e4m3, int8, or 16 bits:
+constexpr bool kKvBf16 = KV_BF16;                                 //   bf16 or fp16
+constexpr bool kTableFloat = TABLE_FLOAT;                         // cos and sin: fp32, else as q
+constexpr bool kCount = COUNT;                                    // count the values out of range
+
+constexpr int kKvBytes = kE4m3 || kInt8 ? 1 : 2;
+constexpr float kLargest = kE4m3 ? 448.f : kInt8 ? 127.f : kKvBf16 ? 3.38953138925153547590e38f : 65504.f;
+
+// Eight values of a row.
+struct Values { float x[8]; };
+
+DEVICE uint4 load_16(const void* p) {
+  uint4 r;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p) : "memory");
+  return r;
+}
+DEVICE long long load_index(const long long* p) {
+  long long r;
+  asm volatile("ld.global.s64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
+  return r;
+}
+DEVICE float load_float(const float* p) {
+  float r;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(r) : "l"(p) : "memory");
+  return r;
+}
+
+// Predicated stores: behind a branch on the slot, the loads would wait for it (ptxas moves them there, volatile or not).
+DEVICE void store_16_if(bool condition, void* p, uint4 x) {
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.u32 [%0], {%1,%2,%3,%4};}"
+               ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(unsigned(condition)) : "memory");
+}
+DEVICE void store_8_if(bool condition, void* p, uint2 x) {
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.global.v2.u32 [%0], {%1,%2};}"
+               ::"l"(p), "r"(x.x), "r"(x.y), "r"(unsigned(condition)) : "memory");
+}
+
+// ---- 16 bits
+template <bool kBf16> DEVICE float2 unpack_pair(unsigned x) {
+  float2 r;
+  if constexpr (kBf16) {
+    r.x = __uint_as_float(x << 16);
+    r.y = __uint_as_float(x & 0xffff0000u);
+  } else {
+    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(r.x), "=f"(r.y) : "r"(x));
+  }
+  return r;
+}
+template <bool kBf16> DEVICE unsigned pack_pair(float low, float high) {
+  unsigned r;
+  if constexpr (kBf16) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+template <bool kBf16> DEVICE Values unpack(uint4 raw) {
+  const float2 a = unpack_pair<kBf16>(raw.x), b = unpack_pair<kBf16>(raw.y);
+  const float2 c = unpack_pair<kBf16>(raw.z), d = unpack_pair<kBf16>(raw.w);
+  return {a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y};
+}
+template <bool kBf16> DEVICE uint4 pack(const Values& v) {
+  return {pack_pair<kBf16>(v.x[0], v.x[1]), pack_pair<kBf16>(v.x[2], v.x[3]), pack_pair<kBf16>(v.x[4], v.x[5]),
+          pack_pair<kBf16>(v.x[6], v.x[7])};
+}
+
+// ---- x / scale
+// Multiply by the rounded reciprocal and correct once, instead of a division's ten instructions. For an x of 11 bits and
+// a result of 8, no case rounds otherwise than that of x / scale (NOTES.md). Both are multiplied by the power of two
+// that brings the scale to [1, 2), exactly, so that the remainder stays in the range of floats.
+struct Scale { float power, mantissa, reciprocal; };
+
+DEVICE Scale make_scale(float scale) {
+  const unsigned exponent = __float_as_uint(scale) >> 23 & 255u;
+  const float power = __uint_as_float(exponent < 254 ? 254u - exponent << 23 : 1u << 22), mantissa = scale * power;
+  return {power, mantissa, __frcp_rn(mantissa)};
+}
+DEVICE float divide(float x, const Scale& scale) {
+  const float shifted = __fmul_rn(x, scale.power), quotient = __fmul_rn(shifted, scale.reciprocal);
+  const float excess = fmaf(quotient, scale.mantissa, -shifted);  // this order keeps the sign of zero
+  const float corrected = fmaf(excess, -scale.reciprocal, quotient);
+  return fabsf(quotient) < 1e30f ? corrected : quotient;  // infinities and NaN have no remainder
+}
+
+// ---- to the storage format: rounded to nearest, ties to even, clamped to the finite range
+DEVICE float clamp(float x) {  // NaN stays NaN
+  float r;
+  asm("{.reg .f32 t; min.NaN.f32 t, %1, %2; max.NaN.f32 %0, t, %3;}" : "=f"(r) : "f"(x), "f"(kLargest), "f"(-kLargest));
+  return r;
+}
+
+#if __CUDA_ARCH__ >= 890
+DEVICE unsigned to_e4m3(float a, float b, float c, float d) {
+  unsigned r;
+  asm("{.reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};}" : "=r"(r) : "f"(a), "f"(b), "f"(c), "f"(d));
+  return r;
+}
+#else
+DEVICE unsigned to_e4m3(float x) {
+  const unsigned bits = __float_as_uint(clamp(x)), magnitude = bits & 0x7fffffffu;
+  // Below 2^-6 the spacing is 2^-9: that of floats from 2^14 on.
+  const unsigned subnormal = __float_as_uint(__uint_as_float(magnitude) + 16384.f) - 0x46800000u;
+  const unsigned normal = (magnitude - (120u << 23) + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20;
+  const unsigned code = magnitude > 0x7f800000u ? 0x7fu : magnitude < 0x3c800000u ? subnormal : normal;
+  return code | bits >> 24 & 0x80u;
+}
+DEVICE unsigned to_e4m3(float a, float b, float c, float d) {
+  return to_e4m3(a) | to_e4m3(b) << 8 | to_e4m3(c) << 16 | to_e4m3(d) << 24;
+}
+#endif
+
+DEVICE unsigned to_int8(float x) {  // in the lowest byte, the others undefined
+  const float inside = x == x ? fminf(fmaxf(x, -kLargest), kLargest) : 0.f;
+  return __float_as_uint(inside + 12582912.f);  // 1.5 * 2^23: a float's spacing is 1
+}
+DEVICE unsigned to_int8(float a, float b, float c, float d) {
+  return __byte_perm(__byte_perm(to_int8(a), to_int8(b), 0x0040), __byte_perm(to_int8(c), to_int8(d), 0x0040), 0x5410);
+}
+
+// Four values of 8 bits.
+DEVICE unsigned to_byte_4(float a, float b, float c, float d) {
+  return kE4m3 ? to_e4m3(a, b, c, d) : to_int8(a, b, c, d);
+}

@@ -1,0 +1,52 @@
+"""The kernel's parameters, made from a checked call."""
+
+import ctypes
+
+from lowp.cache_write.call import Call
+
+
+class Params(ctypes.Structure):
+    """kernel.cu's Params."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ["q", "q_out", "k", "v", "k_cache", "v_cache", "slots", "positions"]),
+        *((name, ctypes.c_void_p) for name in ["cos_sin", "k_scale", "v_scale", "saturated"]),
+        *((name, ctypes.c_longlong) for name in ["q_stride", "q_out_stride", "k_stride", "v_stride"]),
+        *((name, ctypes.c_longlong) for name in ["page_stride", "head_stride", "slot_stride", "table_stride"]),
+        *((name, ctypes.c_longlong) for name in ["cache_slots", "last_position"]),
+        *((name, ctypes.c_int) for name in ["tokens", "page_shift", "k_scale_head", "v_scale_head"]),
+    )
+
+
+def params_of(call: Call) -> Params:
+    """Make the parameters; strides in bytes."""
+    page_axis, head_axis = call.axes
+    strides, value_bytes = call.k_cache.stride(), call.k_cache.element_size()
+    params = Params(
+        k=call.k.data_ptr(),
+        v=call.v.data_ptr(),
+        k_cache=call.k_cache.data_ptr(),
+        v_cache=call.v_cache.data_ptr(),
+        slots=call.slot_mapping.data_ptr(),
+        k_scale=None if call.k_scale is None else call.k_scale.data_ptr(),
+        v_scale=None if call.v_scale is None else call.v_scale.data_ptr(),
+        saturated=None if call.saturated is None else call.saturated.data_ptr(),
+        k_stride=call.k.stride(0) * call.k.element_size(),
+        v_stride=call.v.stride(0) * call.v.element_size(),
+        page_stride=strides[0] * value_bytes,
+        head_stride=strides[head_axis] * value_bytes,
+        slot_stride=strides[page_axis] * value_bytes,
+        cache_slots=call.cache_slots,
+        tokens=call.tokens,
+        page_shift=call.page_size.bit_length() - 1,
+        k_scale_head=int(call.k_scale is not None and call.k_scale.numel() > 1),
+        v_scale_head=int(call.v_scale is not None and call.v_scale.numel() > 1),
+    )
+    if rotation := call.rotation:
+        params.q, params.q_out = rotation.q.data_ptr(), rotation.q_out.data_ptr()
+        params.q_stride = rotation.q.stride(0) * rotation.q.element_size()
+        params.q_out_stride = rotation.q_out.stride(0) * rotation.q_out.element_size()
+        params.positions, params.cos_sin = rotation.positions.data_ptr(), rotation.cos_sin.data_ptr()
+        params.table_stride = rotation.cos_sin.stride(0) * rotation.cos_sin.element_size()
+        params.last_position = rotation.cos_sin.shape[0] - 1
+    return params
