@@ -17,7 +17,7 @@ LAUNCHES = {
     "chosen": None,
     "cluster 8": Launch(8, 3, 2, 2, cluster=8),
     "cluster 8, long steps": Launch(8, 3, 4, 1, cluster=8),
-    "cluster 8, early": Launch(8, 2, 3, 2, cluster=8, early=True),
+    "cluster 8, steps of 3 tiles": Launch(8, 2, 3, 2, cluster=8),
     "cluster 6, 12 warps": Launch(12, 2, 2, 1, cluster=6),
     "cluster 5": Launch(4, 3, 2, 4, cluster=5),
     "cluster 3, 5 CTAs an SM": Launch(4, 2, 2, 5, cluster=3),

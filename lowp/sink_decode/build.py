@@ -33,7 +33,6 @@ def defines(variant: Variant, launch: Launch) -> dict[str, int]:
         "TILES": launch.tiles,
         "CLUSTER": launch.cluster,
         "MIN_CTAS": launch.min_ctas,
-        "EARLY": int(launch.early),
         "LEAST_STEPS": launch.least_steps,
         "SHARED_BYTES": shared_bytes(variant, launch),
     }

@@ -18,7 +18,6 @@ constexpr bool kInterleaved = INTERLEAVED;       // 8 bits, 64 dims: a token's v
 constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; stages of a warp's ring
 constexpr int kTiles = TILES;                    // tiles of 16 tokens a step
 constexpr int kCluster = CLUSTER;                // CTAs of a cluster, which splits a row; 0: the device plans the splits
-constexpr bool kEarly = EARLY;                   // the next kernel may start with this one's last loads
 
 // Sizes that follow. A half is 64 dims. A block of the ring is 16 tokens x 1 half at 16 bits, x all dims at 8 bits.
 constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;

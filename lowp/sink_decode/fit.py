@@ -1,87 +1,127 @@
-"""Judge choices of a launch by a file of `sweep`: how much slower than the fastest launch, and than the law.
+"""Fit the constants of `cost` to a file of `sweep`, and judge the choice by it.
 
-python -m lowp.sink_decode.fit sweep.json [--batch 8]
+python -m lowp.sink_decode.fit sweep.json [--iterations 8] [--halves]
+
+Prints COSTS, SHAPES and PLANNED; then for each kind of shapes the time of the choice over the law, over the fastest
+launch and over the choice when the sweep ran: median, 95th percentile, maximum. halves: fit on every second batch,
+judge on the others. 0 iterations: judge the constants as they are, in seconds.
 """
 
 import argparse
 import json
-from collections import defaultdict
+import random
+from collections import Counter, defaultdict
 from pathlib import Path
-from statistics import mean, median, quantiles
+from statistics import median, quantiles
 
-from lowp.sink_decode.sweep_shapes import WIDE, Shape
+import torch
 
-SHOWN = 4  # launches of a batch
+from lowp.jit.device import Device
+from lowp.paged.shapes import KV_HEADS
+from lowp.sink_decode import cost, heuristic
+from lowp.sink_decode.sweep_shapes import BATCHES, Shape, key
+
+H200 = Device("sm_90a", True, 132, 232_448, 233_472)
+USED = 1.25  # launches this much slower than the fastest are not fitted
+SAMPLES, SOFT = 6000, 0.03
 
 
-def table_of(shape: Shape) -> str:
-    return "window" if shape.window_left >= 0 else "wide" if shape.table_tokens == WIDE else "narrow"
+def samples(rows: list[dict]) -> list[tuple]:
+    """(shape, work, launch, lengths, microseconds) of the launches that are near the fastest."""
+    result = []
+    for row in rows:
+        swept = Shape(*row["shape"])
+        lengths = tuple((n, tiles) for tiles, n in Counter(-(-length // 16) for length in swept.read_lengths).items())
+        shapes = heuristic.candidates(swept.variant, swept.batch, KV_HEADS, swept.bound, H200)
+        work = heuristic.work_of(swept.variant, swept.batch, KV_HEADS, H200)
+        near = USED * min(row["times"].values())
+        timed = [(shape, work, launch, lengths, row["times"].get(key(launch))) for launch, shape in shapes.items()]
+        result += [sample for sample in timed if sample[-1] and sample[-1] < near]
+    return random.Random(0).sample(result, min(SAMPLES, len(result)))
 
 
-def summary(ratios: list[float]) -> str:
-    """Median, 95th percentile and maximum."""
+def set_constants(values: list[float]) -> None:
+    fields, shapes = len(cost.Costs._fields), []
+    cost.COSTS = cost.Costs(*values[:fields])
+    for i, shape in enumerate((*cost.SHAPES, *cost.PLANNED)):
+        start, step_8, step_16 = values[fields + 3 * i : fields + 3 * i + 3]
+        shapes.append(shape._replace(start=start, step_8=step_8, step_16=step_16))
+    cost.SHAPES, cost.PLANNED = tuple(shapes[: len(cost.SHAPES)]), tuple(shapes[len(cost.SHAPES) :])
+    heuristic.SHAPES, heuristic.PLANNED = cost.SHAPES, cost.PLANNED
+    heuristic.choose.cache_clear()
+
+
+def constants() -> list[float]:
+    shapes = (*cost.SHAPES, *cost.PLANNED)
+    return [*cost.COSTS, *(value for shape in shapes for value in (shape.start, shape.step_8, shape.step_16))]
+
+
+def errors(logs: torch.Tensor, data: list[tuple]) -> torch.Tensor:
+    set_constants(logs.exp().tolist())
+    by_shape = {
+        shape[:4] + (planned,): shape for planned, table in enumerate((cost.SHAPES, cost.PLANNED)) for shape in table
+    }
+    times = [
+        cost.call_us(w, by_shape[s[:4] + (int(x.cluster == 0),)], x, n, cost.COSTS) / us for s, w, x, n, us in data
+    ]
+    return torch.tensor(times, dtype=torch.float64).log()
+
+
+def fit_constants(data: list[tuple], iterations: int) -> None:
+    """Levenberg-Marquardt on the logarithms of all constants; outliers count less (soft L1)."""
+    logs, damping = torch.tensor(constants(), dtype=torch.float64).log(), 1.0
+    residuals = errors(logs, data)
+    for _ in range(iterations):
+        nudged = [errors(logs + 1e-4 * unit, data) for unit in torch.eye(len(logs), dtype=torch.float64)]
+        jacobian = (torch.stack(nudged, 1) - residuals[:, None]) / 1e-4
+        weights = (1 + (residuals / SOFT) ** 2) ** -0.5
+        normal = jacobian.T @ (weights[:, None] * jacobian) + damping * torch.eye(len(logs))
+        moved = logs - torch.linalg.solve(normal, jacobian.T @ (weights * residuals))
+        new = errors(moved, data)
+        better = loss(new) < loss(residuals)
+        logs, residuals, damping = (moved, new, damping / 4) if better else (logs, residuals, damping * 8)
+        print(f"rms {residuals.std():.4f}", flush=True)
+    set_constants(logs.exp().tolist())
+
+
+def loss(residuals: torch.Tensor) -> float:
+    return ((1 + (residuals / SOFT) ** 2).sqrt() - 1).sum().item()
+
+
+def print_judgement(rows: list[dict]) -> None:
+    classes, absent = defaultdict(list), 0
+    for row in rows:
+        swept, times = Shape(*row["shape"]), row["times"]
+        near = swept.bound <= heuristic.NEAR_TOKENS
+        us = times.get(key(heuristic.choose(swept.variant, swept.batch, KV_HEADS, swept.bound, H200, near)))
+        absent += us is None
+        table = "window" if swept.window_left >= 0 else "near bound" if near else "wide"
+        length = "one long" if swept.kind == "one" else "short" if swept.tokens < 64 else ""
+        if us:
+            ratios = us / row["law_us"], us / min(times.values()), us / times[row["chosen"]]
+            classes[swept.kv_format, table, length].append(ratios)
+    print("kind: shapes; chosen / law; / fastest; / chosen when swept")
+    for name, members in sorted(classes.items()):
+        print(" ".join(name), len(members), *map(summary, zip(*members, strict=True)), sep="; ")
+    print(f"{absent} choices were not timed at their shape")
+
+
+def summary(ratios: tuple[float, ...]) -> str:
     high = quantiles(ratios, n=20, method="inclusive")[-1] if len(ratios) > 1 else ratios[0]
     return f"{median(ratios):.3f} {high:.3f} {max(ratios):.3f}"
-
-
-def print_classes(rows: list[dict]) -> None:
-    """Print for each kind of shapes the chosen launch and the fastest one over the law, and their ratio."""
-    classes = defaultdict(list)
-    for row in rows:
-        shape = Shape(*row["shape"])
-        classes[shape.kv_format, table_of(shape), shape.kind, "short" if shape.tokens < 64 else ""].append(row)
-    print("class: shapes; median, 95th percentile, maximum of chosen / law; best / law; chosen / best")
-    for name, members in classes.items():
-        chosen = [row["times"][row["chosen"]] for row in members]
-        best = [min(row["times"].values()) for row in members]
-        law = [row["law_us"] for row in members]
-        ratios = [[a / b for a, b in zip(x, y, strict=True)] for x, y in ((chosen, law), (best, law), (chosen, best))]
-        print(f"{' '.join(name)}: {len(members)}; {'; '.join(map(summary, ratios))}")
-
-
-def print_batches(rows: list[dict], batch: int | None) -> None:
-    """Print for each batch under a wide table, whose lengths are unknown, what does best over all lengths."""
-    batches = defaultdict(list)
-    for row in rows:
-        shape = Shape(*row["shape"])
-        if table_of(shape) == "wide":
-            batches[shape.kv_format, shape.batch].append(row)
-    print("format, batch: launch, mean and maximum of time / law over all lengths; today's choice last")
-    for (kv_format, size), members in sorted(batches.items()):
-        if batch in (None, size):
-            common = set.intersection(*(set(row["times"]) for row in members))
-            ratios = {x: [row["times"][x] / row["law_us"] for row in members] for x in common}
-            ranked = sorted(ratios, key=lambda launch: mean(ratios[launch]) + max(ratios[launch]))
-            shown = dict.fromkeys([*ranked[:SHOWN], members[0]["chosen"]])
-            words = [f"{launch}: {mean(ratios[launch]):.3f} {max(ratios[launch]):.3f}" for launch in shown]
-            print(f"{kv_format} {size}: {'; '.join(words)}")
-
-
-def print_overlap(rows: list[dict]) -> None:
-    """Print what dependent launch gains, back to back and with an addition between the calls, by classes of time."""
-    gains = defaultdict(list)
-    for row in rows:
-        for launch, us in row["between"].items():
-            if launch.split(",")[5] == "1":
-                other = ",".join(["0" if i == 5 else word for i, word in enumerate(launch.split(","))])
-                group = next(limit for limit in (6, 12, 25, 50, 1e9) if row["law_us"] < limit)
-                gains[group, "between"].append(row["between"].get(other, us) - us)
-                if launch in row["times"] and other in row["times"]:
-                    gains[group, "back to back"].append(row["times"][other] - row["times"][launch])
-    print("law under, how: median, 95th percentile, maximum of the gain of overlap in us")
-    for (limit, how), values in sorted(gains.items()):
-        print(f"{limit:g} {how}: {len(values)}; {summary(values)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--batch", type=int, help="this batch alone")
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--halves", action="store_true")
     options = parser.parse_args()
     rows = [row for row in json.loads(options.file.read_text())["rows"] if row["chosen"] in row["times"]]
-    print_classes(rows)
-    print_batches(rows, options.batch)
-    print_overlap(rows)
+    fitted = [row for row in rows if not options.halves or row["shape"][1] in BATCHES[::4] + BATCHES[1::4]]
+    fit_constants(samples(fitted), options.iterations)
+    print(cost.COSTS, *cost.SHAPES, "planned", *cost.PLANNED, sep="\n")
+    print_judgement([row for row in rows if not options.halves or row not in fitted])
 
 
 if __name__ == "__main__":

@@ -76,7 +76,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
       __syncwarp();  // the stage that is filled next has been read
       if (i + kStages - 1 < steps) stream.issue(i + kStages - 1, next_stage);
       copies_commit();
-      if (kEarly && i + kStages >= steps) let_next_kernel_start();
       copies_wait<kStages - 1>();
       __syncwarp();  // what other lanes copied is visible
       const unsigned offset = stage * kStageBytes;

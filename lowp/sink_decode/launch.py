@@ -10,7 +10,7 @@ from lowp.jit import launcher
 from lowp.jit.device import device_of
 from lowp.sink_decode import build
 from lowp.sink_decode.call import Call
-from lowp.sink_decode.heuristic import choose
+from lowp.sink_decode.heuristic import NEAR_TOKENS, choose
 from lowp.sink_decode.params import Params, params_of
 from lowp.sink_decode.resources import Launch, Variant, partials_bytes, planned_splits
 
@@ -51,6 +51,13 @@ def bound_of(call: Call) -> int:
     return min(bounds)
 
 
+def choice(call: Call, batch: int) -> Launch:
+    """Choose the launch of a call, with another batch size; its device is the current one."""
+    bound = bound_of(call)
+    near = call.longest is not None or bound <= NEAR_TOKENS
+    return choose(variant_of(call), batch, call.kv_heads, bound, device_of(call.q.device), near)
+
+
 def run(call: Call, fixed: Launch | None = None) -> None:
     """Launch the kernel for a checked call; fixed: in that launch instead of the one that `choose` gives, for tests.
 
@@ -64,7 +71,7 @@ def run(call: Call, fixed: Launch | None = None) -> None:
 def prepare(call: Call, fixed: Launch | None = None) -> Prepared:
     """Load the kernel and set its grid and parameters; the call's device is the current one. As `run` else."""
     device, variant, batch, kv_heads = device_of(call.q.device), variant_of(call), call.batch, call.kv_heads
-    launch = fixed or choose(variant, batch, kv_heads, bound_of(call), device)
+    launch = fixed or choice(call, batch)
     params, workspace = params_of(call), None
     grid = (kv_heads, launch.cluster, batch)
     if launch.cluster == 0:
@@ -83,8 +90,8 @@ def prepare(call: Call, fixed: Launch | None = None) -> Prepared:
 
 def load(call: Call, batches: Iterable[int]) -> int:
     """Compile and load the kernels of calls like this one with other batch sizes; return how many."""
-    device, variant, bound = device_of(call.q.device), variant_of(call), bound_of(call)
-    launches = {choose(variant, batch, call.kv_heads, bound, device) for batch in batches}
+    device, variant = device_of(call.q.device), variant_of(call)
+    launches = {choice(call, batch) for batch in batches}
     with torch.cuda.device(call.q.device):
         return build.load_all(device.arch, variant, launches, call.q.device.index)
 

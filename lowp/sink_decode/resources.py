@@ -47,8 +47,8 @@ class Launch:
     """Warps of a CTA, stages of a warp's ring, tiles of 16 tokens a stage, CTAs an SM at least, CTAs of a cluster.
 
     cluster: a row is split over one. 1: one CTA a row; 0: KV splits are planned on the device. overlap: the kernel may
-    be launched before the previous one on its stream has ended (it waits for that itself). early: it lets the next
-    kernel start with its last loads, not after its loop.
+    be launched before the previous one on its stream has ended (it waits for that itself). least_steps: of a planned
+    split.
     """
 
     warps: int
@@ -57,7 +57,6 @@ class Launch:
     min_ctas: int
     cluster: int
     overlap: bool = True
-    early: bool = False
     least_steps: int = 4
 
 

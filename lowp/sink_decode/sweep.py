@@ -29,7 +29,7 @@ from lowp.sink_decode import launch as launching
 from lowp.sink_decode import make_workspace
 from lowp.sink_decode.call import Call
 from lowp.sink_decode.resources import Launch, Variant
-from lowp.sink_decode.sweep_shapes import BATCHES, MOST_TOKENS, Shape, flags, key, launches_at, shapes
+from lowp.sink_decode.sweep_shapes import BATCHES, MOST_TOKENS, Shape, key, launches_at, shapes
 
 ROTATE_BYTES, MOST_CALLS, LEAST_US = 128 << 20, 400, 400
 BLOCK_BYTES = 64 << 20  # of random values, repeated through the caches
@@ -56,12 +56,11 @@ def compile_launch(arch: str, variant: Variant, launch: Launch) -> str | None:
 
 
 def compile_all(todo: list[Shape], device: Device, processes: int) -> None:
-    """Compile every candidate of the shapes, early forms included, in processes of their own."""
+    """Compile every candidate of the shapes, in processes of their own."""
     wanted = {}
     for shape in todo:
         for launch in launches_at(shape, device):
-            for form in (launch, *flags(launch)):
-                wanted[shape.variant, replace(form, overlap=True)] = None
+            wanted[shape.variant, replace(launch, overlap=True)] = None
     start = time.perf_counter()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         errors = list(pool.map(compile_launch, itertools.repeat(device.arch), *zip(*wanted, strict=True), chunksize=4))
@@ -160,7 +159,7 @@ class Bench:
         return median(self.times_us(graph, len(offsets), FULL)) - self.addition_us
 
     def measure(self, shape: Shape, device: Device) -> dict:
-        """Microseconds of every launch; the fastest ones also with other flags, and with an addition between calls."""
+        """Microseconds of every launch; the fastest ones also without overlap, and with an addition between calls."""
         call, offsets = self.prepare(shape)
         times, between, errors = {}, {}, {}
 
@@ -178,9 +177,8 @@ class Bench:
         for launch in todo:
             time_launch(launch, min(times.values(), default=math.inf))
         best = sorted(times, key=times.get)[:3]
-        forms = [flags(launch) for launch in (todo[0], *best)]
-        for launch in dict.fromkeys(itertools.chain(*forms)):
-            time_launch(launch, min(times.values()))
+        for launch in dict.fromkeys((todo[0], *best)):
+            time_launch(replace(launch, overlap=not launch.overlap), min(times.values()))
         for launch, overlap in itertools.product(dict.fromkeys((todo[0], *best[:2])), (True, False)):
             form = replace(launch, overlap=overlap)
             between[form] = self.between_us(call, offsets, form)

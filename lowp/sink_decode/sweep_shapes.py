@@ -2,12 +2,12 @@
 
 import itertools
 import random
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 from lowp.formats import FORMATS
 from lowp.jit.device import Device
 from lowp.paged.shapes import HEAD_DIM, KV_HEADS, QUERY_HEADS
-from lowp.sink_decode.heuristic import candidates, choose
+from lowp.sink_decode.heuristic import NEAR_TOKENS, candidates, choose
 from lowp.sink_decode.resources import Launch, Variant
 
 WIDE = 131072  # tokens of a server's block table
@@ -43,9 +43,12 @@ class Shape:
         return [self.tokens - 13 * row % min(64, self.tokens // 8) for row in range(self.batch)]
 
     @property
+    def read_lengths(self) -> list[int]:
+        return [min(n, self.window_left + 1) if self.window_left >= 0 else n for n in self.lengths]
+
+    @property
     def kv_bytes(self) -> int:
-        read = [min(n, self.window_left + 1) if self.window_left >= 0 else n for n in self.lengths]
-        return sum(read) * KV_HEADS * HEAD_DIM * 2 * FORMATS[self.kv_format].dtype.itemsize
+        return sum(self.read_lengths) * KV_HEADS * HEAD_DIM * 2 * FORMATS[self.kv_format].dtype.itemsize
 
     @property
     def variant(self) -> Variant:
@@ -79,15 +82,8 @@ def shapes() -> list[Shape]:
 
 def launches_at(shape: Shape, device: Device) -> list[Launch]:
     """Today's choice, then the candidates."""
-    chosen = choose(shape.variant, shape.batch, KV_HEADS, shape.bound, device)
+    chosen = choose(shape.variant, shape.batch, KV_HEADS, shape.bound, device, shape.bound <= NEAR_TOKENS)
     return list(dict.fromkeys([chosen, *candidates(shape.variant, shape.batch, KV_HEADS, shape.bound, device)]))
-
-
-def flags(launch: Launch) -> list[Launch]:
-    """The same launch without overlap, and with an early release where a second CTA fits its SMs."""
-    return [replace(launch, overlap=not launch.overlap)] + (
-        [replace(launch, early=not launch.early, overlap=True)] if launch.cluster > 1 and launch.min_ctas > 1 else []
-    )
 
 
 def key(launch: Launch) -> str:
