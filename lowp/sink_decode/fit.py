@@ -58,12 +58,8 @@ def constants() -> list[float]:
 
 def errors(logs: torch.Tensor, data: list[tuple]) -> torch.Tensor:
     set_constants(logs.exp().tolist())
-    by_shape = {
-        shape[:4] + (planned,): shape for planned, table in enumerate((cost.SHAPES, cost.PLANNED)) for shape in table
-    }
-    times = [
-        cost.call_us(w, by_shape[s[:4] + (int(x.cluster == 0),)], x, n, cost.COSTS) / us for s, w, x, n, us in data
-    ]
+    tables = [{shape[:4]: shape for shape in table} for table in (cost.PLANNED, cost.SHAPES)]
+    times = [cost.call_us(work, tables[x.cluster > 0][shape[:4]], x, n) / us for shape, work, x, n, us in data]
     return torch.tensor(times, dtype=torch.float64).log()
 
 
