@@ -90,8 +90,8 @@ def fixed_launches() -> list[tuple[Launch, Case]]:
     """Every candidate for gpt-oss, each at UNEQUAL, planned ones at the same rows of one KV head too."""
     variant, bound = Variant(64, 8, True, torch.float8_e4m3fn, False, False), 131_072
     launches = dict.fromkeys(x for batch in range(1, 513) for x in candidates(variant, batch, 8, bound, H200))
-    one_head = replace(UNEQUAL, query_heads=8, kv_heads=1)
-    return [(x, UNEQUAL) for x in launches] + [(x, one_head) for x in launches if x.cluster == 0]
+    single_head = replace(UNEQUAL, query_heads=8, kv_heads=1)
+    return [(x, UNEQUAL) for x in launches] + [(x, single_head) for x in launches if x.cluster == 0]
 
 
 def check(case, launch=None):

@@ -109,7 +109,7 @@ def bytes_us(work: Work, tiles: float, costs: Costs | None = None) -> float:
 
 def resident_clusters(launch: Launch, sms: int) -> int:
     """Clusters that the device holds at once: GPCs differ in size, so large ones leave SMs empty."""
-    share = 0.97 if launch.cluster <= 2 * launch.min_ctas else 0.84
+    share = 0.97 if launch.cluster <= 2 * launch.min_ctas else 0.85 if launch.min_ctas == 2 else 0.84
     return max(1, int((share if launch.cluster > 1 else 1) * launch.min_ctas * sms) // launch.cluster)
 
 

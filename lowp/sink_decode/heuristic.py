@@ -7,18 +7,18 @@ import functools
 from dataclasses import replace
 
 from lowp.jit.device import Device
-from lowp.sink_decode.cost import PLANNED, SHAPES, Lengths, Shape, Work, bytes_us, call_us
+from lowp.sink_decode.cost import PLANNED, SHAPES, Lengths, Shape, Work, bytes_us, call_us, resident_clusters
 from lowp.sink_decode.resources import Launch, Variant, fit
 
 NEAR_TOKENS = 16384  # a bound up to this is taken for near the lengths, as a caller's hint is
 STEP_BYTES = 4096  # K and V per step of a warp, or one tile if that is larger
 LEAST_SPLIT_BYTES = 2**15
-CLUSTERS = (1, 2, 3, 4, 5, 6, 8)  # 7 fits GPCs badly; at one CTA an SM, so does 8
+FULL = 0.9  # of the clusters of 7 that fit at once: with fewer, SMs hold unequal numbers of CTAs
 MOST_WAVES = 2  # of clusters of more than one CTA
 LEAST_STEPS = (4, 8)  # of a planned split
 LAW_US = 3.5  # an estimate is judged as a multiple of LAW_US + the time of its bytes
 POWER = 4  # of the ratio in the mean: a choice that is bad at some lengths is worse than one that is fair at all
-ONE_LONG = 2.0  # one long row among short ones may take so many times what the best planned launch takes
+LONG_ROW_BOUND = 2.0  # one long row among short ones may take so many times what the best planned launch takes
 SHORT_TILES = 32  # of those short ones
 
 
@@ -27,9 +27,9 @@ def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: De
     """Choose the launch for a batch whose sequences have up to `longest` tokens; near: most of them nearly as many."""
     work = work_of(variant, batch, kv_heads, device)
     shapes, expected = candidates(variant, batch, kv_heads, longest, device), prior(batch, longest, near)
-    one_long = _groups((1, -(-longest // 16)), (batch - 1, SHORT_TILES))
-    times = {launch: call_us(work, shape, launch, one_long) for launch, shape in shapes.items()}
-    bound = ONE_LONG * min(us for launch, us in times.items() if launch.cluster == 0)
+    long_row = _groups((1, -(-longest // 16)), (batch - 1, SHORT_TILES))
+    times = {launch: call_us(work, shape, launch, long_row) for launch, shape in shapes.items()}
+    bound = LONG_ROW_BOUND * min(us for launch, us in times.items() if launch.cluster == 0)
     launches = [launch for launch, us in times.items() if launch.cluster == 0 or us <= bound]
     return min(launches, key=lambda launch: score(work, shapes[launch], launch, expected))
 
@@ -44,10 +44,11 @@ def candidates(variant: Variant, batch: int, kv_heads: int, longest: int, device
     most = max(1, min(8, longest * variant.tile_bytes // 16 // LEAST_SPLIT_BYTES))
     for shape in SHAPES if device.clusters else ():
         launch = fit(variant, _launch(variant, shape, 1), device)
-        resident = launch.min_ctas * device.sms // rows  # CTAs of a row
-        for cluster in CLUSTERS:
-            if cluster <= min(most, 1 + MOST_WAVES * resident, 8 if launch.min_ctas > 1 else 6):
-                launches.setdefault(fit(variant, replace(launch, cluster=cluster), device), shape)
+        slots = launch.min_ctas * device.sms // rows  # CTAs of a row
+        for cluster in range(1, min(most, 1 + MOST_WAVES * slots, 8 if launch.min_ctas > 1 else 6) + 1):
+            split = fit(variant, replace(launch, cluster=cluster), device)
+            if cluster != 7 or FULL <= rows / resident_clusters(split, device.sms) <= 1:
+                launches.setdefault(split, shape)
     for shape in PLANNED:
         for least_steps in LEAST_STEPS:
             launch = replace(_launch(variant, shape, 0), least_steps=least_steps)
