@@ -57,16 +57,14 @@ def compile_launch(arch: str, variant: Variant, launch: Launch) -> str | None:
 
 def compile_all(todo: list[Shape], device: Device, processes: int) -> None:
     """Compile every candidate of the shapes, in processes of their own."""
-    variants = {}
+    pairs = {}
     for shape in todo:
         for launch in launches_at(shape, device):
-            variants[shape.variant, replace(launch, overlap=True)] = None
+            pairs[shape.variant, replace(launch, overlap=True)] = None
     start = time.perf_counter()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        errors = list(
-            pool.map(compile_launch, itertools.repeat(device.arch), *zip(*variants, strict=True), chunksize=4)
-        )
-    print(f"{len(variants)} launches compiled in {time.perf_counter() - start:.1f} s", flush=True)
+        errors = list(pool.map(compile_launch, itertools.repeat(device.arch), *zip(*pairs, strict=True), chunksize=4))
+    print(f"{len(pairs)} launches compiled in {time.perf_counter() - start:.1f} s", flush=True)
     print(*[error for error in errors if error], sep="\n", flush=True)
 
 
