@@ -11,7 +11,8 @@ from kernels_tests.flashinfer_patches.engine.worlds import at_once
 from lowp.jit import compiler, kernel_cache, launcher
 from lowp.jit.device import Device
 from lowp.sink_decode import build
-from lowp.sink_decode.heuristic import Variant, choose
+from lowp.sink_decode.heuristic import choose
+from lowp.sink_decode.resources import Variant
 
 DEVICE = Device("sm_90a", True, 132, 232_448, 233_472)
 VARIANT = Variant(64, 8, True, torch.int8, False, False)

@@ -110,11 +110,15 @@ def test_an_fp16_query_over_a_bf16_cache_keeps_all_its_bits(head_dim, query_head
         (16384, 0, 3, *(700,) * 29),
         (8192, 512, 512, 512),
         (30000, 30001),
+        (3000, 17, 2500) * 7,
+        (*(9000,) * 17, 0),
+        (*(2600, 0, 5000) * 60,),
     ],
 )
-@pytest.mark.parametrize("fixed", ["chosen", "planned, 2 warps"])
+@pytest.mark.parametrize("fixed", ["chosen", "planned", "planned, alone", "planned, 4 warps", "planned, 2 warps"])
 def test_ragged_batches(lengths, fixed):
-    check(build(Case(lengths, granularity="head", poison=False), "cuda"), LAUNCHES[fixed])
+    case = Case(lengths, granularity="head", poison=False, table_tokens=20000)
+    check(build(case, "cuda"), LAUNCHES[fixed])
 
 
 def test_a_long_row_over_a_single_kv_head():

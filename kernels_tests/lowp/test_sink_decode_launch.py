@@ -12,7 +12,7 @@ from lowp.jit import launcher
 from lowp.jit.device import Device
 from lowp.paged.cases import Case, build
 from lowp.sink_decode import build as builds
-from lowp.sink_decode import launch, sink_decode
+from lowp.sink_decode import launch, prebuild, sink_decode
 from lowp.sink_decode.params import Params
 
 H200 = Device("sm_90a", True, 132, 232_448, 233_472)
@@ -53,11 +53,11 @@ def launched(monkeypatch):
     launcher._launch_config.cache_clear()
     builds.kernel.cache_clear()
 
-    def run(case, device):
+    def run(case, device, **options):
         monkeypatch.setattr(launch, "device_of", lambda _device: device)
         arguments = build(case)
         meta = {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
-        sink_decode(**meta, workspace=torch.empty(1 << 24, dtype=torch.uint8, device="meta"))
+        sink_decode(**meta, **options, workspace=torch.empty(1 << 24, dtype=torch.uint8, device="meta"))
         return launches.pop()
 
     yield run
@@ -76,8 +76,52 @@ def test_a_cluster_launch(launched):
 def test_a_planned_launch(launched):
     config, function, params = launched(CASE, A100)
     assert function == ("sm_80", b"sink_decode") and config.attrs == []
-    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (8, params.splits + 2, 1) and params.splits > 0
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (8, params.splits, 1) and params.splits > 2
     assert params.arrived == (1 << 24) - 2 * 8 * 4
+
+
+def test_a_hint_of_the_longest_length_chooses_as_a_narrow_table_does(launched):
+    wide = dataclasses.replace(CASE, lengths=(100,) * 8, window_left=-1, table_tokens=131072)
+    narrow = dataclasses.replace(wide, table_tokens=2048)
+    hinted, expected, unknown = (
+        launched(wide, H200, longest=2048)[0],
+        launched(narrow, H200)[0],
+        launched(wide, H200)[0],
+    )
+    grids = [(config.gridDimY, config.gridDimZ, config.blockDimX) for config in (hinted, expected, unknown)]
+    assert grids[0] == grids[1] != grids[2]
+
+
+@pytest.mark.parametrize("overlap", [None, True, False])
+def test_overlap_is_an_argument(launched, overlap):
+    config, _, _ = launched(dataclasses.replace(CASE, window_left=-1), H200, overlap=overlap)
+    serialised = [attribute.id for attribute in config.attrs].count(
+        "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"
+    )
+    assert serialised == (overlap is not False)  # this launch's default is overlap
+
+
+@pytest.mark.parametrize("longest", [0, 2.5])
+def test_a_wrong_hint_raises(longest):
+    with pytest.raises(ValueError, match="longest is"):
+        sink_decode(**build(CASE), longest=longest)
+
+
+def test_prebuild_loads_what_the_batches_meet(launched, monkeypatch):
+    monkeypatch.setattr(launch, "device_of", lambda _device: H200)
+    compiled = []
+    monkeypatch.setattr(builds, "cubin", lambda arch, _variant, fitting: compiled.append(fitting) or arch)
+    case = dataclasses.replace(CASE, lengths=(100,) * 4, window_left=-1, table_tokens=8192)
+    meta = {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in build(case).items()}
+    assert prebuild(range(1, 65), **meta) == len(set(compiled)) > 3
+    before = len(compiled)
+    for batch in (1, 4, 40, 64):
+        launched(dataclasses.replace(case, lengths=(100,) * batch), H200)
+    assert len(compiled) == before
+
+
+def test_prebuild_on_a_cpu_has_nothing_to_build():
+    assert prebuild([1, 2], **build(CASE)) == 0
 
 
 @pytest.mark.parametrize("layout", ["HND", "NHD"])

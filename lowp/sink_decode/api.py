@@ -4,7 +4,7 @@ import torch
 
 from lowp.jit.device import device_of
 from lowp.paged.reference import reference
-from lowp.sink_decode import checks, heuristic, launch
+from lowp.sink_decode import checks, launch, resources
 from lowp.sink_decode.call import Call
 
 
@@ -24,6 +24,8 @@ def sink_decode(
     out=None,
     lse=None,
     workspace=None,
+    longest=None,
+    overlap=None,
 ):
     """Attention of each sequence's last 1 to 4 tokens over a paged, quantised KV cache.
 
@@ -51,21 +53,25 @@ def sink_decode(
     k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token
         and head in the cache's shape without head_dim (both of k_scale and v_scale then, of equal strides). int8
         needs both, and its k_scale may be [kv_heads, head_dim], one per channel, beside any v_scale.
+    longest: the tokens of the longest sequence, if the caller knows: the launch is chosen for it instead of the table's
+        width. Lengths over it are still right, and slower.
+    overlap: whether the kernel may start before the previous one on its stream has ended (dependent launch, sm_90 and
+        later); None chooses.
     out: like q, contiguous; made if None. lse: q's shape without head_dim, fp32, natural log of the denominator with
         the sink in it; written if given. workspace: from `make_workspace`, for one stream at a time; made if None.
 
     Returns out. Lengths, table and scales are read on the device only: given out and workspace, a call allocates
     nothing, does not synchronise, and can be captured in a CUDA graph whose replays see other lengths and tables. The
     first call of a configuration (formats, scales, geometry, batch size, the table's width) loads its kernel and may
-    have to compile it, under a second (NOTES.md): make that call before the capture.
+    have to compile it, under a second (NOTES.md): make that call, or one of `prebuild`, before the capture.
     CPU tensors are computed by the float64 reference.
     Raises TypeError (dtype), ValueError (shape, stride, device) or NotImplementedError (a combination not built).
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     scales = (k_scale, v_scale)
-    call = Call(
-        q, k_cache, v_cache, block_table, seq_lens, sinks, sm_scale, window_left, *scales, layout, out, lse, workspace
-    )
+    tensors = (q, k_cache, v_cache, block_table, seq_lens, sinks)
+    outputs = (out, lse, workspace)
+    call = Call(*tensors, sm_scale, window_left, *scales, layout, *outputs, longest, overlap)
     checks.check_arguments(call)
     if q.device.type == "cpu":
         checks.check_entries(call)
@@ -73,6 +79,28 @@ def sink_decode(
     elif call.batch:
         launch.run(call)
     return out
+
+
+def prebuild(batches, **arguments):
+    """Compile and load the kernel of every configuration that `sink_decode` can meet at these batch sizes.
+
+    batches: the batch sizes, any iterable of positive ints. arguments: of one such call of `sink_decode`, of any batch
+    size: formats, scales, geometry, the table's width, window_left and longest are taken from it, and it is not run.
+    Returns the number of kernels; 0 on a CPU. Raises as sink_decode does.
+    """
+    scales = {
+        "k_scale": None,
+        "v_scale": None,
+        "window_left": -1,
+        "lse": None,
+        "workspace": None,
+        "out": arguments["q"],
+    }
+    call = Call(**scales | arguments)
+    checks.check_arguments(call)
+    if call.q.device.type == "cpu":
+        return 0
+    return launch.load(call, batches)
 
 
 def make_workspace(batch, query_heads, kv_heads, head_dim, device, query_tokens=1):
@@ -84,7 +112,7 @@ def make_workspace(batch, query_heads, kv_heads, head_dim, device, query_tokens=
     device = torch.device(device)
     if device.type == "cpu":
         return torch.zeros(0, dtype=torch.uint8)
-    size = heuristic.workspace_bytes(batch, query_heads * query_tokens, kv_heads, head_dim, device_of(device))
+    size = resources.workspace_bytes(batch, query_heads * query_tokens, kv_heads, head_dim, device_of(device))
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 

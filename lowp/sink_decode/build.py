@@ -1,12 +1,14 @@
 """Builds of the kernel: the source, the macros of each build, compiling and loading."""
 
 import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from lowp.jit import compiler, launcher
-from lowp.sink_decode.heuristic import Launch, Variant, shared_bytes
+from lowp.sink_decode.resources import Launch, Variant, shared_bytes
 
 SOURCES = ("kernel.cu", "config.cuh", "ptx.cuh", "split.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh")
 SOURCE = compiler.Source("sink_decode", Path(__file__).parent, SOURCES)
@@ -31,7 +33,7 @@ def defines(variant: Variant, launch: Launch) -> dict[str, int]:
         "TILES": launch.tiles,
         "CLUSTER": launch.cluster,
         "MIN_CTAS": launch.min_ctas,
-        "EARLY": int(launch.early),
+        "LEAST_STEPS": launch.least_steps,
         "SHARED_BYTES": shared_bytes(variant, launch),
     }
 
@@ -46,3 +48,16 @@ def kernel(arch: str, variant: Variant, launch: Launch, device_index: int) -> la
     """Load one build into the current device. device_index: its index, part of the cache key."""
     content = cubin(arch, variant, launch)
     return launcher.load(content, SOURCE.name, 32 * launch.warps, shared_bytes(variant, launch))
+
+
+def load_all(arch: str, variant: Variant, launches: set[Launch], device_index: int) -> int:
+    """Compile the launches of a variant, as many at once as there are CPUs, and load them into the current device.
+
+    Returns the number of builds.
+    """
+    distinct = {tuple(defines(variant, launch).values()): launch for launch in launches}.values()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(functools.partial(cubin, arch, variant), distinct))
+    for launch in launches:
+        kernel(arch, variant, launch, device_index)
+    return len(distinct)

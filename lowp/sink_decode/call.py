@@ -28,6 +28,8 @@ class Call:
     out: torch.Tensor
     lse: torch.Tensor | None
     workspace: torch.Tensor | None
+    longest: int | None = None
+    overlap: bool | None = None
 
     @property
     def batch(self) -> int:

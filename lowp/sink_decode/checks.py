@@ -31,6 +31,8 @@ def check_arguments(call: Call) -> None:
         raise TypeError(f"window_left is {call.window_left!r}; expected an int: -1 (no window) or a number of tokens")
     if call.window_left < -1:
         raise ValueError(f"window_left is {call.window_left}; expected -1 (no window) or a number of tokens")
+    if call.longest is not None and (not isinstance(call.longest, int) or call.longest < 1):
+        raise ValueError(f"longest is {call.longest!r}; expected None or a positive number of tokens")
     _check_outputs(call)
 
 

@@ -18,7 +18,6 @@ constexpr bool kInterleaved = INTERLEAVED;       // 8 bits, 64 dims: a token's v
 constexpr int kWarps = WARPS, kStages = STAGES;  // warps a CTA; stages of a warp's ring
 constexpr int kTiles = TILES;                    // tiles of 16 tokens a step
 constexpr int kCluster = CLUSTER;                // CTAs of a cluster, which splits a row; 0: the device plans the splits
-constexpr bool kEarly = EARLY;                   // the next kernel may start with this one's last loads
 
 // Sizes that follow. A half is 64 dims. A block of the ring is 16 tokens x 1 half at 16 bits, x all dims at 8 bits.
 constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;
@@ -47,7 +46,7 @@ struct Params {
   const float* v_scale;
   char* out;                 // [batch, query tokens, heads, head_dim]
   float* lse;                // [batch, query tokens, heads] or null
-  float* partials;           // planned: [kv_heads, splits, kPartialFloats]
+  float* partials;           // planned: [kv_heads, splits, 2, kPartialFloats]
   unsigned* arrived;         // planned: [batch, kv_heads], zero between launches
   float sm_scale;
   int batch, group, q_stride, table_stride, table_width;
@@ -56,6 +55,6 @@ struct Params {
   int k_scale_head, v_scale_head;                  // scales per head: floats from head to head, 0 or 1
   int scale_page, scale_head, scale_slot;          // scales per token and head, in floats
   int window_left;                                 // tokens before the newest that are read
-  int splits;                                      // planned: CTAs for the splits of long rows, per KV head
+  int splits;                                      // planned: CTAs that the long rows are dealt to, per KV head
   int q_token_stride;                              // as q_stride, from query token to query token
 };

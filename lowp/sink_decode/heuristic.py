@@ -1,265 +1,87 @@
-"""The choice of a launch: from the variant, the batch size, the table's width and the device alone.
+"""The choice of a launch: enumerate those that fit, estimate each over what lengths may be, take the least.
 
-A row is a sequence and KV head; a row may be cut into KV splits, one a CTA. NOTES.md has the figures behind the rules.
+Nothing of a call but its variant, batch, bound of the lengths and device is known. NOTES.md explains the choice.
 """
 
 import functools
-import math
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import replace
 
 from lowp.jit.device import Device
+from lowp.sink_decode.cost import PLANNED, SHAPES, Lengths, Shape, Work, bytes_us, call_us, resident_clusters
+from lowp.sink_decode.resources import Launch, Variant, fit
 
+NEAR_TOKENS = 16384  # a bound up to this is taken for near the lengths, as a caller's hint is
 STEP_BYTES = 4096  # K and V per step of a warp, or one tile if that is larger
-SHORT_BYTES = 2**18  # K and V of a row; up to this a warp has few steps under any split
-LEAST_BYTES = 2**16  # minimum K and V of a split: 4 steps of 4 warps
-SPLIT_TOKENS = 4096  # tokens of a split where whole rows already fill the device, to balance unequal rows
-LONG_ROW_SPLITS = 5  # minimum splits of a row over 2 * SPLIT_TOKENS
-LONG_TOKENS = 16384  # above this the device plans the splits: one long row must not set the cost of all
-EQUAL_TOKENS = 256  # bounds this small are mostly windows, so rows are equal
-TWO_WARP_TOKENS = 2048  # longest row for CTAs of 2 warps, up to 8 rows an SM
-MANY_TWO_WARP_TOKENS = 512  # the same above 8 rows an SM
-MOST_WAVES = 4  # maximum waves of CTAs from splits; more only costs when rows are shorter than their bound
-PLANNED_CTAS = 8  # maximum CTAs an SM with planned splits
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A variant of the kernel: what it computes; config.cuh has the macros.
-
-    token_scales: V's scales, and K's too unless channel_scales, are per token and head. interleaved: K and V of a
-    token are the two halves of one line of 128 bytes.
-    """
-
-    head_dim: int
-    group: int
-    query_bf16: bool
-    kv_dtype: torch.dtype
-    token_scales: bool
-    window: bool
-    channel_scales: bool = False
-    query_tokens: int = 1
-    interleaved: bool = False
-
-    @property
-    def group_tiles(self) -> int:
-        return math.ceil(self.group * self.query_tokens / 8)
-
-    @property
-    def query_terms(self) -> int:
-        """An fp16 query over a bf16 cache is the sum of two bf16."""
-        return 1 if self.query_bf16 or self.kv_dtype != torch.bfloat16 else 2
-
-    @property
-    def tile_bytes(self) -> int:
-        return 2 * 16 * self.head_dim * self.kv_dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Warps of a CTA, stages of a warp's ring, tiles of 16 tokens a stage, CTAs an SM at least, CTAs of a cluster.
-
-    cluster: a row is split over one. 1: one CTA a row; 0: KV splits are planned on the device. overlap: the kernel may
-    be launched before the previous one on its stream has ended (it waits for that itself). early: it lets the next
-    kernel start with its last loads, not after its loop.
-    """
-
-    warps: int
-    stages: int
-    tiles: int
-    min_ctas: int
-    cluster: int
-    overlap: bool = True
-    early: bool = False
+LEAST_SPLIT_BYTES = 2**15
+FULL = 0.9  # of the clusters of 7 that fit at once: with fewer, SMs hold unequal numbers of CTAs
+MOST_WAVES = 2  # of clusters of more than one CTA
+LEAST_STEPS = (4, 8)  # of a planned split
+LAW_US = 3.5  # an estimate is judged as a multiple of LAW_US + the time of its bytes
+POWER = 4  # of the ratio in the mean: a choice that is bad at some lengths is worse than one that is fair at all
+LONG_ROW_BOUND = 2.0  # one long row among short ones may take so many times what the best planned launch takes
+SHORT_TILES = 32  # of those short ones
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: Device) -> Launch:
-    """Choose the launch for a batch whose sequences have up to `longest` tokens.
+def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: Device, near: bool = False) -> Launch:
+    """Choose the launch for a batch whose sequences have up to `longest` tokens; near: most of them nearly as many."""
+    work = work_of(variant, batch, kv_heads, device)
+    shapes, expected = candidates(variant, batch, kv_heads, longest, device), prior(batch, longest, near)
+    long_row = _groups((1, -(-longest // 16)), (batch - 1, SHORT_TILES))
+    times = {launch: call_us(work, shape, launch, long_row) for launch, shape in shapes.items()}
+    bound = LONG_ROW_BOUND * min(us for launch, us in times.items() if launch.cluster == 0)
+    launches = [launch for launch, us in times.items() if launch.cluster == 0 or us <= bound]
+    return min(launches, key=lambda launch: score(work, shapes[launch], launch, expected))
 
-    Few rows: a cluster each, of as many CTAs as are resident at once.
-    Many rows, and very short ones: small CTAs, a row split over as many as fill the device, as a cluster.
-    Bounds over LONG_TOKENS, where lengths may differ most: planned KV splits; not of one or two sequences with 8 rows
-    or more, whose clusters are enough for the device. Devices without clusters: always planned.
+
+def work_of(variant: Variant, batch: int, kv_heads: int, device: Device) -> Work:
+    return Work(batch, kv_heads, variant.tile_bytes / 1024, variant.kv_dtype.itemsize == 2, device.sms)
+
+
+def candidates(variant: Variant, batch: int, kv_heads: int, longest: int, device: Device) -> dict[Launch, Shape]:
+    """Enumerate the launches that fit: shapes of CTAs x cluster sizes, and planned splits."""
+    launches, rows = {}, batch * kv_heads
+    most = max(1, min(8, longest * variant.tile_bytes // 16 // LEAST_SPLIT_BYTES))
+    for shape in SHAPES if device.clusters else ():
+        launch = fit(variant, _launch(variant, shape, 1), device)
+        slots = launch.min_ctas * device.sms // rows  # CTAs of a row
+        for cluster in range(1, min(most, 1 + MOST_WAVES * slots, 8 if launch.min_ctas > 1 else 6) + 1):
+            split = fit(variant, replace(launch, cluster=cluster), device)
+            if cluster != 7 or FULL <= rows / resident_clusters(split, device.sms) <= 1:
+                launches.setdefault(split, shape)
+    for shape in PLANNED:
+        for least_steps in LEAST_STEPS:
+            launch = replace(_launch(variant, shape, 0), least_steps=least_steps)
+            launches.setdefault(fit(variant, launch, device), shape)
+    return launches
+
+
+def _launch(variant, shape, cluster):
+    tiles = max(1, round(shape.steps * max(1, STEP_BYTES // variant.tile_bytes)))
+    return Launch(shape.warps, shape.stages, tiles, shape.ctas, cluster)
+
+
+def prior(batch: int, longest: int, near: bool) -> list[tuple[float, Lengths]]:
+    """Lengths that are expected, with weights: equal, or half of them 5/8 and half 7/8 of the longest.
+
+    near: of the bound, or else of it and its fourths: 131072, 32768, 8192, 2048, 512, 128, 32 tokens.
     """
-    rows, tiles = batch * kv_heads, max(1, STEP_BYTES // variant.tile_bytes)
-    if not device.clusters or (longest > LONG_TOKENS and not (batch <= 2 and rows >= 8)):
-        return fit(variant, _planned(variant, rows, longest, tiles, device), device)
-    row_bytes = longest * variant.tile_bytes // 16
-    if 4 * rows > device.sms or row_bytes < LEAST_BYTES:
-        return fit(variant, _many_rows(variant, rows, longest, row_bytes, tiles, device), device)
-    return fit(variant, _few_rows(variant, rows, row_bytes, tiles, device), device)
+    tiles, cases = -(-longest // 16), []
+    while tiles > 1 or not cases:
+        halves = _groups((batch - batch // 2, -(-tiles * 7 // 8)), (batch // 2, -(-tiles * 5 // 8)))
+        cases += [(2, ((batch, tiles),)), (1, halves)]
+        tiles = 1 if near else tiles // 4
+    return cases
 
 
-def _a_cluster_per_gpc(variant, row_bytes, tiles, device):
-    steps = row_bytes // (STEP_BYTES * 8 * 8)  # of a warp, in a cluster of 8 CTAs of 8 warps
-    if tiles == 1:  # 8-bit caches need twice the arithmetic per byte, so a large ring pays at shorter rows
-        stages, step_tiles, most = 3, 1, 8 if variant.kv_dtype.itemsize == 1 else 32
-    elif steps <= 4:
-        stages, step_tiles, most = 2, tiles, 16
-    elif steps <= 8 or (variant.token_scales and variant.kv_dtype == torch.int8):  # has no registers for more tiles
-        stages, step_tiles, most = 3, tiles, 16
-    else:
-        stages, step_tiles, most = 2, tiles + 1, 16
-    # Two CTAs an SM: the next kernel's clusters, let in early, have room in every GPC, and no two share one.
-    for launch in (Launch(8, stages, step_tiles, 2, 8, early=True), Launch(6, 2, tiles, 2, 8, early=True)):
-        if steps <= most and fit(variant, launch, device).min_ctas == 2:
-            return launch
-    # For longer loops a ring that takes the whole SM is worth more, for long ones with no overlap at all.
-    return _halved_to_fit(variant, Launch(8, 3, 2 * tiles, 1, 8, overlap=steps <= 16), device)
+def _groups(*groups):
+    return tuple(group for group in groups if group[0])
 
 
-def _halved_to_fit(variant, launch, device):
-    """The launch, with half its tiles where all of them do not fit."""
-    fits = shared_bytes(variant, launch) <= device.shared_per_cta
-    return launch if fits else replace(launch, tiles=launch.tiles // 2)
-
-
-def _few_rows(variant, rows, row_bytes, tiles, device):
-    if 16 * rows <= device.sms:
-        return _a_cluster_per_gpc(variant, row_bytes, tiles, device)
-    small = Launch(4, 3, tiles, 4, 8)
-    if row_bytes <= SHORT_BYTES:
-        return _all_resident(variant, rows, small, device)
-    if 8 * rows <= device.sms:
-        return Launch(12, 2, tiles, 1, min(8, 3 * device.sms // (4 * rows)))
-    large = Launch(8, 2, tiles, 2, 8)
-    return _all_resident(variant, rows, max(large, small, key=lambda x: _warps_an_sm(variant, x, device)), device)
-
-
-def _warps_an_sm(variant, launch, device):
-    fitted = fit(variant, launch, device)
-    return fitted.warps * fitted.min_ctas
-
-
-def _all_resident(variant, rows, launch, device):
-    """The launch with the largest clusters that are all resident; 85% of the device, since GPCs differ in size."""
-    cluster = int(0.85 * _resident_ctas(variant, launch, device)) // rows
-    return replace(launch, cluster=max(1, min(8, cluster)))
-
-
-def _many_rows(variant, rows, longest, row_bytes, tiles, device):
-    splits = math.ceil(longest / SPLIT_TOKENS) if longest <= 2 * SPLIT_TOKENS else LONG_ROW_SPLITS
-    small = _small(variant, rows, splits, row_bytes, tiles, device)
-    resident = _resident_ctas(variant, small, device)
-    cluster = _resident_splits(variant, rows, row_bytes, small, device)
-    if cluster < splits:
-        cluster = _splits_in_full_waves(rows, min(splits, max(1, MOST_WAVES * resident // rows)), resident)
-    large = Launch(8, 2, tiles, 2, 1)
-    if cluster == 2 and row_bytes <= SHORT_BYTES and fit(variant, large, device).min_ctas == 2:
-        return large
-    if cluster > 1 or rows <= resident:
-        return replace(small, cluster=cluster)
-    # Equal rows: fastest with all rows resident. Unequal rows: fastest when no warp holds a row for long.
-    if longest <= EQUAL_TOKENS and rows <= 16 * device.sms:
-        return Launch(2, 2, 1, 8, 1) if rows <= 8 * device.sms else Launch(1, 2, tiles, 16, 1)
-    two_warps = longest <= (TWO_WARP_TOKENS if rows <= 8 * device.sms else MANY_TWO_WARP_TOKENS)
-    return Launch(2, 2, tiles, 8, 1) if two_warps else replace(small, cluster=1)
-
-
-def _resident_ctas(variant, launch, device):
-    """CTAs that the device holds at once."""
-    return fit(variant, launch, device).min_ctas * device.sms
-
-
-def _resident_splits(variant, rows, row_bytes, launch, device):
-    """KV splits of a row that are all resident, and not too short."""
-    resident = int(0.97 * _resident_ctas(variant, launch, device)) // rows
-    return max(1, min(8, resident, row_bytes // LEAST_BYTES))
-
-
-def _small(variant, rows, splits, row_bytes, tiles, device):
-    """CTAs of 4 warps: with 3 stages, or with 2 and five an SM, where those split rows further or fill waves."""
-    three, two = Launch(4, 3, tiles, 4, 8), Launch(4, 2, tiles, 5, 8)
-    if row_bytes <= SHORT_BYTES or fit(variant, two, device).min_ctas < 5:
-        return three
-    ctas_three, ctas_two = (_resident_ctas(variant, launch, device) for launch in (three, two))
-    splits_three, splits_two = (_resident_splits(variant, rows, row_bytes, launch, device) for launch in (three, two))
-    further = splits_two > splits_three and splits_two * ctas_three >= splits_three * ctas_two  # no emptier
-    in_waves = splits_three < splits == LONG_ROW_SPLITS and rows <= ctas_three
-    return two if further or in_waves else three
-
-
-def _splits_in_full_waves(rows, least, resident):
-    """The fewest KV splits of a row, `least` or more, with which the last wave of CTAs is not mostly empty."""
-    waves = {splits: rows * splits / resident for splits in range(least, 9)}
-    return next((splits for splits, n in waves.items() if n >= 0.8 * math.ceil(n)), least)
-
-
-def _planned(variant, rows, longest, tiles, device):
-    # With long steps rows of middling length are split less: only where there are enough of them for the device.
-    if device.clusters and 24 <= rows <= device.sms:
-        return _halved_to_fit(variant, Launch(8, 2, 2 * tiles, 1, 0), device)
-    if rows <= 2 * device.sms:
-        return Launch(8, 2, tiles, 2, 0)
-    two_warps = rows > 4 * device.sms and longest <= TWO_WARP_TOKENS  # on devices without clusters alone; not measured
-    return Launch(2, 2, tiles, PLANNED_CTAS, 0) if two_warps else Launch(4, 2, tiles, 4, 0)
-
-
-def fit(variant: Variant, launch: Launch, device: Device) -> Launch:
-    """Reduce a launch to what registers and shared memory allow: its warps, tiles, stages and CTAs an SM.
-
-    Raises NotImplementedError where not even the smallest fits.
-    """
-    # Registers: 16 warps an SM have 128 each, enough for 64 dims of 8 heads, and for 128 dims of e4m3; twice as much
-    # state needs 168, then 255. The simplest variants do with 96, which 20 warps have.
-    state = variant.head_dim // 64 * variant.group_tiles
-    single_tile_of_e4m3 = variant.group_tiles == 1 and variant.kv_dtype == torch.float8_e4m3fn
-    warps_per_sm = 16 if single_tile_of_e4m3 else {1: 16, 2: 12}.get(state, 8)
-    if state == 1 and variant.query_tokens == 1 and not variant.token_scales and variant.kv_dtype != torch.int8:
-        warps_per_sm = 20
-    columns_of_warps = math.ceil(variant.group_tiles / 4)  # each thread copies a column's sink
-    launch = replace(launch, warps=max(columns_of_warps, min(launch.warps, warps_per_sm)))
-    if state > 2 and variant.query_tokens > 1:  # many columns: steps of one tile, as many bytes under way
-        launch = replace(launch, tiles=1, stages=launch.stages * launch.tiles)
-    least = max(2, math.ceil(_exchange_bytes(variant) / stage_bytes(variant, launch)))
-    for stages in range(max(launch.stages, least), least - 1, -1):
-        fitted = replace(launch, stages=stages, min_ctas=1)
-        needed = shared_bytes(variant, fitted)
-        if needed <= device.shared_per_cta:
-            ctas = min(launch.min_ctas, warps_per_sm // launch.warps, device.shared_per_sm // (needed + 1024))
-            return replace(fitted, min_ctas=max(1, ctas))
-    if launch.warps > 2:
-        fewer = max(warps for warps in (2, 4, 8) if warps < launch.warps)
-        return fit(variant, replace(launch, warps=fewer, stages=3), device)
-    raise NotImplementedError(f"{variant} does not fit {device.shared_per_cta} bytes of shared memory")
-
-
-def _exchange_bytes(variant):
-    return 8 * variant.group_tiles * (variant.head_dim + 4) * 4
-
-
-def stage_bytes(variant: Variant, launch: Launch) -> int:
-    """One stage of a warp's ring (load.cuh)."""
-    return launch.tiles * (variant.tile_bytes + (128 if variant.token_scales else 0))
-
-
-def shared_bytes(variant: Variant, launch: Launch) -> int:
-    """Shared memory of a CTA (merge.cuh)."""
-    heads = 8 * variant.group_tiles
-    used = launch.warps * launch.stages * stage_bytes(variant, launch) + heads * launch.warps * 8 + heads * 4
-    query_tiles = variant.group_tiles * variant.head_dim // 64 * variant.query_terms
-    used += 1024 * query_tiles if query_tiles > 5 else 0  # the query (config.cuh)
-    if launch.cluster > 1:
-        slice_floats = math.ceil(heads * variant.head_dim / 4 / launch.cluster) * 4
-        return used + launch.cluster * (slice_floats * 4 + heads * 8) + 8
-    return used if launch.cluster == 1 else used + 4
-
-
-# ---- planned KV splits: scratch memory
-def planned_splits(launch: Launch, kv_heads: int, device: Device) -> int:
-    """CTAs for the KV splits of long rows, of one KV head: as many as the device holds at once."""
-    return max(1, device.sms * launch.min_ctas // kv_heads)
-
-
-def partial_bytes(group_tiles: int, head_dim: int) -> int:
-    """The partial of one KV split (merge.cuh)."""
-    return 8 * group_tiles * (head_dim + 2) * 4
-
-
-def workspace_bytes(batch: int, query_heads: int, kv_heads: int, head_dim: int, device: Device) -> int:
-    """Scratch memory for any call of up to `batch` sequences: partials from its start, counters at its end."""
-    group_tiles = math.ceil(query_heads / kv_heads / 8)
-    most = kv_heads * max(1, device.sms * PLANNED_CTAS // kv_heads)
-    return most * partial_bytes(group_tiles, head_dim) + batch * kv_heads * 4
+def score(work: Work, shape: Shape, launch: Launch, expected: list[tuple[float, Lengths]]) -> float:
+    """Weigh how far the launch is over the law at the lengths that are expected."""
+    total = 0.0
+    for weight, lengths in expected:
+        law_us = LAW_US + bytes_us(work, sum(n * tiles for n, tiles in lengths) * work.kv_heads)
+        total += weight * (call_us(work, shape, launch, lengths) / law_us) ** POWER
+    return total

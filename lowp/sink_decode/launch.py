@@ -1,6 +1,8 @@
 """From a checked call and the device to a build of the kernel, its grid and its parameters."""
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 
@@ -8,8 +10,20 @@ from lowp.jit import launcher
 from lowp.jit.device import device_of
 from lowp.sink_decode import build
 from lowp.sink_decode.call import Call
-from lowp.sink_decode.heuristic import Launch, Variant, choose, partial_bytes, planned_splits
-from lowp.sink_decode.params import params_of
+from lowp.sink_decode.heuristic import NEAR_TOKENS, choose
+from lowp.sink_decode.params import Params, params_of
+from lowp.sink_decode.resources import Launch, Variant, partials_bytes, planned_splits
+
+
+class Prepared(NamedTuple):
+    """A call that is ready for the driver: what `launcher.launch` takes. workspace: kept alive with it."""
+
+    kernel: launcher.Kernel
+    grid: tuple[int, int, int]
+    params: Params
+    cluster: int
+    overlap: bool
+    workspace: torch.Tensor | None
 
 
 def variant_of(call: Call) -> Variant:
@@ -29,31 +43,57 @@ def variant_of(call: Call) -> Variant:
     )
 
 
+def bound_of(call: Call) -> int:
+    """Return the most tokens that the call may read of a sequence, as far as the host knows."""
+    bounds = [call.table_width * call.page_size]
+    bounds += [call.longest] if call.longest is not None else []
+    bounds += [call.window_left + call.query_tokens] if call.window_left >= 0 else []
+    return min(bounds)
+
+
+def choice(call: Call, batch: int) -> Launch:
+    """Choose the launch of a call, with another batch size; its device is the current one."""
+    bound = bound_of(call)
+    near = call.longest is not None or bound <= NEAR_TOKENS
+    return choose(variant_of(call), batch, call.kv_heads, bound, device_of(call.q.device), near)
+
+
 def run(call: Call, fixed: Launch | None = None) -> None:
     """Launch the kernel for a checked call; fixed: in that launch instead of the one that `choose` gives, for tests.
 
     Raises TypeError or ValueError for a workspace that does not fit, where the launch needs one.
     """
-    device = device_of(call.q.device)
-    variant, batch, kv_heads = variant_of(call), call.batch, call.kv_heads
-    longest = call.table_width * call.page_size
-    if variant.window:
-        longest = min(longest, call.window_left + variant.query_tokens)
-    launch = fixed or choose(variant, batch, kv_heads, longest, device)
-    params = params_of(call)
+    with torch.cuda.device(call.q.device):
+        prepared = prepare(call, fixed)
+        launcher.launch(prepared.kernel, prepared.grid, prepared.params, prepared.cluster, prepared.overlap)
+
+
+def prepare(call: Call, fixed: Launch | None = None) -> Prepared:
+    """Load the kernel and set its grid and parameters; the call's device is the current one. As `run` else."""
+    device, variant, batch, kv_heads = device_of(call.q.device), variant_of(call), call.batch, call.kv_heads
+    launch = fixed or choice(call, batch)
+    params, workspace = params_of(call), None
     grid = (kv_heads, launch.cluster, batch)
     if launch.cluster == 0:
         splits = planned_splits(launch, kv_heads, device)
-        grid = (kv_heads, splits + batch, 1)
+        grid = (kv_heads, max(splits, batch), 1)
         counter_bytes = batch * kv_heads * 4
-        needed = kv_heads * splits * partial_bytes(variant.group_tiles, variant.head_dim) + counter_bytes
+        needed = kv_heads * splits * partials_bytes(variant.group_tiles, variant.head_dim) + counter_bytes
         workspace = checked_workspace(call.workspace, needed, call.q.device)
         params.splits = splits
         params.partials = workspace.data_ptr()
         params.arrived = workspace.data_ptr() + workspace.numel() - counter_bytes
+    overlap = launch.overlap if call.overlap is None else call.overlap
+    kernel = build.kernel(device.arch, variant, launch, call.q.device.index)
+    return Prepared(kernel, grid, params, launch.cluster, overlap and device.clusters, workspace)
+
+
+def load(call: Call, batches: Iterable[int]) -> int:
+    """Compile and load the kernels of calls like this one with other batch sizes; return how many."""
+    device, variant = device_of(call.q.device), variant_of(call)
+    launches = {choice(call, batch) for batch in batches}
     with torch.cuda.device(call.q.device):
-        kernel = build.kernel(device.arch, variant, launch, call.q.device.index)
-        launcher.launch(kernel, grid, params, launch.cluster, launch.overlap and device.clusters)
+        return build.load_all(device.arch, variant, launches, call.q.device.index)
 
 
 def checked_workspace(workspace: torch.Tensor | None, needed: int, device: torch.device) -> torch.Tensor:

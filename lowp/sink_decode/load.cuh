@@ -17,7 +17,7 @@ DEVICE int swizzle(int row) { return kOneByte ? row / 2 % 4 ^ (kRowBytes / 64 - 
 DEVICE unsigned half_at(unsigned block, int half) { return kOneByte ? block ^ (64 * half) : block + half * kBlockBytes; }
 
 struct Stream {
-  const Params& p;
+  const Params* p;
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
@@ -39,8 +39,8 @@ struct Stream {
     return first_tile + ((batch * kBatch + lane / kTiles) * kWorkers + worker) * kTiles + lane % kTiles;
   }
   DEVICE unsigned entry(int batch) const {
-    const int page = tile(batch) >> p.page_shift;
-    return page < p.table_width ? load_int(table + page) : 0;
+    const int page = tile(batch) >> p->page_shift;
+    return page < p->table_width ? load_int(table + page) : 0;
   }
 
   // Ask for the first entries, before the length is known.
@@ -49,9 +49,9 @@ struct Stream {
   // Entries to offsets. A tile past the end is read from page 0 and masked: its own entry must not be followed.
   DEVICE void locate(int batch) {
     const int t = tile(batch);
-    const unsigned page = t < end_tile ? raw : 0u, slot = t < end_tile ? (t & ((1 << p.page_shift) - 1)) * 16 : 0;
-    offset = page * p.page_stride + slot * p.slot_stride;
-    if constexpr (kTokenScales) scale_offset = page * p.scale_page + slot * p.scale_slot;
+    const unsigned page = t < end_tile ? raw : 0u, slot = t < end_tile ? (t & ((1 << p->page_shift) - 1)) * 16 : 0;
+    offset = page * p->page_stride + slot * p->slot_stride;
+    if constexpr (kTokenScales) scale_offset = page * p->scale_page + slot * p->scale_slot;
   }
 
   // Start the copies of step i into a stage.
@@ -77,7 +77,7 @@ struct Stream {
   // one bit of the swizzle flips on odd i.
   DEVICE void copy_tile(unsigned into, const char* from) const {
     constexpr unsigned kTurn = kCopyRows == 8 ? 0 : kOneByte ? 32 : 64;
-    const unsigned rows = 16u * kCopyRows * p.slot_stride;
+    const unsigned rows = 16u * kCopyRows * p->slot_stride;
 #pragma unroll
     for (int half = 0; half < (kOneByte ? 1 : kHalves); half++)
 #pragma unroll
@@ -89,7 +89,7 @@ struct Stream {
 DEVICE Stream make_stream(const Params& p, const Split& s, unsigned ring, int warp, int lane, int head) {
   const int row = lane * Stream::kCopyRows / 32, chunk = lane % (32 / Stream::kCopyRows);
   const unsigned long long from = 16ull * (static_cast<unsigned long long>(head) * p.head_stride + row * p.slot_stride + chunk);
-  Stream stream{p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
+  Stream stream{&p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
   stream.ring = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
     stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;

@@ -138,8 +138,10 @@ DEVICE Partial merge_cluster(const char* shared, int element) {
 #endif
 
 // ---- planned splits: partials through device memory; the CTA that arrives last merges them.
-DEVICE float* partial_address(const Params& p, int kv_head, int split) {
-  return p.partials + (static_cast<long long>(kv_head) * p.splits + split) * kPartialFloats;
+// A quota has two places: for a row that began in an earlier quota, and for one that begins in it and goes on.
+DEVICE float* partial_address(const Params& p, int kv_head, int first_quota, int index) {
+  const int place = 2 * (first_quota + index) + (index == 0);
+  return p.partials + (static_cast<long long>(kv_head) * 2 * p.splits + place) * kPartialFloats;
 }
 
 DEVICE void store_partial(float* to, int element, const Partial& x) {
@@ -148,9 +150,9 @@ DEVICE void store_partial(float* to, int element, const Partial& x) {
     reinterpret_cast<float2*>(to + kColumns * kHeadDim)[element / kHeadDim] = make_float2(x.max, x.sum);
 }
 
-DEVICE Partial merge_splits(const float* first, int splits, int element) {
+DEVICE Partial merge_splits(const Params& p, int kv_head, int first_quota, int splits, int element) {
   return merge<12>(splits, [&](int split) {
-    const float* from = first + static_cast<long long>(split) * kPartialFloats;
+    const float* from = partial_address(p, kv_head, first_quota, split);
     const float2 column_max_sum = load_fresh_8(reinterpret_cast<const float2*>(from + kColumns * kHeadDim) + element / kHeadDim);
     return Partial{load_fresh_16(from + element), column_max_sum.x, column_max_sum.y};
   });
@@ -165,4 +167,33 @@ DEVICE bool is_last(unsigned* arrived, int splits, unsigned* flag) {
   }
   __syncthreads();
   return *flag == unsigned(splits - 1);
+}
+
+// ---- all of it, after store_state and a barrier. A thread merges 4 elements of the columns' output, or a multiple of 4.
+DEVICE void merge_split(const Params& p, char* shared, const Split& split, int kv_head, float v_factor) {
+  const int elements = columns_of(p) * kHeadDim;
+  if (kCluster == 1 || (kCluster == 0 && split.count == 1)) {
+    for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4)
+      finish(p, shared, split.row, kv_head, e, merge_warps(shared, e), v_factor);
+    return;
+  }
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kCluster > 1) {
+    cluster_wait();  // all barriers of the cluster are ready
+    for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4) send_partial(shared, blockIdx.y, e, merge_warps(shared, e));
+    const int begin = blockIdx.y * kSliceFloats, end = min(begin + kSliceFloats, elements);
+    if (begin + int(threadIdx.x) * 4 < end) barrier_wait(shared_address(shared + kBarrierOffset));
+    for (int e = begin + threadIdx.x * 4; e < end; e += kThreads * 4)
+      finish(p, shared, split.row, kv_head, e, merge_cluster(shared, e), v_factor);
+  }
+#endif
+  if constexpr (kCluster == 0) {
+    const int first_quota = p.splits - 1 - int(blockIdx.y) - split.index;
+    float* partial = partial_address(p, kv_head, first_quota, split.index);
+    for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4) store_partial(partial, e, merge_warps(shared, e));
+    unsigned* flag = reinterpret_cast<unsigned*>(shared + kFlagOffset);
+    if (!is_last(p.arrived + split.row * gridDim.x + kv_head, split.count, flag)) return;
+    for (int e = threadIdx.x * 4; e < elements; e += kThreads * 4)
+      finish(p, shared, split.row, kv_head, e, merge_splits(p, kv_head, first_quota, split.count, e), v_factor);
+  }
 }
