@@ -40,7 +40,7 @@ def test_lengths_around_a_page(length, kv_format, layout, device):
 
 @on_each_device
 @pytest.mark.parametrize("first", [0, 1, 15, 16, 17, 31, 40])
-def test_windows_that_begin_inside_a_page(first, device):
+def test_windows_from_inside_a_page(first, device):
     check(build(Case((40, 57), starts=(first, 17), granularity="token_head", v_granularity="head"), device))
 
 
@@ -64,7 +64,7 @@ def test_no_sequences_and_no_rows(device):
 
 
 @on_each_device
-def test_rows_that_begin_later(device):
+def test_rows_before_the_first_are_left_alone(device):
     """The rows before cu_out[0] are another's."""
     arguments = build(WINDOWS, device)
     arguments["cu_out"] += 3

@@ -6,7 +6,7 @@
 
 constexpr unsigned kHeadThreads = kHeadDim / 16, kTokenThreads = 2 * kKvHeads * kHeadThreads;
 constexpr int kApart = 16;  // values from a thread's first chunk of 8 to its second, once exchanged
-constexpr unsigned kAllLanes = 0xffffffffu, kNan = 0x7fff7fffu;
+constexpr unsigned kAllLanes = 0xffffffffu, kNan = 0x7fff7fffu;  // of two values of 16 bits, and of one fp32
 
 struct Params {
   const char* k_cache;
@@ -26,34 +26,16 @@ struct Params {
   long long v_scale_page, v_scale_head, v_scale_slot;
   int sequences, rows;                                    // rows of the outputs
   int table_tokens, page_shift;                           // tokens of a sequence's table; log2 of a page's slots
-  long long pages;
+  int pages, search_step;                                 // search_step: the highest power of two below sequences, or 0
 };
 static_assert(sizeof(Params) == PARAMS_BYTES, "params.py's Params");
 
-// One sequence of the call: its tokens and its rows of the outputs.
-struct Sequence {
-  int number, first_row, next_row;
-  unsigned start, end;
-
-  DEVICE Sequence(const Params& p, int number)
-      : number(number), first_row(p.cu_out[number]), next_row(p.cu_out[number + 1]),
-        start(p.starts ? p.starts[number] : 0), end(min(max(p.ends[number], 0), p.table_tokens)) {}
-
-  // The token that belongs to a row, or -1: the row stays as it is.
-  DEVICE int token(int row) const {
-    const unsigned token = start + row - first_row;
-    return row >= first_row && row < next_row && token >= start && token < end ? int(token) : -1;
-  }
-};
-
-// The last sequence whose rows begin at `row` or before it; the first one if there is none.
-DEVICE int sequence_at(const Params& p, int row) {
-  int low = 0, high = p.sequences;
-  while (high - low > 1) {
-    const int middle = low + high >> 1;
-    (p.cu_out[middle] <= row ? low : high) = middle;
-  }
-  return low;
+// The token of sequence `number` that belongs to a row, or -1: the row stays as it is.
+DEVICE int token_of(const Params& p, int number, int row) {
+  const int first_row = p.cu_out[number], next_row = p.cu_out[number + 1];
+  const unsigned start = p.starts ? p.starts[number] : 0, end = min(max(p.ends[number], 0), p.table_tokens);
+  const unsigned token = start + row - first_row;
+  return row >= first_row && row < min(next_row, p.rows) && token >= start && token < end ? int(token) : -1;
 }
 
 // Of a thread's 16 bytes and its neighbour's, two chunks of 8: the even thread's from the starts, the odd one's from the
@@ -87,18 +69,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_read(const __grid_co
   const unsigned value = part / 2 * 32 + odd * 8;  // where its first chunk lies in the head
   wait_for_previous_kernel();
 
-  int tokens[kRows], pages[kRows];
-  Sequence sequence(p, sequence_at(p, first_row));
+  // For each row the last sequence whose rows begin at it or before, the first one if there is none: searched side by
+  // side, by halving steps that are the same for all threads.
+  int sequences[kRows] = {}, tokens[kRows], pages[kRows];
+  for (int step = p.search_step; step; step /= 2) {
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      const int next = sequences[i] + step;
+      if (next < p.sequences && p.cu_out[next] <= first_row + i) sequences[i] = next;
+    }
+  }
   bool any = false;
 #pragma unroll
   for (int i = 0; i < kRows; i++) {
-    const int row = first_row + i;
-    while (row >= sequence.next_row && sequence.number + 1 < p.sequences) sequence = Sequence(p, sequence.number + 1);
-    tokens[i] = row < p.rows ? sequence.token(row) : -1;
+    tokens[i] = token_of(p, sequences[i], first_row + i);
     any |= tokens[i] >= 0;
-    pages[i] = tokens[i] < 0 ? 0 : p.table[sequence.number * p.table_stride + (tokens[i] >> p.page_shift)];
   }
   if (!__any_sync(kAllLanes, any)) return;
+
+#pragma unroll
+  for (int i = 0; i < kRows; i++)
+    pages[i] = tokens[i] < 0 ? 0 : p.table[sequences[i] * p.table_stride + (tokens[i] >> p.page_shift)];
 
   // Loads of all rows are in flight at once. Rows without a token load from page 0.
   const char* cache = (is_v ? p.v_cache : p.k_cache) + head * p.head_stride;
@@ -128,8 +119,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_read(const __grid_co
   float channels[kChannelScales ? 16 : 1];
   if constexpr (kChannelScales) {
 #pragma unroll
-    for (int i = 0; i < 16; i++)
-      channels[i] = by_channel ? p.k_scale[head * kHeadDim + value + (i < 8 ? i : i - 8 + kApart)] : 1.f;
+    for (int i = 0; i < 16; i += 4) {
+      constexpr unsigned kOne = 0x3f800000u;
+      const float* from = p.k_scale + head * kHeadDim + value + i / 8 * kApart + i % 8;
+      const uint4 four = by_channel ? load_16(from) : uint4{kOne, kOne, kOne, kOne};
+      channels[i] = __uint_as_float(four.x), channels[i + 1] = __uint_as_float(four.y);
+      channels[i + 2] = __uint_as_float(four.z), channels[i + 3] = __uint_as_float(four.w);
+    }
   }
   const float scale = has_scale && !kTokenScales && kKvBytes == 1 ? load_float(scale_of) : 1.f;
 
@@ -140,14 +136,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_read(const __grid_co
     uint4 low, high;
     if constexpr (kKvBytes == 1) {
       const uint4 both = exchanged(raw[i], odd);
-      const float factor = kTokenScales ? scales[i] : scale;
+      const float factor = !inside[i] ? __uint_as_float(kNan) : kTokenScales ? scales[i] : scale;
       low = out_of(from_bytes({both.x, both.y}), factor, channels);
       high = out_of(from_bytes({both.z, both.w}), factor, channels + (kChannelScales ? 8 : 0));
     } else {
-      low = out_of(raw[2 * i]);
-      high = out_of(raw[2 * i + 1]);
+      low = inside[i] ? out_of(raw[2 * i]) : uint4{kNan, kNan, kNan, kNan};
+      high = inside[i] ? out_of(raw[2 * i + 1]) : uint4{kNan, kNan, kNan, kNan};
     }
-    if (!inside[i]) low = high = {kNan, kNan, kNan, kNan};
     if (tokens[i] < 0) continue;
     *reinterpret_cast<uint4*>(to) = low;
     *reinterpret_cast<uint4*>(to + kApart * 2) = high;

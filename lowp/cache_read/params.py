@@ -16,7 +16,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_longlong) for name in ["k_scale_page", "k_scale_head", "k_scale_slot"]),
         *((name, ctypes.c_longlong) for name in ["v_scale_page", "v_scale_head", "v_scale_slot"]),
         *((name, ctypes.c_int) for name in ["sequences", "rows", "table_tokens", "page_shift"]),
-        ("pages", ctypes.c_longlong),
+        *((name, ctypes.c_int) for name in ["pages", "search_step"]),
     )
 
 
@@ -43,7 +43,8 @@ def params_of(call: Call) -> Params:
         rows=call.rows,
         table_tokens=call.table_width * call.page_size,
         page_shift=call.page_size.bit_length() - 1,
-        pages=call.pages,
+        pages=min(call.pages, 2**31 - 1),  # what an entry of the table can name
+        search_step=(1 << (call.sequences - 1).bit_length()) >> 1,
     )
     for name, scale in (("k_scale", call.k_scale), ("v_scale", call.v_scale)):
         if scale is None:
