@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -78,6 +78,20 @@ class Grid(Strict):
         """The first point alone, measured once."""
         lists = ("prompt", "output", "depth", "concurrency")
         return self.replaced({name: getattr(self, name)[:1] for name in lists} | {"runs": 1})
+
+
+class GridPoint(NamedTuple):
+    """A point of the grid: sizes in tokens, requests at once."""
+
+    depth: int
+    prompt: int
+    output: int
+    concurrency: int
+
+    @property
+    def context(self) -> int:
+        """Tokens in the KV cache halfway through the output."""
+        return self.depth + self.prompt + self.output // 2
 
 
 class ContextTexts(Strict):

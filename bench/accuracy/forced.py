@@ -25,7 +25,7 @@ FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits pr
 
 
 class OtherTokens(Problem):
-    """A server returned other tokens than those that it was given."""
+    """A server scored other tokens than the given ones."""
 
 
 class Scored(Strict):
@@ -97,13 +97,12 @@ def prefill(endpoint: Endpoint, ids: list[int], start: int, *, top: int = TOP, c
 
 
 def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
-    """The paths that a running server does not offer, with the reason, by a short request for each.
+    """Try a short request for each path: those that the server does not offer, with the reason. Raises Unanswered.
 
-    ids: at least 6 tokens of a text. A server without our token forcer ignores what it is to decode, and answers as to
-    any other request. Raises Unanswered.
+    ids: at least 6 tokens of a text. A server without our token forcer ignores `force_ids` and decodes as usual.
     """
     requests = {
-        "decode": lambda: decode(endpoint, ids[:2], ids[:1:-1]),  # backwards: no greedy answer is the same
+        "decode": lambda: decode(endpoint, ids[:2], ids[:1:-1]),  # reversed text: never what greedy decoding returns
         "prefill": lambda: prefill(endpoint, ids, 1),
     }
     missing = {}

@@ -49,10 +49,9 @@ def answer(endpoint: Endpoint, prompt: str, tokens: int) -> Answer:
 
 
 def not_offered(endpoint: Endpoint, prompt: str) -> str | None:
-    """Why a running server gives no greedy answers that can be compared; None if it does.
+    """Why a server's greedy answers cannot be compared; None if they can.
 
-    Raises Problem("model") where it splits `prompt` into other tokens than the tokenizer of its endpoint, and
-    Unanswered.
+    Raises Unanswered, and Problem("model") where the server and the local tokenizer split `prompt` differently.
     """
     try:
         _check_tokenizer(endpoint, prompt)
@@ -65,7 +64,7 @@ def not_offered(endpoint: Endpoint, prompt: str) -> str | None:
 
 
 def _check_tokenizer(endpoint: Endpoint, prompt: str) -> None:
-    """Tokens that the server sets before the prompt, such as a beginning of text, are no difference."""
+    """Compare the server's prompt tokens with the local tokenizer's; the server may add a prefix, such as BOS."""
     body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
     served = post(endpoint, body)["choices"][0].get("prompt_token_ids")
     expected = tokenize(endpoint.tokenizer, prompt)
@@ -74,7 +73,7 @@ def _check_tokenizer(endpoint: Endpoint, prompt: str) -> None:
             "model",
             f"the server at {endpoint.url} reads {prompt!r} as tokens {served[:8]}, the tokenizer of the local model as"
             f" {expected[:8]}",
-            "name the model that the server serves: --model; a reference has to serve the same",
+            "name the served model: --model; the reference must serve the same",
         )
 
 

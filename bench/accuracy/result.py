@@ -15,9 +15,9 @@ from vllm_launch.resolved import Resolved
 class AccuracyRow(Record):
     """A profile's answers; what was not measured is absent, and the reason is in `failures` or `unavailable`.
 
-    requested: None for a server that somebody else runs: its settings, caches and starts are not known.
-    reference_kv_capacity_tokens: of the reference profile in the same run, which may have no row. unavailable: what the
-    server does not offer, as text with the reason.
+    requested: None for an external server: its settings, caches and starts are not known.
+    reference_kv_capacity_tokens: of the reference profile in the same run, which may have no row. unavailable:
+    measurements that the server does not offer, as text with the reason.
     """
 
     profile: str

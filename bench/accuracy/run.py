@@ -79,8 +79,8 @@ def ask_greedy(run: Run, entry: Entry, endpoint: Endpoint) -> None:
 def greedy_paths(run: Run, entry: Entry) -> list[Path]:
     """The steps of a profile's greedy answers.
 
-    The reference's are repeated in a quick run and in that of a server that somebody else runs: the second against the
-    first may be its only accuracy record.
+    The reference answers twice in a quick run and on an external server: comparing the two may be its only accuracy
+    record.
     """
     repeats = run.is_reference(entry) and (run.request.quick or run.request.url)
     names = [GREEDY, GREEDY_REPEATED] if repeats else [GREEDY]

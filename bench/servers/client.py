@@ -1,4 +1,4 @@
-"""Completions over HTTP, from any server with OpenAI's interface."""
+"""Completions over HTTP, from any server with OpenAI's API."""
 
 import time
 from collections.abc import Mapping
@@ -11,20 +11,19 @@ from flashinfer_patches.errors import Problem
 from vllm_launch.server import Server, authorization
 
 TIMEOUT_S = 600
-SHORT_TIMEOUT_S = 20  # for what takes a server no computation
+SHORT_TIMEOUT_S = 20  # of requests that compute nothing
 
 
 class Unanswered(Problem):
-    """A request without any HTTP answer: no server there, a dropped connection, a time limit."""
+    """No HTTP response: connection refused or dropped, or timed out."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """Where a server answers, whoever runs it.
 
-    url: without /v1. model: the name under which it serves the model. tokenizer: the model's folder. log: where to look
-    after a failure. headers: of each request; may hold the key. context: the most tokens of a request, None where they
-    are not known.
+    url: without /v1. model: the name that requests give. tokenizer: the model's folder. log: where to look after a
+    failure. headers: of each request; may hold the key. context: the most tokens of a request; None if not known.
     """
 
     url: str
@@ -42,22 +41,20 @@ def endpoint_of(server: Server) -> Endpoint:
 
 
 def post(endpoint: Endpoint, body: dict, timeout_s: float = TIMEOUT_S) -> dict:
-    """Complete `body` (without `model`) at /v1/completions. Raises Problem("requests") for all but a completion,
-    Unanswered where nothing answers.
-    """
-    body, log = {"model": endpoint.model} | body, endpoint.log
-    answer = _answer("POST", f"{endpoint.url}/v1/completions", endpoint.headers, timeout_s, log, body)
+    """POST `body`, with the model's name, to /v1/completions. Raises Unanswered, or Problem("requests")."""
+    body, remedy = {"model": endpoint.model} | body, f"see {endpoint.log}"
+    answer = _answer("POST", f"{endpoint.url}/v1/completions", endpoint.headers, timeout_s, remedy, body)
     if not (isinstance(answer, dict) and answer.get("choices")):
-        raise Problem("requests", f"expected a completion, got {str(answer)[:300]}", f"see {log}")
+        raise Problem("requests", f"expected a completion, got {str(answer)[:300]}", remedy)
     return answer
 
 
-def get(url: str, headers: Mapping[str, str], log: str) -> Any:
-    """The JSON at `url`. Raises Problem("requests") for anything else. log: as in Endpoint."""
-    return _answer("GET", url, headers, SHORT_TIMEOUT_S, log)
+def get(url: str, headers: Mapping[str, str], remedy: str) -> Any:
+    """GET JSON. Raises Unanswered, or Problem("requests"), with this remedy."""
+    return _answer("GET", url, headers, SHORT_TIMEOUT_S, remedy)
 
 
-def _answer(method: str, url: str, headers: Mapping[str, str], timeout_s: float, log: str, body: dict | None = None):
+def _answer(method: str, url: str, headers: Mapping[str, str], timeout_s: float, remedy: str, body: dict | None = None):
     """The JSON of an HTTP 200. Follows no redirect, and takes neither proxy nor password from the environment."""
     with requests.Session() as session:
         session.trust_env = False
@@ -66,13 +63,13 @@ def _answer(method: str, url: str, headers: Mapping[str, str], timeout_s: float,
                 method, url, json=body, headers=headers, timeout=timeout_s, allow_redirects=False
             )
         except requests.RequestException as error:
-            raise Unanswered("requests", f"no answer from the server: {error}", f"see {log}") from error
+            raise Unanswered("requests", f"no answer from the server: {error}", remedy) from error
     if response.status_code != 200:
-        raise Problem("requests", f"HTTP {response.status_code}: {response.text[:300]}", f"see {log}")
+        raise Problem("requests", f"HTTP {response.status_code}: {response.text[:300]}", remedy)
     try:
         return response.json()
     except ValueError as error:
-        raise Problem("requests", f"expected JSON, got {response.text[:300]!r}", f"see {log}") from error
+        raise Problem("requests", f"expected JSON, got {response.text[:300]!r}", remedy) from error
 
 
 def first_token_s(endpoint: Endpoint, prompt: str) -> float:

@@ -36,8 +36,8 @@ def compute(plan: Plan, suite: Suite) -> dict[str, str]:
     return _as_texts(digest | _of_run(plan.machine, plan.model, suite), plan.model)
 
 
-def of_running(endpoint: Endpoint, model: Model, machine: Machine, suite: Suite) -> dict[str, str]:
-    """What is known of a server that somebody else runs, and what a run measures there, by name."""
+def of_external(endpoint: Endpoint, model: Model, machine: Machine, suite: Suite) -> dict[str, str]:
+    """What is known of an external server, and what a run measures there, by name."""
     served = {"served model": endpoint.model, "context of the server": endpoint.context}
     return _as_texts(served | _of_run(machine, model, suite), model)
 

@@ -160,9 +160,9 @@ def make_plan(folder: Path, request: Request, profile: Profile, extra: dict[str,
 
 
 def problems(run: Run) -> list[Problem]:
-    """All that keeps a run from starting, or from going on with the steps in its folder; writes nothing.
+    """Everything that keeps a run from starting, or from resuming the steps in its folder; writes nothing.
 
-    Raises Problem where the folder is not the run's.
+    Raises Problem for another run's folder.
     """
     run_folder.check(run.folder, run.request)
     is_new = not (run.folder / PROVENANCE).exists()
@@ -187,7 +187,7 @@ def measure_entries(
     """Measure the entries of a run one after the other; write `kind` with a `row` of each to run.folder/result.json.
 
     The reference comes first; the rows are in the order of the request. The result is also written when a measurement
-    fails and its error is raised: with the failure, and what was done by then.
+    fails and its error is raised: with the failure, and what was measured before it.
     The folder is locked (run_folder.opened), and problems() is empty.
     """
     _warn_of_load(run)

@@ -1,7 +1,7 @@
 """llama-benchy as a subprocess, offline: one point of the grid in, its requests and samples out.
 
-llama-benchy (0.4.0) falls back to the gpt2 tokenizer with a print, wants its text over HTTP, drops failed requests from
-its figures without a word, and has no limit for a request but an hour: all four are handled here.
+Handles four habits of llama-benchy 0.4.0: it falls back to the gpt2 tokenizer with a print, wants its text over HTTP,
+leaves failed requests out of its figures, and has no time limit for a request but an hour.
 """
 
 import json
@@ -11,30 +11,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from bench.accuracy.texts import book
 from bench.servers.client import Endpoint
 from bench.serving import counters, failures, stream
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt, Rate
-from bench.serving.stream import GridPoint, RequestTimes
+from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
 from vllm_launch import provenance
 from vllm_launch.plan import FIXED_ENVIRONMENT, inherited_environment
 
-NO_PROXIES = {"NO_PROXY": "*", "no_proxy": "*"}  # nobody between us and the server, as for our own requests
+NO_PROXIES = {"NO_PROXY": "*", "no_proxy": "*"}  # as for our own requests
 KEY_VARIABLE = "FP8_SINKS_BENCHY_KEY"
-# llama-benchy takes a key as an argument alone, which every user of the machine can read: it is added in the process.
+# llama-benchy takes a key only as an argument, which other users could read in the process list: add it inside.
 WITH_KEY = (
     "import os, runpy, sys\n"
     f"sys.argv += ['--api-key', os.environ.pop({KEY_VARIABLE!r})]\n"
     "runpy.run_module('llama_benchy', run_name='__main__', alter_sys=True)"
 )
-STALL_S = 900.0  # without any event; the requests of a warm-up repeat have none
+STALL_S = 900.0  # without any event; a warm-up repeat has none
 CHECK_S = 1.0
 GPT2_FALLBACK = "Falling back to 'gpt2'"
 WARMUP_FAILED = "Warmup failed: "
@@ -43,41 +42,15 @@ METRICS = {"decode_tok_s": "tg_throughput", "prefill_tok_s": "pp_throughput"}  #
 
 
 class Execution(NamedTuple):
-    """An execution of llama-benchy that has ended.
+    """A finished execution of llama-benchy.
 
-    start: of its measured requests, by time.monotonic(). stalled: ended by us after STALL_S without an event.
+    start: of its measured requests, by time.monotonic(). stalled: killed after STALL_S without an event.
     """
 
     returncode: int
     start: float
     stalled: bool
     load_average: float | None
-
-
-@contextmanager
-def book_server() -> Iterator[str]:
-    """Serve the book on loopback; yields its URL."""
-    text = book()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/book.txt"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def measure(
@@ -137,7 +110,7 @@ def _execute(
     on_start: Callable[[], None],
     on_request: Callable[[], None],
 ) -> Execution:
-    """Run llama-benchy to its end, or until it is silent for STALL_S; its log and events lie beside `saved`.
+    """Run llama-benchy until it ends or stalls; write its log and events beside `saved`.
 
     on_start: called when the first measured request starts.
     """
@@ -150,19 +123,8 @@ def _execute(
             env=environment,
         )  # fmt: skip
         start = last_event = time.monotonic()
-        load, stalled, ended = None, threading.Event(), threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(CHECK_S):
-                if time.monotonic() - last_event > STALL_S:
-                    stalled.set()
-                    process.kill()
-                    return
-
-        watchdog = threading.Thread(target=watch, daemon=True)
-        watchdog.start()
-        is_warm = False
-        try:
+        load, is_warm = None, False
+        with _killed_on_stall(process, lambda: last_event) as stalled:
             for line in process.stdout:
                 last_event = time.monotonic()
                 recorded.write(line)
@@ -173,16 +135,37 @@ def _execute(
                     load = provenance.load_average()
                     on_request()
             process.wait()
-        finally:
-            ended.set()
-            process.kill()
-            process.wait()
-            watchdog.join()
     return Execution(process.returncode, start, stalled.is_set(), load)
 
 
+@contextmanager
+def _killed_on_stall(process: subprocess.Popen, last_event: Callable[[], float]) -> Iterator[threading.Event]:
+    """Kill the process after STALL_S without an event, and with the block; yields what is set on a stall.
+
+    last_event: when the last event came, by time.monotonic().
+    """
+    stalled, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(CHECK_S):
+            if time.monotonic() - last_event() > STALL_S:
+                stalled.set()
+                process.kill()
+                return
+
+    watchdog = threading.Thread(target=watch, daemon=True)
+    watchdog.start()
+    try:
+        yield stalled
+    finally:
+        ended.set()
+        process.kill()
+        process.wait()
+        watchdog.join()
+
+
 def _with_stall(request: RequestTimes) -> RequestTimes:
-    """An open request with its error, and with the time that it was waited for."""
+    """Mark an unfinished request as stalled, and add STALL_S to its time."""
     if request.error != stream.NO_END:
         return request
     return request.model_copy(update={"error": _stall_text(), "e2e_ms": request.e2e_ms + 1000 * STALL_S})
@@ -238,7 +221,7 @@ def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
     if missing := [metric for field, metric in METRICS.items() if not samples[field]]:
         raise Problem(
             "requests",
-            f"llama-benchy has not {runs} samples of {missing[0]} at depth {attempt.depth}",
+            f"llama-benchy has fewer than {runs} samples of {missing[0]} at depth {attempt.depth}",
             "an output was too short to time; see llama-benchy's log, then run again with --resume",
         )
     first_token_ms = [request.ttft_ms for request in attempt.requests if request.run in whole_repeats]
@@ -248,7 +231,7 @@ def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
         first = error.errors()[0]
         raise Problem(
             "requests",
-            f"llama-benchy's figures at depth {attempt.depth} are no rates: {first['loc'][0]}: {first['msg']}"
+            f"llama-benchy's figures at depth {attempt.depth} are not rates: {first['loc'][0]}: {first['msg']}"
             f" (got {first['input']!r})",
             "an output was too short to time; see llama-benchy's log, then run again with --resume",
         ) from error
@@ -260,9 +243,9 @@ def _is_whole(attempt: Attempt, repeat: int) -> bool:
 
 
 def _of_repeats(whole_repeats: list[int], values: list[float], attempt: Attempt) -> list[float]:
-    """llama-benchy's values of the whole repeats; none where it is not known which repeat each value is of.
+    """Values of the whole repeats; none where values cannot be matched to repeats.
 
-    llama-benchy has a value for every repeat with a response, also where other requests of the repeat failed.
+    llama-benchy has a value for every repeat in which any request succeeded.
     """
     valued = sorted({request.run for request in attempt.requests if request.error in (None, stream.CUT)})
     if len(values) != len(valued):

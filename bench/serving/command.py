@@ -3,11 +3,10 @@
 import click
 
 from bench.accuracy.gate_words import check_gates
+from bench.servers import external
 from bench.servers import run as runs
-from bench.servers import running
 from bench.servers.command import commands, folder_and_request, run_options, run_request
-from bench.serving import goodput, run
-from bench.serving import running as running_server
+from bench.serving import external_run, goodput, run
 from bench.suite import Grid
 
 
@@ -29,7 +28,7 @@ def _list_option(name: str, description: str, minimum: int = 1):
 
 def _base_url(_context, _parameter, text: str | None) -> str | None:
     try:
-        return None if text is None else running.base_url(text)
+        return None if text is None else external.base_url(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -59,10 +58,8 @@ def _parse_slo(_context, _parameter, text: str | None) -> goodput.Slo:
     is_flag=True,
     help="A first look: one cold start per profile, greedy answers, and one run of the grid's first point.",
 )
-@click.option("--url", callback=_base_url, help="Measure the server that runs there; start none.")
-@click.option(
-    "--reference-url", callback=_base_url, help="The server whose answers are the reference of those at --url."
-)
+@click.option("--url", callback=_base_url, help="Measure an external server; start none.")
+@click.option("--reference-url", callback=_base_url, help="External server whose answers are the reference.")
 @click.pass_obj
 def serving_command(write_report, dry_run, **options):
     """Serve each PROFILE cold and warm, gate its answers, measure it with llama-benchy, write result and report.
@@ -70,7 +67,8 @@ def serving_command(write_report, dry_run, **options):
     The caches of the run are wiped before each profile's cold start. Servers listen on loopback only. Exits with 3 if
     a gate fails.
 
-    With --url no server is started: the one there is measured as it runs; a PROFILE says whose bounds judge it.
+    With --url no server is started: the external server there is measured as it is. PROFILE then selects the bounds of
+    the gates, nothing else.
     """
     url, reference_url = options["url"], options["reference_url"]
     if reference_url and (url is None or url == reference_url):
@@ -79,10 +77,9 @@ def serving_command(write_report, dry_run, **options):
     grid = {name: value for name, value in fields.items() if value is not None}
     folder, request = folder_and_request("serving", grid=grid, **options)
     if request.url:
-        resolved, kind = running.resolve(folder, request), running_server
-        result = run_request(resolved, kind.requests, kind.problems, kind.execute, write_report, dry_run=dry_run)
+        resolved, preview, module = external.resolve(folder, request), external_run.requests, external_run
     else:
-        resolved = runs.resolve(folder, request)
-        result = run_request(resolved, commands, run.problems, run.execute, write_report, dry_run=dry_run)
+        resolved, preview, module = runs.resolve(folder, request), commands, run
+    result = run_request(resolved, preview, module.problems, module.execute, write_report, dry_run=dry_run)
     if result:
         check_gates(result.rows)

@@ -31,7 +31,7 @@ class Difference(NamedTuple):
 def differences(a: ServingResult, row_a: ServingRow, b: ServingResult, row_b: ServingRow) -> list[Difference]:
     """Every setting in which two profiles differ besides COMPARED and what follows from it.
 
-    What is not known, of a server that somebody else runs, differs from everything.
+    The settings of an external server are not known: they differ from all others.
     """
     if row_a.requested is None or row_b.requested is None:
         known = (NOT_KNOWN if row.requested is None else "known" for row in (row_a, row_b))

@@ -7,10 +7,10 @@ from statistics import median
 
 from bench.record import noise
 from bench.report.numbers import aligned, number, span, times, with_noise
-from bench.serving import goodput, stream, tables
+from bench.serving import goodput, request_times, tables
 from bench.serving.goodput import Slo
 from bench.serving.result import Rate
-from bench.serving.stream import GridPoint
+from bench.suite import GridPoint
 
 # Field of Rate -> what it is, and whether more is faster.
 SPEEDS = {
@@ -53,14 +53,14 @@ def compared(ratios: Sequence[noise.Ratio], base: str, more_is_faster: bool = Tr
 def latencies(a: Sequence[Rate], b: Sequence[Rate], slo_a: Slo, slo_b: Slo) -> dict:
     """p95 latencies, and goodput where both have the same limits, at the common points with times of requests.
 
-    slo: the limits, None where goodput is not compared.
+    `slo` in the result is None where goodput is not compared.
     """
     slo = slo_a if slo_a == slo_b else {}
     of_a, of_b = ({rate.grid_point: rate for rate in rates if rate.requests} for rates in (a, b))
     points = []
     for point in sorted(of_a.keys() & of_b.keys(), key=tables.order):
         pair = of_a[point], of_b[point]
-        percentiles = [stream.latencies(rate.requests) for rate in pair]
+        percentiles = [request_times.latencies(rate.requests) for rate in pair]
         line = _sizes(point)
         line["ttft_p95_ms"] = figures(*(each.ttft.p95 if each.ttft else None for each in percentiles))
         line["itl_p95_ms"] = figures(*(each.itl.p95 if each.itl else None for each in percentiles))

@@ -1,8 +1,8 @@
 """The server's own counters under load, polled from its /metrics: requests waiting and running, preemptions, KV cache.
 
-The names are vLLM's. One answer of /metrics took vLLM 0.32 13 ms on two busy CPU cores, enough to delay tokens: it is
-polled in the warm-up repeat of a point, which has the same load, and not while requests are measured. A server without
-/metrics, or without one of the names, has no such counter: None, never 0.
+The names are vLLM's. Answering /metrics takes vLLM 0.32 about 13 ms on two busy CPU cores and delays tokens: poll in
+the warm-up repeat of a point, which has the same load, not while requests are measured. A missing counter is None,
+never 0.
 """
 
 import math
@@ -39,7 +39,7 @@ class Counters(Strict):
     """A server's counters at a point; None: not known.
 
     waiting, running: the most requests at once in the warm-up repeat. kv_cache_usage: the largest part of the KV cache
-    in use in it, 0 to 1. What is shorter than INTERVAL_S may be missed. preemptions: of the measured requests, for lack
+    in use in it, 0 to 1. Peaks shorter than INTERVAL_S may be missed. preemptions: of the measured requests, for lack
     of KV cache.
     """
 

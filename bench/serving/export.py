@@ -13,13 +13,13 @@ import click
 import numpy as np
 
 from bench.accuracy.tables import answers, base_of, has_record, outcome
-from bench.serving import goodput, stream
+from bench.serving import goodput, request_times
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Rate, ServingResult, ServingRow
-from bench.serving.stream import RequestTimes
 from bench.serving.tables import kv_cache, samples, shown_rates
 
 PERCENTS = (50, 95, 99)
-LATENCY_COLUMNS = [f"{name}_p{percent}_ms" for name in stream.Latencies._fields for percent in PERCENTS]
+LATENCY_COLUMNS = [f"{name}_p{percent}_ms" for name in request_times.Latencies._fields for percent in PERCENTS]
 CSV_COLUMNS = [
     *("result", "created", "model", "machine", "profile", "kv_cache", "accuracy", "accuracy_record", "not_measured"),
     *("depth", "prompt", "output", "context", "concurrency", "repeats"),
@@ -37,7 +37,7 @@ VLLM_LATENCIES: dict[str, Callable[[Sequence[RequestTimes]], list[float]]] = {
 
 
 def export(result: ServingResult, as_vllm: bool) -> tuple[str, list[str]]:
-    """The text to export, CSV or vLLM's JSON lines, and for each profile that is left out why.
+    """The text to export, CSV or vLLM's JSON lines, and a line for each profile left out.
 
     Raises click.UsageError for a result of another kind.
     """
@@ -62,7 +62,7 @@ def _csv(lines: list[dict]) -> str:
 
 
 def _described(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
-    """What both formats state of a profile at a point beside its speed; not_measured: what --quick leaves out."""
+    """Columns of both formats beside the speed. not_measured: what --quick leaves out."""
     base = base_of(result.rows)
     return {
         "machine": result.provenance.machine.name if row.requested else None,  # a server elsewhere
@@ -88,9 +88,9 @@ def csv_line(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
     if not rate.requests:
         return line
     line |= {"requests": rate.total, "failed": rate.failed}
-    line["requests_per_s"] = median(stream.request_rates(rate.requests))
-    line["output_tok_s"] = median(stream.token_rates(rate.requests))
-    for name, values in stream.latencies(rate.requests)._asdict().items():
+    line["requests_per_s"] = median(request_times.request_rates(rate.requests))
+    line["output_tok_s"] = median(request_times.token_rates(rate.requests))
+    for name, values in request_times.latencies(rate.requests)._asdict().items():
         line |= {f"{name}_p{percent}_ms": getattr(values, f"p{percent}") for percent in PERCENTS if values}
     if met := goodput.goodput(rate.requests, rate.total, result.slo):
         line |= {"goodput_share": met.share, "goodput_per_s": median(met.per_s)}
@@ -103,7 +103,7 @@ def vllm_object(result: ServingResult, row: ServingRow, rate: Rate) -> dict:
     Percentiles interpolate, unlike the report's. Input tokens are those of the grid, without the chat template.
     """
     succeeded = [request for request in rate.requests if request.error is None]
-    duration = sum(map(stream.wall_s, stream.repeats(rate.requests)))
+    duration = sum(map(request_times.wall_s, request_times.repeats(rate.requests)))
     total_input = (rate.depth + rate.prompt) * len(succeeded)
     total_output = sum(request.tokens for request in succeeded)
     met = sum(goodput.meets(request, result.slo) for request in rate.requests)

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.serving.stream import RequestTimes
+from bench.serving.request_times import RequestTimes
 from flashinfer_patches.strict import Count, Strict
 from vllm_launch import redaction
 
@@ -69,9 +69,9 @@ def sentence(failures: Sequence[Failure], requests: int) -> str:
 
 
 def redacted(requests: Sequence[RequestTimes], headers: Mapping[str, str]) -> list[RequestTimes]:
-    """The requests without secrets in their errors; an error in full for the first of each reason alone.
+    """The requests with secrets masked in errors, and the full error only for the first of each reason.
 
-    headers: those of each request; a server's error page may repeat them.
+    headers: of the requests; a server's error page may repeat them.
     """
     seen, result = set(), []
     for request in requests:
@@ -85,7 +85,7 @@ def redacted(requests: Sequence[RequestTimes], headers: Mapping[str, str]) -> li
 
 
 def without_secrets(text: str, headers: Mapping[str, str]) -> str:
-    """The text without this process's secrets and folders, and without the values of `headers`."""
+    """The text with this process's secrets and folders, and the values of `headers`, masked."""
     for value in headers.values():
         text = text.replace(value.removeprefix("Bearer "), redaction.MASK)
     return redaction.redact(text)

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from bench.serving import stream
-from bench.serving.stream import RequestTimes
+from bench.serving import request_times
+from bench.serving.request_times import RequestTimes
 from flashinfer_patches.strict import Positive
 
 Slo = dict[Literal["ttft", "itl", "e2e"], Positive]  # limits in ms
@@ -59,8 +59,8 @@ def goodput(requests: Sequence[RequestTimes], total: int, slo: Slo) -> Goodput |
     return Goodput(
         share=sum(meets(request, slo) for request in requests) / total,
         per_s=[
-            sum(meets(request, slo) for request in repeat) / stream.wall_s(repeat)
-            for repeat in stream.repeats(requests)
+            sum(meets(request, slo) for request in repeat) / request_times.wall_s(repeat)
+            for repeat in request_times.repeats(requests)
         ],
     )
 

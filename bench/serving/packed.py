@@ -1,11 +1,11 @@
-"""Times of requests as columns: half the bytes of rows in a result file, or less."""
+"""Times of requests as columns: at most half the bytes of rows in a result file."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from bench.serving.stream import Milliseconds, RequestTimes, Tokens
+from bench.serving.request_times import Milliseconds, RequestTimes, Tokens
 from flashinfer_patches.strict import Strict
 
 GAP_MS = 0.1  # unit of the gaps between tokens

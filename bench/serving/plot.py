@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from bench.accuracy.plot import accuracy_plot, series_labels
 from bench.report.figure import NUMBER, colour_and_marker, curves
 from bench.report.numbers import requests
-from bench.serving import stream
+from bench.serving import request_times
 from bench.serving.result import Rate, ServingRow
 from bench.serving.tables import shown_rates
 
@@ -20,7 +20,7 @@ LABEL_OFFSET = (5, -9)  # points from the slowest marker to its number of reques
 
 
 class Load(NamedTuple):
-    """What requests have in common that are sent in different numbers at once; in tokens."""
+    """The sizes of a load, in tokens; its points differ in the requests at once."""
 
     depth: int
     prompt: int
@@ -47,17 +47,17 @@ def serving_plot(title: str, rows: Sequence[ServingRow], path: Path) -> None:
 
 
 def loads(rows: Sequence[ServingRow]) -> list[Load]:
-    """The loads of which a profile has two points or more that may be shown."""
+    """The loads at which some profile has at least two points that may be shown."""
     candidates = sorted({_load(rate) for row in rows for rate in shown_rates(row)})
     return [load for load in candidates if any(len(load_points(row, load)) > 1 for row in rows)]
 
 
 def load_points(row: ServingRow, load: Load) -> list[LoadPoint]:
-    """A profile's points of a load that may be shown, by the number of requests at once."""
+    """A profile's points of a load that may be shown, in order of requests at once."""
     return sorted(
-        LoadPoint(rate.concurrency, itl.p95, median(stream.token_rates(rate.requests)))
+        LoadPoint(rate.concurrency, itl.p95, median(request_times.token_rates(rate.requests)))
         for rate in shown_rates(row)
-        if _load(rate) == load and (itl := stream.latencies(rate.requests).itl)
+        if _load(rate) == load and (itl := request_times.latencies(rate.requests).itl)
     )
 
 
@@ -66,9 +66,9 @@ def _load(rate: Rate) -> Load:
 
 
 def _decode_grids(rows: Sequence[ServingRow], drawn: Sequence[Load]) -> list[tuple[int, int]]:
-    """Pairs of requests at once and output length; of those that load panels show, the fewest requests alone.
+    """Pairs of requests at once and output length that get a decode panel.
 
-    And these only where there are several contexts, since a single one would be a single point.
+    Those with a point that no load panel shows, and the fewest requests where several contexts are measured.
     """
     of_grid: dict[tuple[int, int], set[Load]] = {}
     for row in rows:

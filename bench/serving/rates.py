@@ -1,5 +1,5 @@
-"""The rates of a profile over the grid. Each depth is a step: a file of its finished points, and one of those so far
-where a request failed.
+"""The rates of a profile over the grid. Each depth is a step, with two files: one once all of its points are measured
+without a failed request, one of the points so far until then.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,7 @@ from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.serving import benchy, failures
 from bench.serving.result import Attempt, Rate, ServingResult
-from bench.serving.stream import GridPoint
-from bench.suite import Grid
+from bench.suite import Grid, GridPoint
 from flashinfer_patches.errors import Problem
 from vllm_launch.terminal import Step
 
@@ -23,7 +22,7 @@ POINTS = list[Rate | Attempt]
 
 
 def path(folder: Path, depth: int) -> Path:
-    """The file of a depth's rates; there once every point of it is measured without a failed request."""
+    """The file of a depth whose points are all measured without a failed request."""
     return folder / f"rates-{depth}.json"
 
 
@@ -37,7 +36,7 @@ def step_name(depth: int) -> str:
 
 
 def saved(folder: Path, depth: int) -> list[Attempt]:
-    """What the folder has of a depth."""
+    """Load the points of a depth measured so far."""
     paths = (path(folder, depth), partial_path(folder, depth))
     return next((load(each, POINTS) for each in paths if each.exists()), [])
 
@@ -75,11 +74,10 @@ def measure(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> None:
 def measure_depth(
     endpoint: Endpoint, grid: Grid, depth: int, folder: Path, book_url: str, on_request: Callable[[], None]
 ) -> list[Attempt]:
-    """Measure the points of `grid` at one depth that the folder does not have, or has with failed requests.
+    """Measure the points of `grid` at one depth that are missing in the folder or have failed requests.
 
-    Each is saved when it ends. Failed requests are counted and the next point is measured. Raises Problem("requests")
-    where none of a point succeeded and the server does not complete one token within PROBE_S either, and what
-    benchy.measure() raises.
+    Saves after each point. Raises what benchy.measure() does, and Problem("requests") where every request of a point
+    failed and the server is dead: it completes no token within PROBE_S.
     """
     if path(folder, depth).exists():
         return saved(folder, depth)
@@ -101,7 +99,7 @@ def measure_depth(
 
 
 def _probe(endpoint: Endpoint, attempt: Attempt) -> None:
-    """Raise Problem("requests") where the server is not alive."""
+    """Raise Problem("requests") if the server completes no token."""
     try:
         client.post(endpoint, {"prompt": "a", "max_tokens": 1}, timeout_s=PROBE_S)
     except Problem as problem:
@@ -120,7 +118,7 @@ def failed_step(attempts: Sequence[Attempt], grid: Grid) -> FailedStep | None:
 
 
 def row_fields(run: Run, entry: Entry, failure: FailedStep | None) -> dict[str, list]:
-    """`rates`, `unrated` and `failures` of a result's row, as far as measured. failure: of another step."""
+    """`rates`, `unrated` and `failures` of a result's row, so far. failure: of another step."""
     depths = [saved(entry.folder, depth) for depth in run.suite.grid.depth]
     attempts = [attempt for of_depth in depths for attempt in of_depth]
     failed = [failed_step(of_depth, run.suite.grid) for of_depth in depths]

@@ -10,7 +10,7 @@ from bench.serving.counters import Counters
 from bench.serving.failures import Failure
 from bench.serving.goodput import Slo
 from bench.serving.packed import PackedRequests
-from bench.serving.stream import GridPoint
+from bench.suite import GridPoint
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
 
@@ -18,7 +18,7 @@ Samples = Annotated[list[Positive], Field(min_length=1)]
 
 
 class Attempt(Strict):
-    """The measured requests of one point of the grid; sizes in tokens. Alone, not as a Rate: no repeat was whole.
+    """The measured requests of one point of the grid; sizes in tokens. A Rate if any repeat was whole.
 
     load_average: of the machine over the minute before the point's end. requests: the times of each, by repeat; empty
     in results from before they were recorded. failures: the failed requests, those that were never sent included.
@@ -56,7 +56,7 @@ class Attempt(Strict):
 class Rate(Attempt):
     """An attempt, with llama-benchy's samples of its whole repeats: those in which no request failed.
 
-    llama-benchy drops failed requests from its figures, so that a repeat that lost some has the rate of a smaller load.
+    llama-benchy leaves failed requests out of its figures: a repeat with some would have the rate of a smaller load.
     decode_tok_s, prefill_tok_s: a sample for each whole repeat, summed over the concurrent requests. first_token_ms:
     the time to first token of each of their requests.
     """

@@ -12,7 +12,8 @@ from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run
 from bench.servers.starts import ready_starts, row_settings, serve
-from bench.serving import benchy, rates
+from bench.serving import rates
+from bench.serving.book_server import book_server
 from bench.serving.result import ServingResult, ServingRow
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem
@@ -21,7 +22,7 @@ from vllm_launch.terminal import Step
 
 
 def problems(run: Run) -> list[Problem]:
-    """All that keeps a serving run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
+    """Everything that keeps a run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
     software.check_llama_benchy()
     return [*_too_long(run), *runs.problems(run)]
 
@@ -33,7 +34,7 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     """
     run.show_steps(steps(run))
     kind = partial(ServingResult, slo=run.request.slo)
-    with benchy.book_server() as book_url:
+    with book_server() as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result
@@ -118,7 +119,7 @@ def _measure_warm(run: Run, book_url: str, entry: Entry, endpoint: Endpoint) -> 
 
 
 def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
-    """A row of the steps that the profile's folder has by now."""
+    """A row of the profile's finished steps."""
     cold = ready_starts(entry).get("cold")
     return ServingRow(
         profile=entry.name,

@@ -1,64 +1,25 @@
-"""Times of single requests, from llama-benchy's progress events: percentiles and rates of a point.
+"""llama-benchy's progress events as the times of single requests.
 
-The times are llama-benchy's own, never those of reading its output. Time to first token and the end of the response
-come from its monotonic clock. Chunks have only the wall-clock time of their event, written as soon as the chunk is
-parsed, some 0.05 ms after it arrived; a clock that is set meanwhile shows in these gaps alone.
+The times are llama-benchy's own, not those of reading its output. Time to first token and end of the response come from
+its monotonic clock. A chunk has only the wall-clock time of its event, some 0.05 ms after the chunk arrived: where that
+clock is set meanwhile, the gaps between tokens are wrong, nothing else.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from flashinfer_patches.strict import NotNegative, Strict
+from bench.serving.request_times import RequestTimes, Tokens
+from bench.suite import GridPoint
+from flashinfer_patches.strict import NotNegative
 
-Milliseconds = Annotated[NotNegative, AfterValidator(lambda value: round(value, 2))]
-Gap = Annotated[NotNegative, AfterValidator(lambda value: round(value, 1))]  # its clock is no finer, see above
-Tokens = Annotated[int, Field(ge=0)]
 ERROR_CHARACTERS = 300  # a server's error page is cut to these
 NO_END = "no end of the response"
 NO_TOKENS = "no tokens in the response"
 CUT = "response cut short"
-
-
-class RequestTimes(Strict):
-    """A request's times; the measured requests of a point, its warm-up excluded.
-
-    run: the repeat, from 1. start_ms: since the repeat's first request was sent. ttft_ms: to the first token; None
-    without one. e2e_ms: to the end of the response, or to the failure. itl_ms: gaps between the chunks that carry
-    tokens, as in `vllm bench serve`; empty where an event is missing. tokens: of the output. error: why it failed.
-    """
-
-    run: int
-    start_ms: Milliseconds
-    ttft_ms: Milliseconds | None
-    e2e_ms: Milliseconds
-    itl_ms: list[Gap]
-    tokens: Tokens
-    error: str | None = None
-
-    @property
-    def tpot_ms(self) -> float | None:
-        """Time per output token after the first, the mean over the request; None for fewer than two tokens."""
-        if self.ttft_ms is None or self.tokens < 2:
-            return None
-        return (self.e2e_ms - self.ttft_ms) / (self.tokens - 1)
-
-
-class GridPoint(NamedTuple):
-    """A point of the grid: sizes in tokens, requests at once."""
-
-    depth: int
-    prompt: int
-    output: int
-    concurrency: int
-
-    @property
-    def context(self) -> int:
-        """Tokens in the KV cache halfway through the output."""
-        return self.depth + self.prompt + self.output // 2
 
 
 class Event(BaseModel):
@@ -189,74 +150,3 @@ def _with_offsets(sent_requests: list[tuple[float, RequestTimes]]) -> list[Reque
         times.model_copy(update={"start_ms": round(1000 * (sent - starts[times.run]), 2)})
         for sent, times in sent_requests
     ]
-
-
-class Percentiles(NamedTuple):
-    """Percentiles by nearest rank, and the number of samples behind them."""
-
-    p50: float
-    p95: float
-    p99: float
-    samples: int
-
-
-def percentiles(values: Iterable[float]) -> Percentiles | None:
-    """p50, p95 and p99 of some samples, None of none.
-
-    Nearest rank: the smallest sample that p percent of the samples do not exceed, never a value between two of them.
-    So p95 of fewer than 20 samples, and p99 of fewer than 100, is their maximum.
-    """
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    p50, p95, p99 = (ordered[-(-percent * len(ordered) // 100) - 1] for percent in (50, 95, 99))
-    return Percentiles(p50, p95, p99, len(ordered))
-
-
-class Latencies(NamedTuple):
-    """Percentiles in ms. ttft, tpot, e2e: over requests. itl: over the gaps of all requests."""
-
-    ttft: Percentiles | None
-    tpot: Percentiles | None
-    itl: Percentiles | None
-    e2e: Percentiles | None
-
-
-def latencies(requests: Sequence[RequestTimes]) -> Latencies:
-    """Latencies of the requests that succeeded."""
-    succeeded = [request for request in requests if request.error is None]
-    return Latencies(
-        ttft=percentiles(request.ttft_ms for request in succeeded),
-        tpot=percentiles(request.tpot_ms for request in succeeded if request.tpot_ms is not None),
-        itl=percentiles(gap for request in succeeded for gap in request.itl_ms),
-        e2e=percentiles(request.e2e_ms for request in succeeded),
-    )
-
-
-def request_rates(requests: Sequence[RequestTimes]) -> list[float]:
-    """Requests per second that succeeded, of each repeat of a point over its wall time."""
-    return _rates(requests, lambda request: 1)
-
-
-def token_rates(requests: Sequence[RequestTimes]) -> list[float]:
-    """Output tokens per second of the requests that succeeded, of each repeat of a point over its wall time."""
-    return _rates(requests, lambda request: request.tokens)
-
-
-def _rates(requests: Sequence[RequestTimes], amount: Callable[[RequestTimes], int]) -> list[float]:
-    return [
-        sum(amount(request) for request in repeat if request.error is None) / wall_s(repeat)
-        for repeat in repeats(requests)
-    ]
-
-
-def repeats(requests: Sequence[RequestTimes]) -> list[list[RequestTimes]]:
-    repeats: dict[int, list[RequestTimes]] = defaultdict(list)
-    for request in requests:
-        repeats[request.run].append(request)
-    return [repeat for _, repeat in sorted(repeats.items())]
-
-
-def wall_s(repeat: list[RequestTimes]) -> float:
-    """Seconds from the first request's start to the last one's end, failed ones included."""
-    return max(request.start_ms + request.e2e_ms for request in repeat) / 1000

@@ -8,11 +8,11 @@ from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests
 from bench.servers.result import Start
-from bench.serving import goodput, stream
+from bench.serving import goodput, request_times
 from bench.serving.counters import Counters
 from bench.serving.goodput import Slo
 from bench.serving.result import Attempt, Rate, ServingRow
-from bench.serving.stream import GridPoint
+from bench.suite import GridPoint
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
 NOT_SHOWN = "not shown: no accuracy record"
@@ -142,7 +142,7 @@ def latency_table(rows: Sequence[ServingRow], slo: Slo) -> list[str]:
 def _latency_cells(attempt: Attempt, slo: Slo) -> dict[str, str]:
     """A point's cells by header."""
     requests, counters = attempt.requests, attempt.counters or Counters()
-    ttft, tpot, itl, e2e = map(_percentile_cell, stream.latencies(requests))
+    ttft, tpot, itl, e2e = map(_percentile_cell, request_times.latencies(requests))
     met = goodput.goodput(requests, attempt.total, slo)
     cells = {
         "context": f"{attempt.context:,}",
@@ -152,8 +152,8 @@ def _latency_cells(attempt: Attempt, slo: Slo) -> dict[str, str]:
         "per output token, ms": tpot,
         "between tokens, ms": itl,
         "whole request, ms": e2e,
-        "requests/s": number(median(stream.request_rates(requests))),
-        "output tokens/s": number(median(stream.token_rates(requests))),
+        "requests/s": number(median(request_times.request_rates(requests))),
+        "output tokens/s": number(median(request_times.token_rates(requests))),
         "failed": f"{attempt.failed} of {attempt.total}",
         "waiting": _known(counters.waiting, "{:,}"),
         "preemptions": _known(counters.preemptions, "{:,}"),
@@ -166,7 +166,7 @@ def _known(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _percentile_cell(values: stream.Percentiles | None) -> str:
+def _percentile_cell(values: request_times.Percentiles | None) -> str:
     return f"{number(values.p50)} / {number(values.p95)} / {number(values.p99)} of {values.samples}" if values else "-"
 
 

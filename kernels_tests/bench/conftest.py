@@ -50,11 +50,11 @@ class FakeServers:
             plan=planned, log="some.log", start_s=2.0, resolved=resolved, supervisor=SimpleNamespace(pid=1)
         )
 
-    def answer(self, running, prompt, tokens):
+    def answer(self, endpoint, prompt, tokens):
         self.fail_if_set("greedy")
         return Answer(prompt=prompt, text="t", token_ids=list(range(tokens)), margins=[1.0] * tokens)
 
-    def score_all(self, running, texts, path, *, progress):
+    def score_all(self, endpoint, texts, path, *, progress):
         self.fail_if_set(path)
         targets = [text.ids[text.start :] for text in texts]
         return [
@@ -65,7 +65,7 @@ class FakeServers:
         self.fail_if_set("sinks")
         return self.real_not_run(reason, bounds)
 
-    def measure(self, running, point, runs, folder, book_url, on_request):
+    def measure(self, endpoint, point, runs, folder, book_url, on_request):
         self.fail_if_set(point.depth)
         rate = a_rate(point.depth, point.concurrency, point.output).model_copy(update={"prompt": point.prompt})
         return self.attempts.get(point, rate)

@@ -8,8 +8,8 @@ from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure
 from bench.record.envelope import Wiped
 from bench.servers.result import Requested, Start
 from bench.serving.failures import counted
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Rate, ServingResult, ServingRow
-from bench.serving.stream import RequestTimes
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
 from vllm_launch.provenance import Provenance

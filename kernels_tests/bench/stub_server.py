@@ -1,4 +1,4 @@
-"""A stub of somebody else's server: completions as vLLM answers them, with and without what the bench needs."""
+"""A stub of an external server: answers completions as vLLM does; what the bench needs can be switched off."""
 
 import json
 import threading

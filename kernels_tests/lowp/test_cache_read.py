@@ -1,4 +1,4 @@
-"""Reading out of the paged cache, on a CPU and on a GPU, against an expectation of every byte."""
+"""Read out of the paged cache, on a CPU and on a GPU, against an expectation of every byte."""
 
 import dataclasses
 

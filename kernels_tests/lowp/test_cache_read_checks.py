@@ -1,4 +1,4 @@
-"""Arguments that reading out of the cache refuses, each with one error; nothing is written then."""
+"""Arguments that `cache_read` refuses, each with one error; nothing is written then."""
 
 import re
 

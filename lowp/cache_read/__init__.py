@@ -1,4 +1,4 @@
-"""Tokens of a paged, quantised KV cache into contiguous rows of BF16 or FP16."""
+"""Read tokens of a paged, quantised KV cache into contiguous rows of BF16 or FP16."""
 
 from lowp.cache_read.api import cache_read
 

@@ -1,4 +1,4 @@
-"""Reading out of the paged cache: the public function, and the dispatch to a CPU or a GPU."""
+"""Read out of the paged cache: the public function, and the dispatch to a CPU or a GPU."""
 
 from lowp.cache_read import checks, launch, reference
 from lowp.cache_read.call import Call
@@ -37,8 +37,8 @@ def cache_read(
     k_scale, v_scale: positive fp32 tensors, stored * scale = value: None, one element, [kv_heads], or one per token and
         head in the cache's shape without head_dim, of any strides; int8 needs both, and its k_scale may be [kv_heads,
         head_dim], one per channel. 16 bits have none.
-    overlap: on GPU, let the kernel start before the previous one on the stream has ended (dependent launch). Faster
-        where that one allows it, slower after any other. Either way the next kernel may so start beside it.
+    overlap: on GPU, let the kernel start before the previous one on the stream has ended (dependent launch): faster if
+        that kernel allows it, slower otherwise. The next kernel may start early in both cases.
 
     Values are those of `lowp.formats.dequantize`, rounded to the output's dtype, bit for bit but for the form of NaN.
     Table, lengths and scales are read on the device only: a call allocates nothing, does not synchronise, and can be

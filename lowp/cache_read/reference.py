@@ -1,4 +1,4 @@
-"""Reading out of the paged cache in plain torch: the specification of the kernel, and what a CPU runs."""
+"""Read out of the paged cache in plain torch: the specification of the kernel, and what a CPU runs."""
 
 import torch
 

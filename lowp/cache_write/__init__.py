@@ -1,4 +1,4 @@
-"""K and V of new tokens into a paged, quantised KV cache, rotated on the way where wanted."""
+"""Write K and V of new tokens into a paged, quantised KV cache, with RoPE on the way if requested."""
 
 from lowp.cache_write.api import cache_write, rope_cache_write
 

@@ -1,4 +1,4 @@
-"""Writing into the paged cache: the public functions, and the dispatch to a CPU or a GPU."""
+"""Write into the paged cache: the public functions, and the dispatch to a CPU or a GPU."""
 
 from lowp.cache_write import checks, launch, reference
 from lowp.cache_write.call import Call, Rotation
@@ -25,14 +25,14 @@ def cache_write(
         (HND), bf16, fp16, float8_e4m3fn or int8; equal strides, the last one 1: views of one tensor that holds both are
         taken without a copy. page_size a power of two.
     slot_mapping: [slots] int64, contiguous: token i goes to slot `slot % page_size` of page `slot // page_size`, and
-        nowhere if it is -1. Each slot at most once: of equal ones any may win. A slot past the cache is skipped on GPU,
-        raises ValueError on CPU.
+        nowhere if it is -1. Of equal slots any may win. A slot past the cache is skipped on GPU, raises ValueError on
+        CPU.
     k_scale, v_scale: positive fp32 tensors, value / scale = stored: None, one element, or [kv_heads]. int8 needs both,
         and 16 bits have none.
     saturated: [2] int64, contiguous: if given, the values of K and of V whose magnitude is over the format's largest
         are added to it, infinities too.
-    overlap: on GPU, let the kernel start before the previous one on the stream has ended (dependent launch). Faster
-        where that one allows it, slower after any other (NOTES.md). Either way the next kernel may so start beside it.
+    overlap: on GPU, let the kernel start before the previous one on the stream has ended (dependent launch): faster if
+        that kernel allows it, slower otherwise (NOTES.md). The next kernel may start early in both cases.
 
     Values are rounded to nearest, ties to even, and clamped to the format's finite range: as by
     `lowp.formats.quantize`, bit for bit but for the sign of NaN.

@@ -7,7 +7,7 @@
 constexpr bool kRotate = kQueryHeads > 0;
 constexpr unsigned kRowThreads = kHeadDim / 16, kTokenThreads = (kQueryHeads + 2 * kKvHeads) * kRowThreads;
 constexpr unsigned kFirst = kRotate ? 8 : 16;                 // values from one thread's first chunk to the next thread's
-constexpr int kApart = kRotate ? kHeadDim / 2 : 8;       // values from a thread's first chunk to its second
+constexpr int kApart = kRotate ? kHeadDim / 2 : 8;            // values from a thread's first chunk to its second
 constexpr int kTableBytes = kTableFloat ? 4 : 2;
 
 struct Params {
@@ -31,7 +31,7 @@ struct Params {
   int tokens, page_shift;                                 // log2 of a page's slots
   int k_scale_head, v_scale_head;                         // floats from head to head, 0 or 1
 };
-static_assert(sizeof(Params) == PARAMS_BYTES, "launch.py's Params");
+static_assert(sizeof(Params) == PARAMS_BYTES, "params.py's Params");
 
 DEVICE Values load_table(const char* p) {
   if constexpr (!kTableFloat) return unpack<kInputBf16>(load_16(p));
@@ -74,7 +74,7 @@ DEVICE uint4 to_16_bits(Values v) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) cache_write(const __grid_constant__ Params p) {
-  // The next kernel waits for the end of this one before it reads, as this one does: it may as well be resident.
+  // Let the next kernel launch now: it waits for the end of this one before it reads, as this one does below.
   let_next_kernel_start();
   const unsigned thread = blockIdx.x * THREADS + threadIdx.x;
   const unsigned token = thread / kTokenThreads, row = thread % kTokenThreads / kRowThreads, part = thread % kRowThreads;

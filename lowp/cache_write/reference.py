@@ -1,4 +1,4 @@
-"""Writing into the paged cache in plain torch: the specification of the kernel, and what a CPU runs."""
+"""Write into the paged cache in plain torch: the specification of the kernel, and what a CPU runs."""
 
 import torch
 

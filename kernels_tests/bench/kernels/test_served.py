@@ -181,10 +181,7 @@ def test_parts_join_and_each_row_is_judged_by_its_own_ceiling():
         [part(1, 2, our_row(1.0)), part(1, 2, our_row(1.0))],
         [part(1, 2, our_row(1.0)), part(2, 3, our_row(1.0))],
         [a_kernels_result(our_row(1.0))],
-        [
-            part(1, 2, our_row(1.0)),
-            part(2, 2, our_row(1.0), provenance=a_kernels_result().provenance.model_copy(update={"patch": "x"})),
-        ],
+        [part(1, 2, our_row(1.0)), part(2, 2, our_row(1.0), provenance=OTHER_PATCH)],
     ],
 )
 def test_parts_that_are_missing_or_differ_are_refused(parts):

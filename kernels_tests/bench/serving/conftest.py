@@ -1,11 +1,11 @@
-"""Stub servers that somebody else runs, and the command that measures them."""
+"""External stub servers, and the command that measures them."""
 
 import pytest
 from click.testing import CliRunner
 
-from bench import cli
+from bench import cli, kinds
 from bench.accuracy import metrics, sink_check
-from bench.servers import running
+from bench.servers import external
 from bench.serving import benchy
 from kernels_tests.bench.samples import a_rate
 from kernels_tests.bench.stub_server import stub_server
@@ -35,7 +35,7 @@ def serving(monkeypatch, tmp_path):
     monkeypatch.setattr(benchy, "measure", lambda _endpoint, point, *_: a_rate(point.depth))
     monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
     monkeypatch.setattr(metrics, "RESAMPLES", 8)
-    monkeypatch.delenv(running.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(external.KEY_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(SUITE)
 
@@ -47,3 +47,9 @@ def serving(monkeypatch, tmp_path):
         return invocation
 
     return invoke
+
+
+def row_of(tmp_path):
+    """The row of the result in the folder `run`."""
+    (row,) = kinds.read(tmp_path / "run").rows
+    return row

@@ -9,8 +9,9 @@ import pytest
 from bench.accuracy.texts import book
 from bench.serving import benchy, failures, stream
 from bench.serving.benchy import Execution
+from bench.serving.book_server import book_server
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
-from bench.serving.stream import RequestTimes
 from flashinfer_patches.errors import Problem
 from kernels_tests.processes import scaled
 
@@ -67,9 +68,9 @@ def test_a_repeat_with_a_failed_request_has_no_sample(tmp_path, errors, values, 
     [
         ({"decode": None}, "tg_throughput"),
         ({"prefill": [1.0] * 2}, "pp_throughput"),
-        ({"decode": [1.0, 0.0, 1.0]}, "no rates: decode_tok_s"),
-        ({"decode": [1.0, math.nan, 1.0]}, "no rates: decode_tok_s"),
-        ({"prefill": [1.0, None, 1.0]}, "no rates: prefill_tok_s"),
+        ({"decode": [1.0, 0.0, 1.0]}, "not rates: decode_tok_s"),
+        ({"decode": [1.0, math.nan, 1.0]}, "not rates: decode_tok_s"),
+        ({"prefill": [1.0, None, 1.0]}, "not rates: prefill_tok_s"),
     ],
 )
 def test_an_incomplete_report_fails(tmp_path, changes, message):
@@ -94,7 +95,7 @@ def test_a_failure_of_llama_benchy_itself_is_no_failed_request(tmp_path, log, re
 
 
 def test_the_book_is_served_on_loopback_and_long_enough():
-    with benchy.book_server() as url:
+    with book_server() as url:
         assert url.startswith("http://127.0.0.1:")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         text = opener.open(url, timeout=scaled(10)).read()

@@ -9,9 +9,9 @@ from vllm.benchmarks import serve
 from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
 from vllm.benchmarks.sweep import plot_pareto
 
-from bench.serving import export, stream
+from bench.serving import export, request_times
 from bench.serving.failures import counted
-from bench.serving.stream import RequestTimes
+from bench.serving.request_times import RequestTimes
 from kernels_tests.bench.samples import a_rate, a_result, a_row
 
 SLO = {"ttft": 150.0, "itl": 12.0, "e2e": 900.0}
@@ -72,7 +72,7 @@ def vllm_metrics() -> serve.BenchmarkMetrics:
         )
         for request in RATE.requests
     ]
-    duration = sum(map(stream.wall_s, stream.repeats(RATE.requests)))
+    duration = sum(map(request_times.wall_s, request_times.repeats(RATE.requests)))
     metrics, _ = serve.calculate_metrics([], outputs, duration, None, [50.0, 95.0, 99.0], GOODPUT)
     return metrics
 

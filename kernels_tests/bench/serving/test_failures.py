@@ -3,7 +3,7 @@
 import pytest
 
 from bench.serving import failures
-from bench.serving.stream import RequestTimes
+from bench.serving.request_times import RequestTimes
 
 HEADERS = {"Authorization": "Bearer hunter2hunter2"}
 

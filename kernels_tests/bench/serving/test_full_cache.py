@@ -4,7 +4,8 @@ import pytest
 
 from bench.servers.client import endpoint_of
 from bench.serving import benchy
-from bench.serving.stream import GridPoint
+from bench.serving.book_server import book_server
+from bench.suite import GridPoint
 from kernels_tests.processes import free_port
 from vllm_launch import plan, preflight, profile, server
 
@@ -17,7 +18,7 @@ SMALL_CACHE = ["--kv-cache-memory-bytes", str(8 * 2**20), "--max-model-len", str
 def measured(tmp_path_factory):
     """Capacity and attempt of each profile, with as many requests as fit into the FP8 cache."""
     results, concurrency = {}, None
-    with benchy.book_server() as book_url:
+    with book_server() as book_url:
         for name in ("baseline", "fp8"):
             folder = tmp_path_factory.mktemp(name)
             planned = plan.make(

@@ -4,7 +4,7 @@ import pytest
 
 from bench.serving import goodput
 from bench.serving.goodput import Goodput
-from bench.serving.stream import RequestTimes
+from bench.serving.request_times import RequestTimes
 
 
 def request(ttft_ms=100, e2e_ms=500, tokens=5, run=1, start_ms=0, error=None):

@@ -4,8 +4,8 @@ import pytest
 
 from bench.serving import goodput, plot, section, tables
 from bench.serving.counters import Counters
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
-from bench.serving.stream import RequestTimes
 from kernels_tests.bench.report.reading import row
 from kernels_tests.bench.report.reading import tables as tables_of
 from kernels_tests.bench.samples import a_rate, a_record, a_result, a_row, timed, two_profiles

@@ -4,10 +4,10 @@ import threading
 
 import pytest
 
-from bench.serving import benchy, failures, rates, stream
+from bench.serving import benchy, failures, rates, request_times, stream
+from bench.serving.book_server import book_server
 from bench.serving.result import Attempt, Rate
-from bench.serving.stream import GridPoint
-from bench.suite import Grid
+from bench.suite import Grid, GridPoint
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.serving import stub
 
@@ -16,7 +16,7 @@ GRID = Grid(prompt=[16], output=[4], depth=[0], concurrency=[1], runs=1)
 
 @pytest.fixture(scope="module")
 def book_url():
-    with benchy.book_server() as url:
+    with book_server() as url:
         yield url
 
 
@@ -44,7 +44,7 @@ def test_a_slow_server_fails_no_request_and_each_has_its_times(server, book_url,
         assert request.e2e_ms >= 1000 * (stub.FIRST_S + 3 * stub.NEXT_S)
     assert min(request.start_ms for request in rate.requests) == 0
     ceiling = 3 / (stub.FIRST_S + 3 * stub.NEXT_S)
-    assert all(0 < request_rate <= ceiling for request_rate in stream.request_rates(rate.requests))
+    assert all(0 < request_rate <= ceiling for request_rate in request_times.request_rates(rate.requests))
     assert len(rate.decode_tok_s) == len(rate.prefill_tok_s) == 2
 
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from bench.record.steps import save
 from bench.serving.packed import PackedRequests, pack, unpack
 from bench.serving.rates import POINTS
-from bench.serving.stream import RequestTimes
+from bench.serving.request_times import RequestTimes
 from kernels_tests.bench.samples import a_rate
 
 LIMIT = 2.5 * 2**20  # of a result file

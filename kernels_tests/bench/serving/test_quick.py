@@ -77,9 +77,9 @@ def test_a_quick_run_is_resumed_as_a_quick_run(bench, servers, tmp_path, event):
 def test_a_reference_that_answers_differently_when_repeated_fails_its_gate(bench, servers, monkeypatch, tmp_path):
     answer, count = servers.answer, iter(range(100))
 
-    def wandering(running, prompt, tokens):
+    def wandering(endpoint, prompt, tokens):
         number = next(count)
-        return answer(running, prompt, tokens).model_copy(update={"token_ids": [number] * tokens})
+        return answer(endpoint, prompt, tokens).model_copy(update={"token_ids": [number] * tokens})
 
     monkeypatch.setattr("bench.accuracy.greedy.answer", wandering)
     bench("serving", "baseline", "fp8", "--quick", exit_code=3)

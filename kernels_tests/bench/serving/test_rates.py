@@ -3,8 +3,10 @@
 import pytest
 
 from bench.serving import failures, rates
+from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
-from bench.serving.stream import NO_TOKENS, GridPoint, RequestTimes
+from bench.serving.stream import NO_TOKENS
+from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import rows
 from kernels_tests.bench.samples import a_rate

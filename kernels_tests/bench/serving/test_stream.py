@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.serving import stream
-from bench.serving.stream import GridPoint, Percentiles, RequestTimes
+from bench.serving import request_times, stream
+from bench.serving.request_times import Percentiles, RequestTimes
+from bench.suite import GridPoint
 
 RECORDED = Path(__file__).parent / "recorded"
 POINT = GridPoint(depth=0, prompt=256, output=3, concurrency=1)
@@ -40,14 +41,7 @@ def response(sent, request_id=0, run=1, concurrency=1):
     ]
 
 
-def times(run=1, start_ms=0, ttft_ms=100, e2e_ms=500, tokens=5, error=None):
-    gaps = [9000 if error else 100] * (tokens - 1)
-    return RequestTimes(
-        run=run, start_ms=start_ms, ttft_ms=ttft_ms, e2e_ms=e2e_ms, itl_ms=gaps, tokens=tokens, error=error
-    )
-
-
-COMPLETE = times(ttft_ms=1000, e2e_ms=1400, tokens=3).model_copy(update={"itl_ms": [100, 200]})
+COMPLETE = RequestTimes(run=1, start_ms=0, ttft_ms=1000, e2e_ms=1400, itl_ms=[100, 200], tokens=3)
 
 
 def test_a_request_is_timed_from_its_sending():
@@ -133,26 +127,6 @@ def test_failed_requests_keep_their_times_so_far():
     assert request.error == "x" * stream.ERROR_CHARACTERS
 
 
-def test_percentiles_are_samples_by_nearest_rank():
-    assert stream.percentiles([]) is None
-    assert stream.percentiles([3.0]) == Percentiles(3.0, 3.0, 3.0, samples=1)
-    assert stream.percentiles([3.0, 1.0, 2.0]) == Percentiles(2.0, 3.0, 3.0, samples=3)
-    assert stream.percentiles([1.0, 2.0]) == Percentiles(1.0, 2.0, 2.0, samples=2)
-    assert stream.percentiles(range(1, 20)) == Percentiles(10, 19, 19, samples=19)
-    assert stream.percentiles(range(1, 21)) == Percentiles(10, 19, 20, samples=20)
-    assert stream.percentiles(range(100, 0, -1)) == Percentiles(50, 95, 99, samples=100)
-
-
-def test_latencies_are_those_of_requests_that_succeeded():
-    requests = [times(), times(ttft_ms=200, e2e_ms=200, tokens=1), times(e2e_ms=9000, error="HTTP 429")]
-    latencies = stream.latencies(requests)
-    assert latencies.ttft == Percentiles(100, 200, 200, samples=2)
-    assert latencies.tpot == Percentiles(100, 100, 100, samples=1), "a single token has no time per output token"
-    assert latencies.itl == Percentiles(100, 100, 100, samples=4)
-    assert latencies.e2e == Percentiles(200, 500, 500, samples=2)
-    assert stream.latencies(requests[2:]) == (None, None, None, None)
-
-
 def test_percentiles_of_a_stream_with_known_times():
     """100 requests, one a repeat: of repeat n, the first token after n ms, then 9 gaps of n/10 ms."""
     lines = []
@@ -162,19 +136,11 @@ def test_percentiles_of_a_stream_with_known_times():
         lines += [start(sent, run, run), event("request_first_token", stamps[0], run, ttft_s=seconds)]
         lines += [event("tokens", ts, run, count=1, snippet="a") for ts in stamps]
         lines += [end(stamps[-1], run, tokens=10, decode_seconds=0.9 * seconds)]
-    latencies = stream.latencies(stream.parse(lines)[POINT])
+    latencies = request_times.latencies(stream.parse(lines)[POINT])
     assert latencies.ttft == Percentiles(50, 95, 99, samples=100)
     assert latencies.e2e == pytest.approx((95, 180.5, 188.1, 100))
     assert latencies.itl == pytest.approx((5, 9.5, 9.9, 900))
     assert latencies.tpot == pytest.approx((5, 9.5, 9.9, 100))
-
-
-def test_rates_are_over_the_wall_time_of_each_repeat():
-    first = [times(), times(start_ms=500)]
-    second = [times(2), times(2, start_ms=100, e2e_ms=1900, error="reset")]
-    assert stream.request_rates(second + first) == [2.0, 0.5], "a failed request takes time, and is not counted"
-    assert stream.token_rates(first + second) == [10.0, 2.5]
-    assert stream.request_rates([]) == []
 
 
 def test_a_recorded_run_has_the_figures_of_llama_benchy():

@@ -7,17 +7,13 @@ from click.testing import CliRunner
 
 from bench import cli, kinds
 from bench.accuracy.tables import outcome
-from bench.servers import running
+from bench.servers import external
 from bench.serving.tables import shown_rates
 from flashinfer_patches.errors import Problem
+from kernels_tests.bench.serving.conftest import row_of
 from kernels_tests.bench.stub_server import CARD
 
 KEY = "key-of-the-stub"
-
-
-def row_of(tmp_path):
-    (row,) = kinds.read(tmp_path / "run").rows
-    return row
 
 
 def test_settings_and_starts_are_not_known(serving, stub, tmp_path):
@@ -149,7 +145,7 @@ def test_the_key_goes_to_the_servers_alone_and_into_no_file(serving, stub, tmp_p
     stub.key = KEY
     serving("--url", stub.url, exit_code=1)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setenv(running.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(external.KEY_VARIABLE, KEY)
     assert KEY not in serving("--url", stub.url).output
     assert {authorization for _, authorization, _ in stub.calls} == {None, f"Bearer {KEY}"}
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
@@ -166,7 +162,7 @@ def test_no_host_is_in_result_and_report(serving, stub, tmp_path, monkeypatch):
 
 
 def test_a_dry_run_asks_for_the_models_alone(serving, stub, reference, tmp_path, monkeypatch):
-    monkeypatch.setenv(running.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(external.KEY_VARIABLE, KEY)
     output = serving("--url", stub.url, "--reference-url", reference.url, "--dry-run").output
     assert stub.paths() == reference.paths() == ["/v1/models"]
     assert stub.url in output and reference.url in output and KEY not in output

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from bench import kinds
-from bench.servers.running import KEY_VARIABLE
+from bench.servers.external import KEY_VARIABLE
 from kernels_tests.bench.serving import small
 from kernels_tests.processes import free_port, spawn, wait_for, watched
 from vllm_launch.model import EMBEDDED

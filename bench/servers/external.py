@@ -1,4 +1,4 @@
-"""Servers that somebody else runs: found by their URL, described by themselves, never started, ended or changed."""
+"""External servers: found by URL, described by their own answers, never started, stopped or changed."""
 
 import os
 import re
@@ -27,8 +27,8 @@ URL, HOST = "$URL", "$HOST"  # in a result, which names no host
 
 
 @dataclass(frozen=True)
-class RunningEntry(Entry):
-    """A server that somebody else runs."""
+class ExternalEntry(Entry):
+    """An external server."""
 
     endpoint: Endpoint
 
@@ -46,7 +46,7 @@ class Cards(BaseModel):
 
 
 def base_url(text: str) -> str:
-    """The URL of a server without /v1; raises ValueError for one that is no URL or holds more than host and path."""
+    """The URL without /v1. Raises ValueError unless it is scheme, host, port and path alone."""
     parts = urlsplit(text.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("expected http://HOST:PORT")
@@ -63,9 +63,9 @@ def base_url(text: str) -> str:
 def resolve(folder: Path, request: Request) -> Run:
     """Ask the servers of a request what they serve, and load model and suite; writes nothing.
 
-    The profile of the request only says whose bounds judge the answers. Without a reference server, the server's
-    answers are compared with its own first ones. Raises Problem("requests") for a server that does not answer,
-    Problem("model") for a model that is not on this machine, and what loading profile and suite raises.
+    The request's profile selects the bounds of the gates, nothing else. Without a reference server, the server is its
+    own reference. Raises Problem("requests") for a server that does not answer, Problem("model") for a model that is
+    not on this machine, and what loading profile and suite raises.
     """
     card = _card(request.url, request.model)
     local = _local_model(card, request.model)
@@ -75,12 +75,12 @@ def resolve(folder: Path, request: Request) -> Run:
         raise Problem("profile", f"a profile has the name {REFERENCE} of the reference server", "rename its file")
     suite.check_thresholds([*judged_as, profile.load(suite.greedy.reference)])
 
-    def entry(name: str, url: str, card: Card, thresholds: Thresholds) -> RunningEntry:
+    def entry(name: str, url: str, card: Card, thresholds: Thresholds) -> ExternalEntry:
         endpoint = Endpoint(
             url, card.id, local.path, f"the log of the server at {url}", authorization(), card.max_model_len
         )
-        description = "a server that was running already"
-        return RunningEntry(name, description, thresholds, folder / name, endpoint)
+        description = "an external server"
+        return ExternalEntry(name, description, thresholds, folder / name, endpoint)
 
     thresholds = suite.thresholds_of(judged_as[0]) if judged_as else Thresholds()
     served = entry(judged_as[0].name if judged_as else SERVER, request.url, card, thresholds)
@@ -101,7 +101,7 @@ def resolve(folder: Path, request: Request) -> Run:
 
 
 def problems(run: Run) -> list[Problem]:
-    """All that keeps a run from going on with the steps in its folder; raises Problem where that is not the run's."""
+    """Everything that keeps a run from resuming the steps in its folder. Raises Problem for another run's folder."""
     run_folder.check(run.folder, run.request)
     differences = []
     for entry in {entry.name: entry for entry in (*run.entries, run.reference)}.values():
@@ -112,8 +112,8 @@ def problems(run: Run) -> list[Problem]:
     return differences
 
 
-def digest_of(run: Run, entry: RunningEntry) -> dict[str, str]:
-    return digest.of_running(entry.endpoint, run.model, run.machine, run.suite)
+def digest_of(run: Run, entry: ExternalEntry) -> dict[str, str]:
+    return digest.of_external(entry.endpoint, run.model, run.machine, run.suite)
 
 
 def authorization() -> dict[str, str]:
@@ -123,7 +123,7 @@ def authorization() -> dict[str, str]:
 
 
 def hide_hosts(text: str, urls: list[str]) -> str:
-    """Replace the URLs and their hosts, by name and by address, by URL and HOST."""
+    """Replace each URL by URL, and each host, by name and by address, by HOST."""
     for url in urls:
         host = urlsplit(url).hostname
         addresses = set()
@@ -136,7 +136,7 @@ def hide_hosts(text: str, urls: list[str]) -> str:
 
 
 def _card(url: str, name: str | None) -> Card:
-    """The model that a server serves; of several the one that `name`, an id or a model, names."""
+    """The model that a server serves; of several the one whose id, path or repository is `name`."""
     cards = _cards(url, authorization())
     names = {name, Path(name).name, str(Path(name).expanduser().resolve())} if name else set()
     named = [card for card in cards if names & {card.id, card.root}]
@@ -148,17 +148,17 @@ def _card(url: str, name: str | None) -> Card:
 
 
 def _cards(url: str, headers: Mapping[str, str]) -> list[Card]:
-    log = f"whether a server with OpenAI's interface runs at {url}, and whether {KEY_VARIABLE} holds its key"
-    answer = client.get(f"{url}/v1/models", headers, log)
+    remedy = f"check that a server with OpenAI's API runs at {url}, and that {KEY_VARIABLE} holds its key"
+    answer = client.get(f"{url}/v1/models", headers, remedy)
     try:
         return Cards.model_validate(answer).data
     except ValidationError as error:
         message = f"{url}/v1/models answers {str(answer)[:200]}, expected a list of models"
-        raise Problem("requests", message, f"see {log}") from error
+        raise Problem("requests", message, remedy) from error
 
 
 def _local_model(card: Card, name: str | None) -> Model:
-    """The model on this machine that `name` names, or else the server: its tokenizer and config are read."""
+    """The local model, for its tokenizer and config: `name`, or else the one that the server names."""
     if name:
         return model.find(name, need_weights=False)
     for candidate in (card.root, card.id):

@@ -4,15 +4,10 @@ import socket
 
 import pytest
 
-from bench import kinds
-from bench.servers import running
+from bench.servers import external
+from kernels_tests.bench.serving.conftest import row_of
 from kernels_tests.bench.stub_server import CARD
 from vllm_launch.model import EMBEDDED
-
-
-def row_of(tmp_path):
-    (row,) = kinds.read(tmp_path / "run").rows
-    return row
 
 
 @pytest.mark.parametrize(
@@ -45,7 +40,7 @@ def test_a_wrong_request_is_refused(serving, tmp_path, words):
     ],
 )
 def test_a_url_may_end_in_v1(text, url):
-    assert running.base_url(text) == url
+    assert external.base_url(text) == url
 
 
 def test_a_url_where_nothing_answers_is_refused(serving, tmp_path):

@@ -1,6 +1,6 @@
-"""A serving run on a server that somebody else runs: its answers and its speed, and what it does not offer.
+"""A serving run on an external server: its answers, its speed, and what it does not offer.
 
-Rates are measured before the log-probabilities, so that no answer to an unusual request can lose them.
+Rates come before log-probabilities: a failure on these less common requests must not cost the rates.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,13 @@ from bench.accuracy import forced, greedy
 from bench.accuracy import run as accuracy
 from bench.accuracy.forced import ScoredPath
 from bench.record.steps import load, step
-from bench.servers import digest, running
+from bench.servers import digest, external
 from bench.servers import run as runs
+from bench.servers.external import ExternalEntry, hide_hosts
 from bench.servers.result import FailedStep
 from bench.servers.run import Run, in_step
-from bench.servers.running import RunningEntry, hide_hosts
-from bench.serving import benchy, rates
+from bench.serving import rates
+from bench.serving.book_server import book_server
 from bench.serving.result import Attempt, ServingResult, ServingRow
 from bench.serving.run import longest_context, skipped_rates
 from flashinfer_patches.errors import Problem
@@ -31,7 +32,7 @@ GREEDY = "greedy answers"
 
 
 def problems(run: Run) -> list[Problem]:
-    """All that keeps a run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
+    """Everything that keeps a run from starting; writes nothing. Raises Problem("software") without llama-benchy."""
     software.check_llama_benchy()
     (entry,) = run.entries
     longest, limit = longest_context(run.suite.grid), entry.endpoint.context
@@ -39,24 +40,24 @@ def problems(run: Run) -> list[Problem]:
     if limit is not None and longest > limit:
         message = f"the grid needs a context of {longest} tokens, the server serves {limit}"
         too_long = [Problem("suite", message, "a smaller grid: --depth, --prompt, --output")]
-    return [*too_long, *running.problems(run)]
+    return [*too_long, *external.problems(run)]
 
 
 def execute(run: Run, command: list[str]) -> ServingResult:
-    """Measure a running server. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
+    """Measure an external server. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     run.show_steps(steps(run))
     command = [_hidden(run, word) for word in command]
     kind = partial(ServingResult, slo=run.request.slo)
-    with benchy.book_server() as book_url:
+    with book_server() as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result
 
 
 def requests(run: Run) -> list[str]:
-    """What a run sends, and where, a line each; a key is masked."""
+    """Lines that say what a run sends and where; the key is masked."""
     suite, (entry,) = run.suite, run.entries
-    key = f"Authorization: Bearer ***, from {running.KEY_VARIABLE}" if entry.endpoint.headers else "no key"
+    key = f"Authorization: Bearer ***, from {external.KEY_VARIABLE}" if entry.endpoint.headers else "no key"
     scored = "" if run.request.quick else f", {sum(each.texts for each in suite.texts.contexts)} texts to score"
     answers = f"{len(suite.greedy.prompts)} greedy prompts{scored}"
     lines = [f"{entry.name}: {entry.endpoint.url}, model {entry.endpoint.model}, {key}"]
@@ -70,19 +71,19 @@ def requests(run: Run) -> list[str]:
 
 
 def steps(run: Run) -> list[Step]:
-    """The steps of a run, in the order of execution, without those that a server is known not to offer."""
+    """The steps of a run in the order of execution, without those known to be unavailable."""
     servers, unavailable = run.in_order(), _unavailable(run)
     answers = [] if GREEDY in unavailable else [each for entry in servers for each in accuracy.greedy_steps(run, entry)]
     scores = [each for entry in servers for each in accuracy.score_steps(run, entry)] if _paths(run) else []
     return [*answers, *rates.steps(run, run.entries[0]), *scores]
 
 
-def _measure(run: Run, book_url: str, entry: RunningEntry) -> None:
+def _measure(run: Run, book_url: str, entry: ExternalEntry) -> None:
     servers = run.in_order()
     with in_step("preparation"):
         for each in servers:
             run.status(f"{each.name}: what it offers")
-            digest.guard(each.folder, running.digest_of(run, each))
+            digest.guard(each.folder, external.digest_of(run, each))
             step(each.folder / UNAVAILABLE, dict[str, str], partial(_probe, run, each))
     unavailable = _unavailable(run)
     run.show_steps(steps(run))
@@ -98,15 +99,15 @@ def _measure(run: Run, book_url: str, entry: RunningEntry) -> None:
                 accuracy.score(run, each, each.endpoint, repeat_contexts=1, paths=paths)
 
 
-def _probe(run: Run, entry: RunningEntry) -> dict[str, str]:
-    """What a server does not offer of what the run measures, with the reason, by a few short requests."""
+def _probe(run: Run, entry: ExternalEntry) -> dict[str, str]:
+    """Try short requests: the measurements that the server does not offer, each with the reason."""
     endpoint = entry.endpoint
     reason = greedy.not_offered(endpoint, run.suite.greedy.prompts[0])
     missing = {GREEDY: reason} if reason else {}
     if run.request.quick:
         return missing
     texts = accuracy.scored_texts(run, forced.PATHS)
-    longest = 1 + max(len(text.ids) for text in texts)  # a request for log-probabilities takes a token more
+    longest = 1 + max(len(text.ids) for text in texts)  # scoring generates a token
     if endpoint.context and longest > endpoint.context:
         reasons = dict.fromkeys(forced.PATHS, f"the texts need {longest} tokens, the server serves {endpoint.context}")
     else:
@@ -115,7 +116,7 @@ def _probe(run: Run, entry: RunningEntry) -> dict[str, str]:
 
 
 def _unavailable(run: Run) -> dict[str, str]:
-    """What the servers of a run are known not to offer, with the reason."""
+    """Measurements that a server of the run is known not to offer, each with the reason."""
     missing = {}
     for entry in run.in_order():
         path = entry.folder / UNAVAILABLE
@@ -126,7 +127,7 @@ def _unavailable(run: Run) -> dict[str, str]:
 
 
 def _paths(run: Run) -> list[ScoredPath]:
-    """The paths that are scored: those that every server offers; none in a quick run."""
+    """The paths to score: those that every server offers; none in a quick run."""
     unavailable = _unavailable(run)
     paths = [path for path in forced.PATHS if _scores_name(path) not in unavailable and not run.request.quick]
     with_prefill = any(group.prefill for group in run.suite.texts.contexts)
@@ -137,8 +138,8 @@ def _scores_name(path: ScoredPath) -> str:
     return f"{path} log-probabilities"
 
 
-def _row(run: Run, entry: RunningEntry, failure: FailedStep | None) -> ServingRow:
-    """A row of the steps that the server's folder has by now; it names no host."""
+def _row(run: Run, entry: ExternalEntry, failure: FailedStep | None) -> ServingRow:
+    """A row of the finished steps; names no host."""
     fields = rates.row_fields(run, entry, failure)
     attempts = {name: [_with_hidden_errors(run, attempt) for attempt in fields[name]] for name in ("rates", "unrated")}
     messages = {"failures": [_replaced(each, "message", partial(_hidden, run)) for each in fields["failures"]]}
@@ -169,5 +170,5 @@ def _replaced(record: R, field: str, change: Callable[[str], str]) -> R:
 
 
 def _hidden(run: Run, text: str) -> str:
-    """Text for a result: without hosts, folders and secrets."""
+    """The text without hosts, folders and secrets."""
     return redaction.redact(hide_hosts(text, [entry.endpoint.url for entry in run.in_order()]))
