@@ -115,6 +115,18 @@ def moved(arguments: dict, device: str) -> dict:
     return {name: move(x) for name, x in arguments.items()}
 
 
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with the last two axes exchanged in memory."""
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def entry(tensor: torch.Tensor, index: int | tuple[int, ...], value: int) -> torch.Tensor:
+    """A copy with one other entry."""
+    changed = tensor.clone()
+    changed[index] = value
+    return changed
+
+
 # ---- what must be there after the call
 
 

@@ -5,22 +5,12 @@ import re
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_writes import Case, build, memory_of
+from kernels_tests.lowp.cache_writes import Case, build, entry, memory_of, strided
 from lowp.cache_write import cache_write, rope_cache_write
 
 CASE = Case(granularity="head", rope="table")
 BFLOAT16 = Case(kv_format="bf16", rope="table")
 INT8 = Case(kv_format="int8", granularity="head", rope="table")
-
-
-def strided(tensor):
-    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def entry(tensor, index, value):
-    changed = tensor.clone()
-    changed[index] = value
-    return changed
 
 
 MISTAKES = {

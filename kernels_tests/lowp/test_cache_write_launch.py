@@ -1,37 +1,24 @@
 """A write on its way to the driver, with stand-ins for the device and the driver: build, grid and parameters."""
 
 import dataclasses
-from contextlib import nullcontext
 
 import pytest
 import torch
 
 from kernels_tests.lowp.cache_writes import Case, build
+from kernels_tests.lowp.stand_ins import A100, H200, launches_of, without_memory
 from lowp.cache_write import cache_write, launch, rope_cache_write
-from lowp.jit.device import Device
 
-H200 = Device("sm_90a", True, 132, 232_448, 233_472)
-A100 = Device("sm_80", False, 108, 166_912, 167_936)
 CASE = Case(tokens=40, slots=37, granularity="head", layout="interleaved", kv_heads=8, query_heads=64)
-
-
-def without_memory(x):
-    if not isinstance(x, torch.Tensor):
-        return x
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 @pytest.fixture
 def launched(monkeypatch):
     """Return a function that writes a case on tensors without memory: variant, grid, parameters and overlap."""
-    launches = []
-    monkeypatch.setattr(launch.build, "kernel", lambda arch, variant, _index: (arch, variant))
-    monkeypatch.setattr(launch.launcher, "launch", lambda *args, overlap: launches.append((*args, overlap)))
-    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
 
     def run(case, device, **options):
-        monkeypatch.setattr(launch, "device_of", lambda _device: device)
-        arguments = {name: without_memory(x) for name, x in build(case).items()}
+        launches = launches_of(launch, device, monkeypatch)
+        arguments = without_memory(build(case))
         (rope_cache_write if case.rope else cache_write)(**arguments, **options)
         return launches.pop() if launches else None
 

@@ -10,7 +10,7 @@ import torch
 from lowp.cache_write.params import Params
 from lowp.jit import compiler, launcher
 
-SOURCE = compiler.Source("cache_write", Path(__file__).parent, ("kernel.cu", "convert.cuh"))
+SOURCE = compiler.Source("cache_write", Path(__file__).parent, ("kernel.cu", "convert.cuh", "../jit/ptx.cuh"))
 THREADS = 256  # of a CTA
 VALUES = 16  # that a thread writes
 

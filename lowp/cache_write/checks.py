@@ -4,26 +4,23 @@ import torch
 
 from lowp.cache_write.build import VALUES
 from lowp.cache_write.call import Call
-from lowp.cache_write.reference import FORMAT_NAMES
-from lowp.formats.table import FORMATS
-from lowp.paged.layouts import AXES
+from lowp.paged.checks import KV_FORMATS, check_caches, check_index, check_rows, check_scale
 
-INPUT_DTYPES = (torch.bfloat16, torch.float16)
 MOST_THREADS = 2**31  # a thread's number has 32 bits, past the last token too
 
 
 def check_arguments(call: Call) -> None:
     """Raise unless the kernel has the call: dtypes, shapes, strides, devices. Reads no tensor."""
-    _check_index("slot_mapping", call.slot_mapping, call.k.device)
-    _check_rows("k", call.k, call)
-    _check_rows("v", call.v, call)
+    check_index("slot_mapping", call.slot_mapping, torch.int64, call.k, "k")
+    for name, x in (("k", call.k), ("v", call.v)):
+        check_rows(name, x, call.k, "k", call.tokens, VALUES)
     if call.v.shape[1:] != call.k.shape[1:]:
         raise ValueError(f"v has shape {tuple(call.v.shape)}; expected k's heads and head_dim, {tuple(call.k.shape)}")
-    _check_cache(call)
+    check_caches(call.k_cache, call.v_cache, call.layout, call.k, "k")
     for name, scale in (("k_scale", call.k_scale), ("v_scale", call.v_scale)):
         _check_scale(name, scale, call)
     if call.saturated is not None:
-        _check_index("saturated", call.saturated, call.k.device)
+        check_index("saturated", call.saturated, torch.int64, call.k, "k")
         if call.saturated.shape != (2,):
             raise ValueError(f"saturated has shape {tuple(call.saturated.shape)}; expected (2,): of K and of V")
     if call.rotation:
@@ -49,74 +46,10 @@ def check_entries(call: Call) -> None:
             raise ValueError(f"positions has {outside[0]}; expected 0 to {rows - 1}: cos_sin has {rows} rows")
 
 
-def _check_rows(name, x, call):
-    """Raise unless x is [tokens or more, heads, head_dim] as the kernel reads it."""
-    if x.dtype not in INPUT_DTYPES:
-        raise TypeError(f"{name} has dtype {x.dtype}; expected torch.bfloat16 or torch.float16")
-    if x.dtype != call.k.dtype:
-        raise TypeError(f"{name} has dtype {x.dtype}; expected k's, {call.k.dtype}")
-    if x.dim() != 3 or x.shape[0] < call.tokens or not x.shape[1]:
-        raise ValueError(
-            f"{name} has shape {tuple(x.shape)}; expected [tokens, heads, head_dim], {call.tokens} tokens or more"
-        )
-    if x.device != call.k.device:
-        raise ValueError(f"{name} is on {x.device}; expected k's device, {call.k.device}")
-    head_dim = x.shape[2]
-    if not head_dim or head_dim % VALUES:
-        raise NotImplementedError(f"{name} has head_dim {head_dim}; this kernel has multiples of {VALUES}")
-    (tokens, heads, _), strides = x.shape, x.stride()
-    contiguous = strides[2] == 1 and (heads == 1 or strides[1] == head_dim)
-    if not contiguous or (tokens > 1 and strides[0] * x.element_size() % 16) or x.data_ptr() % 16:
-        raise ValueError(
-            f"{name} has strides {strides} from address {x.data_ptr():#x}; expected contiguous heads, tokens at "
-            "multiples of 16 bytes"
-        )
-
-
-def _check_cache(call):
-    k_cache, v_cache = call.k_cache, call.v_cache
-    if call.layout not in AXES:
-        raise ValueError(f"layout is {call.layout!r}; expected {', '.join(AXES)}")
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.dtype not in FORMAT_NAMES:
-            raise TypeError(f"{name} has dtype {cache.dtype}; expected {', '.join(map(str, FORMAT_NAMES))}")
-        if cache.device != call.k.device:
-            raise ValueError(f"{name} is on {cache.device}; expected k's device, {call.k.device}")
-        if cache.dim() != 4 or (cache.shape[call.axes[1]], cache.shape[3]) != (call.kv_heads, call.head_dim):
-            raise ValueError(
-                f"{name} has shape {tuple(cache.shape)} (layout {call.layout}); expected 4 axes with k's "
-                f"{call.kv_heads} heads of {call.head_dim}"
-            )
-        strides, size = cache.stride(), cache.element_size()
-        if strides[3] != 1 or any(stride * size % 16 for stride in strides[:3]) or cache.data_ptr() % 16:
-            raise ValueError(
-                f"{name} has strides {strides} from address {cache.data_ptr():#x}; "
-                "expected a last stride of 1, the others and the address multiples of 16 bytes"
-            )
-    if (k_cache.dtype, k_cache.shape, k_cache.stride()) != (v_cache.dtype, v_cache.shape, v_cache.stride()):
-        raise ValueError(
-            f"k_cache is {k_cache.dtype} {tuple(k_cache.shape)} strides {k_cache.stride()}, v_cache is "
-            f"{v_cache.dtype} {tuple(v_cache.shape)} strides {v_cache.stride()}; expected the same"
-        )
-    if call.page_size.bit_count() != 1:
-        raise NotImplementedError(f"page size is {call.page_size}; this kernel has powers of two")
-
-
 def _check_scale(name, scale, call):
-    kv_format = FORMATS[FORMAT_NAMES[call.k_cache.dtype]]
+    check_scale(name, scale, KV_FORMATS[call.k_cache.dtype], call.k, "k")
     if scale is None:
-        if "none" not in kv_format.granularities:
-            raise ValueError(f"{name} is None with a cache in {kv_format.name}; expected an fp32 tensor")
         return
-    if "tensor" not in kv_format.granularities:
-        raise NotImplementedError(
-            f"{name} is given with a cache in {kv_format.name}, which has no scales; expected None"
-        )
-    if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32:
-        kind = scale.dtype if isinstance(scale, torch.Tensor) else type(scale).__name__
-        raise TypeError(f"{name} is {kind}; expected None or an fp32 tensor")
-    if scale.device != call.k.device:
-        raise ValueError(f"{name} is on {scale.device}; expected k's device, {call.k.device}")
     if scale.numel() != 1 and not (scale.shape == (call.kv_heads,) and scale.is_contiguous()):
         raise ValueError(
             f"{name} has shape {tuple(scale.shape)}; expected one element, or ({call.kv_heads},) contiguous"
@@ -125,9 +58,9 @@ def _check_scale(name, scale, call):
 
 def _check_rotation(call):
     rotation = call.rotation
-    _check_rows("q", rotation.q, call)
-    _check_rows("q_out", rotation.q_out, call)
-    _check_index("positions", rotation.positions, call.k.device)
+    for name, x in (("q", rotation.q), ("q_out", rotation.q_out)):
+        check_rows(name, x, call.k, "k", call.tokens, VALUES)
+    check_index("positions", rotation.positions, torch.int64, call.k, "k")
     if rotation.positions.shape[0] < call.tokens:
         raise ValueError(
             f"positions has shape {tuple(rotation.positions.shape)}; expected {call.tokens} entries or more"
@@ -151,14 +84,3 @@ def _check_rotation(call):
     strides = cos_sin.stride()
     if strides[1] != 1 or strides[0] * cos_sin.element_size() % 16 or cos_sin.data_ptr() % 16:
         raise ValueError(f"cos_sin has strides {strides}; expected contiguous rows at multiples of 16 bytes")
-
-
-def _check_index(name, tensor, device):
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{name} has dtype {tensor.dtype}; expected torch.int64")
-    if tensor.dim() != 1 or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}; expected one contiguous axis"
-        )
-    if tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}; expected k's device, {device}")

@@ -1,7 +1,7 @@
-// Values to and from registers, bit for bit as lowp/formats/convert.py. No toolkit header: NVRTC needs no include path.
+// Values to the storage format, bit for bit as lowp/formats/convert.py.
 #pragma once
 
-#define DEVICE __device__ __forceinline__
+#include "../jit/ptx.cuh"
 
 // The configuration of one build. The host defines every name in capitals (build.py); none has a default.
 constexpr int kHeadDim = HEAD_DIM;                                // a multiple of 16
@@ -15,22 +15,9 @@ constexpr bool kCount = COUNT;                                    // count the v
 constexpr int kKvBytes = kE4m3 || kInt8 ? 1 : 2;
 constexpr float kLargest = kE4m3 ? 448.f : kInt8 ? 127.f : kKvBf16 ? 3.38953138925153547590e38f : 65504.f;
 
-// Eight values of a row.
-struct Values { float x[8]; };
-
-DEVICE uint4 load_16(const void* p) {
-  uint4 r;
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p) : "memory");
-  return r;
-}
 DEVICE long long load_index(const long long* p) {
   long long r;
   asm volatile("ld.global.s64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
-  return r;
-}
-DEVICE float load_float(const float* p) {
-  float r;
-  asm volatile("ld.global.f32 %0, [%1];" : "=f"(r) : "l"(p) : "memory");
   return r;
 }
 
@@ -42,33 +29,6 @@ DEVICE void store_16_if(bool condition, void* p, uint4 x) {
 DEVICE void store_8_if(bool condition, void* p, uint2 x) {
   asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.global.v2.u32 [%0], {%1,%2};}"
                ::"l"(p), "r"(x.x), "r"(x.y), "r"(unsigned(condition)) : "memory");
-}
-
-// ---- 16 bits
-template <bool kBf16> DEVICE float2 unpack_pair(unsigned x) {
-  float2 r;
-  if constexpr (kBf16) {
-    r.x = __uint_as_float(x << 16);
-    r.y = __uint_as_float(x & 0xffff0000u);
-  } else {
-    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(r.x), "=f"(r.y) : "r"(x));
-  }
-  return r;
-}
-template <bool kBf16> DEVICE unsigned pack_pair(float low, float high) {
-  unsigned r;
-  if constexpr (kBf16) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-template <bool kBf16> DEVICE Values unpack(uint4 raw) {
-  const float2 a = unpack_pair<kBf16>(raw.x), b = unpack_pair<kBf16>(raw.y);
-  const float2 c = unpack_pair<kBf16>(raw.z), d = unpack_pair<kBf16>(raw.w);
-  return {a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y};
-}
-template <bool kBf16> DEVICE uint4 pack(const Values& v) {
-  return {pack_pair<kBf16>(v.x[0], v.x[1]), pack_pair<kBf16>(v.x[2], v.x[3]), pack_pair<kBf16>(v.x[4], v.x[5]),
-          pack_pair<kBf16>(v.x[6], v.x[7])};
 }
 
 // ---- x / scale

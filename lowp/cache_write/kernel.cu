@@ -75,9 +75,7 @@ DEVICE uint4 to_16_bits(Values v) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) cache_write(const __grid_constant__ Params p) {
   // Let the next kernel launch now: it waits for the end of this one before it reads, as this one does below.
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
+  let_next_kernel_start();
   const unsigned thread = blockIdx.x * THREADS + threadIdx.x;
   const unsigned token = thread / kTokenThreads, row = thread % kTokenThreads / kRowThreads, part = thread % kRowThreads;
   const bool is_q = kRotate && row < kQueryHeads, is_v = row >= kQueryHeads + kKvHeads;
@@ -86,9 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_write(const __grid_c
   const char* from = (is_q ? p.q + token * p.q_stride : is_v ? p.v + token * p.v_stride : p.k + token * p.k_stride) +
                      (head * kHeadDim + part * kFirst) * 2;
   const float* scale_of = is_v ? p.v_scale : p.k_scale;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+  wait_for_previous_kernel();
 
   // All loads that need no other are in flight at once.
   long long position = 0;

@@ -4,10 +4,8 @@ import torch
 
 from lowp.cache_write.call import Call
 from lowp.formats import quantize
-from lowp.formats.table import FORMATS
+from lowp.paged.checks import KV_FORMATS
 from lowp.paged.layouts import as_bits, in_nhd
-
-FORMAT_NAMES = {FORMATS[name].dtype: name for name in ("bf16", "fp16", "e4m3", "int8")}
 
 
 def write(call: Call) -> None:
@@ -27,7 +25,7 @@ def write(call: Call) -> None:
     slots = call.slot_mapping[written]
     page, slot = slots // call.page_size, slots % call.page_size
     for index, (x, cache, scale) in enumerate(((k, call.k_cache, call.k_scale), (v, call.v_cache, call.v_scale))):
-        stored = quantize(x[written], FORMAT_NAMES[cache.dtype], None if scale is None else scale.view(-1, 1))
+        stored = quantize(x[written], KV_FORMATS[cache.dtype].name, None if scale is None else scale.view(-1, 1))
         as_bits(in_nhd(cache, call.layout))[page, slot] = as_bits(stored.values)
         if call.saturated is not None:
             call.saturated[index] += stored.saturated

@@ -41,3 +41,18 @@ def in_nhd(tensor: torch.Tensor, axes: str) -> torch.Tensor:
 def as_bits(cache: torch.Tensor) -> torch.Tensor:
     """View values as integers of their size: indexing is not implemented for float8 on every device."""
     return cache.view(torch.uint8 if cache.dtype.itemsize == 1 else torch.int16)
+
+
+def gather(
+    cache: torch.Tensor, scale: torch.Tensor | None, page: torch.Tensor, slot: torch.Tensor, axes: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the stored vectors of tokens, [tokens, kv_heads, head_dim], and their scale, which broadcasts to them.
+
+    scale: of any granularity, as `sink_decode` takes it.
+    """
+    stored = as_bits(in_nhd(cache, axes))[page, slot].view(cache.dtype)
+    if scale is None or scale.numel() == 1:
+        return stored, None if scale is None else scale.view(())
+    if scale.dim() == 2:
+        return stored, scale
+    return stored, (in_nhd(scale, axes)[page, slot] if scale.dim() == 3 else scale)[..., None]

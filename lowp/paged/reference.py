@@ -2,7 +2,7 @@
 
 import torch
 
-from lowp.paged.layouts import as_bits, in_nhd
+from lowp.paged.layouts import gather, in_nhd
 
 
 def reference(
@@ -34,9 +34,7 @@ def reference(
     """
     queries = q.double() if q.dim() == 4 else q.double()[:, None]
     batch, query_tokens, query_heads, head_dim = queries.shape
-    k_cache, v_cache = in_nhd(k_cache, layout), in_nhd(v_cache, layout)
-    k_scale, v_scale = (in_nhd(s, layout) if s is not None and s.dim() == 3 else s for s in (k_scale, v_scale))
-    page_size, kv_heads = k_cache.shape[1:3]
+    page_size, kv_heads = in_nhd(k_cache, layout).shape[1:3]
     queries = queries.reshape(batch, query_tokens, kv_heads, query_heads // kv_heads, head_dim)
     sink = q.new_full((query_heads,), -torch.inf, dtype=torch.float64) if sinks is None else sinks.double()
     sink = torch.where(sink == torch.inf, torch.nan, sink).view(kv_heads, -1)
@@ -49,8 +47,8 @@ def reference(
         first = 0 if window_left < 0 else max(0, positions[0] - window_left)
         token = torch.arange(first, length, device=q.device)
         page, slot = block_table[b, token // page_size].long(), token % page_size
-        k = _read(k_cache, page, slot, k_scale)
-        v = _read(v_cache, page, slot, v_scale)
+        k = _read(k_cache, k_scale, page, slot, layout)
+        v = _read(v_cache, v_scale, page, slot, layout)
         for position in positions:
             i = position - length  # counted from the last query token
             seen = slice(0 if window_left < 0 else max(0, position - window_left) - first, position + 1 - first)
@@ -63,11 +61,7 @@ def reference(
     return out.view(q.shape), lse.view(q.shape[:-1])
 
 
-def _read(cache, page, slot, scale):
-    """Dequantise tokens of a cache in NHD order: [tokens, kv_heads, head_dim] in float64."""
-    stored = as_bits(cache)[page, slot].view(cache.dtype).double()
-    if scale is None or scale.numel() == 1:
-        return stored * (1.0 if scale is None else scale.double().view(()))
-    if scale.dim() == 2:
-        return stored * scale.double()
-    return stored * (scale[page, slot] if scale.dim() == 3 else scale).double()[..., None]
+def _read(cache, scale, page, slot, layout):
+    """Dequantise tokens of a cache: [tokens, kv_heads, head_dim] in float64."""
+    stored, scale = gather(cache, scale, page, slot, layout)
+    return stored.double() if scale is None else stored.double() * scale.double()

@@ -1,0 +1,26 @@
+"""Compile a kernel by nvcc, for tests: no warning, no spill, and what ptxas says of its registers. No GPU needed."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+NVCC = shutil.which("nvcc")
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_120a", "sm_121a")
+REGISTERS = 65_536  # of an SM
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
+
+
+def check(source, defines: dict[str, int], arch: str, folder) -> None:
+    """Compile: no warning, no spill, no stack, and registers for 1024 threads of an SM."""
+    arch = arch.removeprefix("sm_")
+    words = [NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-std=c++17", "-Xptxas", "-v", "-cubin"]
+    words += [f"-D{name}={value}" for name, value in defines.items()]
+    words += ["-o", str(folder / "kernel.cubin"), str(source.folder / source.files[0])]
+    compiled = subprocess.run(words, capture_output=True, text=True)
+    assert compiled.returncode == 0 and "warning" not in compiled.stderr, compiled.stderr
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in compiled.stderr
+    registers = int(re.search(r"Used (\d+) registers", compiled.stderr)[1])
+    assert registers * 1024 <= REGISTERS
