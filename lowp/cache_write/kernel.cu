@@ -1,13 +1,15 @@
 // K and V of new tokens into a paged cache, in its storage format; with query heads, rotated on the way (RoPE).
 //
-// A row is one head's vector of one token: the query's, then K's, then V's. A thread moves 16 values of a row: with
-// rotation two chunks of 8, half a row apart, which are each other's partners; else 16 in a line.
+// A row is one head's vector of one token: the query's, then K's, then V's. A thread moves 16 values of a row: two chunks
+// of 8, half a row apart, where they are each other's partners in a rotation or are stored in 16 bits (neighbouring
+// threads then fill whole sectors); else 16 in a line.
 #include "convert.cuh"
 
 constexpr bool kRotate = kQueryHeads > 0;
 constexpr unsigned kRowThreads = kHeadDim / 16, kTokenThreads = (kQueryHeads + 2 * kKvHeads) * kRowThreads;
-constexpr unsigned kFirst = kRotate ? 8 : 16;                 // values from one thread's first chunk to the next thread's
-constexpr int kApart = kRotate ? kHeadDim / 2 : 8;            // values from a thread's first chunk to its second
+constexpr bool kHalves = kRotate || kKvBytes == 2;
+constexpr unsigned kFirst = kHalves ? 8 : 16;                 // values from one thread's first chunk to the next thread's
+constexpr int kApart = kHalves ? kHeadDim / 2 : 8;            // values from a thread's first chunk to its second
 constexpr int kTableBytes = kTableFloat ? 4 : 2;
 
 struct Params {
