@@ -6,7 +6,7 @@ import pytest
 
 from bench.serving import counters
 from bench.serving.counters import Counters
-from kernels_tests.bench.serving import stub
+from kernels_tests.bench.serving import streaming_stub
 from kernels_tests.processes import wait_for
 
 VLLM_0_32 = """\
@@ -54,7 +54,7 @@ def test_counters_of_a_point_are_those_of_its_warm_up_and_the_preemptions_since(
 
 def test_nothing_is_polled_between_the_start_of_the_requests_and_their_end(monkeypatch):
     monkeypatch.setattr(counters, "INTERVAL_S", 0.01)
-    with stub.serve() as server:
+    with streaming_stub.serve() as server:
         server.metrics = lambda: VLLM_0_32
         with counters.polled(server.endpoint) as (samples, stop):
             wait_for(lambda: len(samples) > 2)
@@ -67,7 +67,7 @@ def test_nothing_is_polled_between_the_start_of_the_requests_and_their_end(monke
 
 @pytest.mark.parametrize("metrics", [None, lambda: "python_gc 1\n"])
 def test_a_server_without_counters_is_polled_once(metrics):
-    with stub.serve() as server:
+    with streaming_stub.serve() as server:
         server.metrics = metrics
         with counters.polled(server.endpoint) as (samples, _):
             pass
