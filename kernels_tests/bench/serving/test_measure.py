@@ -44,8 +44,11 @@ def test_a_slow_server_fails_no_request_and_each_has_its_times(server, book_url,
         assert request.e2e_ms >= 1000 * (streaming_stub.FIRST_S + 3 * streaming_stub.NEXT_S)
     assert min(request.start_ms for request in rate.requests) == 0
     ceiling = 3 / (streaming_stub.FIRST_S + 3 * streaming_stub.NEXT_S)
-    assert all(0 < request_rate <= ceiling for request_rate in request_times.request_rates(rate.requests))
+    assert all(0 < request_rate <= ceiling for request_rate in request_times.request_rates(rate.whole_repeats))
     assert len(rate.decode_tok_s) == len(rate.prefill_tok_s) == 2
+    (events,) = tmp_path.glob("*.jsonl")
+    before, _, _ = events.read_text().partition("request_start")
+    assert before.count('"type":"latency_measured"') == 1, "the event just before the warm-up repeat"
 
 
 FAILURES = {  # behaviour of the stub -> reason
