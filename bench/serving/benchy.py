@@ -33,7 +33,8 @@ WITH_KEY = (
     f"sys.argv += ['--api-key', os.environ.pop({KEY_VARIABLE!r})]\n"
     "runpy.run_module('llama_benchy', run_name='__main__', alter_sys=True)"
 )
-STALL_S = 900.0  # without any event; a warm-up repeat has none
+STALL_S = 900.0  # without any event
+SLOWEST_TOK_S = 10.0  # of a working server in the warm-up repeat, which has no events
 CHECK_S = 1.0
 GPT2_FALLBACK = "Falling back to 'gpt2'"
 WARMUP_FAILED = "Warmup failed: "
@@ -44,12 +45,14 @@ METRICS = {"decode_tok_s": "tg_throughput", "prefill_tok_s": "pp_throughput"}  #
 class Execution(NamedTuple):
     """A finished execution of llama-benchy.
 
-    start: of its measured requests, by time.monotonic(). stalled: killed after STALL_S without an event.
+    warm_up_start, start: of its warm-up repeat and of its measured requests, by time.monotonic(). silent_s: the seconds
+    without an event after which it was killed; None if it ended by itself.
     """
 
     returncode: int
+    warm_up_start: float
     start: float
-    stalled: bool
+    silent_s: float | None
     load_average: float | None
 
 
@@ -65,12 +68,12 @@ def measure(
     saved.unlink(missing_ok=True)
     with counters.polled(endpoint) as (samples, stop_polling):
         command, environment = _command(endpoint, point, runs, book_url, saved)
-        execution = _execute(command, environment, saved, stop_polling, on_request)
+        execution = _execute(command, environment, saved, _warm_up_limit_s(point), stop_polling, on_request)
     log_text = failures.without_secrets(saved.with_suffix(".log").read_text(encoding="utf-8"), endpoint.headers)
     _check(execution, log_text, saved)
     with saved.with_suffix(".jsonl").open(encoding="utf-8") as lines:
         requests = stream.parse(lines).get(point, [])
-    requests = [_with_stall(request) for request in requests] if execution.stalled else requests
+    requests = [_with_stall(request, execution.silent_s) for request in requests] if execution.silent_s else requests
     requests = failures.redacted(requests, endpoint.headers)
     unsent = runs * point.concurrency - len(requests)
     attempt = Attempt(
@@ -78,7 +81,7 @@ def measure(
         load_average=execution.load_average,
         requests=requests,
         failures=failures.counted(requests, unsent, _why_unsent(execution, log_text)),
-        counters=counters.summary(samples, execution.start),
+        counters=counters.summary(samples, execution.warm_up_start, execution.start, point.concurrency),
     )
     return read(saved, attempt, runs)
 
@@ -103,10 +106,16 @@ def _command(
     return command, environment | ({KEY_VARIABLE: key} if key else {})
 
 
+def _warm_up_limit_s(point: GridPoint) -> float:
+    """The seconds that a point's warm-up repeat may take."""
+    return STALL_S + point.concurrency * (point.depth + point.prompt + point.output) / SLOWEST_TOK_S
+
+
 def _execute(
     command: list[str],
     environment: dict[str, str],
     saved: Path,
+    warm_up_limit_s: float,
     on_start: Callable[[], None],
     on_request: Callable[[], None],
 ) -> Execution:
@@ -122,41 +131,44 @@ def _execute(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=saved.parent,
             env=environment,
         )  # fmt: skip
-        start = last_event = time.monotonic()
+        warm_up_start = start = last_event = time.monotonic()
         load, is_warm = None, False
-        with _killed_on_stall(process, lambda: last_event) as stalled:
+        with _killed_when_silent(process, lambda: (last_event, STALL_S if is_warm else warm_up_limit_s)) as killed:
             for line in process.stdout:
                 last_event = time.monotonic()
                 recorded.write(line)
-                if not is_warm and '"type":"request_start"' in line:
+                if '"type":"latency_measured"' in line:  # the last event before the warm-up repeat
+                    warm_up_start = last_event
+                elif not is_warm and '"type":"request_start"' in line:
                     start, is_warm = last_event, True
                     on_start()
                 elif '"type":"request_end"' in line:
                     load = provenance.load_average()
                     on_request()
             process.wait()
-    return Execution(process.returncode, start, stalled.is_set(), load)
+    return Execution(process.returncode, warm_up_start, start, killed[0] if killed else None, load)
 
 
 @contextmanager
-def _killed_on_stall(process: subprocess.Popen, last_event: Callable[[], float]) -> Iterator[threading.Event]:
-    """Kill the process after STALL_S without an event, and with the block; yields what is set on a stall.
+def _killed_when_silent(process: subprocess.Popen, silence: Callable[[], tuple[float, float]]) -> Iterator[list[float]]:
+    """Kill the process after too long without an event, and with the block; yields a list that then has the limit.
 
-    last_event: when the last event came, by time.monotonic().
+    silence: when the last event came, by time.monotonic(), and the limit in seconds.
     """
-    stalled, ended = threading.Event(), threading.Event()
+    killed, ended = [], threading.Event()
 
     def watch() -> None:
         while not ended.wait(CHECK_S):
-            if time.monotonic() - last_event() > STALL_S:
-                stalled.set()
+            last_event, limit_s = silence()
+            if time.monotonic() - last_event > limit_s:
+                killed.append(limit_s)
                 process.kill()
                 return
 
     watchdog = threading.Thread(target=watch, daemon=True)
     watchdog.start()
     try:
-        yield stalled
+        yield killed
     finally:
         ended.set()
         process.kill()
@@ -164,20 +176,20 @@ def _killed_on_stall(process: subprocess.Popen, last_event: Callable[[], float])
         watchdog.join()
 
 
-def _with_stall(request: RequestTimes) -> RequestTimes:
-    """Mark an unfinished request as stalled, and add STALL_S to its time."""
+def _with_stall(request: RequestTimes, silent_s: float) -> RequestTimes:
+    """Mark an unfinished request as stalled, and add the silence to its time."""
     if request.error != stream.NO_END:
         return request
-    return request.model_copy(update={"error": _stall_text(), "e2e_ms": request.e2e_ms + 1000 * STALL_S})
+    return request.model_copy(update={"error": _stall_text(silent_s), "e2e_ms": request.e2e_ms + 1000 * silent_s})
 
 
-def _stall_text() -> str:
-    return f"no token for {STALL_S:.0f} s"
+def _stall_text(silent_s: float) -> str:
+    return f"no token for {silent_s:.0f} s"
 
 
 def _why_unsent(execution: Execution, log_text: str) -> str:
-    if execution.stalled:
-        return _stall_text()
+    if execution.silent_s:
+        return _stall_text(execution.silent_s)
     errors = [line.partition(WARMUP_FAILED)[2] for line in log_text.splitlines() if WARMUP_FAILED in line]
     return failures.reason(errors[0]) if errors else ""
 
@@ -191,7 +203,7 @@ def _check(execution: Execution, log_text: str, saved: Path) -> None:
             "llama-benchy could not read the model's tokenizer and fell back to gpt2's: its token counts are wrong",
             "check tokenizer.json in the model folder",
         )
-    if execution.stalled or WARMUP_FAILED in log_text:
+    if execution.silent_s or WARMUP_FAILED in log_text:
         return
     if execution.returncode != 0 or not saved.exists():
         errors = [line for line in log_text.splitlines() if any(sign in line for sign in ERROR_SIGNS)]
@@ -211,7 +223,7 @@ def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
     if not saved.exists():
         return attempt
     (entry,) = json.loads(saved.read_text(encoding="utf-8"))["benchmarks"]
-    whole_repeats = [repeat for repeat in range(1, runs + 1) if _is_whole(attempt, repeat)]
+    whole_repeats = [repeat[0].run for repeat in attempt.whole_repeats]
     samples = {
         field: _of_repeats(whole_repeats, (entry.get(metric) or {}).get("values") or [], attempt)
         for field, metric in METRICS.items()
@@ -224,7 +236,7 @@ def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
             f"llama-benchy has fewer than {runs} samples of {missing[0]} at depth {attempt.depth}",
             "an output was too short to time; see llama-benchy's log, then run again with --resume",
         )
-    first_token_ms = [request.ttft_ms for request in attempt.requests if request.run in whole_repeats]
+    first_token_ms = [request.ttft_ms for repeat in attempt.whole_repeats for request in repeat]
     try:
         return Rate(**dict(attempt), **samples, first_token_ms=first_token_ms)
     except ValidationError as error:
@@ -235,11 +247,6 @@ def read(saved: Path, attempt: Attempt, runs: int) -> Attempt:
             f" (got {first['input']!r})",
             "an output was too short to time; see llama-benchy's log, then run again with --resume",
         ) from error
-
-
-def _is_whole(attempt: Attempt, repeat: int) -> bool:
-    requests = [request for request in attempt.requests if request.run == repeat]
-    return len(requests) == attempt.concurrency and not any(request.error for request in requests)
 
 
 def _of_repeats(whole_repeats: list[int], values: list[float], attempt: Attempt) -> list[float]:

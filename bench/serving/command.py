@@ -43,7 +43,7 @@ def _parse_slo(_context, _parameter, text: str | None) -> goodput.Slo:
 @click.command("serving")
 @run_options
 @_list_option("prompt", "Tokens of each prompt")
-@_list_option("output", "Tokens of each output")
+@_list_option("output", "Tokens of each output", minimum=2)
 @_list_option("depth", "Tokens of context before the prompt", minimum=0)
 @_list_option("concurrency", "Requests at once")
 @click.option("--runs", type=click.IntRange(min=1), metavar="N", help="Repeats of each point; default: the suite's.")

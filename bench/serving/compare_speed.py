@@ -60,12 +60,12 @@ def latencies(a: Sequence[Rate], b: Sequence[Rate], slo_a: Slo, slo_b: Slo) -> d
     points = []
     for point in sorted(of_a.keys() & of_b.keys(), key=tables.order):
         pair = of_a[point], of_b[point]
-        percentiles = [request_times.latencies(rate.requests) for rate in pair]
+        percentiles = [request_times.latencies(rate.whole_repeats) for rate in pair]
         line = _sizes(point)
         line["ttft_p95_ms"] = figures(*(each.ttft.p95 if each.ttft else None for each in percentiles))
         line["itl_p95_ms"] = figures(*(each.itl.p95 if each.itl else None for each in percentiles))
         if slo:
-            line["goodput_share"] = figures(*(goodput.goodput(rate.requests, rate.total, slo).share for rate in pair))
+            line["goodput_share"] = figures(*(goodput.goodput(rate.repeats, rate.total, slo).share for rate in pair))
         points.append(line)
     return {"slo": goodput.as_text(slo) or None, "points": points}
 

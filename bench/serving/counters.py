@@ -2,7 +2,7 @@
 
 The names are vLLM's. Answering /metrics takes vLLM 0.32 about 13 ms on two busy CPU cores and delays tokens: poll in
 the warm-up repeat of a point, which has the same load, not while requests are measured. A missing counter is None,
-never 0.
+never 0, and so is one of a warm-up repeat too short for a poll under its whole load.
 """
 
 import math
@@ -39,8 +39,8 @@ class Counters(Strict):
     """A server's counters at a point; None: not known.
 
     waiting, running: the most requests at once in the warm-up repeat. kv_cache_usage: the largest part of the KV cache
-    in use in it, 0 to 1. Peaks shorter than INTERVAL_S may be missed. preemptions: of the measured requests, for lack
-    of KV cache.
+    in use in it, 0 to 1. Peaks shorter than INTERVAL_S may be missed; all three are None if no poll reported the
+    point's number of requests. preemptions: of the measured requests, for lack of KV cache.
     """
 
     waiting: Requests | None = None
@@ -65,14 +65,19 @@ def parse(text: str) -> dict[str, float]:
     return {field: max(each) if field == "kv_cache_usage" else sum(each) for field, each in values.items()}
 
 
-def summary(samples: Sequence[Sample], start: float) -> Counters | None:
-    """The counters of a point whose measured requests started at `start`; None without any sample."""
-    warm_up = [values for time_s, values in samples if time_s <= start]
+def summary(samples: Sequence[Sample], warm_up_start: float, start: float, concurrency: int) -> Counters | None:
+    """The counters of a point; None without any sample.
+
+    warm_up_start, start: of the warm-up repeat and of the measured requests, by time.monotonic().
+    """
+    warm_up = [values for time_s, values in samples if warm_up_start <= time_s <= start]
     last = [values for time_s, values in samples if time_s > start][-1:]
     preemptions = [values["preemptions"] for values in (*warm_up[-1:], *last) if "preemptions" in values]
+    requests_at_once = [values.get("running", 0) + values.get("waiting", 0) for values in warm_up]
+    is_loaded = max(requests_at_once, default=0) >= concurrency
 
     def highest(field: str) -> float | None:
-        return max((values[field] for values in warm_up if field in values), default=None)
+        return max((values[field] for values in warm_up if field in values), default=None) if is_loaded else None
 
     if not samples:
         return None

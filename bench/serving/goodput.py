@@ -7,11 +7,11 @@ here each repeat of a point is a run.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from bench.serving import request_times
-from bench.serving.request_times import RequestTimes
+from bench.serving.request_times import Repeats, RequestTimes
 from flashinfer_patches.strict import Positive
 
 Slo = dict[Literal["ttft", "itl", "e2e"], Positive]  # limits in ms
@@ -26,7 +26,7 @@ LIMIT = re.compile(r"(\w+)=(\d+(?:\.\d+)?)(ms|s)")
 
 
 class Goodput(NamedTuple):
-    """share: of all requests of a point. per_s: requests per second, of each repeat."""
+    """share: of all requests of a point. per_s: requests per second of each repeat. Never sent counts as failed."""
 
     share: float
     per_s: list[float]
@@ -52,17 +52,18 @@ def as_text(slo: Slo) -> str:
     return ",".join(f"{name}={limit:.15g}ms" for name, limit in slo.items())
 
 
-def goodput(requests: Sequence[RequestTimes], total: int, slo: Slo) -> Goodput | None:
-    """The goodput of a point's requests; None without requests or limits. total: with those never sent."""
-    if not requests or not slo:
+def goodput(repeats: Repeats, total: int, slo: Slo) -> Goodput | None:
+    """The goodput of a point; None without requests or limits.
+
+    repeats: empty where none of its requests was sent. total: all requests of the point, those never sent included.
+    """
+    if not total or not slo:
         return None
-    return Goodput(
-        share=sum(meets(request, slo) for request in requests) / total,
-        per_s=[
-            sum(meets(request, slo) for request in repeat) / request_times.wall_s(repeat)
-            for repeat in request_times.repeats(requests)
-        ],
-    )
+    met = [sum(meets(request, slo) for request in repeat) for repeat in repeats]
+    per_s = [
+        count / request_times.wall_s(repeat) if repeat else 0.0 for count, repeat in zip(met, repeats, strict=True)
+    ]
+    return Goodput(sum(met) / total, per_s)
 
 
 def meets(request: RequestTimes, slo: Slo) -> bool:

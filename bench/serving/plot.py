@@ -15,7 +15,7 @@ from bench.serving import request_times
 from bench.serving.result import Rate, ServingRow
 from bench.serving.tables import shown_rates
 
-GREY, REQUESTS = "#666666", "requests at once"
+GREY, ALIKE = "#666666", "same number of requests at once"
 LABEL_OFFSET = (5, -9)  # points from the slowest marker to its number of requests
 
 
@@ -28,7 +28,7 @@ class Load(NamedTuple):
 
 
 class LoadPoint(NamedTuple):
-    """p95_ms: between tokens. tok_s: output tokens per second of all requests, the median of the repeats."""
+    """p95_ms: between tokens. tok_s: output tokens per second of all requests, the median of the whole repeats."""
 
     concurrency: int
     p95_ms: float
@@ -55,9 +55,9 @@ def loads(rows: Sequence[ServingRow]) -> list[Load]:
 def load_points(row: ServingRow, load: Load) -> list[LoadPoint]:
     """A profile's points of a load that may be shown, in order of requests at once."""
     return sorted(
-        LoadPoint(rate.concurrency, itl.p95, median(request_times.token_rates(rate.requests)))
+        LoadPoint(rate.concurrency, itl.p95, median(request_times.token_rates(rate.whole_repeats)))
         for rate in shown_rates(row)
-        if _load(rate) == load and (itl := request_times.latencies(rate.requests).itl)
+        if _load(rate) == load and (itl := request_times.latencies(rate.whole_repeats).itl)
     )
 
 
@@ -83,7 +83,10 @@ def _decode_grids(rows: Sequence[ServingRow], drawn: Sequence[Load]) -> list[tup
 
 
 def _load_panel(panel: Axes, rows: Sequence[ServingRow], load: Load) -> None:
-    """Throughput over the p95 time between tokens, a line per profile; dotted: the same number of requests at once."""
+    """Throughput over the p95 time between tokens, a line per profile, numbers: requests at once.
+
+    Dotted lines join several profiles' points of the same number of requests.
+    """
     points_by_label = {label: load_points(row, load) for label, row in zip(series_labels(rows), rows, strict=True)}
     for index, (label, points) in enumerate(points_by_label.items()):
         if points:
@@ -91,11 +94,12 @@ def _load_panel(panel: Axes, rows: Sequence[ServingRow], load: Load) -> None:
     shown = [point for points in points_by_label.values() for point in points]
     for concurrency in sorted({point.concurrency for point in shown}):
         alike = sorted((point for point in shown if point.concurrency == concurrency), key=lambda point: point.p95_ms)
-        panel.plot(_x(alike), _y(alike), color=GREY, linestyle=":", linewidth=1.2, zorder=1, label=REQUESTS)
+        if len(alike) > 1:
+            panel.plot(_x(alike), _y(alike), color=GREY, linestyle=":", linewidth=1.2, zorder=1, label=ALIKE)
         slowest = alike[-1].p95_ms, alike[-1].tok_s
         panel.annotate(str(concurrency), slowest, LABEL_OFFSET, textcoords="offset points", color=GREY, fontsize=9)
     panel.set_title(f"load, tokens/s; depth {load.depth:,}, {load.prompt:,} in, {load.output:,} out", loc="left")
-    panel.set_xlabel("p95 time between tokens (ms)")
+    panel.set_xlabel("p95 between tokens (ms); numbers: requests at once")
     panel.set_xlim(0, 1.1 * max(_x(shown)))
     panel.set_ylim(0, 1.1 * max(_y(shown)))
     panel.xaxis.set_major_formatter(NUMBER)

@@ -18,6 +18,7 @@ from flashinfer_patches.errors import Problem
 from vllm_launch.terminal import Step
 
 PROBE_S = 30.0
+WARMUP_RETRIES = 1
 POINTS = list[Rate | Attempt]
 
 
@@ -76,8 +77,9 @@ def measure_depth(
 ) -> list[Attempt]:
     """Measure the points of `grid` at one depth that are missing in the folder or have failed requests.
 
-    Saves after each point. Raises what benchy.measure() does, and Problem("requests") where every request of a point
-    failed and the server is dead: it completes no token within PROBE_S.
+    Saves after each point, of two attempts the better one. A point of which no request was sent is measured once more.
+    Raises what benchy.measure() does, and Problem("requests") where every request of a point failed and the server is
+    dead.
     """
     if path(folder, depth).exists():
         return saved(folder, depth)
@@ -86,11 +88,14 @@ def measure_depth(
     for point in points:
         if point in measured and not measured[point].failures:
             continue
-        measured[point] = benchy.measure(endpoint, point, grid.runs, folder, book_url, on_request)
-        attempts = [measured[each] for each in points if each in measured]
-        save(partial_path(folder, depth), POINTS, attempts)
-        if measured[point].failures and all(request.error for request in measured[point].requests):
-            _probe(endpoint, measured[point])
+        for _ in range(1 + WARMUP_RETRIES):
+            attempt = benchy.measure(endpoint, point, grid.runs, folder, book_url, on_request)
+            measured[point] = max(measured.get(point, attempt), attempt, key=_quality)
+            save(partial_path(folder, depth), POINTS, [measured[each] for each in points if each in measured])
+            if attempt.failures and all(request.error for request in attempt.requests):
+                _probe(endpoint, attempt)
+            if attempt.requests or not attempt.failures:
+                break
     attempts = [measured[point] for point in points]
     if not any(attempt.failures for attempt in attempts):
         save(path(folder, depth), POINTS, attempts)
@@ -98,11 +103,18 @@ def measure_depth(
     return attempts
 
 
+def _quality(attempt: Attempt) -> tuple[int, int]:
+    """Orders attempts at a point: by whole repeats that have a rate, then by fewer failed requests."""
+    return len(attempt.decode_tok_s) if isinstance(attempt, Rate) else 0, -attempt.failed
+
+
 def _probe(endpoint: Endpoint, attempt: Attempt) -> None:
-    """Raise Problem("requests") if the server completes no token."""
+    """Raise Problem("requests") if the server is dead: no answer within PROBE_S, or an internal error."""
     try:
         client.post(endpoint, {"prompt": "a", "max_tokens": 1}, timeout_s=PROBE_S)
     except Problem as problem:
+        if not isinstance(problem, client.Unanswered) and not problem.message.startswith("HTTP 5"):
+            return
         count = sum(failure.requests for failure in attempt.failures)
         message = f"the server is dead: {failures.sentence(attempt.failures, count)}; then {problem.message}"
         raise Problem("requests", message, f"{problem.remedy}, then run again with --resume") from problem
@@ -118,14 +130,16 @@ def failed_step(attempts: Sequence[Attempt], grid: Grid) -> FailedStep | None:
 
 
 def row_fields(run: Run, entry: Entry, failure: FailedStep | None) -> dict[str, list]:
-    """`rates`, `unrated` and `failures` of a result's row, so far. failure: of another step."""
+    """`rates`, `unrated` and `failures` of a result's row, so far. failure: the step whose error ended the run."""
     depths = [saved(entry.folder, depth) for depth in run.suite.grid.depth]
     attempts = [attempt for of_depth in depths for attempt in of_depth]
-    failed = [failed_step(of_depth, run.suite.grid) for of_depth in depths]
+    failed = [each for of_depth in depths if (each := failed_step(of_depth, run.suite.grid))]
+    if failure:
+        failed = [*(each for each in failed if each.step != failure.step), failure]
     return {
         "rates": [attempt for attempt in attempts if isinstance(attempt, Rate)],
         "unrated": [attempt for attempt in attempts if not isinstance(attempt, Rate)],
-        "failures": [each for each in (*failed, failure) if each],
+        "failures": failed,
     }
 
 

@@ -1,6 +1,5 @@
 """Times of single requests, and over them: percentiles, and rates of each repeat of a point."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, NamedTuple
 
@@ -11,6 +10,7 @@ from flashinfer_patches.strict import NotNegative, Strict
 Milliseconds = Annotated[NotNegative, AfterValidator(lambda value: round(value, 2))]
 Gap = Annotated[NotNegative, AfterValidator(lambda value: round(value, 1))]  # as fine as the clock of the gaps
 Tokens = Annotated[int, Field(ge=0)]
+RESOLUTION_MS = 0.01  # of Milliseconds
 
 
 class RequestTimes(Strict):
@@ -68,41 +68,34 @@ class Latencies(NamedTuple):
     e2e: Percentiles | None
 
 
-def latencies(requests: Sequence[RequestTimes]) -> Latencies:
-    """Latencies of the requests that succeeded."""
-    succeeded = [request for request in requests if request.error is None]
+Repeats = Sequence[Sequence[RequestTimes]]  # the requests of each repeat of a point
+
+
+def latencies(whole_repeats: Repeats) -> Latencies:
+    """Latencies of the requests of whole repeats."""
+    requests = [request for repeat in whole_repeats for request in repeat]
     return Latencies(
-        ttft=percentiles(request.ttft_ms for request in succeeded),
-        tpot=percentiles(request.tpot_ms for request in succeeded if request.tpot_ms is not None),
-        itl=percentiles(gap for request in succeeded for gap in request.itl_ms),
-        e2e=percentiles(request.e2e_ms for request in succeeded),
+        ttft=percentiles(request.ttft_ms for request in requests),
+        tpot=percentiles(request.tpot_ms for request in requests if request.tpot_ms is not None),
+        itl=percentiles(gap for request in requests for gap in request.itl_ms),
+        e2e=percentiles(request.e2e_ms for request in requests),
     )
 
 
-def request_rates(requests: Sequence[RequestTimes]) -> list[float]:
-    """Requests per second that succeeded, of each repeat of a point over its wall time."""
-    return _rates(requests, lambda request: 1)
+def request_rates(whole_repeats: Repeats) -> list[float]:
+    """Requests per second of each whole repeat, over its wall time."""
+    return _rates(whole_repeats, lambda request: 1)
 
 
-def token_rates(requests: Sequence[RequestTimes]) -> list[float]:
-    """Output tokens per second of the requests that succeeded, of each repeat of a point over its wall time."""
-    return _rates(requests, lambda request: request.tokens)
+def token_rates(whole_repeats: Repeats) -> list[float]:
+    """Output tokens per second of each whole repeat, over its wall time."""
+    return _rates(whole_repeats, lambda request: request.tokens)
 
 
-def _rates(requests: Sequence[RequestTimes], amount: Callable[[RequestTimes], int]) -> list[float]:
-    return [
-        sum(amount(request) for request in repeat if request.error is None) / wall_s(repeat)
-        for repeat in repeats(requests)
-    ]
+def _rates(repeats: Repeats, amount: Callable[[RequestTimes], int]) -> list[float]:
+    return [sum(map(amount, repeat)) / wall_s(repeat) for repeat in repeats]
 
 
-def repeats(requests: Sequence[RequestTimes]) -> list[list[RequestTimes]]:
-    repeats: dict[int, list[RequestTimes]] = defaultdict(list)
-    for request in requests:
-        repeats[request.run].append(request)
-    return [repeat for _, repeat in sorted(repeats.items())]
-
-
-def wall_s(repeat: list[RequestTimes]) -> float:
-    """Seconds from the first request's start to the last one's end, failed ones included."""
-    return max(request.start_ms + request.e2e_ms for request in repeat) / 1000
+def wall_s(repeat: Sequence[RequestTimes]) -> float:
+    """Seconds from the first request's start to the last one's end, failed ones included; never 0."""
+    return max(RESOLUTION_MS, *(request.start_ms + request.e2e_ms for request in repeat)) / 1000

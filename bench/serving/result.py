@@ -10,6 +10,7 @@ from bench.serving.counters import Counters
 from bench.serving.failures import Failure
 from bench.serving.goodput import Slo
 from bench.serving.packed import PackedRequests
+from bench.serving.request_times import RequestTimes
 from bench.suite import GridPoint
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
@@ -43,6 +44,21 @@ class Attempt(Strict):
     def total(self) -> int:
         """How many requests were to be measured; 0 where their times were not recorded."""
         return self.failed + sum(request.error is None for request in self.requests)
+
+    @property
+    def repeats(self) -> list[list[RequestTimes]]:
+        """The requests of each repeat; none of a repeat that was never sent."""
+        runs = range(1, self.total // self.concurrency + 1)
+        return [[request for request in self.requests if request.run == run] for run in runs]
+
+    @property
+    def whole_repeats(self) -> list[list[RequestTimes]]:
+        """The repeats in which no request failed: others had a smaller load, and have neither rates nor latencies."""
+        return [
+            repeat
+            for repeat in self.repeats
+            if len(repeat) == self.concurrency and not any(request.error for request in repeat)
+        ]
 
     @property
     def grid_point(self) -> GridPoint:

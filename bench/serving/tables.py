@@ -15,13 +15,16 @@ from bench.serving.result import Attempt, Rate, ServingRow
 from bench.suite import GridPoint
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
+RATE_FIELDS = ("decode_tok_s", "prefill_tok_s", "first_token_ms")  # fields of Rate, in the order of the table
 NOT_SHOWN = "not shown: no accuracy record"
 WIDENED = "not compared: its FP8 cache is widened for a kernel without FP8"
-RATES_NOTE = "Median (slowest to fastest sample); decode and prefill sum over the requests at once."
+RATES_NOTE = (
+    "Median (slowest to fastest sample); decode and prefill sum over the requests at once, first token is their mean."
+)
 
 LATENCY_NOTE = (
-    "p50 / p95 / p99 by nearest rank, and the number of samples; per second: median of the repeats. Waiting and KV"
-    " cache used: the highest that the server reported."
+    "p50 / p95 / p99 by nearest rank, and the number of samples; per second: median of the repeats. Both are of repeats"
+    " without a failed request. Waiting and KV cache used: the highest that the server reported."
 )
 
 
@@ -44,6 +47,11 @@ def samples(rates: Sequence[Rate], field: str = "decode_tok_s") -> dict[GridPoin
 def shown_rates(row: ServingRow) -> list[Rate]:
     """The rates that may be shown: none without an accuracy record."""
     return row.rates if has_record(row) else []
+
+
+def shown_points(row: ServingRow) -> list[Attempt]:
+    """The points that may be shown, those without a rate last: none without an accuracy record."""
+    return [*row.rates, *row.unrated] if has_record(row) else []
 
 
 def ratios(row: ServingRow, base: ServingRow) -> dict[GridPoint, noise.Ratio]:
@@ -122,7 +130,7 @@ def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
         compared = ratios(row, base)
         for rate in sorted(shown_rates(row), key=order):
             sizes = (rate.context, rate.depth, rate.prompt, rate.output, rate.concurrency, len(rate.decode_tok_s))
-            speeds = map(_spread, (rate.decode_tok_s, rate.prefill_tok_s, rate.first_token_ms))
+            speeds = (_spread(*samples([rate], field).values()) for field in RATE_FIELDS)
             ratio = compared.get(rate.grid_point)
             cells = [*first_cells(row, base)[:2], *map("{:,}".format, sizes), *speeds]
             lines.append([*cells, ratio_cell(ratio) if ratio else "-"])
@@ -131,8 +139,8 @@ def rate_table(rows: Sequence[ServingRow], base: ServingRow) -> list[str]:
 
 def latency_table(rows: Sequence[ServingRow], slo: Slo) -> list[str]:
     """Percentiles, rates and goodput of single requests at each point that may be shown; no block without any."""
-    measured = [(row, attempt) for row in rows if has_record(row) for attempt in (*row.rates, *row.unrated)]
-    lines = [(row, _latency_cells(attempt, slo)) for row, attempt in measured if attempt.requests]
+    points = [(row, attempt) for row in rows for attempt in shown_points(row)]
+    lines = [(row, _latency_cells(attempt, slo)) for row, attempt in points if attempt.total]
     table = [[md.text(row.profile), *cells.values()] for row, cells in lines]
     goodput_note = f" Goodput: requests within {goodput.as_text(slo)}; itl is the mean of a request." if slo else ""
     headers = ["profile", *(name for _, cells in lines[:1] for name in cells)]
@@ -141,9 +149,9 @@ def latency_table(rows: Sequence[ServingRow], slo: Slo) -> list[str]:
 
 def _latency_cells(attempt: Attempt, slo: Slo) -> dict[str, str]:
     """A point's cells by header."""
-    requests, counters = attempt.requests, attempt.counters or Counters()
-    ttft, tpot, itl, e2e = map(_percentile_cell, request_times.latencies(requests))
-    met = goodput.goodput(requests, attempt.total, slo)
+    repeats, counters = attempt.whole_repeats, attempt.counters or Counters()
+    ttft, tpot, itl, e2e = map(_percentile_cell, request_times.latencies(repeats))
+    met = goodput.goodput(attempt.repeats, attempt.total, slo)
     cells = {
         "context": f"{attempt.context:,}",
         "output": f"{attempt.output:,}",
@@ -152,8 +160,8 @@ def _latency_cells(attempt: Attempt, slo: Slo) -> dict[str, str]:
         "per output token, ms": tpot,
         "between tokens, ms": itl,
         "whole request, ms": e2e,
-        "requests/s": number(median(request_times.request_rates(requests))),
-        "output tokens/s": number(median(request_times.token_rates(requests))),
+        "requests/s": number(median(request_times.request_rates(repeats))) if repeats else "-",
+        "output tokens/s": number(median(request_times.token_rates(repeats))) if repeats else "-",
         "failed": f"{attempt.failed} of {attempt.total}",
         "waiting": _known(counters.waiting, "{:,}"),
         "preemptions": _known(counters.preemptions, "{:,}"),

@@ -30,6 +30,12 @@ def a_rate(depth=0, concurrency=1, output=64, decode=(500.0, 510.0, 520.0)) -> R
     )
 
 
+def a_request(**changes) -> RequestTimes:
+    """By default five tokens: the first after 100 ms, 100 ms for each of the others."""
+    fields = {"run": 1, "start_ms": 0, "ttft_ms": 100, "e2e_ms": 500, "itl_ms": [100.0] * 4, "tokens": 5}
+    return RequestTimes(**fields | changes)
+
+
 def timed(rate: Rate, ttft_ms=100.0, gap_ms=10.0, failed=0) -> Rate:
     """The rate with times of its requests: all the same, but for the last of each repeat, which take twice as long.
 
@@ -42,8 +48,8 @@ def timed(rate: Rate, ttft_ms=100.0, gap_ms=10.0, failed=0) -> Rate:
             gaps = [factor * gap_ms] * (rate.output - 1)
             e2e_ms = factor * ttft_ms + sum(gaps)
             error = "HTTP 429" if len(requests) < failed else None
-            times = {"start_ms": 0, "ttft_ms": factor * ttft_ms, "e2e_ms": e2e_ms, "itl_ms": gaps}
-            requests.append(RequestTimes(run=run, tokens=rate.output, error=error, **times))
+            times = {"ttft_ms": factor * ttft_ms, "e2e_ms": e2e_ms, "itl_ms": gaps}
+            requests.append(a_request(run=run, tokens=rate.output, error=error, **times))
     failures = counted(requests)
     return rate.model_copy(update={"requests": requests, "failures": failures})
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import urllib.request
 
 import pytest
@@ -10,16 +11,13 @@ from bench.accuracy.texts import book
 from bench.serving import benchy, failures, stream
 from bench.serving.benchy import Execution
 from bench.serving.book_server import book_server
-from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
+from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
+from kernels_tests.bench.samples import a_request
 from kernels_tests.processes import scaled
 
 RUNS = 3
-
-
-def request(repeat, error=None):
-    return RequestTimes(run=repeat, start_ms=0, ttft_ms=10, e2e_ms=20, itl_ms=[10], tokens=2, error=error)
 
 
 def attempt(requests, concurrency=1):
@@ -37,8 +35,8 @@ def read(tmp_path, attempt, decode=(1.0, 2.0, 3.0), prefill=(10.0, 20.0, 30.0)):
 
 
 def test_a_complete_report(tmp_path):
-    rate = read(tmp_path, attempt([request(1), request(2), request(3)]))
-    assert rate.decode_tok_s == [1, 2, 3] and rate.prefill_tok_s == [10, 20, 30] and rate.first_token_ms == [10] * 3
+    rate = read(tmp_path, attempt([a_request(run=run) for run in (1, 2, 3)]))
+    assert rate.decode_tok_s == [1, 2, 3] and rate.prefill_tok_s == [10, 20, 30] and rate.first_token_ms == [100] * 3
     assert rate.load_average == 0.5 and len(rate.requests) == 3
 
 
@@ -55,7 +53,7 @@ def test_a_complete_report(tmp_path):
     ],
 )
 def test_a_repeat_with_a_failed_request_has_no_sample(tmp_path, errors, values, decode):
-    requests = [request(repeat, error) for repeat, each in enumerate(errors, start=1) for error in each]
+    requests = [a_request(run=repeat, error=error) for repeat, each in enumerate(errors, start=1) for error in each]
     rate = read(tmp_path, attempt(requests, concurrency=2), values, values)
     if decode is None:
         assert type(rate) is Attempt and len(rate.requests) == 6, "no whole repeat, or values of unknown repeats"
@@ -75,7 +73,7 @@ def test_a_repeat_with_a_failed_request_has_no_sample(tmp_path, errors, values, 
 )
 def test_an_incomplete_report_fails(tmp_path, changes, message):
     with pytest.raises(Problem) as caught:
-        read(tmp_path, attempt([request(1), request(2), request(3)]), **changes)
+        read(tmp_path, attempt([a_request(run=run) for run in (1, 2, 3)]), **changes)
     assert caught.value.exit_code == 1 and message in caught.value.message
 
 
@@ -90,8 +88,33 @@ def test_an_incomplete_report_fails(tmp_path, changes, message):
 )
 def test_a_failure_of_llama_benchy_itself_is_no_failed_request(tmp_path, log, returncode, message):
     with pytest.raises(Problem) as caught:
-        benchy._check(Execution(returncode, 0.0, False, None), log, tmp_path / "out.json")
+        benchy._check(Execution(returncode, 0.0, 0.0, None, None), log, tmp_path / "out.json")
     assert caught.value.kind == "requests" and message in caught.value.message
+
+
+WARM_UP = 'import time; print(\'{{"type":"latency_measured"}}\', flush=True); time.sleep({}); '
+MEASURED = 'print(\'{"type":"request_start"}\', flush=True); time.sleep(1000)'
+
+
+def executed(tmp_path, warm_up_s, warm_up_limit_s):
+    command = [sys.executable, "-c", WARM_UP.format(warm_up_s) + MEASURED]
+    return benchy._execute(command, {}, tmp_path / "a.json", warm_up_limit_s, lambda: None, lambda: None)
+
+
+def test_the_warm_up_has_its_own_limit_without_an_event(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchy, "CHECK_S", 0.01)
+    monkeypatch.setattr(benchy, "STALL_S", 0.001)
+    execution = executed(tmp_path, 0.2, 1000.0)
+    assert execution.silent_s == 0.001 and "request_start" in (tmp_path / "a.jsonl").read_text()
+    assert execution.start - execution.warm_up_start > 0.1
+    execution = executed(tmp_path, 1000, 0.002)
+    assert execution.silent_s == 0.002 and "request_start" not in (tmp_path / "a.jsonl").read_text()
+
+
+def test_the_limit_of_the_warm_up_grows_with_the_point():
+    single, loaded = GridPoint(0, 128, 32, 1), GridPoint(32768, 256, 128, 16)
+    assert benchy.STALL_S <= benchy._warm_up_limit_s(single) < 2 * benchy.STALL_S
+    assert benchy._warm_up_limit_s(loaded) > 10 * benchy.STALL_S
 
 
 def test_the_book_is_served_on_loopback_and_long_enough():

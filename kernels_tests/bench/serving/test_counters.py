@@ -6,7 +6,7 @@ import pytest
 
 from bench.serving import counters
 from bench.serving.counters import Counters
-from kernels_tests.bench.serving import stub
+from kernels_tests.bench.serving import streaming_stub
 from kernels_tests.processes import wait_for
 
 VLLM_0_32 = """\
@@ -40,21 +40,38 @@ def test_text_without_counters(text):
     assert counters.parse(text) == {}
 
 
-def sample(time_s, waiting, preemptions, usage=0.5):
-    return time_s, {"waiting": waiting, "preemptions": preemptions, "kv_cache_usage": usage}
+def sample(time_s, running, waiting, preemptions=0, usage=0.5):
+    return time_s, {"running": running, "waiting": waiting, "preemptions": preemptions, "kv_cache_usage": usage}
 
 
 def test_counters_of_a_point_are_those_of_its_warm_up_and_the_preemptions_since():
-    samples = [sample(1, 9, 2), sample(2, 3, 4, 1.0), sample(6, 20, 9)]
-    assert counters.summary(samples, 3) == Counters(waiting=9, running=None, preemptions=5, kv_cache_usage=1.0)
-    assert counters.summary(samples[2:], 3) == Counters(), "no poll in so short a warm-up"
-    assert counters.summary(samples[:1], 3) == Counters(waiting=9, kv_cache_usage=0.5)
-    assert counters.summary([], 2) is None
+    samples = [sample(1, 0, 9, 2), sample(2, 4, 3, 4, 1.0), sample(6, 4, 20, 9)]
+    times = {"warm_up_start": 1, "start": 3}
+    summary = counters.summary(samples, **times, concurrency=7)
+    assert summary == Counters(waiting=9, running=4, preemptions=5, kv_cache_usage=1.0)
+    assert counters.summary(samples[2:], **times, concurrency=7) == Counters(), "no poll in so short a warm-up"
+    summary = counters.summary(samples[:1], **times, concurrency=7)
+    assert summary == Counters(waiting=9, running=0, kv_cache_usage=0.5)
+    assert counters.summary([], **times, concurrency=7) is None
+
+
+@pytest.mark.parametrize(("running", "is_known"), [(4, True), (3, False), (0, False)])
+def test_counters_of_a_load_that_no_poll_saw_are_not_known(running, is_known):
+    samples = [sample(1, 0, 0), sample(2, running, 0), sample(6, 0, 0)]
+    summary = counters.summary(samples, warm_up_start=1, start=3, concurrency=4)
+    expected = Counters(waiting=0, running=running, preemptions=0, kv_cache_usage=0.5)
+    assert summary == (expected if is_known else Counters(preemptions=0))
+
+
+def test_samples_before_the_warm_up_are_of_another_load():
+    samples = [sample(1, 1, 8, 0, 1.0), sample(2, 1, 0), sample(6, 0, 0)]
+    summary = counters.summary(samples, warm_up_start=1.5, start=3, concurrency=1)
+    assert summary == Counters(waiting=0, running=1, preemptions=0, kv_cache_usage=0.5)
 
 
 def test_nothing_is_polled_between_the_start_of_the_requests_and_their_end(monkeypatch):
     monkeypatch.setattr(counters, "INTERVAL_S", 0.01)
-    with stub.serve() as server:
+    with streaming_stub.serve() as server:
         server.metrics = lambda: VLLM_0_32
         with counters.polled(server.endpoint) as (samples, stop):
             wait_for(lambda: len(samples) > 2)
@@ -67,7 +84,7 @@ def test_nothing_is_polled_between_the_start_of_the_requests_and_their_end(monke
 
 @pytest.mark.parametrize("metrics", [None, lambda: "python_gc 1\n"])
 def test_a_server_without_counters_is_polled_once(metrics):
-    with stub.serve() as server:
+    with streaming_stub.serve() as server:
         server.metrics = metrics
         with counters.polled(server.endpoint) as (samples, _):
             pass

@@ -11,11 +11,15 @@ from bench import cli
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.record.files import write
 from bench.serving import export
-from bench.serving.result import ServingResult
-from kernels_tests.bench.samples import a_match, a_rate, a_result, a_row, timed, two_profiles
+from bench.serving.failures import counted
+from bench.serving.result import Attempt, ServingResult
+from kernels_tests.bench.samples import a_match, a_rate, a_request, a_result, a_row, timed, two_profiles
 from vllm_launch.redaction import REPO
 
-RATES = [timed(a_rate(1024, 4), failed=1), a_rate(0)]
+LOADED = timed(a_rate(1024, 4), failed=1)
+LOADED = LOADED.model_copy(update={name: getattr(LOADED, name)[1:] for name in ("decode_tok_s", "prefill_tok_s")})
+LOADED = LOADED.model_copy(update={"first_token_ms": LOADED.first_token_ms[4:]})
+RATES = [LOADED, a_rate(0)]
 RESULT = a_result(a_row(rates=RATES), a_row("fp8", "fp8", rates=RATES[:1])).model_copy(update={"slo": {"ttft": 100.0}})
 
 
@@ -39,10 +43,10 @@ def test_csv_has_a_line_per_profile_and_point():
 
 
 def test_csv_has_sizes_medians_percentiles_and_goodput():
-    """Of four requests at once the last takes twice as long; the first of all fails."""
+    """Of four requests at once the last takes twice as long; the first of all fails, and its repeat has no rate."""
     line = lines_of(RESULT)[2]
-    sizes = {"depth": 1024, "prompt": 256, "output": 64, "context": 1312, "concurrency": 4, "repeats": 3}
-    medians = {"decode_tok_s": 510, "prefill_tok_s": 10200, "first_token_ms": 48}
+    sizes = {"depth": 1024, "prompt": 256, "output": 64, "context": 1312, "concurrency": 4, "repeats": 2}
+    medians = {"decode_tok_s": 515, "prefill_tok_s": 10300, "first_token_ms": 48}
     counts = {"requests": 12, "failed": 1, "requests_per_s": 4 / 1.46, "output_tok_s": 4 * 64 / 1.46}
     ttft = {"ttft_p50_ms": 100, "ttft_p95_ms": 200, "ttft_p99_ms": 200}
     latencies = {"tpot_p50_ms": 10, "itl_p95_ms": 20, "e2e_p50_ms": 730, "e2e_p99_ms": 1460}
@@ -56,6 +60,21 @@ def test_a_point_without_times_of_requests_has_empty_cells():
     line = lines_of(RESULT)[1]
     assert {line[name] for name in ("requests", "failed", "ttft_p50_ms", "goodput_share")} == {""}
     assert float(line["decode_tok_s"]) == 510
+
+
+def test_a_point_without_a_whole_repeat_has_the_counts_of_its_requests(tmp_path):
+    sizes = {"depth": 0, "prompt": 256, "output": 64, "concurrency": 4}
+    unrated = Attempt(**sizes, requests=[a_request(), a_request(error="reset")], failures=[])
+    unrated = unrated.model_copy(update={"failures": counted(unrated.requests, unsent=10)})
+    result = a_result(a_row(rates=[], unrated=[unrated], unavailable=["decode (HTTP 400)"], left_out=["sinks"]))
+    (line,) = lines_of(result)
+    assert (line["concurrency"], line["repeats"], line["requests"], line["failed"]) == ("4", "0", "12", "11")
+    assert {line[name] for name in ("decode_tok_s", "requests_per_s", "output_tok_s", "ttft_p50_ms")} == {""}
+    assert line["not_measured"] == "sinks, decode (HTTP 400)"
+    exported = json.loads(export.export(result, as_vllm=True)[0])
+    assert [exported[name] for name in ("num_prompts", "completed", "failed")] == [12, 0, 11]
+    assert exported["request_throughput"] == exported["duration"] == 0
+    assert exported["not_measured"] == line["not_measured"]
 
 
 def test_csv_has_the_accuracy_beside_every_speed():

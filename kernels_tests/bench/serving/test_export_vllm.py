@@ -12,7 +12,7 @@ from vllm.benchmarks.sweep import plot_pareto
 from bench.serving import export, request_times
 from bench.serving.failures import counted
 from bench.serving.request_times import RequestTimes
-from kernels_tests.bench.samples import a_rate, a_result, a_row
+from kernels_tests.bench.samples import a_rate, a_request, a_result, a_row
 
 SLO = {"ttft": 150.0, "itl": 12.0, "e2e": 900.0}
 GOODPUT = {"ttft": 150.0, "tpot": 12.0, "e2el": 900.0}
@@ -30,19 +30,17 @@ METADATA = {
 
 
 def requests() -> list[RequestTimes]:
-    """Two repeats of 16 requests at once, of various lengths; some fail, one has a single token."""
+    """Three repeats of 16 requests at once, of various lengths; in the second one fails, in each one has one token."""
     chance, times = random.Random(1), []
-    for run in (1, 2):
+    for run in (1, 2, 3):
         for index in range(16):
             tokens = 1 if index == 3 else chance.randint(2, 64)
             gaps = [chance.uniform(5, 20) for _ in range(tokens - 1)]
             ttft = chance.uniform(50, 200)
-            error = "HTTP 429" if index == 7 else None
+            error = "HTTP 429" if (run, index) == (2, 7) else None
             start = chance.uniform(0, 20)
-            request = RequestTimes(
-                run=run, start_ms=start, ttft_ms=ttft, e2e_ms=ttft + sum(gaps), itl_ms=gaps, tokens=tokens, error=error
-            )
-            times.append(request)
+            sizes = {"ttft_ms": ttft, "e2e_ms": ttft + sum(gaps), "itl_ms": gaps, "tokens": tokens}
+            times.append(a_request(run=run, start_ms=start, error=error, **sizes))
     return times
 
 
@@ -59,7 +57,7 @@ def objects() -> list[dict]:
 
 
 def vllm_metrics() -> serve.BenchmarkMetrics:
-    """vLLM's own metrics of the same requests, in one run as long as the repeats together."""
+    """vLLM's own metrics of the requests of whole repeats, in one run as long as these together."""
     outputs = [
         RequestFuncOutput(
             success=request.error is None,
@@ -70,9 +68,10 @@ def vllm_metrics() -> serve.BenchmarkMetrics:
             prompt_len=RATE.depth + RATE.prompt,
             error=request.error or "",
         )
-        for request in RATE.requests
+        for repeat in RATE.whole_repeats
+        for request in repeat
     ]
-    duration = sum(map(request_times.wall_s, request_times.repeats(RATE.requests)))
+    duration = sum(map(request_times.wall_s, RATE.whole_repeats))
     metrics, _ = serve.calculate_metrics([], outputs, duration, None, [50.0, 95.0, 99.0], GOODPUT)
     return metrics
 
@@ -81,7 +80,7 @@ def test_figures_equal_those_of_vllms_calculate_metrics(objects):
     metrics = vllm_metrics()
     expected = {
         "completed": metrics.completed,
-        "failed": metrics.failed,
+        "failed": 1,
         "total_input_tokens": metrics.total_input,
         "total_output_tokens": metrics.total_output,
         "request_throughput": metrics.request_throughput,
@@ -92,6 +91,7 @@ def test_figures_equal_those_of_vllms_calculate_metrics(objects):
     for name in export.VLLM_LATENCIES:
         expected |= {f"{each}_{name}_ms": getattr(metrics, f"{each}_{name}_ms") for each in ("mean", "median", "std")}
         expected |= {f"p{percent:g}_{name}_ms": value for percent, value in getattr(metrics, f"percentiles_{name}_ms")}
+    assert metrics.completed == 32
     assert 0 < metrics.request_goodput < metrics.request_throughput
     for values in objects:
         assert {name: values[name] for name in expected} == pytest.approx(expected)

@@ -3,15 +3,13 @@
 import pytest
 
 from bench.serving import failures
-from bench.serving.request_times import RequestTimes
+from kernels_tests.bench.samples import a_request
 
 HEADERS = {"Authorization": "Bearer hunter2hunter2"}
 
 
 def requests(*errors):
-    return [
-        RequestTimes(run=1, start_ms=0, ttft_ms=None, e2e_ms=1, itl_ms=[], tokens=0, error=error) for error in errors
-    ]
+    return [a_request(error=error) for error in errors]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,7 @@ import pytest
 
 from bench.serving import goodput
 from bench.serving.goodput import Goodput
-from bench.serving.request_times import RequestTimes
-
-
-def request(ttft_ms=100, e2e_ms=500, tokens=5, run=1, start_ms=0, error=None):
-    """By default 100 ms per output token after the first."""
-    return RequestTimes(
-        run=run, start_ms=start_ms, ttft_ms=ttft_ms, e2e_ms=e2e_ms, itl_ms=[], tokens=tokens, error=error
-    )
+from kernels_tests.bench.samples import a_request
 
 
 @pytest.mark.parametrize(
@@ -52,35 +45,42 @@ def test_invalid_limits_are_refused_with_the_word(text):
     ],
 )
 def test_a_request_meets_every_limit_or_is_not_counted(slo, passes):
-    assert goodput.meets(request(), slo) is passes
+    assert goodput.meets(a_request(), slo) is passes
 
 
 def test_a_response_of_a_single_token_has_no_time_between_tokens():
-    assert goodput.meets(request(tokens=1), {"itl": 1})
+    assert goodput.meets(a_request(tokens=1), {"itl": 1})
 
 
 def test_a_failed_request_meets_no_limit():
-    failed = [request(error="HTTP 429"), request(ttft_ms=None, tokens=0, error="no tokens")]
+    failed = [a_request(error="HTTP 429"), a_request(ttft_ms=None, tokens=0, error="no tokens")]
     assert not any(goodput.meets(each, {"ttft": 1000}) for each in failed)
 
 
 def test_goodput_counts_each_repeat_over_its_wall_time():
     """First repeat: two of four within 2 s; second: one of two within 1 s."""
     first = [
-        request(ttft_ms=400, e2e_ms=800),
-        request(ttft_ms=500, e2e_ms=900),
-        request(ttft_ms=501, e2e_ms=2000),
-        request(ttft_ms=100, e2e_ms=300, error="HTTP 500"),
+        a_request(ttft_ms=400, e2e_ms=800),
+        a_request(ttft_ms=500, e2e_ms=900),
+        a_request(ttft_ms=501, e2e_ms=2000),
+        a_request(ttft_ms=100, e2e_ms=300, error="HTTP 500"),
     ]
-    second = [request(run=2, ttft_ms=300, e2e_ms=700, start_ms=300), request(run=2, ttft_ms=600, e2e_ms=900)]
-    assert goodput.goodput([*first, *second], 6, {"ttft": 500}) == Goodput(share=0.5, per_s=[1.0, 1.0])
-    assert goodput.goodput(first, 4, {"ttft": 10}) == Goodput(share=0, per_s=[0])
+    second = [a_request(ttft_ms=300, e2e_ms=700, start_ms=300), a_request(ttft_ms=600, e2e_ms=900)]
+    assert goodput.goodput([first, second], 6, {"ttft": 500}) == Goodput(share=0.5, per_s=[1.0, 1.0])
+    assert goodput.goodput([first], 4, {"ttft": 10}) == Goodput(share=0, per_s=[0])
 
 
 def test_without_requests_or_limits_there_is_no_goodput():
     assert goodput.goodput([], 0, {"ttft": 500}) is None
-    assert goodput.goodput([request()], 1, {}) is None
+    assert goodput.goodput([[a_request()]], 1, {}) is None
 
 
-def test_a_request_that_was_never_sent_meets_no_limit():
-    assert goodput.goodput([request(), request()], 8, {"ttft": 100}).share == 0.25
+def test_requests_that_were_never_sent_meet_no_limit():
+    repeat = [a_request(), a_request()]
+    assert goodput.goodput([repeat, [], [], []], 8, {"ttft": 100}) == Goodput(share=0.25, per_s=[4.0, 0, 0, 0])
+    assert goodput.goodput([[], []], 4, {"ttft": 100}) == Goodput(share=0, per_s=[0, 0])
+
+
+def test_a_request_that_failed_at_once_has_a_goodput():
+    failed = a_request(ttft_ms=None, e2e_ms=0, itl_ms=[], tokens=0, error="reset")
+    assert goodput.goodput([[failed]], 1, {"ttft": 100}) == Goodput(share=0, per_s=[0])

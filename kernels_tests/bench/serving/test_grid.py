@@ -104,6 +104,11 @@ def test_an_invalid_list_of_counts_is_a_usage_error(bench, tmp_path, name, text)
     assert not (tmp_path / "run").exists()
 
 
+def test_an_output_of_a_single_token_is_a_usage_error(bench, tmp_path):
+    bench("serving", "baseline", "--output", "1", exit_code=2)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["--prompt", "--output", "--concurrency", "--runs"])
 def test_only_a_depth_may_be_zero(bench, tmp_path, name):
     bench("serving", "baseline", name, "0", exit_code=2)

@@ -1,14 +1,16 @@
 """What a report states of a load: latencies, failures and goodput of requests, and throughput against latency."""
 
+import csv
+import io
+
 import pytest
 
-from bench.serving import goodput, plot, section, tables
+from bench.serving import export, failures, goodput, plot, section, tables
 from bench.serving.counters import Counters
-from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
 from kernels_tests.bench.report.reading import row
 from kernels_tests.bench.report.reading import tables as tables_of
-from kernels_tests.bench.samples import a_rate, a_record, a_result, a_row, timed, two_profiles
+from kernels_tests.bench.samples import a_rate, a_record, a_request, a_result, a_row, timed, two_profiles
 from kernels_tests.bench.serving.test_section import LONGEST, SHORTEST, drawn, text_of
 
 
@@ -19,8 +21,8 @@ def latency_cells(rates, slo=None, **changes):
 
 
 def test_latencies_are_those_of_the_requests():
-    times = {"start_ms": 0, "itl_ms": [100, 300], "tokens": 3}
-    requests = [RequestTimes(run=run, ttft_ms=100 * run, e2e_ms=100 * run + 400, **times) for run in (1, 2)]
+    times = {"itl_ms": [100, 300], "tokens": 3}
+    requests = [a_request(run=run, ttft_ms=100 * run, e2e_ms=100 * run + 400, **times) for run in (1, 2)]
     (cells,) = latency_cells([a_rate().model_copy(update={"requests": requests})])
     assert cells["first token, ms"] == "100 / 200 / 200 of 2"
     assert cells["per output token, ms"].startswith("200 / 200")
@@ -59,6 +61,39 @@ def test_counters_of_the_server_and_points_without_a_whole_repeat_are_shown():
     assert (second["context"], second["failed"]) == ("1,312", "1 of 3")
 
 
+def test_latencies_and_throughput_are_those_of_whole_repeats():
+    """The first repeat is whole; in the second the server dies, the third is never sent."""
+    requests = [a_request(run=run) for run in (1, 1, 2)]
+    requests += [a_request(run=2, ttft_ms=None, e2e_ms=9000, itl_ms=[], tokens=0, error="reset")]
+    rate = a_rate(concurrency=2, decode=[500.0])
+    rate = rate.model_copy(update={"requests": requests, "failures": failures.counted(requests, unsent=2)})
+    (cells,) = latency_cells([rate], slo={"ttft": 100.0})
+    assert (cells["requests/s"], cells["output tokens/s"], cells["failed"]) == ("4.00", "20.0", "3 of 6")
+    assert cells["first token, ms"] == "100 / 100 / 100 of 2"
+    assert cells["goodput, requests/s"] == "0.11 (50%)", "median of 4, 1 in 9 s, and 0"
+    load = plot.Load(0, 256, 64)
+    assert plot.load_points(a_row(rates=[rate]), load) == [plot.LoadPoint(2, 100, 20)]
+    failed = [a_request(run=1), a_request(run=1, error="HTTP 429")]
+    rate = rate.model_copy(update={"requests": failed, "failures": failures.counted(failed)})
+    (cells,) = latency_cells([rate])
+    assert {cells[name] for name in ("requests/s", "output tokens/s", "first token, ms")} == {"-"}
+    assert plot.load_points(a_row(rates=[rate]), load) == []
+
+
+def test_a_point_that_was_never_sent_is_listed_with_its_failures():
+    unsent = Attempt(depth=0, prompt=256, output=64, concurrency=4, requests=[], failures=failures.counted([], 12))
+    (cells,) = latency_cells([], unrated=[unsent], slo={"ttft": 100.0})
+    assert (cells["requests/s"], cells["failed"], cells["goodput, requests/s"]) == ("-", "12 of 12", "0.00 (0%)")
+
+
+def test_first_token_is_the_median_of_the_repeats_as_in_the_csv():
+    rate = a_rate(concurrency=2).model_copy(update={"first_token_ms": [10.0, 30.0, 10.0, 50.0, 10.0, 90.0]})
+    result = a_result(a_row(rates=[rate]))
+    (cells,) = tables_of("\n\n".join(tables.rate_table(result.rows, result.rows[0])))[0]
+    (line,) = csv.DictReader(io.StringIO(export.export(result, as_vllm=False)[0]))
+    assert cells["first token, ms"] == "30.0 (20.0 to 50.0)" and float(line["first_token_ms"]) == 30
+
+
 LOADED = {concurrency: timed(a_rate(0, concurrency), gap_ms=concurrency) for concurrency in (1, 4, 16)}
 
 
@@ -75,7 +110,14 @@ def test_the_load_panel_has_a_curve_per_profile_and_the_requests_at_once(monkeyp
     assert "(ms)" in load.get_xlabel() and "tokens/s" in load.get_title("left")
     assert "depth 0, 256 in, 64 out" in load.get_title("left")
     assert "1 request" in single.get_title("left") and list(single.get_xticks()) == [288, 1312]
-    assert plot.REQUESTS in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [line.get_xdata().tolist() for line in load.lines if line.get_linestyle() == ":"] == [[8, 8], [32, 32]]
+    assert plot.ALIKE in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_single_profile_has_no_dotted_line(monkeypatch, tmp_path):
+    figure, (load, _) = drawn([a_row(rates=[*LOADED.values()])], monkeypatch, tmp_path)
+    assert [line.get_linestyle() for line in load.lines] == ["-"]
+    assert plot.ALIKE not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_load_without_an_accuracy_record_is_not_plotted(monkeypatch, tmp_path):

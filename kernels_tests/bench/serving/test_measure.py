@@ -9,7 +9,7 @@ from bench.serving.book_server import book_server
 from bench.serving.result import Attempt, Rate
 from bench.suite import Grid, GridPoint
 from flashinfer_patches.errors import Problem
-from kernels_tests.bench.serving import stub
+from kernels_tests.bench.serving import streaming_stub
 
 GRID = Grid(prompt=[16], output=[4], depth=[0], concurrency=[1], runs=1)
 
@@ -22,7 +22,7 @@ def book_url():
 
 @pytest.fixture
 def server():
-    with stub.serve() as server:
+    with streaming_stub.serve() as server:
         yield server
 
 
@@ -40,12 +40,15 @@ def test_a_slow_server_fails_no_request_and_each_has_its_times(server, book_url,
     assert [request.ttft_ms for request in rate.requests] == rate.first_token_ms
     for request in rate.requests:
         assert request.error is None and request.tokens == 4 and len(request.itl_ms) == 3
-        assert request.ttft_ms >= 1000 * stub.FIRST_S
-        assert request.e2e_ms >= 1000 * (stub.FIRST_S + 3 * stub.NEXT_S)
+        assert request.ttft_ms >= 1000 * streaming_stub.FIRST_S
+        assert request.e2e_ms >= 1000 * (streaming_stub.FIRST_S + 3 * streaming_stub.NEXT_S)
     assert min(request.start_ms for request in rate.requests) == 0
-    ceiling = 3 / (stub.FIRST_S + 3 * stub.NEXT_S)
-    assert all(0 < request_rate <= ceiling for request_rate in request_times.request_rates(rate.requests))
+    ceiling = 3 / (streaming_stub.FIRST_S + 3 * streaming_stub.NEXT_S)
+    assert all(0 < request_rate <= ceiling for request_rate in request_times.request_rates(rate.whole_repeats))
     assert len(rate.decode_tok_s) == len(rate.prefill_tok_s) == 2
+    (events,) = tmp_path.glob("*.jsonl")
+    before, _, _ = events.read_text().partition("request_start")
+    assert before.count('"type":"latency_measured"') == 1, "the event just before the warm-up repeat"
 
 
 FAILURES = {  # behaviour of the stub -> reason
@@ -71,14 +74,14 @@ def test_each_failure_is_counted_and_whole_repeats_keep_their_rates(server, book
     assert {failure.reason: failure.requests for failure in rate.failures} == expected
     assert len(rate.requests) == 3 * concurrency
     assert len(rate.decode_tok_s) == len(rate.prefill_tok_s) == 2, "not of the repeat with failures"
-    ceiling = concurrency / stub.NEXT_S
+    ceiling = concurrency / streaming_stub.NEXT_S
     assert all(0 < value < ceiling for value in rate.decode_tok_s)
     assert len(rate.first_token_ms) == 2 * concurrency
     succeeded = [request.run for request in rate.requests if request.error is None]
     assert [succeeded.count(repeat) for repeat in (1, 2, 3)] == [concurrency, 2, concurrency]
     errors = [request.error for request in rate.requests if request.error]
     assert max(map(len, errors)) <= stream.ERROR_CHARACTERS
-    assert any("slow down" in error for error in errors) and not any(stub.SECRET in error for error in errors)
+    assert any("slow down" in error for error in errors) and not any(streaming_stub.SECRET in error for error in errors)
     assert Rate.model_validate_json(rate.model_dump_json()) == rate
 
 

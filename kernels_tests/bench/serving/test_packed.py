@@ -9,29 +9,28 @@ from pydantic import TypeAdapter, ValidationError
 from bench.record.steps import save
 from bench.serving.packed import PackedRequests, pack, unpack
 from bench.serving.rates import POINTS
-from bench.serving.request_times import RequestTimes
-from kernels_tests.bench.samples import a_rate
+from kernels_tests.bench.samples import a_rate, a_request
 
 LIMIT = 2.5 * 2**20  # of a result file
 ADAPTER = TypeAdapter(PackedRequests)
 
 
-def request(gaps, **changes):
-    fields = {"run": 1, "start_ms": 0.25, "ttft_ms": 10.12, "e2e_ms": 20.34, "itl_ms": gaps, "tokens": len(gaps) + 1}
-    return RequestTimes(**fields | changes)
+def with_gaps(gaps, **changes):
+    times = {"start_ms": 0.25, "ttft_ms": 10.12, "e2e_ms": 20.34, "itl_ms": gaps, "tokens": len(gaps) + 1}
+    return a_request(**times | changes)
 
 
 def test_packed_requests_are_the_same_when_read_again():
-    requests = [request([10.1, 0.0, 123.4]), request([], ttft_ms=None, error="HTTP 429: x"), request([0.1] * 30)]
+    requests = [with_gaps([10.1, 0.0, 123.4]), with_gaps([], ttft_ms=None, error="HTTP 429: x"), with_gaps([0.1] * 30)]
     assert ADAPTER.validate_json(ADAPTER.dump_json(requests)) == requests
     assert pack(requests)["gaps"] == ["101 0 1234", "", " ".join(["1"] * 30)]
     assert ADAPTER.validate_json(ADAPTER.dump_json([])) == []
 
 
 def test_rows_of_an_older_result_are_read():
-    old = json.loads(request([10.12, 9.87]).model_dump_json()) | {"itl_ms": [10.12, 9.87]}
+    old = json.loads(with_gaps([10.12, 9.87]).model_dump_json()) | {"itl_ms": [10.12, 9.87]}
     (read,) = ADAPTER.validate_python([old])
-    assert read == request([10.1, 9.9])
+    assert read == with_gaps([10.1, 9.9])
 
 
 @pytest.mark.parametrize(
@@ -39,11 +38,11 @@ def test_rows_of_an_older_result_are_read():
 )
 def test_columns_that_are_no_requests_are_refused(changes):
     with pytest.raises(ValidationError):
-        ADAPTER.validate_python(pack([request([1.0])]) | changes)
+        ADAPTER.validate_python(pack([with_gaps([1.0])]) | changes)
 
 
 def test_unpacked_columns_are_rows():
-    assert [row["tokens"] for row in unpack(pack([request([1.0]), request([])]))] == [2, 1]
+    assert [row["tokens"] for row in unpack(pack([with_gaps([1.0]), with_gaps([])]))] == [2, 1]
 
 
 def size(folder, concurrencies, runs, outputs, depths, profiles):
@@ -52,7 +51,7 @@ def size(folder, concurrencies, runs, outputs, depths, profiles):
     for concurrency in concurrencies:
         for output in outputs:
             times = [
-                request([chance.uniform(5, 50) for _ in range(output - 1)], run=run, start_ms=12.34, e2e_ms=4567.89)
+                with_gaps([chance.uniform(5, 50) for _ in range(output - 1)], run=run, start_ms=12.34, e2e_ms=4567.89)
                 for run in range(1, runs + 1)
                 for _ in range(concurrency)
             ]

@@ -2,24 +2,20 @@
 
 import pytest
 
+from bench.servers.client import Unanswered
 from bench.serving import failures, rates
-from bench.serving.request_times import RequestTimes
 from bench.serving.result import Attempt
 from bench.serving.stream import NO_TOKENS
 from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import rows
-from kernels_tests.bench.samples import a_rate
+from kernels_tests.bench.samples import a_rate, a_request, timed
 
 FAILED = GridPoint(depth=0, prompt=128, output=32, concurrency=4)
 
 
-def request(error, run=1):
-    return RequestTimes(run=run, start_ms=0, ttft_ms=5, e2e_ms=20, itl_ms=[], tokens=2, error=error)
-
-
 def attempt(point=FAILED, errors=("HTTP 429: slow", None, "HTTP 429", "Server disconnected")):
-    requests = [request(error) for error in errors]
+    requests = [a_request(error=error) for error in errors]
     return Attempt(**point._asdict(), requests=requests, failures=failures.counted(requests))
 
 
@@ -64,8 +60,8 @@ def test_failed_requests_are_counted_and_the_other_points_measured(bench, server
 
 def test_a_rate_with_failed_requests_is_kept_and_measured_again(bench, servers, measured, tmp_path):
     point = GridPoint(0, 128, 32, 1)
-    failed = failures.counted([request("HTTP 429")])
-    servers.attempts[point] = a_rate(output=32).model_copy(update={"failures": failed, "requests": [request(None)] * 2})
+    servers.attempts[point] = rate_at(point, [500.0, 510.0], failed=1)
+    failed = servers.attempts[point].failures
     bench("serving", "baseline", "--quick", exit_code=1)
     (row,) = rows(tmp_path / "run").values()
     assert [rate.failures for rate in row.rates] == [failed] and row.unrated == []
@@ -74,17 +70,67 @@ def test_a_rate_with_failed_requests_is_kept_and_measured_again(bench, servers, 
     assert measured == [point] * 2
 
 
-def test_a_dead_server_ends_the_run(bench, servers, measured, monkeypatch, tmp_path):
-    def refused(*_, **__):
-        raise Problem("requests", "no answer", "see the log")
+def test_a_worse_attempt_does_not_replace_a_better_attempt(bench, servers, measured, monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.serving.rates.client.post", lambda *_, **__: {})
+    point = GridPoint(0, 128, 32, 1)
+    earlier = servers.attempts[point] = rate_at(point, [500.0, 510.0, 520.0], failed=1)
+    bench("serving", "baseline", "--quick", exit_code=1)
+    servers.attempts[point] = unsent(point)
+    bench("serving", "--resume", str(tmp_path / "run"), exit_code=1)
+    (row,) = rows(tmp_path / "run").values()
+    assert row.rates == [earlier] and row.unrated == []
+    servers.attempts[point] = better = rate_at(point, [500.0] * 4, failed=1)
+    bench("serving", "--resume", str(tmp_path / "run"), exit_code=1)
+    assert rows(tmp_path / "run")["baseline"].rates == [better]
 
-    monkeypatch.setattr("bench.serving.rates.client.post", refused)
+
+def rate_at(point, decode, failed=0):
+    rate = a_rate(point.depth, point.concurrency, point.output, decode).model_copy(update={"prompt": point.prompt})
+    return timed(rate, failed=failed)
+
+
+def unsent(point):
+    return Attempt(**point._asdict(), requests=[], failures=failures.counted([], unsent=15, unsent_reason="HTTP 503"))
+
+
+def test_a_point_of_which_nothing_was_sent_is_measured_again(bench, servers, monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.serving.rates.client.post", lambda *_, **__: {})
+    point = GridPoint(0, 128, 32, 1)
+    rate = rate_at(point, [500.0])
+    attempts = [unsent(point), rate]
+    monkeypatch.setattr("bench.serving.benchy.measure", lambda *_: attempts.pop(0))
+    bench("serving", "baseline", "--quick")
+    assert rows(tmp_path / "run")["baseline"].rates == [rate] and attempts == []
+    attempts = [unsent(point), unsent(point)]
+    bench("serving", "baseline", "--quick", "--run-dir", str(tmp_path / "failed"), exit_code=1)
+    assert rows(tmp_path / "failed")["baseline"].unrated == [unsent(point)] and attempts == []
+
+
+def fail_probe(monkeypatch, problem):
+    def fail(*_, **__):
+        raise problem
+
+    monkeypatch.setattr("bench.serving.rates.client.post", fail)
+
+
+def test_a_dead_server_ends_the_run(bench, servers, measured, monkeypatch, tmp_path):
+    fail_probe(monkeypatch, Unanswered("requests", "no answer", "see the log"))
     first = GridPoint(0, 128, 32, 1)
     servers.attempts[first] = attempt(first, [NO_TOKENS] * 3)
     bench("serving", "baseline", "fp8", exit_code=1)
     assert measured == [first]
-    counted, dead = rows(tmp_path / "run")["baseline"].failures
-    assert counted.step == dead.step == "rates at depth 0" and "no answer" in dead.message
+    (failure,) = rows(tmp_path / "run")["baseline"].failures
+    assert failure.step == "rates at depth 0"
+    assert "3 of 3 requests failed" in failure.message and "no answer" in failure.message
+
+
+@pytest.mark.parametrize("message", ["HTTP 429: slow down", "HTTP 404: no such page", "expected a completion, got {}"])
+def test_a_server_that_refuses_the_probe_is_not_dead(bench, servers, measured, monkeypatch, tmp_path, message):
+    fail_probe(monkeypatch, Problem("requests", message, "see the log"))
+    first = GridPoint(0, 128, 32, 1)
+    servers.attempts[first] = attempt(first, [NO_TOKENS] * 3)
+    bench("serving", "baseline", exit_code=1)
+    assert len(measured) == 4 and len(rows(tmp_path / "run")["baseline"].rates) == 3
 
 
 def test_a_live_server_that_fails_a_point_is_measured_at_the_others(bench, servers, measured, monkeypatch, tmp_path):

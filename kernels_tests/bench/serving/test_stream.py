@@ -136,7 +136,7 @@ def test_percentiles_of_a_stream_with_known_times():
         lines += [start(sent, run, run), event("request_first_token", stamps[0], run, ttft_s=seconds)]
         lines += [event("tokens", ts, run, count=1, snippet="a") for ts in stamps]
         lines += [end(stamps[-1], run, tokens=10, decode_seconds=0.9 * seconds)]
-    latencies = request_times.latencies(stream.parse(lines)[POINT])
+    latencies = request_times.latencies([stream.parse(lines)[POINT]])
     assert latencies.ttft == Percentiles(50, 95, 99, samples=100)
     assert latencies.e2e == pytest.approx((95, 180.5, 188.1, 100))
     assert latencies.itl == pytest.approx((5, 9.5, 9.9, 900))
