@@ -37,7 +37,7 @@ class Grid(Strict):
     """
 
     prompt: Annotated[list[Count], Field(min_length=1)]
-    output: Annotated[list[Count], Field(min_length=1)]
+    output: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
     depth: Annotated[list[Depth], Field(min_length=1)]
     concurrency: Annotated[list[Count], Field(min_length=1)]
     load_depth: list[Depth] | None = None

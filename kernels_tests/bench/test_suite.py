@@ -115,7 +115,7 @@ def test_a_reference_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch
         ("extends: default\nthresholds: {fp8: {decode: {top1: 95}}}\n", "thresholds.fp8.decode.top1"),
         ("extends: default\nthresholds: {fp8: {decode: {kl: .inf}}}\n", "finite"),
         ("extends: default\nvllm: {seed: 1}\n", "vllm"),
-        ("grid: {prompt: [1], output: [1], depth: [0], concurrency: [1], runs: 1}\n", "greedy"),
+        ("grid: {prompt: [1], output: [2], depth: [0], concurrency: [1], runs: 1}\n", "greedy"),
         ("extends: nowhere\n", "nowhere"),
         ("extends: mine.yaml\n", "mine.yaml"),
         ("extends: baseline\n", "baseline"),
