@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -53,6 +54,14 @@ class Grid(Strict):
     def points(self) -> int:
         """How many combinations of prompt, output, depth and concurrency are measured."""
         return sum(len(self.prompt) * len(self.output) * len(self.concurrency_at(depth)) for depth in self.depth)
+
+    def every_point(self) -> list["GridPoint"]:
+        """The points, depth by depth."""
+        return [
+            GridPoint(depth, *sizes)
+            for depth in self.depth
+            for sizes in product(self.prompt, self.output, self.concurrency_at(depth))
+        ]
 
     @property
     def requests(self) -> int:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal
 
 from bench.accuracy.texts import Text
-from bench.servers.client import Endpoint, Unanswered, post
+from bench.servers.client import Endpoint, NotOffered, post
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
 from vllm_launch.profile import Argument, Device
@@ -24,7 +24,7 @@ TOP = 20  # log-probabilities a position, the most that OpenAI's interface and v
 FIRST_V2 = (0, 32)  # vLLM's first release whose GPU runner is V2 with logits processors; before, they bring back V1
 
 
-class OtherTokens(Problem):
+class OtherTokens(NotOffered):
     """A server scored other tokens than the given ones."""
 
 
@@ -97,8 +97,9 @@ def prefill(endpoint: Endpoint, ids: list[int], start: int, *, top: int = TOP, c
 
 
 def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
-    """Try a short request for each path: those that the server does not offer, with the reason. Raises Unanswered.
+    """Try a short request for each path: those that the server does not offer, with the reason.
 
+    Raises Problem("requests") for a failure that may pass, such as HTTP 429.
     ids: at least 6 tokens of a text. A server without our token forcer ignores `force_ids` and decodes as usual.
     """
     requests = {
@@ -109,11 +110,9 @@ def missing_paths(endpoint: Endpoint, ids: list[int]) -> dict[ScoredPath, str]:
     for path, request in requests.items():
         try:
             request()
-        except Unanswered:
-            raise
         except OtherTokens:
             missing[path] = MISSING[path]
-        except Problem as problem:
+        except NotOffered as problem:
             missing[path] = f"{MISSING[path]}: {problem.message}"
     return missing
 
@@ -182,7 +181,7 @@ def _check_same(served: list[int], expected: list[int]) -> None:
 
 def _scored(token_ids: list[int], logprobs: list[float | None], top: list[dict[int, float]]) -> Scored:
     if not len(token_ids) == len(logprobs) == len(top):
-        raise Problem(
+        raise NotOffered(
             "requests",
             f"the server returned log-probabilities of {len(logprobs)} tokens and the top ones of {len(top)} positions,"
             f" expected {len(token_ids)} of each",

@@ -4,7 +4,7 @@ import math
 
 from bench.accuracy.texts import tokenize
 from bench.accuracy.verdicts import GreedyMatch, greedy_passes
-from bench.servers.client import Endpoint, Unanswered, post
+from bench.servers.client import Endpoint, NotOffered, post
 from bench.suite import Greedy
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
@@ -20,7 +20,7 @@ class Answer(Strict):
 
 
 def answer(endpoint: Endpoint, prompt: str, tokens: int) -> Answer:
-    """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises Problem("requests").
+    """`tokens` tokens after `prompt` at temperature 0, end of text ignored. Raises NotOffered or Problem("requests").
 
     An answer may be shorter than requested: `match` fails it.
     """
@@ -36,7 +36,7 @@ def answer(endpoint: Endpoint, prompt: str, tokens: int) -> Answer:
     choice = post(endpoint, body)["choices"][0]
     if not choice.get("token_ids"):
         message = f"the greedy answer to {prompt!r} has no token ids"
-        raise Problem("requests", message, "use a server that answers to return_token_ids, as vLLM does")
+        raise NotOffered("requests", message, "use a server that answers to return_token_ids, as vLLM does")
     tops = (choice.get("logprobs") or {}).get("top_logprobs") or []
     if not all(value is not None and math.isfinite(value) for top in tops for value in top.values()):
         raise Problem(
@@ -51,14 +51,13 @@ def answer(endpoint: Endpoint, prompt: str, tokens: int) -> Answer:
 def not_offered(endpoint: Endpoint, prompt: str) -> str | None:
     """Why a server's greedy answers cannot be compared; None if they can.
 
-    Raises Unanswered, and Problem("model") where the server and the local tokenizer split `prompt` differently.
+    Raises Problem("requests") for a failure that may pass, such as HTTP 429, and Problem("model") where the server and
+    the local tokenizer split `prompt` differently.
     """
     try:
         _check_tokenizer(endpoint, prompt)
         answer(endpoint, prompt, tokens=1)
-    except Problem as problem:
-        if problem.kind == "model" or isinstance(problem, Unanswered):
-            raise
+    except NotOffered as problem:
         return problem.message
     return None
 
@@ -77,13 +76,18 @@ def _check_tokenizer(endpoint: Endpoint, prompt: str) -> None:
         )
 
 
+def matching(candidate: Answer, reference: Answer) -> int:
+    """How many tokens are equal, position by position."""
+    pairs = zip(candidate.token_ids, reference.token_ids, strict=False)
+    return sum(ours == theirs for ours, theirs in pairs)
+
+
 def match(candidate: Answer, reference: Answer, reference_profile: str, gate: Greedy) -> GreedyMatch:
     """Compare position by position: passed if more than min_match are equal and the answer is no loop of few tokens.
 
     A position that one of the two lacks is unequal; an answer shorter than gate.tokens fails.
     """
-    pairs = zip(candidate.token_ids, reference.token_ids, strict=False)
-    matched = sum(ours == theirs for ours, theirs in pairs)
+    matched = matching(candidate, reference)
     missing = max(0, gate.tokens - min(len(candidate.token_ids), len(reference.token_ids)))
     distinct = min(len(set(candidate.token_ids)), len(set(reference.token_ids)))
     return GreedyMatch(

@@ -24,6 +24,7 @@ from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
 from bench.servers.starts import row_settings, serve, status_of
+from flashinfer_patches.errors import Problem
 from vllm_launch.model import Model
 from vllm_launch.profile import Argument
 from vllm_launch.software import vllm_build
@@ -74,6 +75,26 @@ def ask_greedy(run: Run, entry: Entry, endpoint: Endpoint) -> None:
         for path in greedy_paths(run, entry):
             step(path, list[Answer], lambda: [greedy.answer(endpoint, prompt, gate.tokens) for prompt in gate.prompts])
     run.print_line(f"{entry.name}: {len(gate.prompts)} greedy answers")
+
+
+def check_same_answers(run: Run, entry: Entry, endpoint: Endpoint) -> None:
+    """Ask the saved greedy answers of a resumed run again; raises Problem("file") where a server answers otherwise."""
+    path, gate = entry.folder / GREEDY, run.suite.greedy
+    for saved in load(path, list[Answer]) if path.exists() else ():
+        repeated = greedy.answer(endpoint, saved.prompt, gate.tokens)
+        matched, total = greedy.matching(repeated, saved), len(saved.token_ids)
+        if matched <= gate.min_match * total:
+            raise Problem(
+                "file",
+                f"cannot resume {entry.name}: its server repeats {matched} of {total} tokens of the saved greedy answer"
+                f" to {saved.prompt!r}: it is another server, or has other settings",
+                "start the server that the run began with, or start a new run: another --run-dir",
+            )
+
+
+def unfinished(run: Run, entry: Entry) -> list[str]:
+    """The steps of a profile's answers that have no file yet, by kind; a quick run has the greedy ones alone."""
+    return entry.unfinished([*greedy_steps(run, entry), *([] if run.request.quick else score_steps(run, entry))])
 
 
 def greedy_paths(run: Run, entry: Entry) -> list[Path]:

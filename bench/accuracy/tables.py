@@ -137,10 +137,11 @@ def not_known(rows: Sequence[AccuracyRow]) -> list[str]:
     for row in rows:
         if row.requested is None:
             reference = "its own first ones" if is_reference(row) else "the reference server's"
+            compared = f"compared with {reference}" if has_record(row) else "not compared"
             lines.append(
-                f"**{md.text(row.profile)}** is an external server. Not known: its machine, versions, settings,"
+                f"**{md.text(row.profile)}** is {md.text(row.description)}. Not known: its machine, versions, settings,"
                 " attention backend, KV cache, starts; the provenance is that of the bench."
-                f" Its answers are compared with {reference}."
+                f" Its answers are {compared}."
             )
     return lines
 

@@ -36,9 +36,12 @@ def compute(plan: Plan, suite: Suite) -> dict[str, str]:
     return _as_texts(digest | _of_run(plan.machine, plan.model, suite), plan.model)
 
 
-def of_external(endpoint: Endpoint, model: Model, machine: Machine, suite: Suite) -> dict[str, str]:
-    """What is known of an external server, and what a run measures there, by name."""
+def of_external(
+    endpoint: Endpoint, settings: dict[str, str], model: Model, machine: Machine, suite: Suite
+) -> dict[str, str]:
+    """What is known of an external server, and what a run measures there, by name. settings: that it states."""
     served = {"served model": endpoint.model, "context of the server": endpoint.context}
+    served |= {f"server's {name}": value for name, value in settings.items()}
     return _as_texts(served | _of_run(machine, model, suite), model)
 
 

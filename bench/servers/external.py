@@ -1,5 +1,6 @@
 """External servers: found by URL, described by their own answers, never started, stopped or changed."""
 
+import json
 import os
 import re
 import socket
@@ -20,17 +21,26 @@ from bench.suite import Thresholds
 from flashinfer_patches.errors import Problem
 from vllm_launch import machine, model, profile
 from vllm_launch.model import Model
+from vllm_launch.profile import Profile
 
 SERVER, REFERENCE = "server", "reference"  # names of entries
+DESCRIPTION = "an external server"
 KEY_VARIABLE = "VLLM_API_KEY"
 URL, HOST = "$URL", "$HOST"  # in a result, which names no host
+REQUEST_PATHS = re.compile(r"(/v1)?/(chat/completions|completions|models)$")
+# vLLM's settings of the KV cache, as labels in /metrics, and the figures among them, which differ from start to start.
+CACHE_SETTINGS = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+FIGURES = ("engine", "num_gpu_blocks", "num_cpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency")
 
 
 @dataclass(frozen=True)
 class ExternalEntry(Entry):
-    """An external server."""
+    """An external server. settings: those that it states, by name. root: of its model, see Card."""
 
     endpoint: Endpoint
+    settings: dict[str, str]
+    root: str | None
 
 
 class Card(BaseModel):
@@ -47,7 +57,10 @@ class Cards(BaseModel):
 
 def base_url(text: str) -> str:
     """The URL without /v1. Raises ValueError unless it is scheme, host, port and path alone."""
-    parts = urlsplit(text.strip())
+    text = text.strip()
+    if re.search(r"\s", text):
+        raise ValueError("a space in the URL")
+    parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("expected http://HOST:PORT")
     if "@" in parts.netloc:
@@ -57,6 +70,8 @@ def base_url(text: str) -> str:
     if parts.port == 0:
         raise ValueError("port 0")
     path = re.sub(r"/v1$", "", parts.path.rstrip("/"))
+    if request_path := REQUEST_PATHS.search(path):
+        raise ValueError(f"expected the server's base URL, without {request_path[0]}")
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
@@ -64,30 +79,27 @@ def resolve(folder: Path, request: Request) -> Run:
     """Ask the servers of a request what they serve, and load model and suite; writes nothing.
 
     The request's profile selects the bounds of the gates, nothing else. Without a reference server, the server is its
-    own reference. Raises Problem("requests") for a server that does not answer, Problem("model") for a model that is
-    not on this machine, and what loading profile and suite raises.
+    own reference. Raises Problem("requests") for a malformed key or an unanswered request, Problem("model") for
+    a model that is not on this machine, and what loading profile and suite raises.
     """
     card = _card(request.url, request.model)
     local = _local_model(card, request.model)
     suite, skipped_points = load_suite(request, local)
     judged_as = [profile.load(name) for name in request.profiles]
-    if any(loaded.name == REFERENCE for loaded in judged_as):
-        raise Problem("profile", f"a profile has the name {REFERENCE} of the reference server", "rename its file")
     suite.check_thresholds([*judged_as, profile.load(suite.greedy.reference)])
 
-    def entry(name: str, url: str, card: Card, thresholds: Thresholds) -> ExternalEntry:
+    def entry(name: str, url: str, card: Card, judged_as: list[Profile]) -> ExternalEntry:
         endpoint = Endpoint(
             url, card.id, local.path, f"the log of the server at {url}", authorization(), card.max_model_len
         )
-        description = "an external server"
-        return ExternalEntry(name, description, thresholds, folder / name, endpoint)
+        description = DESCRIPTION + "".join(f", judged by the bounds of {profile.name}" for profile in judged_as)
+        thresholds = suite.thresholds_of(judged_as[0]) if judged_as else Thresholds()
+        return ExternalEntry(name, description, thresholds, folder / name, endpoint, _settings(url), card.root)
 
-    thresholds = suite.thresholds_of(judged_as[0]) if judged_as else Thresholds()
-    served = entry(judged_as[0].name if judged_as else SERVER, request.url, card, thresholds)
+    served = entry(SERVER, request.url, card, judged_as)
     reference = served
     if request.reference_url:
-        card = _card(request.reference_url, request.model)
-        reference = entry(REFERENCE, request.reference_url, card, Thresholds())
+        reference = entry(REFERENCE, request.reference_url, _card(request.reference_url, request.model), [])
     return Run(
         folder=folder,
         request=request,
@@ -113,26 +125,46 @@ def problems(run: Run) -> list[Problem]:
 
 
 def digest_of(run: Run, entry: ExternalEntry) -> dict[str, str]:
-    return digest.of_external(entry.endpoint, run.model, run.machine, run.suite)
+    return digest.of_external(entry.endpoint, entry.settings, run.model, run.machine, run.suite)
+
+
+def serve_same_model(first: ExternalEntry, second: ExternalEntry) -> bool:
+    """Whether two servers give their models the same name or the same root."""
+    return first.endpoint.model == second.endpoint.model or (first.root is not None and first.root == second.root)
 
 
 def authorization() -> dict[str, str]:
-    """The headers of a request, with the key of KEY_VARIABLE where it is set."""
+    """The headers of a request, with the key of KEY_VARIABLE where it is set. Raises Problem for a malformed one."""
     key = os.environ.get(KEY_VARIABLE)
+    if key and not re.fullmatch(r"[!-~]+", key):
+        message = f"{KEY_VARIABLE} holds a space, a line break or a character beyond ASCII"
+        raise Problem("requests", message, f"set {KEY_VARIABLE} to the key alone")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def hide_hosts(text: str, urls: list[str]) -> str:
-    """Replace each URL by URL, and each host, by name and by address, by HOST."""
-    for url in urls:
-        host = urlsplit(url).hostname
+    """Replace each URL by URL, and each host, by name and by address, with its domain and port, by HOST."""
+    for url in sorted(urls, key=len, reverse=True):
+        text = re.sub(rf"{re.escape(url)}(?![\w-])", URL, text)
+    for host in {urlsplit(url).hostname for url in urls}:
         addresses = set()
         with suppress(OSError):
             addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-        text = text.replace(url, URL)
         for name in sorted({host, *addresses}, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", HOST, text, flags=re.IGNORECASE)
+            whole_name = rf"(?<![\w.-])\[?{re.escape(name)}(?:\.[a-z][\w-]*)*(?![\w-])\]?(?::\d+)?"
+            text = re.sub(whole_name, HOST, text, flags=re.IGNORECASE)
     return text
+
+
+def _settings(url: str) -> dict[str, str]:
+    """The settings that a server states, by name: its version, and its KV cache. Empty where it is not vLLM."""
+    headers, remedy = authorization(), f"see the log of the server at {url}"
+    settings = {}
+    with suppress(ValueError, TypeError, KeyError):
+        settings["version"] = str(json.loads(client.get_optional(f"{url}/version", headers, remedy))["version"])
+    cache = CACHE_SETTINGS.search(client.get_optional(f"{url}/metrics", headers, remedy) or "")
+    labels = LABEL.findall(cache[1]) if cache else []
+    return settings | {f"KV cache {name}": value for name, value in labels if name not in FIGURES}
 
 
 def _card(url: str, name: str | None) -> Card:
@@ -153,7 +185,8 @@ def _cards(url: str, headers: Mapping[str, str]) -> list[Card]:
     try:
         return Cards.model_validate(answer).data
     except ValidationError as error:
-        message = f"{url}/v1/models answers {str(answer)[:200]}, expected a list of models"
+        text = client.without_key(str(answer), headers)[:200]
+        message = f"{url}/v1/models answers {text}, expected a list of models"
         raise Problem("requests", message, remedy) from error
 
 

@@ -49,6 +49,10 @@ class Entry:
         """A step of this entry, which writes `file` into its folder."""
         return Step(f"{self.name}: {name}", name, self.folder / file)
 
+    def unfinished(self, steps: list[Step]) -> list[str]:
+        """The kinds of this entry's steps that have no file yet."""
+        return [each.kind for each in steps if each.path.parent == self.folder and not each.path.exists()]
+
 
 @dataclass(frozen=True)
 class ProfileEntry(Entry):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from bench.servers import client
 from bench.servers.client import Endpoint
 from bench.serving import counters, failures, stream
 from bench.serving.request_times import RequestTimes
@@ -30,7 +31,7 @@ KEY_VARIABLE = "FP8_SINKS_BENCHY_KEY"
 # llama-benchy takes a key only as an argument, which other users could read in the process list: add it inside.
 WITH_KEY = (
     "import os, runpy, sys\n"
-    f"sys.argv += ['--api-key', os.environ.pop({KEY_VARIABLE!r})]\n"
+    f"sys.argv += ['--api-key=' + os.environ.pop({KEY_VARIABLE!r})]\n"
     "runpy.run_module('llama_benchy', run_name='__main__', alter_sys=True)"
 )
 STALL_S = 900.0  # without any event
@@ -66,6 +67,16 @@ def measure(
     """
     saved = folder / f"llama-benchy-depth-{point.depth}-{point.prompt}-{point.output}-{point.concurrency}.json"
     saved.unlink(missing_ok=True)
+    try:
+        return _measured(endpoint, point, runs, saved, book_url, on_request)
+    finally:
+        for path in (saved.with_suffix(".log"), saved.with_suffix(".jsonl")):
+            client.mask_file(path, endpoint.headers)
+
+
+def _measured(
+    endpoint: Endpoint, point: GridPoint, runs: int, saved: Path, book_url: str, on_request: Callable[[], None]
+) -> Attempt:
     with counters.polled(endpoint) as (samples, stop_polling):
         command, environment = _command(endpoint, point, runs, book_url, saved)
         execution = _execute(command, environment, saved, _warm_up_limit_s(point), stop_polling, on_request)

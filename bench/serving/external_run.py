@@ -5,6 +5,7 @@ Rates come before log-probabilities: a failure on these less common requests mus
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from bench.accuracy import forced, greedy
@@ -16,13 +17,13 @@ from bench.servers import run as runs
 from bench.servers.external import ExternalEntry, hide_hosts
 from bench.servers.result import FailedStep
 from bench.servers.run import Run, in_step
-from bench.serving import rates
+from bench.serving import failures, rates
 from bench.serving.book_server import book_server
 from bench.serving.result import Attempt, ServingResult, ServingRow
 from bench.serving.run import longest_context, skipped_rates
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import redaction, software
+from vllm_launch import software
 from vllm_launch.terminal import Step
 
 R = TypeVar("R", bound=Strict)
@@ -47,7 +48,7 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     """Measure an external server. Writes run.folder/result.json, also where a step fails and its Problem is raised."""
     run.show_steps(steps(run))
     command = [_hidden(run, word) for word in command]
-    kind = partial(ServingResult, slo=run.request.slo)
+    kind = partial(ServingResult, slo=run.request.slo, grid=run.suite.grid, reference_model=_reference_model(run))
     with book_server() as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
@@ -84,11 +85,19 @@ def _measure(run: Run, book_url: str, entry: ExternalEntry) -> None:
         for each in servers:
             run.status(f"{each.name}: what it offers")
             digest.guard(each.folder, external.digest_of(run, each))
+            if not each.settings:
+                run.print_line(f"{each.name}: states no settings: --resume can compare its greedy answers alone")
+            accuracy.check_same_answers(run, each, each.endpoint)
             step(each.folder / UNAVAILABLE, dict[str, str], partial(_probe, run, each))
     unavailable = _unavailable(run)
     run.show_steps(steps(run))
     for name, reason in unavailable.items():
         run.print_line(f"not measured: {name} ({reason})")
+    if GREEDY in unavailable and not _paths(run):
+        run.print_line("no accuracy record can be made: the report withholds the speeds")
+    if not external.serve_same_model(entry, run.reference):
+        models = f"{run.reference.endpoint.model}, not {entry.endpoint.model}"
+        run.print_line(f"warning: the reference serves {models}: are they the same model?")
     if GREEDY not in unavailable:
         for each in servers:
             accuracy.ask_greedy(run, each, each.endpoint)
@@ -155,7 +164,14 @@ def _row(run: Run, entry: ExternalEntry, failure: FailedStep | None) -> ServingR
         accuracy=accuracy.record(run, entry),
         unavailable=[_hidden(run, f"{name} ({reason})") for name, reason in _unavailable(run).items()],
         left_out=["log-probabilities", "sinks", *skipped_rates(run)] if run.request.quick else [],
+        unfinished=entry.unfinished([each for each in steps(run) if each.kind != "rates"]),
     )
+
+
+def _reference_model(run: Run) -> str | None:
+    """The name that the reference server gives its model, without the folders of a path; None without such a server."""
+    name = run.reference.endpoint.model
+    return None if run.reference in run.entries else Path(name).name if name.startswith("/") else name
 
 
 def _with_hidden_errors(run: Run, attempt: Attempt) -> Attempt:
@@ -171,4 +187,5 @@ def _replaced(record: R, field: str, change: Callable[[str], str]) -> R:
 
 def _hidden(run: Run, text: str) -> str:
     """The text without hosts, folders and secrets."""
-    return redaction.redact(hide_hosts(text, [entry.endpoint.url for entry in run.in_order()]))
+    servers = [entry.endpoint for entry in run.in_order()]
+    return failures.without_secrets(hide_hosts(text, [each.url for each in servers]), servers[0].headers)

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from bench.servers.client import without_key
 from bench.serving.request_times import RequestTimes
 from flashinfer_patches.strict import Count, Strict
 from vllm_launch import redaction
@@ -86,6 +87,4 @@ def redacted(requests: Sequence[RequestTimes], headers: Mapping[str, str]) -> li
 
 def without_secrets(text: str, headers: Mapping[str, str]) -> str:
     """The text with this process's secrets and folders, and the values of `headers`, masked."""
-    for value in headers.values():
-        text = text.replace(value.removeprefix("Bearer "), redaction.MASK)
-    return redaction.redact(text)
+    return redaction.redact(without_key(text, headers))

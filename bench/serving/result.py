@@ -11,7 +11,7 @@ from bench.serving.failures import Failure
 from bench.serving.goodput import Slo
 from bench.serving.packed import PackedRequests
 from bench.serving.request_times import RequestTimes
-from bench.suite import GridPoint
+from bench.suite import Grid, GridPoint
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch.model import Model
 
@@ -85,7 +85,8 @@ class Rate(Attempt):
 class ServingRow(AccuracyRow):
     """A profile's answers and speed. wiped: before the cold start. left_out: what --quick does not measure, as text.
 
-    unrated: the points without a whole repeat.
+    unrated: the points without a whole repeat. unfinished: the steps of its answers that the run has not executed yet;
+    empty in results that did not record it.
     """
 
     RETIRED = ("completion",)
@@ -94,12 +95,17 @@ class ServingRow(AccuracyRow):
     rates: list[Rate]
     unrated: list[Attempt] = Field(default_factory=list)
     left_out: list[str] = Field(default_factory=list)
+    unfinished: list[str] = Field(default_factory=list)
 
 
 class ServingResult(Envelope):
-    """slo: the limits of goodput; empty where none were given."""
+    """slo: the limits of goodput; empty where none were given. grid: what the run measures; None in results that did
+    not record it. reference_model: the name that an external reference server gives its model.
+    """
 
     kind: Literal["serving"] = "serving"
     model: Model
     slo: Slo = Field(default_factory=dict)
+    grid: Grid | None = None
+    reference_model: str | None = None
     rows: list[ServingRow]

@@ -33,7 +33,7 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     A failed request ends no step: all others are measured, then Problem("requests") is raised.
     """
     run.show_steps(steps(run))
-    kind = partial(ServingResult, slo=run.request.slo)
+    kind = partial(ServingResult, slo=run.request.slo, grid=run.suite.grid)
     with book_server() as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
@@ -131,6 +131,7 @@ def _row(run: Run, entry: Entry, failure: FailedStep | None) -> ServingRow:
         greedy=accuracy.greedy_matches(run, entry),
         accuracy=accuracy.record(run, entry),
         left_out=_left_out(run),
+        unfinished=accuracy.unfinished(run, entry),
     )
 
 

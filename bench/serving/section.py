@@ -9,8 +9,10 @@ from bench.report import markdown as md
 from bench.report import provenance
 from bench.report.document import Section
 from bench.serving import tables
-from bench.serving.result import ServingResult, ServingRow
+from bench.serving.result import ServingResult
+from bench.suite import GridPoint
 
+UNFINISHED = "**The run is unfinished:** --resume measures the rest."
 CPU_NOTE = "A CPU shows capacity and accuracy, not FP8 speed: that takes a GPU."
 
 
@@ -20,12 +22,14 @@ def section(result: ServingResult) -> Section:
     warning = provenance.load_warning(result.provenance, highest_load(result))
     notes = [CPU_NOTE] if result.provenance.machine.family == "cpu" and accuracy.is_ours(result) else []
     notes += [md.text(warning)] if warning else []
+    notes += [f"The reference server serves {md.text(result.reference_model)}."] if result.reference_model else []
+    notes += [UNFINISHED] if is_unfinished(result) else []
     rates, points = tables.rate_table(rows, base), tables.page_points(rows)[-1:]
     latencies = tables.latency_table(rows, result.slo)
     return part._replace(
         subject=accuracy.subject(result),
         page=[*tables.profile_table(rows, base), *answers.not_known(rows), *notes, *answers.failed(rows)],
-        not_measured=missing(rows),
+        not_measured=missing(result),
         details=[*part.details, *rates, *latencies],
         glance=accuracy.glance(result, lambda row: tables.rate_cell(row, base, *points) if points else "no speed"),
         draw=partial(_draw, result) if rates or part.draw else None,
@@ -37,15 +41,29 @@ def highest_load(result: ServingResult) -> float | None:
     return max(loads, default=None)
 
 
-def missing(rows: list[ServingRow]) -> list[str]:
+def missing(result: ServingResult) -> list[str]:
     """What each profile lacks, in one line; absent starts stand in the table."""
-    points, lines = {rate.grid_point for row in rows for rate in row.rates}, []
-    for row in rows:
+    points, lines = _points(result), []
+    for row in result.rows:
         absent = points - {rate.grid_point for rate in row.rates}
         rates = [f"rates at {len(absent)} of {len(points)} points"] if absent else []
-        rates = [*(rates if row.rates else ["all rates"]), *row.left_out]
+        rates = [*(rates if row.rates else ["all rates"]), *row.left_out, *row.unfinished]
         lines += answers.missing(row, rates)
     return lines
+
+
+def is_unfinished(result: ServingResult) -> bool:
+    """Whether a run has not executed all of its steps; False where the result does not tell."""
+    points = {*result.grid.every_point()} if result.grid else set()
+    measured = [{each.grid_point for each in (*row.rates, *row.unrated)} for row in result.rows]
+    return any(points - each for each in measured) or any(row.unfinished for row in result.rows)
+
+
+def _points(result: ServingResult) -> set[GridPoint]:
+    """The points of the run's grid; of a result without it, those that any profile has a rate at."""
+    if result.grid:
+        return {*result.grid.every_point()}
+    return {rate.grid_point for row in result.rows for rate in row.rates}
 
 
 def _draw(result: ServingResult, path: Path) -> None:

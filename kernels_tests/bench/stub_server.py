@@ -16,8 +16,9 @@ CARD = {"id": "tiny", "object": "model", "root": str(EMBEDDED), "max_model_len":
 class StubServer(ThreadingHTTPServer):
     """cards: the models that it serves. forcer, prefill, token_ids: what it offers. first: its first greedy token.
 
-    prefix: tokens before each text prompt. key: that requests need. status: of each completion. log_p: of all tokens.
-    tokenize: its tokenizer. calls: the path, Authorization and body of each request.
+    prefix: tokens before each text prompt. key: that requests need. status, error_body: of each completion, which may
+    name its authorization. log_p: of all tokens. pages: the text of other paths, such as /metrics. tokenize: its
+    tokenizer. calls: the path, Authorization and body of each request.
     """
 
     def __init__(self):
@@ -26,6 +27,7 @@ class StubServer(ThreadingHTTPServer):
         self.forcer, self.prefill, self.token_ids = False, True, True
         self.tokenize = partial(tokenize, EMBEDDED)
         self.first, self.prefix, self.key, self.status, self.log_p = 100, [], None, 200, -1.0
+        self.error_body, self.pages = "no", {}
 
     @property
     def url(self) -> str:
@@ -38,6 +40,9 @@ class StubServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.record(None)
+        if self.path != "/v1/models":
+            page = self.server.pages.get(self.path)
+            return self.respond(404 if page is None else 200, (page or "").encode())
         body = self.server.models_body or json.dumps({"object": "list", "data": self.server.cards})
         self.respond(401 if self.is_refused() else 200, body.encode())
 
@@ -49,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         if "prompt_logprobs" in body and not self.server.prefill:
             return self.respond(400, b'{"error": "prompt_logprobs are not supported"}')
         if self.server.status != 200:
-            return self.respond(self.server.status, b"no")
+            error_body = self.server.error_body.format(authorization=self.headers.get("Authorization"))
+            return self.respond(self.server.status, error_body.encode())
         self.respond(200, json.dumps({"choices": [self.choice(body)]}).encode())
 
     def choice(self, body):

@@ -1,19 +1,22 @@
 """`bench serving --url` against stub servers: what is measured there, and what is not known or not offered."""
 
-import json
-
 import pytest
 from click.testing import CliRunner
 
 from bench import cli, kinds
-from bench.accuracy.tables import outcome
+from bench.accuracy.tables import not_known, outcome
 from bench.servers import external
+from bench.serving import benchy
+from bench.serving.section import UNFINISHED
 from bench.serving.tables import shown_rates
 from flashinfer_patches.errors import Problem
+from kernels_tests.bench.samples import a_rate
 from kernels_tests.bench.serving.conftest import row_of
 from kernels_tests.bench.stub_server import CARD
+from vllm_launch.model import EMBEDDED
 
 KEY = "key-of-the-stub"
+DESCRIBING_PATHS = ["/v1/models", "/version", "/metrics"]
 
 
 def test_settings_and_starts_are_not_known(serving, stub, tmp_path):
@@ -78,11 +81,25 @@ def test_a_server_without_any_log_probabilities_has_rates_and_greedy_answers(ser
     assert shown_rates(row) == row.rates != [] and len(row.greedy) == 3
 
 
-@pytest.mark.parametrize("status", [404, 500])
+@pytest.mark.parametrize("status", [400, 404, 501])
 def test_a_server_without_completions_has_rates_without_a_record(serving, stub, tmp_path, status):
     stub.status = status
-    serving("--url", stub.url)
-    assert row_of(tmp_path).rates and len(row_of(tmp_path).unavailable) == 3
+    assert "withholds the speeds" in serving("--url", stub.url).stderr
+    row = row_of(tmp_path)
+    assert row.rates and len(row.unavailable) == 3
+    (statement,) = not_known([row])
+    assert "not compared" in statement and "reference server" not in statement
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_failure_that_may_pass_is_not_saved_as_not_offered(serving, stub, tmp_path, status):
+    stub.status = status
+    serving("--url", stub.url, exit_code=1)
+    assert row_of(tmp_path).unavailable == []
+    stub.status = 200
+    serving("--resume", "run")
+    row = row_of(tmp_path)
+    assert row.accuracy and len(row.greedy) == 3 and len(row.unavailable) == 1
 
 
 def test_a_server_without_token_ids_has_rates_without_a_record(serving, stub, tmp_path):
@@ -93,11 +110,13 @@ def test_a_server_without_token_ids_has_rates_without_a_record(serving, stub, tm
     assert len(row.unavailable) == 3
 
 
-def test_a_profile_names_the_bounds_and_nothing_else(serving, stub, reference, tmp_path):
+def test_a_profile_selects_the_bounds_and_nothing_else(serving, stub, reference, tmp_path):
     reference.log_p = -1.25
     serving("fp8", "--url", stub.url, "--reference-url", reference.url, exit_code=3)
     row = row_of(tmp_path)
-    assert row.profile == "fp8" and row.requested is None and "FP8" not in row.description
+    assert row.profile == "server" and row.requested is None
+    (statement,) = not_known([row])
+    assert "bounds of fp8" in statement
     assert row.accuracy.passed is False, "0.25 is above the bounds of fp8"
 
 
@@ -128,42 +147,52 @@ def test_rates_before_a_failure_are_saved_and_the_run_resumes(serving, stub, tmp
     row = row_of(tmp_path)
     assert len(row.rates) == 2 and row.failures[0].step == "log-probabilities"
     assert "127.0.0.1" not in row.failures[0].message
-    stub.calls.clear()
+    assert row.unfinished == ["log-probabilities", "repeated log-probabilities", "sinks"]
+    greedy = tmp_path / "run" / "server" / "greedy.json"
+    written_at = greedy.stat().st_mtime_ns
     serving("--resume", "run")
     row = row_of(tmp_path)
-    assert row.accuracy and row.failures == []
-    assert not any(isinstance(body["prompt"], str) for _, _, body in stub.calls if body), "greedy answers are loaded"
-
-
-def test_a_resumed_run_refuses_another_model_at_the_same_url(serving, stub):
-    serving("--url", stub.url, "--quick")
-    stub.cards = [CARD | {"max_model_len": 2048}]
-    serving("--resume", "run", exit_code=2)
-
-
-def test_the_key_goes_to_the_servers_alone_and_into_no_file(serving, stub, tmp_path, monkeypatch):
-    stub.key = KEY
-    serving("--url", stub.url, exit_code=1)
-    assert not (tmp_path / "run").exists()
-    monkeypatch.setenv(external.KEY_VARIABLE, KEY)
-    assert KEY not in serving("--url", stub.url).output
-    assert {authorization for _, authorization, _ in stub.calls} == {None, f"Bearer {KEY}"}
-    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert files and not any(KEY.encode() in path.read_bytes() for path in files)
-
-
-def test_no_host_is_in_result_and_report(serving, stub, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["fp8-sinks", "bench", "serving", "--url", f"{stub.url}/v1"])
-    serving("--url", f"{stub.url}/v1")
-    for name in ("result.json", "report.md"):
-        text = (tmp_path / "run" / name).read_text()
-        assert "127.0.0.1" not in text and str(stub.server_port) not in text
-    assert json.loads((tmp_path / "run" / "request.json").read_text())["url"] == stub.url
+    assert row.accuracy and row.failures == row.unfinished == []
+    assert greedy.stat().st_mtime_ns == written_at, "greedy answers are compared, and not written again"
 
 
 def test_a_dry_run_asks_for_the_models_alone(serving, stub, reference, tmp_path, monkeypatch):
     monkeypatch.setenv(external.KEY_VARIABLE, KEY)
     output = serving("--url", stub.url, "--reference-url", reference.url, "--dry-run").output
-    assert stub.paths() == reference.paths() == ["/v1/models"]
+    assert stub.paths() == reference.paths() == DESCRIBING_PATHS
     assert stub.url in output and reference.url in output and KEY not in output
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_run_lists_missing_points_and_answers(serving, stub, tmp_path, monkeypatch):
+    def interrupted(_endpoint, point, *_):
+        if point.depth:
+            raise KeyboardInterrupt
+        return a_rate()
+
+    with monkeypatch.context() as interrupting:
+        interrupting.setattr(benchy, "measure", interrupted)
+        serving("--url", stub.url, exit_code=1)
+    (section,) = kinds.sections([tmp_path / "run"])
+    missing = "rates at 1 of 2 points, log-probabilities, repeated log-probabilities, sinks"
+    assert section.not_measured[0].startswith(f"server: {missing}")
+    assert UNFINISHED in section.page
+    serving("--resume", "run")
+    (section,) = kinds.sections([tmp_path / "run"])
+    assert UNFINISHED not in section.page and not any("rates at" in line for line in section.not_measured)
+
+
+@pytest.mark.parametrize(("name", "change"), [("tiny", {"root": None}), ("other", {"id": "/models/other"})])
+def test_the_model_of_the_reference_is_in_the_result(serving, stub, reference, tmp_path, name, change):
+    reference.cards = [CARD | change]
+    options = ("--quick", "--model", str(EMBEDDED))
+    assert "same model?" not in serving("--url", stub.url, "--reference-url", reference.url, *options).stderr
+    assert kinds.read(tmp_path / "run").reference_model == name
+
+
+def test_a_reference_with_another_model_is_pointed_out(serving, stub, reference, tmp_path):
+    reference.cards = [CARD | {"id": "other", "root": "elsewhere"}]
+    options = ("--quick", "--model", str(EMBEDDED))
+    assert "same model?" in serving("--url", stub.url, "--reference-url", reference.url, *options).stderr
+    (section,) = kinds.sections([tmp_path / "run"])
+    assert "The reference server serves other." in section.page

@@ -100,6 +100,13 @@ def test_its_settings_are_not_known(measured):
     assert "not known" in (run / "report.md").read_text().lower()
 
 
+def test_settings_that_it_states_are_in_the_digest(measured):
+    run, _ = measured
+    digest = json.loads((run / "server" / "digest.json").read_text())
+    assert digest["server's version"] and digest["server's KV cache cache_dtype"] in ("auto", "bfloat16")
+    assert "server's KV cache num_gpu_blocks" not in digest
+
+
 def test_neither_key_nor_host_is_in_files_or_arguments(measured):
     run, seen = measured
     assert any("llama_benchy" in word for word in seen["words"]) and KEY not in " ".join(seen["words"])

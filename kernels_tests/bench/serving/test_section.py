@@ -11,7 +11,8 @@ from bench.report import document
 from bench.report.numbers import ratio_cell
 from bench.servers.result import Start
 from bench.serving import plot, section, tables
-from bench.serving.result import ServingResult
+from bench.serving.result import Attempt, ServingResult
+from bench.suite import Grid
 from kernels_tests.bench.report.reading import error_lines, row
 from kernels_tests.bench.report.reading import tables as tables_of
 from kernels_tests.bench.samples import (
@@ -149,6 +150,23 @@ def test_an_unfinished_run_lists_missing_measurements():
     assert (fp8["KV capacity, tokens"], fp8[SHORTEST], fp8[START]) == ("not known", "not measured", "- / -")
     assert section.section(two_profiles(rates=[a_rate(0)])).not_measured == ["fp8: rates at 1 of 2 points"]
     assert section.section(two_profiles()).not_measured == []
+
+
+def test_points_of_the_grid_that_no_profile_has_are_missing():
+    grid = Grid(prompt=[256], output=[64], depth=[0, 1024], concurrency=[1, 2], load_depth=[0], runs=3)
+    complete = section.section(two_profiles().model_copy(update={"grid": grid.replaced({"concurrency": [1]})}))
+    assert complete.not_measured == [] and section.UNFINISHED not in complete.page
+    part = section.section(two_profiles().model_copy(update={"grid": grid}))
+    assert part.not_measured == [f"{name}: rates at 1 of 3 points" for name in ("baseline", "fp8")]
+    assert section.UNFINISHED in part.page
+
+
+def test_a_failed_point_is_no_unfinished_run():
+    grid = Grid(prompt=[256], output=[64], depth=[0, 1024], concurrency=[1], runs=3)
+    failed = Attempt(depth=1024, prompt=256, output=64, concurrency=1, requests=[])
+    result = a_result(a_row(rates=[a_rate(0)], unrated=[failed])).model_copy(update={"grid": grid})
+    part = section.section(result)
+    assert part.not_measured == ["baseline: rates at 1 of 2 points"] and section.UNFINISHED not in part.page
 
 
 def test_a_run_without_anything_still_has_a_section():
