@@ -7,9 +7,10 @@ from statistics import median
 
 from bench.record import noise
 from bench.report.numbers import aligned, number, span, times, with_noise
-from bench.serving import goodput, request_times, tables
+from bench.serving import goodput, tables
 from bench.serving.goodput import Slo
-from bench.serving.result import Rate
+from bench.serving.load import request_times
+from bench.serving.load.rate import Rate
 from bench.suite import GridPoint
 
 # Field of Rate -> what it is, and whether more is faster.

@@ -13,9 +13,11 @@ import click
 import numpy as np
 
 from bench.accuracy.tables import answers, base_of, has_record, outcome
-from bench.serving import goodput, request_times
-from bench.serving.request_times import RequestTimes
-from bench.serving.result import Attempt, Rate, ServingResult, ServingRow
+from bench.serving import goodput
+from bench.serving.load import request_times
+from bench.serving.load.rate import Attempt, Rate
+from bench.serving.load.request_times import RequestTimes
+from bench.serving.result import ServingResult, ServingRow
 from bench.serving.tables import RATE_FIELDS, kv_cache, samples, shown_points
 
 PERCENTS = (50, 95, 99)

@@ -17,9 +17,11 @@ from bench.servers import run as runs
 from bench.servers.external import ExternalEntry, hide_hosts
 from bench.servers.result import FailedStep
 from bench.servers.run import Run, in_step
-from bench.serving import failures, rates
-from bench.serving.book_server import book_server
-from bench.serving.result import Attempt, ServingResult, ServingRow
+from bench.serving import rates
+from bench.serving.load import failures
+from bench.serving.load.book_server import book_server
+from bench.serving.load.rate import Attempt
+from bench.serving.result import ServingResult, ServingRow
 from bench.serving.run import longest_context, skipped_rates
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict

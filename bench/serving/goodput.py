@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from bench.serving import request_times
-from bench.serving.request_times import Repeats, RequestTimes
+from bench.serving.load import request_times
+from bench.serving.load.request_times import Repeats, RequestTimes
 from flashinfer_patches.strict import Positive
 
 Slo = dict[Literal["ttft", "itl", "e2e"], Positive]  # limits in ms

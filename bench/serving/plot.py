@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from bench.accuracy.plot import accuracy_plot, series_labels
 from bench.report.figure import NUMBER, colour_and_marker, curves
 from bench.report.numbers import requests
-from bench.serving import request_times
-from bench.serving.result import Rate, ServingRow
+from bench.serving.load import request_times
+from bench.serving.load.rate import Rate
+from bench.serving.result import ServingRow
 from bench.serving.tables import shown_rates
 
 GREY, ALIKE = "#666666", "same number of requests at once"

@@ -11,8 +11,9 @@ from bench.servers import client
 from bench.servers.client import Endpoint
 from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run, in_step
-from bench.serving import benchy, failures
-from bench.serving.result import Attempt, Rate, ServingResult
+from bench.serving.load import benchy, failures
+from bench.serving.load.rate import Attempt, Rate
+from bench.serving.result import ServingResult
 from bench.suite import Grid, GridPoint
 from flashinfer_patches.errors import Problem
 from vllm_launch.terminal import Step

@@ -13,7 +13,7 @@ from bench.servers.result import FailedStep
 from bench.servers.run import Entry, Run
 from bench.servers.starts import ready_starts, row_settings, serve
 from bench.serving import rates
-from bench.serving.book_server import book_server
+from bench.serving.load.book_server import book_server
 from bench.serving.result import ServingResult, ServingRow
 from bench.suite import Grid
 from flashinfer_patches.errors import Problem

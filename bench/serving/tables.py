@@ -8,10 +8,12 @@ from bench.record import noise
 from bench.report import markdown as md
 from bench.report.numbers import number, ratio_cell, requests
 from bench.servers.result import Start
-from bench.serving import goodput, request_times
-from bench.serving.counters import Counters
+from bench.serving import goodput
 from bench.serving.goodput import Slo
-from bench.serving.result import Attempt, Rate, ServingRow
+from bench.serving.load import request_times
+from bench.serving.load.counters import Counters
+from bench.serving.load.rate import Attempt, Rate
+from bench.serving.result import ServingRow
 from bench.suite import GridPoint
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 

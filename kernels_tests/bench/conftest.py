@@ -12,7 +12,7 @@ from bench.accuracy import forced, greedy, metrics, sink_check
 from bench.accuracy.forced import Scored
 from bench.accuracy.greedy import Answer
 from bench.servers import client
-from bench.serving import benchy
+from bench.serving.load import benchy
 from kernels_tests.bench.samples import a_rate, a_resolved
 from kernels_tests.vllm_launch.machines import HOST
 from vllm_launch import plan, provenance, server

@@ -7,9 +7,10 @@ from bench.accuracy.gate_words import FIGURES
 from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
 from bench.record.envelope import Wiped
 from bench.servers.result import Requested, Start
-from bench.serving.failures import counted
-from bench.serving.request_times import RequestTimes
-from bench.serving.result import Rate, ServingResult, ServingRow
+from bench.serving.load.failures import counted
+from bench.serving.load.rate import Rate
+from bench.serving.load.request_times import RequestTimes
+from bench.serving.result import ServingResult, ServingRow
 from vllm_launch.machine import Machine
 from vllm_launch.model import Model
 from vllm_launch.provenance import Provenance

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from bench import cli, kinds
 from bench.accuracy import metrics, sink_check
 from bench.servers import external
-from bench.serving import benchy
+from bench.serving.load import benchy
 from kernels_tests.bench.samples import a_rate
 from kernels_tests.bench.stub_server import stub_server
 

@@ -8,10 +8,10 @@ import urllib.request
 import pytest
 
 from bench.accuracy.texts import book
-from bench.serving import benchy, failures, stream
-from bench.serving.benchy import Execution
-from bench.serving.book_server import book_server
-from bench.serving.result import Attempt
+from bench.serving.load import benchy, failures, stream
+from bench.serving.load.benchy import Execution
+from bench.serving.load.book_server import book_server
+from bench.serving.load.rate import Attempt
 from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.samples import a_request

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.serving import benchy
-from bench.serving.book_server import book_server
-from bench.serving.result import Rate
+from bench.serving.load import benchy
+from bench.serving.load.book_server import book_server
+from bench.serving.load.rate import Rate
 from bench.suite import GridPoint
+from kernels_tests.bench.serving import streaming_stub
 
 POINT = GridPoint(depth=0, prompt=16, output=4, concurrency=1)
 

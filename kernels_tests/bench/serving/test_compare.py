@@ -18,7 +18,8 @@ from bench.record.files import write
 from bench.record.noise import verdict
 from bench.servers.result import FailedStep
 from bench.serving import compare, tables
-from bench.serving.result import Rate, ServingResult
+from bench.serving.load.rate import Rate
+from bench.serving.result import ServingResult
 from flashinfer_patches.errors import EXIT_CODES, Problem
 from kernels_tests.bench.samples import (
     NOT_RUN,

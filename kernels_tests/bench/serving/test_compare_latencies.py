@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from bench.serving.result import Rate, ServingResult
+from bench.serving.load.rate import Rate
+from bench.serving.result import ServingResult
 from kernels_tests.bench.samples import a_rate, a_result, a_row, timed, two_profiles
 from kernels_tests.bench.serving.test_compare import both_profiles, compared, loads, profiles, saved
 

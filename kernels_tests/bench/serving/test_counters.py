@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from bench.serving import counters
-from bench.serving.counters import Counters
+from bench.serving.load import counters
+from bench.serving.load.counters import Counters
 from kernels_tests.bench.serving import streaming_stub
 from kernels_tests.processes import wait_for
 

@@ -11,8 +11,9 @@ from bench import cli
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.record.files import write
 from bench.serving import export
-from bench.serving.failures import counted
-from bench.serving.result import Attempt, ServingResult
+from bench.serving.load.failures import counted
+from bench.serving.load.rate import Attempt
+from bench.serving.result import ServingResult
 from kernels_tests.bench.samples import a_match, a_rate, a_request, a_result, a_row, timed, two_profiles
 from vllm_launch.redaction import REPO
 

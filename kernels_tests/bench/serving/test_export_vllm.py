@@ -9,9 +9,10 @@ from vllm.benchmarks import serve
 from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
 from vllm.benchmarks.sweep import plot_pareto
 
-from bench.serving import export, request_times
-from bench.serving.failures import counted
-from bench.serving.request_times import RequestTimes
+from bench.serving import export
+from bench.serving.load import request_times
+from bench.serving.load.failures import counted
+from bench.serving.load.request_times import RequestTimes
 from kernels_tests.bench.samples import a_rate, a_request, a_result, a_row
 
 SLO = {"ttft": 150.0, "itl": 12.0, "e2e": 900.0}

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from bench import cli, kinds
 from bench.accuracy.tables import not_known, outcome
 from bench.servers import external
-from bench.serving import benchy
+from bench.serving.load import benchy
 from bench.serving.section import UNFINISHED
 from bench.serving.tables import shown_rates
 from flashinfer_patches.errors import Problem

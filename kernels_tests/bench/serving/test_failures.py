@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.serving import failures
+from bench.serving.load import failures
 from kernels_tests.bench.samples import a_request
 
 HEADERS = {"Authorization": "Bearer hunter2hunter2"}

@@ -3,8 +3,8 @@
 import pytest
 
 from bench.servers.client import endpoint_of
-from bench.serving import benchy
-from bench.serving.book_server import book_server
+from bench.serving.load import benchy
+from bench.serving.load.book_server import book_server
 from bench.suite import GridPoint
 from kernels_tests.processes import free_port
 from vllm_launch import plan, preflight, profile, server

@@ -5,9 +5,10 @@ import io
 
 import pytest
 
-from bench.serving import export, failures, goodput, plot, section, tables
-from bench.serving.counters import Counters
-from bench.serving.result import Attempt
+from bench.serving import export, goodput, plot, section, tables
+from bench.serving.load import failures
+from bench.serving.load.counters import Counters
+from bench.serving.load.rate import Attempt
 from kernels_tests.bench.report.reading import row
 from kernels_tests.bench.report.reading import tables as tables_of
 from kernels_tests.bench.samples import a_rate, a_record, a_request, a_result, a_row, timed, two_profiles

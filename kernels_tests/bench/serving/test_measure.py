@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
-from bench.serving import benchy, failures, rates, request_times, stream
-from bench.serving.book_server import book_server
-from bench.serving.result import Attempt, Rate
+from bench.serving import rates
+from bench.serving.load import benchy, failures, request_times, stream
+from bench.serving.load.book_server import book_server
+from bench.serving.load.rate import Attempt, Rate
 from bench.suite import Grid, GridPoint
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.serving import streaming_stub

@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bench.record.steps import save
-from bench.serving.packed import PackedRequests, pack, unpack
+from bench.serving.load.packed import PackedRequests, pack, unpack
 from bench.serving.rates import POINTS
 from kernels_tests.bench.samples import a_rate, a_request
 

@@ -3,9 +3,10 @@
 import pytest
 
 from bench.servers.client import Unanswered
-from bench.serving import failures, rates
-from bench.serving.result import Attempt
-from bench.serving.stream import NO_TOKENS
+from bench.serving import rates
+from bench.serving.load import failures
+from bench.serving.load.rate import Attempt
+from bench.serving.load.stream import NO_TOKENS
 from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import rows
@@ -28,7 +29,7 @@ def measured(servers, monkeypatch):
         points.append(point)
         return measure(endpoint, point, *arguments)
 
-    monkeypatch.setattr("bench.serving.benchy.measure", recording)
+    monkeypatch.setattr("bench.serving.load.benchy.measure", recording)
     return points
 
 
@@ -98,7 +99,7 @@ def test_a_point_of_which_nothing_was_sent_is_measured_again(bench, servers, mon
     point = GridPoint(0, 128, 32, 1)
     rate = rate_at(point, [500.0])
     attempts = [unsent(point), rate]
-    monkeypatch.setattr("bench.serving.benchy.measure", lambda *_: attempts.pop(0))
+    monkeypatch.setattr("bench.serving.load.benchy.measure", lambda *_: attempts.pop(0))
     bench("serving", "baseline", "--quick")
     assert rows(tmp_path / "run")["baseline"].rates == [rate] and attempts == []
     attempts = [unsent(point), unsent(point)]

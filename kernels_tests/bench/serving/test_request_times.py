@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench.serving import request_times
-from bench.serving.failures import counted
-from bench.serving.request_times import Percentiles
+from bench.serving.load import request_times
+from bench.serving.load.failures import counted
+from bench.serving.load.request_times import Percentiles
 from kernels_tests.bench.samples import a_rate, a_request
 
 

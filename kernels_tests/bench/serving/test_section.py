@@ -11,7 +11,8 @@ from bench.report import document
 from bench.report.numbers import ratio_cell
 from bench.servers.result import Start
 from bench.serving import plot, section, tables
-from bench.serving.result import Attempt, ServingResult
+from bench.serving.load.rate import Attempt
+from bench.serving.result import ServingResult
 from bench.suite import Grid
 from kernels_tests.bench.report.reading import error_lines, row
 from kernels_tests.bench.report.reading import tables as tables_of

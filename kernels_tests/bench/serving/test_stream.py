@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.serving import request_times, stream
-from bench.serving.request_times import Percentiles, RequestTimes
+from bench.serving.load import request_times, stream
+from bench.serving.load.request_times import Percentiles, RequestTimes
 from bench.suite import GridPoint
 
 RECORDED = Path(__file__).parent / "recorded"

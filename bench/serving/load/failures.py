@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.servers.client import without_key
-from bench.serving.request_times import RequestTimes
+from bench.serving.load.request_times import RequestTimes
 from flashinfer_patches.strict import Count, Strict
 from vllm_launch import redaction
 

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from bench.servers import client
 from bench.servers.client import Endpoint
-from bench.serving import counters, failures, stream
-from bench.serving.request_times import RequestTimes
-from bench.serving.result import Attempt, Rate
+from bench.serving.load import counters, failures, stream
+from bench.serving.load.rate import Attempt, Rate
+from bench.serving.load.request_times import RequestTimes
 from bench.suite import GridPoint
 from flashinfer_patches.errors import Problem
 from vllm_launch import provenance

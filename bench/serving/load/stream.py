@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from bench.serving.request_times import RequestTimes, Tokens
+from bench.serving.load.request_times import RequestTimes, Tokens
 from bench.suite import GridPoint
 from flashinfer_patches.strict import NotNegative
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from bench.serving.request_times import Milliseconds, RequestTimes, Tokens
+from bench.serving.load.request_times import Milliseconds, RequestTimes, Tokens
 from flashinfer_patches.strict import Strict
 
 GAP_MS = 0.1  # unit of the gaps between tokens
