@@ -8,8 +8,10 @@ from bench.accuracy import metrics, sink_check
 from bench.servers import external
 from bench.serving import plot
 from bench.serving.load import benchy
+from kernels_tests.bench.conftest import LOAD
 from kernels_tests.bench.samples import a_rate
 from kernels_tests.bench.stub_server import stub_server
+from vllm_launch import provenance
 
 SUITE = """
 extends: tiny_gpt_oss
@@ -35,7 +37,8 @@ def serving(monkeypatch, tmp_path):
     """A function that runs `fp8-sinks bench serving WORDS` with a small suite in the folder `run`, without benchy."""
     monkeypatch.setattr(benchy, "measure", lambda _endpoint, point, *_: a_rate(point.depth))
     monkeypatch.setattr(sink_check, "obstacle", lambda *_: "pretended")
-    monkeypatch.setattr(plot, "serving_plot", lambda _title, _rows, path: path.touch())  # drawing takes most of the time
+    monkeypatch.setattr(plot, "serving_plot", lambda _title, _rows, path: path.touch())  # drawing takes long
+    monkeypatch.setattr(provenance.os, "getloadavg", lambda: LOAD)
     monkeypatch.setattr(metrics, "RESAMPLES", 8)
     monkeypatch.delenv(external.KEY_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
