@@ -46,7 +46,9 @@ def candidates(variant: Variant, batch: int, kv_heads: int, longest: int, device
     """Enumerate the launches that fit: shapes of CTAs x cluster sizes, and planned splits."""
     launches, rows = {}, batch * kv_heads
     most = max(1, min(8, longest * variant.tile_bytes // 16 // LEAST_SPLIT_BYTES))
-    ctas = {fit(variant, _launch(variant, shape, 1), device): shape for shape in SHAPES} if device.clusters else {}
+    ctas = {}
+    for shape in SHAPES if device.clusters else ():
+        ctas.setdefault(fit(variant, _launch(variant, shape, 1), device), shape)
     # A cluster of 8 has a GPC of its own, at two CTAs an SM with room for the next call (bf16 1x8192 6.5 us, in 7 7.0).
     alone = most == 8 and 16 * rows <= device.sms and any(launch.min_ctas > 1 for launch in ctas)
     for launch, shape in ctas.items():
