@@ -79,7 +79,8 @@ constexpr int kMaxSplits = 64;                  // of a row: one CTA merges them
 DEVICE int divide_up(int x, int y) { return (x + y - 1) / y; }
 
 // Steps of a row that is long, else 0.
-DEVICE int long_steps(const Params& p, int length) {
+DEVICE int long_steps(const Params& p, int row) {
+  const int length = row_length(p, row);
   const int steps = divide_up(((length + 15) >> 4) - (first_token(p, length) >> 4), kStepTiles);
   return steps > kShortSteps ? steps : 0;
 }
@@ -91,30 +92,18 @@ DEVICE Split first_split(const Params& p) {
   return {min(int(blockIdx.y), p.batch - 1), 0, 1};
 }
 
-// Call `use` with the steps of every 32nd row from the lane's on. The lengths of 256 rows are under way at once.
-template <class Use> DEVICE void for_each_row(const Params& p, Use use) {
-  constexpr int kLoads = 8;
-#pragma unroll 1
-  for (int base = 0; base < p.batch; base += 32 * kLoads) {
-    const int first = base + (threadIdx.x & 31);
-    int lengths[kLoads];
-#pragma unroll
-    for (int i = 0; i < kLoads; i++) lengths[i] = first + 32 * i < p.batch ? row_length(p, first + 32 * i) : 0;
-#pragma unroll
-    for (int i = 0; i < kLoads; i++)
-      if (base + 32 * i < p.batch) use(long_steps(p, lengths[i]));
-  }
-}
-
 // The quota of this CTA: empty where no row is long.
 DEVICE Plan make_plan(const Params& p) {
   if (int(blockIdx.y) >= p.splits) return {};
+  const int lane = threadIdx.x & 31;
   int all = 0, longest = 0, rows = 0;
-  for_each_row(p, [&](int steps) {
+#pragma unroll 4
+  for (int row = lane; row < p.batch; row += 32) {
+    const int steps = long_steps(p, row);
     all += steps;
     rows += steps > 0;
     longest = max(longest, steps);
-  });
+  }
   all = __reduce_add_sync(kAllLanes, unsigned(all));
   if (all == 0) return {};
   longest = __reduce_max_sync(kAllLanes, unsigned(longest));
@@ -125,7 +114,8 @@ DEVICE Plan make_plan(const Params& p) {
 #pragma unroll 1
   for (int longer = quota; !apart && longer <= most; longer++) {
     int quotas = 0;
-    for_each_row(p, [&](int steps) { quotas += divide_up(steps, longer); });
+#pragma unroll 4
+    for (int row = lane; row < p.batch; row += 32) quotas += divide_up(long_steps(p, row), longer);
     apart = __reduce_add_sync(kAllLanes, unsigned(quotas)) <= p.splits;
     if (apart) quota = longer;
   }
@@ -139,7 +129,7 @@ DEVICE bool next_split(Split& s, Plan& plan, const Params& p) {
   int before = 0;  // steps of the rows before these 32
 #pragma unroll 1
   for (int base = 0; plan.next < plan.end && base < p.batch; base += 32) {
-    int steps = base + lane < p.batch ? long_steps(p, row_length(p, base + lane)) : 0;
+    int steps = base + lane < p.batch ? long_steps(p, base + lane) : 0;
     if (plan.apart) steps = divide_up(steps, plan.quota) * plan.quota;
     const int sum = __reduce_add_sync(kAllLanes, unsigned(steps));
     if (before + sum <= plan.next) {
