@@ -32,9 +32,12 @@ class Costs(NamedTuple):
     placed: float  # each CTA an SM of the first wave
     beside: float  # each CTA an SM, where the next call's do not fit beside them
     burst: float  # each KB that an SM requests at once
+    waiting: float  # no overlap with the next call
     wave: float  # each wave after the first
     waves: float  # more than one wave
     uneven: float  # bytes take longer by this share of the relative difference between SMs
+    uneven_clusters: float  # the same where CTAs come in clusters
+    shared: float  # bytes take longer where some of the next call's clusters come beside these
     packed: float  # where the last of several waves lies: 0 over all SMs, 1 on as few as hold it
     chain: float  # share of a step that bytes never hide
     norm: float  # exponent under which the times of bytes and of steps add up
@@ -45,43 +48,49 @@ class Costs(NamedTuple):
 
 
 COSTS = Costs(
-    kb=0.02942,
-    cluster=0.1538,
-    placed=0.1684,
-    beside=0.03815,
-    burst=0.008472,
-    wave=0.6916,
-    waves=1.057,
-    uneven=0.1368,
-    packed=0.1761,
-    chain=0.04345,
-    norm=1.477,
-    plan=4.064,
-    border=0.9028,
-    rest=0.1069,
-    planned_wave=1.443,
+    kb=0.0294,
+    cluster=0.08855,
+    placed=0.1569,
+    beside=0.00783,
+    burst=0.008046,
+    waiting=0.07314,
+    wave=0.8135,
+    waves=0.6762,
+    uneven=0.219,
+    uneven_clusters=0.1265,
+    shared=0.02397,
+    packed=0.2855,
+    chain=0.001829,
+    norm=1.366,
+    plan=4.565,
+    border=0.3661,
+    rest=0.01818,
+    planned_wave=1.853,
 )
 SHAPES = (
-    Shape(8, 2, 1, 2, 2.05, 0.322, 0.228),
-    Shape(8, 3, 1, 2, 2, 0.313, 0.125),
-    Shape(8, 2, 1.5, 2, 2.08, 0.414, 0.297),
-    Shape(8, 3, 2, 1, 2.12, 0.367, 0.13),
-    Shape(8, 2, 2, 1, 2.18, 0.332, 0.2),
-    Shape(4, 3, 1, 4, 1.89, 0.232, 0.189),
-    Shape(4, 2, 1, 5, 1.97, 0.322, 0.228),
-    Shape(4, 2, 2, 3, 1.89, 0.388, 0.269),
-    Shape(2, 2, 1, 8, 1.9, 0.259, 0.197),
-    Shape(2, 2, 0.5, 8, 1.79, 0.184, 0.197),
-    Shape(1, 2, 1, 16, 1.79, 0.22, 0.175),
+    Shape(8, 2, 1, 2, 2.1, 0.277, 0.168),
+    Shape(8, 3, 1, 2, 2.09, 0.228, 0.0998),
+    Shape(8, 2, 1.5, 2, 2.2, 0.298, 0.129),
+    Shape(8, 3, 2, 1, 2.22, 0.316, 0.00768),
+    Shape(8, 2, 2, 1, 2.26, 0.327, 0.2),
+    Shape(4, 3, 1, 4, 1.97, 0.2, 0.142),
+    Shape(4, 2, 1, 5, 2.08, 0.276, 0.216),
+    Shape(4, 2, 2, 3, 2.01, 0.346, 0.228),
+    Shape(2, 2, 1, 8, 2.08, 0.203, 0.201),
+    Shape(2, 2, 0.5, 8, 2.11, 0.166, 0.197),
+    Shape(1, 2, 1, 16, 1.88, 0.235, 0.162),
 )
 PLANNED = (  # steps as above
-    Shape(8, 2, 1, 2, 2.14, 0.322, 0.228),
-    Shape(4, 2, 1, 4, 2.03, 0.322, 0.228),
-    Shape(8, 2, 2, 1, 1.95, 0.332, 0.2),
-    Shape(2, 2, 1, 8, 2.14, 0.259, 0.197),
+    Shape(8, 2, 1, 2, 2.24, 0.289, 0.17),
+    Shape(4, 2, 1, 4, 2.14, 0.271, 0.236),
+    Shape(8, 2, 2, 1, 1.97, 0.239, 0.164),
+    Shape(2, 2, 1, 8, 2.21, 0.326, 0.213),
+    Shape(2, 2, 0.5, 8, 2.21, 0.216, 0.256),
+    Shape(1, 2, 1, 16, 1.98, 0.306, 0.21),
 )
-TILE_US, WARP_TILE_US = 0.03, 0.22  # a tile at least: of an SM, of a warp (1 x 131072 on few SMs, few warps)
-MOST_UNEVEN = 0.4
+TILE_US, WARP_TILE_US = (0.031, 0.045), 0.22  # a tile at least: of an SM with 8, 16 bits (1x131072, 5x2048), of a warp
+BESIDE = (0.3, 0.9)  # of the resident clusters: with these the next call's come onto some of the SMs only
+MOST_UNEVEN = 0.7
 MOST_SPLITS = 64  # of a planned row (split.cuh)
 APART_STEPS = 2
 
@@ -126,15 +135,18 @@ def _clusters_us(work, shape, launch, lengths, costs):
 
     sm_ctas = min(ctas, math.ceil(last * cluster / (work.sms * (0.86 if cluster > 1 else 1))))
     sm_ctas += costs.packed * (ctas - sm_ctas) if waves else 0
-    uneven = 1 + costs.uneven * min(MOST_UNEVEN, sm_ctas * work.sms / (last * cluster) - 1)
+    share = costs.uneven_clusters if cluster > 1 else costs.uneven
+    uneven = 1 + share * min(MOST_UNEVEN, sm_ctas * work.sms / (last * cluster) - 1)
+    if launch.overlap and cluster > 1 and ctas > 1 and BESIDE[0] < rows / resident < BESIDE[1]:
+        uneven += costs.shared
     row_us, chain_us = bytes_us(work, mean, costs), costs.chain * steps * step_us
     last_us = _sum(last * row_us * uneven, (1 - costs.chain) * most_steps * step_us, costs)
-    last_us = max(last_us, longest / cluster * _tile_us(launch)) + chain_us
+    last_us = max(last_us, longest / cluster * _tile_us(work, launch)) + chain_us
     requested = min(steps, launch.stages - 1) * min(step_tiles, mean / cluster) * work.tile_kb
 
     us = shape.start + costs.cluster * (cluster > 1) + costs.burst * sm_ctas * requested
     us += costs.placed * math.ceil(min(rows, resident) * cluster / work.sms)
-    us += costs.beside * ctas * (2 * rows > resident)
+    us += costs.beside * ctas * (2 * rows > resident) + costs.waiting * (not launch.overlap)
     return us + last_us + waves * (resident * row_us + chain_us + costs.wave) + costs.waves * (waves > 0)
 
 
@@ -144,7 +156,7 @@ def _planned_us(work, shape, launch, lengths, costs):
     splits, most_short = max(1, resident // work.kv_heads), 2 * launch.least_steps
     steps = [(n, -(-tiles // step_tiles), tiles) for n, tiles in lengths]
     long, short = ([row for row in steps if (row[1] > most_short) == is_long] for is_long in (True, False))
-    step_us, least_us = _step_us(work, shape), step_tiles * _tile_us(launch)
+    step_us, least_us = _step_us(work, shape), step_tiles * _tile_us(work, launch)
     step_bytes_us = bytes_us(work, step_tiles * work.kv_heads, costs)
 
     ctas = max(rows, splits * work.kv_heads if long else 0)
@@ -152,10 +164,12 @@ def _planned_us(work, shape, launch, lengths, costs):
     us += costs.placed * min(launch.min_ctas, math.ceil(rows / work.sms))
     if short:
         most, tiles = max(count for _, count, _ in short), sum(n * tiles for n, _, tiles in short)
-        waves = -(-rows // resident)
-        us += max(_sum(tiles / step_tiles * step_bytes_us, most * step_us, costs), waves * most * least_us)
+        waves, own = -(-rows // resident), sum(n for n, _, _ in short) * work.kv_heads
+        sm_ctas = math.ceil(min(own, resident) / work.sms)
+        uneven = 1 + costs.uneven * min(MOST_UNEVEN, max(0, sm_ctas * work.sms / own - 1))
+        bytes_part = tiles / step_tiles * step_bytes_us * (1 if long else uneven)
+        us += max(_sum(bytes_part, most * step_us, costs), waves * most * least_us)
         us += costs.planned_wave * (waves - 1)
-        sm_ctas = math.ceil(min(sum(n for n, _, _ in short) * work.kv_heads, resident) / work.sms)
         us += costs.burst * sm_ctas * min(most, launch.stages - 1) * step_tiles * work.tile_kb
     if long:
         total, most = sum(n * count for n, count, _ in long), max(count for _, count, _ in long)
@@ -173,8 +187,8 @@ def _step_us(work, shape):
     return shape.step_16 if work.sixteen_bits else shape.step_8
 
 
-def _tile_us(launch):
-    return max(TILE_US, WARP_TILE_US / launch.warps)
+def _tile_us(work, launch):
+    return max(TILE_US[work.sixteen_bits], WARP_TILE_US / launch.warps)
 
 
 def _sum(bytes_part, steps_part, costs):

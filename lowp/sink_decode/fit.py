@@ -31,7 +31,7 @@ def samples(rows: list[dict]) -> list[tuple]:
     result = []
     for row in rows:
         swept = Shape(*row["shape"])
-        lengths = tuple((n, tiles) for tiles, n in Counter(-(-length // 16) for length in swept.read_lengths).items())
+        lengths = tuple((n, tiles) for tiles, n in Counter(swept.tiles).items())
         shapes = heuristic.candidates(swept.variant, swept.batch, KV_HEADS, swept.bound, H200)
         work = heuristic.work_of(swept.variant, swept.batch, KV_HEADS, H200)
         near = USED * min(row["times"].values())

@@ -14,6 +14,9 @@ NEAR_TOKENS = 16384  # a bound up to this is taken for near the lengths, as a ca
 STEP_BYTES = 4096  # K and V per step of a warp, or one tile if that is larger
 LEAST_SPLIT_BYTES = 2**15
 FULL = 0.9  # of the clusters of 7 that fit at once: with fewer, SMs hold unequal numbers of CTAs
+# Where clusters of 8 fill this share of the device, the next call's come onto some SMs only: no overlap (5x8192 13.9
+# for 15.5 us).
+PARTLY = (0.5, 0.85)
 MOST_WAVES = 2  # of clusters of more than one CTA
 LEAST_STEPS = (4, 8)  # of a planned split
 LAW_US = 3.5  # an estimate is judged as a multiple of LAW_US + the time of its bytes
@@ -26,7 +29,8 @@ SHORT_TILES = 32  # of those short ones
 def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: Device, near: bool = False) -> Launch:
     """Choose the launch for a batch whose sequences have up to `longest` tokens; near: most of them nearly as many."""
     work = work_of(variant, batch, kv_heads, device)
-    shapes, expected = candidates(variant, batch, kv_heads, longest, device), prior(batch, longest, near)
+    shapes = candidates(variant, batch, kv_heads, longest, device)
+    expected = prior(batch, longest + 15 * variant.window, near)  # a window begins anywhere in its first tile
     long_row = _groups((1, -(-longest // 16)), (batch - 1, SHORT_TILES))
     times = {launch: call_us(work, shape, launch, long_row) for launch, shape in shapes.items()}
     bound = LONG_ROW_BOUND * min(us for launch, us in times.items() if launch.cluster == 0)
@@ -42,17 +46,26 @@ def candidates(variant: Variant, batch: int, kv_heads: int, longest: int, device
     """Enumerate the launches that fit: shapes of CTAs x cluster sizes, and planned splits."""
     launches, rows = {}, batch * kv_heads
     most = max(1, min(8, longest * variant.tile_bytes // 16 // LEAST_SPLIT_BYTES))
+    ctas = {}
     for shape in SHAPES if device.clusters else ():
-        launch = fit(variant, _launch(variant, shape, 1), device)
+        ctas.setdefault(fit(variant, _launch(variant, shape, 1), device), shape)
+    # A cluster of 8 has a GPC of its own, at two CTAs an SM with room for the next call (bf16 1x8192 6.5 us, in 7 7.0).
+    alone = most == 8 and 16 * rows <= device.sms and any(launch.min_ctas > 1 for launch in ctas)
+    for launch, shape in ctas.items():
         slots = launch.min_ctas * device.sms // rows  # CTAs of a row
-        for cluster in range(1, min(most, 1 + MOST_WAVES * slots, 8 if launch.min_ctas > 1 else 6) + 1):
+        largest = min(most, 1 + MOST_WAVES * slots, 8 if launch.min_ctas > 1 else 6)
+        for cluster in range(8 if alone else 1, largest + 1):
             split = fit(variant, replace(launch, cluster=cluster), device)
-            if cluster != 7 or FULL <= rows / resident_clusters(split, device.sms) <= 1:
-                launches.setdefault(split, shape)
+            full = rows / resident_clusters(split, device.sms)
+            partly = cluster == 8 and split.min_ctas > 2 and PARTLY[0] <= full < PARTLY[1]
+            if 2 * cluster <= min(most, slots) or (cluster == 7 and not FULL <= full <= 1):
+                continue
+            launches.setdefault(replace(split, overlap=not partly), shape)
     for shape in PLANNED:
         for least_steps in LEAST_STEPS:
-            launch = replace(_launch(variant, shape, 0), least_steps=least_steps)
-            launches.setdefault(fit(variant, launch, device), shape)
+            launch = fit(variant, replace(_launch(variant, shape, 0), least_steps=least_steps), device)
+            if shape.warps > 1 or launch.min_ctas == shape.ctas:
+                launches.setdefault(launch, shape)
     return launches
 
 

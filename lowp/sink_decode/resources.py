@@ -7,7 +7,7 @@ import torch
 
 from lowp.jit.device import Device
 
-PLANNED_CTAS = 8  # maximum CTAs an SM with planned splits
+PLANNED_CTAS = 16  # maximum CTAs an SM with planned splits
 
 
 @dataclass(frozen=True)

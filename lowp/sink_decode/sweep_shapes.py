@@ -47,6 +47,12 @@ class Shape:
         return [min(n, self.window_left + 1) if self.window_left >= 0 else n for n in self.lengths]
 
     @property
+    def tiles(self) -> list[int]:
+        """Tiles of 16 tokens that are read: a window begins anywhere in its first."""
+        first = [max(0, n - self.window_left - 1) // 16 if self.window_left >= 0 else 0 for n in self.lengths]
+        return [-(-n // 16) - tile for n, tile in zip(self.lengths, first, strict=True)]
+
+    @property
     def kv_bytes(self) -> int:
         return sum(self.read_lengths) * KV_HEADS * HEAD_DIM * 2 * FORMATS[self.kv_format].dtype.itemsize
 
