@@ -33,7 +33,7 @@ from kernels_tests.bench.samples import (
 )
 from vllm_launch.redaction import REPO
 
-KEPT_RESULT = REPO / "results" / "serving-20261129-171447.json"
+KEPT_RESULT = REPO / "results" / "serving-20261129-232902.json"
 
 
 def saved(folder: Path, *results: ServingResult) -> list[str]:
@@ -293,6 +293,6 @@ def test_the_command(tmp_path):
 
 def test_the_kept_result_compares():
     text = compared(f"{KEPT_RESULT}:baseline", f"{KEPT_RESULT}:fp8")
-    assert re.search(r"Decode rate, tokens/s: B \d\.\d\dx ± \d\.\d\d .* of A \(2 points: ", text)
+    assert re.search(r"Decode rate, tokens/s: B \d\.\d\dx ± \d\.\d\d .* of A \(4 points: ", text)
     assert re.search(r"KV capacity, tokens +551,882 +1,103,764 +2\.00x\n", text)
     assert max(map(len, text.splitlines())) <= 120
