@@ -86,7 +86,7 @@ class Point(NamedTuple):
 
 
 def points(grids: Sequence[GridName], part: int = 1, parts: int = 1) -> list[Point]:
-    """The points of the grids; of several parts each takes every so manieth, and covers the whole range."""
+    """The points of the grids, or of one part: every `parts`-th point, so that each part covers the whole range."""
     return [point for name in grids for point in _grid(name)][part - 1 :: parts]
 
 

@@ -51,6 +51,14 @@ def check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor, layout: str, rows
                 f"{name} has shape {tuple(cache.shape)} (layout {layout}); expected 4 axes with {rows_name}'s "
                 f"{kv_heads} heads of {head_dim}"
             )
+    check_alike(k_cache, v_cache)
+    if k_cache.shape[page_axis].bit_count() != 1:
+        raise NotImplementedError(f"page size is {k_cache.shape[page_axis]}; this kernel has powers of two")
+
+
+def check_alike(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    """Raise unless caches of 4 axes have the same dtype, shape and strides, and lie at multiples of 16 bytes."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         strides, size = cache.stride(), cache.element_size()
         if strides[3] != 1 or any(stride * size % 16 for stride in strides[:3]) or cache.data_ptr() % 16:
             raise ValueError(
@@ -62,8 +70,6 @@ def check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor, layout: str, rows
             f"k_cache is {k_cache.dtype} {tuple(k_cache.shape)} strides {k_cache.stride()}, v_cache is "
             f"{v_cache.dtype} {tuple(v_cache.shape)} strides {v_cache.stride()}; expected the same"
         )
-    if k_cache.shape[page_axis].bit_count() != 1:
-        raise NotImplementedError(f"page size is {k_cache.shape[page_axis]}; this kernel has powers of two")
 
 
 def check_scale(name: str, scale: torch.Tensor | None, kv_format: Format, rows: torch.Tensor, rows_name: str) -> None:

@@ -5,6 +5,7 @@ import math
 import torch
 
 from lowp.formats import FORMATS
+from lowp.paged.checks import check_alike
 from lowp.paged.layouts import AXES
 from lowp.sink_decode.call import Call
 from lowp.sink_decode.params import LONGEST_WINDOW
@@ -88,17 +89,7 @@ def _check_cache(call):
             raise ValueError(f"{name} is on {cache.device}; expected q's device, {device}")
         if cache.dim() != 4 or cache.shape[3] != head_dim:
             raise ValueError(f"{name} has shape {tuple(cache.shape)}; expected 4 axes, the last of {head_dim}")
-        strides, size = cache.stride(), cache.element_size()
-        if strides[3] != 1 or any(stride * size % 16 for stride in strides[:3]) or cache.data_ptr() % 16:
-            raise ValueError(
-                f"{name} has strides {strides} from address {cache.data_ptr():#x}; "
-                "expected a last stride of 1, the others and the address multiples of 16 bytes"
-            )
-    if (k_cache.dtype, k_cache.shape, k_cache.stride()) != (v_cache.dtype, v_cache.shape, v_cache.stride()):
-        raise ValueError(
-            f"k_cache is {k_cache.dtype} {tuple(k_cache.shape)} strides {k_cache.stride()}, v_cache is "
-            f"{v_cache.dtype} {tuple(v_cache.shape)} strides {v_cache.stride()}; expected the same"
-        )
+    check_alike(k_cache, v_cache)
     page_size, kv_heads, query_heads, query_tokens = call.page_size, call.kv_heads, call.query_heads, call.query_tokens
     if page_size not in PAGE_SIZES:
         raise NotImplementedError(f"page size is {page_size} (layout {layout}); this kernel has {_words(PAGE_SIZES)}")

@@ -44,9 +44,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
   }
   float k_scale = 1.f, v_scale = 1.f;
   if constexpr (!kTokenScales && !kChannelScales)
-    if (p.k_scale) k_scale = load_float(p.k_scale + kv_head * p.k_scale_head);
+    if (p.k_scale) k_scale = load_constant_float(p.k_scale + kv_head * p.k_scale_head);
   if constexpr (!kTokenScales)
-    if (p.v_scale) v_scale = load_float(p.v_scale + kv_head * p.v_scale_head);
+    if (p.v_scale) v_scale = load_constant_float(p.v_scale + kv_head * p.v_scale_head);
 
   bool more;  // splits; of a planned CTA
   do {

@@ -102,7 +102,7 @@ DEVICE void finish(const Params& p, const char* shared, int row, int kv_head, in
   // Column to row of the output: a query token's heads of all KV heads come before the next token's.
   const int token = query_token(p, column), row_token = row * kQueryTokens + token;
   const long long out_row = static_cast<long long>(row_token) * gridDim.x * p.group + (kv_head - token) * p.group;
-  const uint2 packed = {pack<kQueryBf16>(x.o.x * factor, x.o.y * factor), pack<kQueryBf16>(x.o.z * factor, x.o.w * factor)};
+  const uint2 packed = {pack_pair<kQueryBf16>(x.o.x * factor, x.o.y * factor), pack_pair<kQueryBf16>(x.o.z * factor, x.o.w * factor)};
   *reinterpret_cast<uint2*>(p.out + (out_row * kHeadDim + element) * 2) = packed;
   if (p.lse && element % kHeadDim == 0) p.lse[out_row + column] = kLn2 * (top + log2_fast(sum));
 }

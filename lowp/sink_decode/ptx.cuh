@@ -1,7 +1,6 @@
-// PTX instructions that CUDA C++ does not expose. No toolkit header is included anywhere: NVRTC needs no include path.
+// PTX instructions that CUDA C++ does not expose, beside those of all kernels.
 #pragma once
-
-#define DEVICE __device__ __forceinline__
+#include "../jit/ptx.cuh"
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
@@ -12,24 +11,6 @@ DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__c
 // ---- arithmetic
 DEVICE float exp2_fast(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 DEVICE float log2_fast(float x) { float r; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
-
-template <bool kBf16> DEVICE unsigned pack(float low, float high) {
-  unsigned r;
-  if constexpr (kBf16) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-
-template <bool kBf16> DEVICE float2 unpack(unsigned x) {
-  float2 r;
-  if constexpr (kBf16) {
-    r.x = __uint_as_float(x << 16);
-    r.y = __uint_as_float(x & 0xffff0000u);
-  } else {
-    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(r.x), "=f"(r.y) : "r"(x));
-  }
-  return r;
-}
 
 // Four E4M3 bytes as two pairs of fp16, times kE4m3Unit.
 #if __CUDA_ARCH__ >= 890
@@ -79,14 +60,14 @@ DEVICE unsigned transpose(unsigned x) {
   return r;
 }
 
-// ---- memory
+// ---- memory; loads of what no kernel writes meanwhile
 DEVICE int load_int(const int* p) { int r; asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(r) : "l"(p)); return r; }
-DEVICE float load_float(const float* p) {
+DEVICE float load_constant_float(const float* p) {
   float r;
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(r) : "l"(p));
   return r;
 }
-DEVICE uint4 load_16(const void* p) {
+DEVICE uint4 load_constant_16(const void* p) {
   uint4 r;
   asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
   return r;
@@ -144,18 +125,7 @@ DEVICE const char* opaque(const char* x) {
   return r;
 }
 
-// ---- dependent launches and clusters (sm_90 and later)
-DEVICE void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
+// ---- clusters (sm_90 and later)
 #if __CUDA_ARCH__ >= 900
 DEVICE void barrier_init(unsigned barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");

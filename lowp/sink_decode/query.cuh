@@ -31,14 +31,14 @@ DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 2; i++)
-        raw.q[n][half][i] = column < columns_of(p) ? load_16(from + 128 * half + 16 * i) : make_uint4(0u, 0u, 0u, 0u);
+        raw.q[n][half][i] = column < columns_of(p) ? load_constant_16(from + 128 * half + 16 * i) : make_uint4(0u, 0u, 0u, 0u);
   }
   if constexpr (kChannelScales)
 #pragma unroll
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        raw.k_scale[half][i] = load_16(p.k_scale + kv_head * kHeadDim + 64 * half + 16 * t + 4 * i);
+        raw.k_scale[half][i] = load_constant_16(p.k_scale + kv_head * kHeadDim + 64 * half + 16 * t + 4 * i);
 }
 
 // to_log2: sm_scale x k_scale x log2 e; divided here by the column's power of two.
@@ -56,7 +56,7 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
       for (int i = 0; i < 8; i++) {
         const uint4 words = raw.q[n][half][i / 4];
         const unsigned word = i % 4 == 0 ? words.x : i % 4 == 1 ? words.y : i % 4 == 2 ? words.z : words.w;
-        x[half][i] = unpack<kQueryBf16>(word);
+        x[half][i] = unpack_pair<kQueryBf16>(word);
         if constexpr (kChannelScales) {
           const uint4 scales = raw.k_scale[half][i / 2];
           x[half][i].x *= __uint_as_float(i % 2 ? scales.z : scales.x);
@@ -77,9 +77,9 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
         float2 residual = {x[half][i].x * factor, x[half][i].y * factor};
 #pragma unroll
         for (int term = 0; term < kQueryTerms; term++) {
-          const unsigned packed = pack<kKvBf16>(residual.x, residual.y);
+          const unsigned packed = pack_pair<kKvBf16>(residual.x, residual.y);
           if constexpr (kQueryTerms > 1) {
-            const float2 rounded = unpack<kKvBf16>(packed);
+            const float2 rounded = unpack_pair<kKvBf16>(packed);
             residual = {residual.x - rounded.x, residual.y - rounded.y};
           }
           if constexpr (!kQueryShared) q.b[term][n][half][i] = packed;

@@ -185,7 +185,7 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
           weight[x] = exp2_fast(kTokenScales ? above + add[j][i] : above);
           st.sum[n][x] += kTokenScales ? exp2_fast(above) : weight[x];
         }
-        w[j][n][i] = transpose(pack<kKvBf16>(weight[0], weight[1]));
+        w[j][n][i] = transpose(pack_pair<kKvBf16>(weight[0], weight[1]));
       }
 }
 
