@@ -11,6 +11,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from bench.accuracy import section as accuracy
 from bench.accuracy.command import accuracy_command
 from bench.accuracy.result import AccuracyResult
+from bench.engine import section as engine
+from bench.engine.command import engine_command
+from bench.engine.result import EngineResult
 from bench.kernels import section as kernels
 from bench.kernels.command import kernels_command
 from bench.kernels.result import KernelsResult
@@ -35,6 +38,7 @@ KINDS = {
     "serving": Kind(ServingResult, serving.section, serving_command),
     "accuracy": Kind(AccuracyResult, accuracy.section, accuracy_command),
     "kernels": Kind(KernelsResult, kernels.section, kernels_command),
+    "engine": Kind(EngineResult, engine.section, engine_command),
 }
 Result = Union[tuple(kind.model for kind in KINDS.values())]  # noqa: UP007
 RESULT = TypeAdapter(Annotated[Result, Field(discriminator="kind")])

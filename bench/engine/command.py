@@ -1,0 +1,130 @@
+"""`fp8-sinks bench engine`."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from bench.engine import cells, estimate, joining, run, variants
+from bench.engine.environment import problems
+from bench.engine.models import SHAPES
+from bench.engine.request import EngineRequest, EngineRun, resolve
+from bench.engine.result import Compilation, EngineResult, Routing
+from bench.record import run_folder
+from bench.record.command import run_in_folder
+from flashinfer_patches.errors import Problem
+from vllm_launch import software
+from vllm_launch.terminal import exit_on_problems
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+SECONDS = 540.0
+STARTS, STEPS = 2, 40
+
+
+def _cells(_context, _option, text: str | None) -> list[str]:
+    try:
+        return list(dict.fromkeys(str(cells.parse(name)) for name in text.split(","))) if text else []
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command("engine")
+@click.argument("names", nargs=-1, metavar="[VARIANT]...", type=click.Choice(variants.NAMES))
+@click.option("--shape", type=click.Choice([*SHAPES]), help="Model whose shape is run. [default: gpt-oss-120b]")
+@click.option("--cells", "cell_names", callback=_cells, help="BATCHxCONTEXT and full, each also -half: 8x32768,full.")
+@click.option("--starts", type=click.IntRange(1), help=f"Starts of each engine. [default: {STARTS}]")
+@click.option("--steps", type=click.IntRange(2), help=f"Decode steps of each cell. [default: {STEPS}]")
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=SECONDS, show_default=True, help="End after; then --resume."
+)
+@click.option("--compilation", type=click.Choice(get_args(Compilation)), help="vLLM's, or none. [default: default]")
+@click.option(
+    "--routing",
+    type=click.Choice(get_args(Routing)),
+    help="Tokens over all experts, or as dummy weights. [default: spread]",
+)
+@click.option("--prefill", is_flag=True, help="Prefill each prompt, instead of assuming it in the cache.")
+@click.option("--profile", is_flag=True, help="Also list the kernels of a step at the cell that gains least.")
+@click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>.")
+@click.option("--resume", type=FOLDER, help="Go on with the run in this folder; takes what it measures from it.")
+@click.option(
+    "--join",
+    "pieces",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Join the results of several pieces, files or run folders, in --run-dir; measures nothing. Repeat.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be measured and about how long; start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.pass_obj
+def engine_command(write_report, run_dir, resume, pieces, dry_run, as_json, seconds, **options):
+    """Time decode steps of vLLM's engine with a model's shape and dummy weights: VARIANTs against stock BF16.
+
+    All of a run is one piece: stock BF16 and the variants on one machine, whose ratios hold. Without a variant all are
+    measured. An engine that dies costs one cell. Ends after --seconds; --resume goes on.
+    """
+    folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    named = any(options.values())
+    if pieces:
+        if named or resume or dry_run:
+            raise click.UsageError("--join takes results and --run-dir alone")
+        joining.write(pieces, folder)
+        click.echo(f"result: {folder / 'result.json'}\nreport: {write_report(folder)}")
+        return
+    if resume and (named or run_dir):
+        raise click.UsageError("--resume takes what it measures, and the folder, from the run; give --seconds alone")
+    request = run_folder.read_request(resume, "engine", EngineRequest) if resume else _request(**options)
+    device, vllm = software.vllm_build()
+    resolved = resolve(folder, request, device, vllm, seconds)
+    if dry_run:
+        click.echo("\n".join(_plan(resolved)))
+        for problem in problems(resolved):
+            problem.show()
+        return
+    exit_on_problems(problems(resolved))
+    command = ["fp8-sinks", *sys.argv[1:]]
+    result = run_in_folder(
+        folder, request, lambda display: run.execute(replace(resolved, **display._asdict()), command), write_report
+    )
+    if as_json:
+        click.echo(result.model_dump_json(indent=1))
+    if result.left_out:
+        words = shlex.join(["fp8-sinks", "bench", "engine", "--resume", str(folder)])
+        click.echo(f"{len(result.left_out)} cells left; resume: {words}", err=True)
+    _check_measured(result)
+
+
+def _request(names, shape, cell_names, starts, steps, compilation, routing, prefill, profile) -> EngineRequest:
+    return EngineRequest(
+        kind="engine",
+        variants=[variant.name for variant in variants.VARIANTS if variant.name in names],
+        cells=cell_names,
+        shape=shape or "gpt-oss-120b",
+        compilation=compilation or "default",
+        routing=routing or "spread",
+        starts=starts or STARTS,
+        steps=steps or STEPS,
+        prefill=prefill,
+        profile=profile,
+    )
+
+
+def _plan(run: EngineRun) -> Iterator[str]:
+    """A line for each start of each engine, and one for the run."""
+    for variant, start in run.engines():
+        yield f"{variant.name:24} start {start}: {', '.join(map(str, run.cells_of_start(start)))}"
+    expected = estimate.seconds(run)
+    pieces = -(-expected // run.seconds)
+    yield f"{len(run.engines())} starts, about {expected:.0f} s: {pieces:.0f} executions of {run.seconds:.0f} s"
+
+
+def _check_measured(result: EngineResult) -> None:
+    """Raise Problem("server") where no cell was measured."""
+    errors = [row.error for row in result.rows if row.error]
+    if errors and len(errors) == len(result.rows):
+        raise Problem("server", f"no cell was measured; first error: {errors[0]}", "read the logs in the run folder")

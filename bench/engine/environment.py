@@ -1,0 +1,130 @@
+"""What the engine bench needs of its environment, what an engine's process gets of it, and what a resume must find."""
+
+import hashlib
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pynvml
+
+from bench.engine import variants
+from bench.engine.request import EngineRequest, EngineRun
+from bench.engine.result import Piece
+from bench.engine.variants import Variant
+from bench.record import run_folder
+from flashinfer_patches import jit_cache, package
+from flashinfer_patches.errors import Problem
+from vllm_launch import machine, provenance
+from vllm_launch.marks import NONCE_VARIABLE
+from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT, KERNEL_CACHE, inherited_environment
+from vllm_launch.redaction import REPO
+
+PLUGIN = "FP8_SINKS_PLUGIN"
+RECORD = "FP8_SINKS_RECORD"
+OURS = "FP8_SINKS_"
+PLUGIN_GROUP, PLUGIN_NAME = "vllm.general_plugins", "fp8_sinks"
+OF_DEVICE = {
+    "cpu": {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        PLUGIN: "1",
+    },  # the plugin makes a CPU's FP8 right
+    "gpu": {"VLLM_USE_FLASHINFER_SAMPLER": "0"},  # builds for over a minute
+}
+
+
+def problems(run: EngineRun) -> list[Problem]:
+    """Everything that keeps a run from starting or resuming; writes nothing. Raises Problem for its folder."""
+    run_folder.check(run.folder, run.request)
+    return [problem for problem in (_release(run), _device(run), _plugin(run)) if problem]
+
+
+def environment(run: EngineRun, variant: Variant, nonce: str, record: Path) -> dict[str, str]:
+    """The complete environment of an engine's process: stock variants have no variable of ours on a GPU.
+
+    record: where our plugin writes what it resolved.
+    """
+    inherited = {name: value for name, value in inherited_environment().items() if not name.startswith(OURS)}
+    fixed = {name: value for name, value in FIXED_ENVIRONMENT.items() if name != PLUGIN}
+    paths = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+    plugin = variant.environment and variant.environment | {RECORD: str(record)}
+    process = {NONCE_VARIABLE: nonce, "PYTHONPATH": paths, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    cache = caches(run.folder / run_folder.CACHE)
+    return inherited | fixed | cache | OF_DEVICE[run.device] | plugin | process
+
+
+def caches(root: Path) -> dict[str, str]:
+    """The variables of the run's kernel caches, whose folders exist then."""
+    folders = {name: root / folder for name, folder in CACHE_VARIABLES.items()}
+    if package.installed():
+        folders[KERNEL_CACHE] = jit_cache.make(jit_cache.workspace(folders[KERNEL_CACHE]))
+    folders["CUDA_CACHE_PATH"].mkdir(parents=True, exist_ok=True)  # the driver may not create it
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+def gpu_identity() -> str | None:
+    """A hash of the first GPU's UUID; None without a GPU."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        uuid = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0))
+        return hashlib.sha256(str(uuid).encode()).hexdigest()[:12]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def conditions(piece: Piece) -> dict[str, str | None]:
+    """What the times of a piece depend on, by name."""
+    source = piece.provenance
+    hardware = {"GPU": source.machine.name, "GPU's identity": piece.gpu, "driver": source.machine.driver}
+    return hardware | {"patch set": source.patch, "commit": source.git_commit} | source.versions
+
+
+def check_unchanged(before: Piece, current: Piece) -> None:
+    """Raise Problem("software") for another machine, release or commit: ratios hold within a piece alone."""
+    first, second = conditions(before), conditions(current)
+    changed = [name for name in first | second if first.get(name) != second.get(name)]
+    if changed:
+        earlier, later = (", ".join(f"{name} {side.get(name)}" for name in changed) for side in (first, second))
+        raise Problem(
+            "software",
+            f"this run started with {earlier}; now there is {later}",
+            "start a new run, which measures stock BF16 too: another --run-dir; join them with --join",
+        )
+
+
+def collect(request: EngineRequest, command: list[str], device: str, identity: str) -> Piece:
+    """The piece that starts now, without its read ceiling."""
+    source = provenance.collect(machine.detect(device), command)
+    return Piece(
+        id=identity, provenance=source, gpu=gpu_identity() if device == "gpu" else None, read_ceiling_bytes_per_s=None
+    )
+
+
+def _release(run: EngineRun) -> Problem | None:
+    absent = [name for name in run.request.variants if not variants.has(variants.named(name), run.vllm)]
+    if not absent:
+        return None
+    message = f"{', '.join(absent)}: expected vLLM {', '.join(variants.named(absent[0]).releases)}, got {run.vllm}"
+    return Problem("software", message, "leave the variant out, or install that release: make setup VLLM=0.33")
+
+
+def _device(run: EngineRun) -> Problem | None:
+    if run.device == "cpu" and run.request.shape != "tiny":
+        message = f"{run.request.shape} needs a GPU; this environment has vLLM for a CPU"
+        return Problem("software", message, "on a CPU: --shape tiny")
+    try:
+        machine.detect(run.device)
+    except LookupError as error:
+        return Problem("software", f"no GPU to run an engine on: {error}", "run this on a machine with a GPU")
+    return None
+
+
+def _plugin(run: EngineRun) -> Problem | None:
+    ours = [variant.name for variant in run.variants if variant.decoder != "stock"]
+    if not ours or any(point.name == PLUGIN_NAME for point in entry_points(group=PLUGIN_GROUP)):
+        return None
+    message = f"{', '.join(ours)}: vLLM does not find our plugin: no entry point {PLUGIN_NAME} in {PLUGIN_GROUP}"
+    return Problem("software", message, "install this checkout: pip install --no-deps --no-build-isolation -e .")

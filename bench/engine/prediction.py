@@ -1,0 +1,43 @@
+"""What the roofline predicts for cells: the step's ratio to stock BF16 by bytes alone, and its time at the ceiling."""
+
+from collections.abc import Sequence
+
+from bench.engine.cells import parse
+from bench.engine.models import SHAPES
+from bench.engine.ratios import judged_figure
+from bench.engine.result import EngineRow
+from bench.engine.variants import named
+from bench.roofline.prediction import predict
+from bench.roofline.shape import ModelShape, load
+
+
+def model(shape: str) -> ModelShape:
+    return load(str(SHAPES[shape].config))
+
+
+def step_ms(shape: ModelShape, row: EngineRow, bandwidth: float) -> float:
+    """Milliseconds that a row's step takes by bytes."""
+    context = row.context if row.lengths == "near" else row.context * 3 // 4
+    return 1e3 * predict(shape, named(row.variant).kv_cache, context, row.batch, bandwidth).step_s
+
+
+def ratio(shape: ModelShape, rows: Sequence[EngineRow], variant: str, base: str, cell: str) -> float | None:
+    """A variant's ratio to `base` at a cell, by bytes, in the cell's judged figure; None where either is missing."""
+    sides = [
+        next((row for row in rows if (row.variant, row.cell) == (name, cell) and row.step_ms), None)
+        for name in (variant, base)
+    ]
+    if None in sides:
+        return None
+    steps = [step_ms(shape, row, 1.0) for row in sides]
+    if judged_figure(cell) == "step_ms":
+        return steps[0] / steps[1]
+    rates = [row.batch / step for row, step in zip(sides, steps, strict=True)]
+    return rates[0] / rates[1]
+
+
+def order(cells: Sequence[str]) -> list[str]:
+    """Cells by batch, context and lengths; a full cache last."""
+    return sorted(
+        cells, key=lambda name: ((cell := parse(name)).batch or 1 << 30, cell.context, cell.lengths == "half")
+    )
