@@ -25,6 +25,7 @@ START_LIMIT_S, CELL_LIMIT_S = 900.0, 300.0
 CELL_S = 15.0  # no cell starts in a run's last seconds
 OVER_S = 30.0  # after the run's end, for the last cell to end
 GRACE_S, POLL_S = 10.0, 0.2
+PROCESS = "bench.engine.process"
 REASON_CHARACTERS = 300
 ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*")
 
@@ -102,7 +103,7 @@ def measure(
         )
         files.write(task, folder / "task.json")
     log = run.folder.resolve() / f"{folder.name}.log"
-    command = [sys.executable, "-m", "bench.engine.process", str(folder.resolve() / "task.json")]
+    command = [sys.executable, "-m", PROCESS, str(folder.resolve() / "task.json")]
     nonce = f"fp8-sinks-{secrets.token_hex(8)}"
     variables = environment(run, variant, nonce, folder.resolve() / "record.json")
     name = f"{variant.name}, start {start}"

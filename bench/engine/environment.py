@@ -8,7 +8,7 @@ from pathlib import Path
 import pynvml
 
 from bench.engine import variants
-from bench.engine.request import EngineRequest, EngineRun
+from bench.engine.request import EngineRun
 from bench.engine.result import Piece
 from bench.engine.variants import Variant
 from bench.record import run_folder
@@ -95,7 +95,7 @@ def check_unchanged(before: Piece, current: Piece) -> None:
         )
 
 
-def collect(request: EngineRequest, command: list[str], device: str, identity: str) -> Piece:
+def collect(command: list[str], device: str, identity: str) -> Piece:
     """The piece that starts now, without its read ceiling."""
     source = provenance.collect(machine.detect(device), command)
     return Piece(

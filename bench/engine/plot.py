@@ -78,6 +78,6 @@ def _ratios(panel: Axes, result: EngineResult, rows: list[EngineRow], names: lis
                 panel.plot([x - 0.35, x + 0.35], [limit, limit], color="#404040", linewidth=1.2, label="FP8 by bytes")
     panel.axhline(1, color="#808080", linewidth=1.0)
     panel.set_title(f"step over {BASE.name}'s", loc="left")
-    panel.set_xlim(-0.5, len(cells) - 0.5)
+    panel.set_xlim(-0.5, max(1, len(cells)) - 0.5)
     panel.grid(visible=False, axis="x")
     panel.set_xticks(range(len(cells)), cells, rotation=45, ha="right", rotation_mode="anchor")

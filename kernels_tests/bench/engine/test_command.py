@@ -1,0 +1,134 @@
+"""The command line of the engine bench, and what keeps a run from starting."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from bench import cli
+from bench.engine import command, environment, estimate
+from bench.engine.cells import parse
+from bench.engine.engines import arguments, graph_sizes
+from bench.engine.request import EngineRequest, resolve
+from bench.engine.variants import NAMES, VARIANTS, has
+from bench.kinds import read
+from bench.record import files
+from kernels_tests.bench.engine.samples import an_engine_result, rows_of
+
+REQUEST = EngineRequest(
+    kind="engine",
+    variants=[],
+    cells=[],
+    shape="gpt-oss-120b",
+    compilation="default",
+    routing="spread",
+    starts=2,
+    steps=40,
+)
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command.software, "vllm_build", lambda: ("cpu", "0.32.0"))
+    return lambda *words: CliRunner().invoke(cli.bench, ["engine", *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stock-fp4"],
+        ["--cells", "8x"],
+        ["--shape", "other"],
+        ["--starts", "0"],
+        ["--resume", "run", "stock-fp8"],
+        ["--resume", "run", "--profile"],
+        ["--join", "run", "--steps", "4"],
+    ],
+)
+def test_the_command_line_is_checked(bench, tmp_path, words):
+    assert bench(*words).exit_code == 2
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_dry_run_prints_the_starts_in_order(bench, tmp_path):
+    lines = bench("--dry-run", "--shape", "tiny", "--cells", "1x512,full", "plugin-bf16").stdout.splitlines()
+    assert [line.split()[:3] for line in lines[:-1]] == [
+        [name, "start", start] for start in ("1:", "2:") for name in ("stock-bf16", "plugin-bf16")
+    ]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_gpt_oss_needs_a_gpu(bench, tmp_path):
+    refusal = bench("stock-fp8", "--run-dir", str(tmp_path / "run"))
+    assert refusal.exit_code == 4 and "--shape tiny" in refusal.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_variant_of_another_release_is_refused_by_name_and_else_left_out(tmp_path):
+    for version, releases in (("0.26.0", False), ("0.33.0", True)):
+        run = resolve(tmp_path, REQUEST, "gpu", version, 540)
+        assert ("flashinfer-fp8" in {variant.name for variant in run.variants}) is releases
+        named = resolve(tmp_path, REQUEST.model_copy(update={"variants": ["flashinfer-fp8"]}), "cpu", version, 540)
+        assert bool(environment._release(named)) is not releases
+    assert all(has(variant, "0.26.0") for variant in VARIANTS if variant.name != "flashinfer-fp8")
+
+
+def test_a_plugin_without_entry_point_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "entry_points", lambda **_: [])
+    request = REQUEST.model_copy(update={"shape": "tiny", "variants": ["plugin-fp8"]})
+    (problem,) = environment.problems(resolve(tmp_path / "run", request, "cpu", "0.32.0", 540))
+    assert problem.kind == "software" and "plugin-fp8" in problem.message
+    stock = request.model_copy(update={"variants": ["stock-fp8"]})
+    assert environment.problems(resolve(tmp_path / "run", stock, "cpu", "0.32.0", 540)) == []
+
+
+def test_a_run_of_two_variants_fits_into_an_execution(tmp_path):
+    request = REQUEST.model_copy(update={"variants": ["plugin-fp8", "stock-fp8"]})
+    assert 200 < estimate.seconds(resolve(tmp_path, request, "gpu", "0.26.0", 540)) < 540
+    assert estimate.seconds(resolve(tmp_path, REQUEST, "gpu", "0.26.0", 540)) > 540
+
+
+def test_arguments_of_a_gpu(tmp_path):
+    run = resolve(tmp_path, REQUEST, "gpu", "0.26.0", 540)
+    none = resolve(tmp_path, REQUEST.model_copy(update={"compilation": "none"}), "gpu", "0.26.0", 540)
+    for variant in run.variants:
+        default, uncompiled = (arguments(each, variant, tmp_path) for each in (run, none))
+        assert "mode" not in default["compilation_config"] and uncompiled["compilation_config"]["mode"] == 0
+        assert ("kv_cache_dtype" in default) is (variant.kv_format == "e4m3")
+        assert json.loads(json.dumps(default)) == default
+
+
+def test_graphs_are_captured_for_each_batch_and_a_full_cache():
+    assert graph_sizes([parse("1x512"), parse("8x512"), parse("8x2048-half")], 128) == [1, 8]
+    sizes = graph_sizes([parse("1x512"), parse("full")], 128)
+    assert sizes == [1, *range(8, 129, 8)]
+    assert max(graph_sizes([parse("full")], 512)) == 512
+
+
+def test_a_whole_run_is_written_resumed_and_reported(bench, fake_engines, tmp_path):
+    words = ["stock-fp8", "--shape", "tiny", "--cells", "1x512", "--starts", "1", "--run-dir", "run"]
+    assert bench(*words).exit_code == 0
+    assert read(tmp_path / "run").rows and (tmp_path / "run" / "report.md").exists()
+    resumed = bench("--resume", "run", "--json")
+    assert resumed.exit_code == 0 and json.loads(resumed.stdout) == read(tmp_path / "run").model_dump(mode="json")
+    assert bench(*words[:-3], "2", *words[-2:]).exit_code == 2  # another request in the same folder
+
+
+def test_a_run_without_a_measured_cell_fails(bench, fake_engines):
+    fake_engines.faults({"stock-bf16": "raise"})
+    refusal = bench("stock-bf16", "--shape", "tiny", "--cells", "1x512", "--run-dir", "run")
+    assert refusal.exit_code == 1 and "CUDA error" in refusal.stderr
+
+
+def test_results_are_joined(bench, tmp_path):
+    for name, variants in (("a", ("stock-bf16", "plugin-fp8")), ("b", ("stock-bf16", "stock-fp8"))):
+        files.write(an_engine_result(*rows_of(*variants), identity=name), tmp_path / f"{name}.json")
+    assert bench("--join", "a.json", "--join", "b.json", "--run-dir", "joined").exit_code == 0
+    assert len(read(tmp_path / "joined").pieces) == 2 and (tmp_path / "joined" / "report.md").exists()
+    assert bench("--join", "a.json", "--join", "b.json", "--run-dir", "joined").exit_code == 2
+
+
+def test_every_variant_can_be_named():
+    assert {*NAMES} >= {"stock-bf16", "stock-fp8", "stock-fp8-skip-sliding", "triton-fp8", "flashinfer-fp8"}
+    assert {*NAMES} >= {"plugin-bf16", "plugin-fp8", "plugin-fp8-skip-sliding", "plugin-fp8-flashinfer"}
