@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from bench import kinds
+from bench.engine import compare as engine_compare
 from bench.record.files import write_text
 from bench.report import document
 from bench.serving import compare, export
@@ -68,8 +69,13 @@ def keep_command(run, folder):
 def compare_command(a, b, force, as_json):
     """Compare profiles of result files: ratios B over A, with their noise and the accuracy records.
 
-    A and B are result files or run folders, whose profiles of the same name are paired, or FILE:PROFILE.
+    A and B are result files or run folders, whose profiles of the same name are paired, or FILE:PROFILE. Of two engine
+    results the variants' ratios to stock BF16 are compared, each of its own piece.
     """
+    results = [kinds.read(Path(path)) for path in (a, b) if Path(path).exists()]
+    if [result.kind for result in results] == ["engine", "engine"]:
+        click.echo(engine_compare.compare(*results, force=force, as_json=as_json))
+        return
     click.echo(compare.compare(a, b, kinds.read, force=force, as_json=as_json))
 
 

@@ -9,9 +9,10 @@ from matplotlib.ticker import NullLocator
 from bench.engine import prediction, ratios
 from bench.engine.cells import parse
 from bench.engine.result import EngineResult, EngineRow
-from bench.engine.variants import BASE, named
+from bench.engine.variants import BASE
 from bench.report.figure import NUMBER, colour_and_marker, frame, legend, save
 
+BY_BYTES = "by bytes (roofline)"
 PLOTTED = [BASE.name, "stock-fp8", "plugin-fp8"]
 
 
@@ -28,7 +29,8 @@ def engine_plot(result: EngineResult, rows: list[EngineRow], path: Path) -> None
 def title(result: EngineResult, rows: list[EngineRow], names: list[str]) -> str:
     machine = f"{result.shape} (dummy weights) on {result.provenance.machine.name}, vLLM {result.vllm}"
     name = names[-1]
-    values = [ratio.value for ratio in ratios.to_base(ratios.of_piece(rows, name), name).values()]
+    steps = ratios.to_base(ratios.of_piece(rows, name), name)
+    values = [ratio.value for cell, ratio in steps.items() if parse(cell).batch]
     return (
         f"{machine}: {name}'s decode step is {min(values):.2f} to {max(values):.2f} of {BASE.name}'s"
         if values
@@ -37,7 +39,7 @@ def title(result: EngineResult, rows: list[EngineRow], names: list[str]) -> str:
 
 
 def _steps(panel: Axes, result: EngineResult, rows: list[EngineRow], names: list[str]) -> None:
-    shape, contexts = prediction.model(result.shape), set()
+    shape, contexts = prediction.model(result), set()
     for index, name in enumerate(names):
         single = [row for row in ratios.of_piece(rows, name) if row.variant == name and row.batch == 1]
         points = sorted({row.context: row for row in single}.items())
@@ -45,11 +47,10 @@ def _steps(panel: Axes, result: EngineResult, rows: list[EngineRow], names: list
         values = [median(row.step_ms for row in single if row.context == context) for context, _ in points]
         panel.plot([context for context, _ in points], values, label=name, **colour_and_marker(index))
         ceiling = result.pieces[single[0].piece - 1].read_ceiling_bytes_per_s if single else None
-        if ceiling and name != "stock-fp8":
-            limits = [prediction.step_ms(shape, row, ceiling) for _, row in points]
-            style = {"color": colour_and_marker(index)["color"], "linestyle": ":"}
-            label = f"{named(name).kv_format} by bytes"
-            panel.plot([context for context, _ in points], limits, label=label, **style)
+        limits = [prediction.step_ms(shape, row, ceiling) for _, row in points]
+        if all(limits) and limits:
+            style = {"color": colour_and_marker(index)["color"], "linestyle": ":", "label": BY_BYTES}
+            panel.plot([context for context, _ in points], limits, **style)
     panel.set_title("one sequence: step (ms)", loc="left")
     panel.set_ylim(bottom=0)
     panel.set_xlabel("context (tokens)")
@@ -61,7 +62,7 @@ def _steps(panel: Axes, result: EngineResult, rows: list[EngineRow], names: list
 
 
 def _ratios(panel: Axes, result: EngineResult, rows: list[EngineRow], names: list[str]) -> None:
-    shape = prediction.model(result.shape)
+    shape = prediction.model(result)
     cells = prediction.order({row.cell for row in rows if parse(row.cell).batch})
     for index, name in enumerate(names):
         steps = ratios.to_base(ratios.of_piece(rows, name), name)
@@ -75,7 +76,7 @@ def _ratios(panel: Axes, result: EngineResult, rows: list[EngineRow], names: lis
         ]
         if name == names[-1] and name != BASE.name:
             for x, limit in [(x, limit) for x, limit in limits if limit]:
-                panel.plot([x - 0.35, x + 0.35], [limit, limit], color="#404040", linewidth=1.2, label="FP8 by bytes")
+                panel.plot([x - 0.35, x + 0.35], [limit, limit], color="#404040", linewidth=1.2, label=BY_BYTES)
     panel.axhline(1, color="#808080", linewidth=1.0)
     panel.set_title(f"step over {BASE.name}'s", loc="left")
     panel.set_xlim(-0.5, max(1, len(cells)) - 0.5)

@@ -60,7 +60,7 @@ def section(result: EngineResult) -> Section:
 def ratio_table(result: EngineResult, rows: list[EngineRow], names: list[str]) -> str:
     """Cells by variants; stock BF16's steps in milliseconds."""
     compared = {name: ratios.compared(ratios.of_piece(rows, name), name) for name in names if name != BASE.name}
-    shape, limited = prediction.model(result.shape), next((name for name in LIMITED if name in names), None)
+    shape, limited = prediction.model(result), next((name for name in LIMITED if name in names), None)
     lines = []
     for cell in prediction.order({row.cell for row in rows}):
         base = [row for row in rows if (row.variant, row.cell) == (BASE.name, cell)]
@@ -132,7 +132,7 @@ def _ttft_cell(rows: list[EngineRow], name: str, cell: str) -> str:
 
 def step_tables(result: EngineResult, rows: list[EngineRow]) -> list[str]:
     """Every row's figures, a table a piece."""
-    blocks, shape = [], prediction.model(result.shape)
+    blocks, shape = [], prediction.model(result)
     headers = [
         "variant",
         "start",
@@ -149,11 +149,11 @@ def step_tables(result: EngineResult, rows: list[EngineRow]) -> list[str]:
         lines = []
         for row in [row for row in rows if row.piece == number_of]:
             ceiling = piece.read_ceiling_bytes_per_s
-            limit = number(prediction.step_ms(shape, row, ceiling)) if ceiling else "-"
+            limit = prediction.step_ms(shape, row, ceiling)
             times = [
                 f"{row.step_ms:.3f}",
                 f"{row.mean_ms:.3f}",
-                limit,
+                number(limit) if limit else "-",
                 number(row.tokens_per_s),
                 str(row.distinct_tokens),
             ]

@@ -29,7 +29,9 @@ def fake_engines(monkeypatch, tmp_path):
 
     def execute(*variants, cells=("1x512", "4x512"), starts=1, seconds=60.0, **changes):
         fields = {"shape": "tiny", "compilation": "default", "routing": "spread", "starts": starts, "steps": 4}
-        request = EngineRequest(kind="engine", variants=[*(variants or ("stock-bf16",))], cells=[*cells], **fields | changes)
+        request = EngineRequest(
+            kind="engine", variants=[*(variants or ("stock-bf16",))], cells=[*cells], **fields | changes
+        )
         display = Display(status=lambda _text: None, print_line=lines.append, show_steps=lambda _steps: None)
         run = replace(resolve(tmp_path / "run", request, "cpu", "0.32.0", seconds), **display._asdict())
         with run_folder.opened(run.folder, run.request):

@@ -1,6 +1,7 @@
 """Runs of the engine bench: processes that die or hang, budgets, resuming."""
 
 import json
+import time
 
 import pytest
 
@@ -63,14 +64,18 @@ def test_a_cell_that_an_engine_cannot_have_costs_no_start(fake_engines):
 
 def test_a_process_that_hangs_is_ended(fake_engines):
     fake_engines.faults({"stock-bf16 1x512": "hang"})
-    fake_engines.patch.setattr(engines, "CELL_LIMIT_S", 1.0)
+    fake_engines.patch.setattr(engines, "CELL_LIMIT_S", 3.0)
     errors = cells_of(fake_engines.execute(), "stock-bf16")
     assert "no sign of life" in errors["1x512"] and errors["4x512"] is None
 
 
 def test_time_that_is_up_is_no_failure_and_a_resume_measures_the_others(fake_engines):
     fake_engines.faults({"stock-bf16 4x512": "hang"})
-    interrupted = fake_engines.execute("stock-fp8", seconds=4.0)
+    row, clock = fake_engines.folder / "steps" / "stock-bf16-1" / "1x512.json", time.time
+    with fake_engines.patch.context() as patch:
+        # The time is up once the first cell has its row.
+        patch.setattr(time, "time", lambda: clock() + (200 if row.exists() else 0))
+        interrupted = fake_engines.execute("stock-fp8", seconds=100.0)
     assert cells_of(interrupted, "stock-bf16") == {"1x512": None}
     assert [(entry.variant, entry.cell) for entry in interrupted.left_out] == [
         ("stock-bf16", "4x512"),

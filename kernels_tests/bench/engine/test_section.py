@@ -73,3 +73,11 @@ def test_a_plot_of_stock_alone_and_of_a_full_cache_alone(tmp_path):
     ):
         document.write_run(section(an_engine_result(*rows, identity=identity, profiles=[])), tmp_path / identity)
         assert len([*(tmp_path / identity / "plots").iterdir()]) == 1
+
+
+def test_dummy_routing_has_no_prediction(tmp_path):
+    """It reads fewer experts than the roofline counts: a measured step may be below the limit."""
+    result = an_engine_result(routing="dummy")
+    table = section(result).page[0]
+    assert {cells_of(table, name)[4] for name in ("1 x 2,048", "8 x 32,768", "cache full x 32,768")} == {"-"}
+    document.write_run(section(result), tmp_path)
