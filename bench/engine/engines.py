@@ -27,7 +27,8 @@ OVER_S = 30.0  # after the run's end, for the last cell to end
 GRACE_S, POLL_S = 10.0, 0.2
 PROCESS = "bench.engine.process"
 REASON_CHARACTERS = 300
-ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*")
+# A traceback's last line; torch.distributed puts the rank before each line of the last one.
+ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)")
 
 
 class ProcessFailed(Exception):
@@ -156,6 +157,6 @@ def wait(command: list[str], variables: dict[str, str], log: Path, end: float, a
 def reason(log: Path, offset: int, code: int) -> str:
     """Why a process ended: its last line that names an error, and its exit code."""
     text = log.read_bytes()[offset:].decode("utf-8", errors="replace") if log.exists() else ""
-    errors = [line for line in text.splitlines() if ERROR.match(line)]
+    errors = [match[1] for line in text.splitlines() if (match := ERROR.match(line))]
     message = redact(" ".join(errors[-1].split()))[:REASON_CHARACTERS] if errors else "the engine's process died"
     return f"{message} (exit code {code})"

@@ -46,9 +46,13 @@ def environment(run: EngineRun, variant: Variant, nonce: str, record: Path) -> d
     """
     inherited = {name: value for name, value in inherited_environment().items() if not name.startswith(OURS)}
     fixed = {name: value for name, value in FIXED_ENVIRONMENT.items() if name != PLUGIN}
-    paths = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+    paths = [REPO, *(Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
     plugin = variant.environment and variant.environment | {RECORD: str(record)}
-    process = {NONCE_VARIABLE: nonce, "PYTHONPATH": paths, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    process = {
+        NONCE_VARIABLE: nonce,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
     cache = caches(run.folder / run_folder.CACHE)
     return inherited | fixed | cache | OF_DEVICE[run.device] | plugin | process
 

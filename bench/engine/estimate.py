@@ -8,7 +8,7 @@ CEILING_S = 15.0
 STEP_S = 0.015
 PREFILL_TOKENS_S = 20_000.0
 TTFT_PROMPTS = 2.5
-PROMPT_S = 4e-8  # a token of a prompt that is made and not prefilled
+PROMPT_S = 1e-6  # a token of a prompt that is made, hashed, and not prefilled
 CELL_S = 1.0
 
 

@@ -106,8 +106,8 @@ def _measure(run: EngineRun, variant: Variant, start: int, end: float) -> None:
                 save(
                     cell_path(folder, cell), EngineRow, row(engines.labels(run, variant, start), cell, error=str(error))
                 )
-            names = ", ".join(map(str, failed))
-            run.print_line(f"{variant.name}, start {start}: {names} failed: {error}")
+            if failed:
+                run.print_line(f"{variant.name}, start {start}: {', '.join(map(str, failed))} failed: {error}")
 
 
 def _profiles(run: EngineRun, rows: list[EngineRow], end: float) -> list[StepProfile]:

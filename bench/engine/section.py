@@ -34,7 +34,6 @@ KERNELS = 24  # in the table of a profile
 def section(result: EngineResult) -> Section:
     source, rows = result.provenance, [row for row in result.rows if row.error is None]
     names = [name for name in NAMES if any(row.variant == name for row in rows)]
-    failed = [(f"{row.variant} at {row.cell}, start {row.start}", row.error) for row in result.rows if row.error]
     compilation = "" if result.compilation == "default" else ", no compilation"
     left_out = dict.fromkeys(f"{entry.variant} at {entry.cell}, start {entry.start}" for entry in result.left_out)
     measured = bool(rows)
@@ -48,13 +47,25 @@ def section(result: EngineResult) -> Section:
                 if measured
                 else []
             ),
-            *md.listing("Failed:", [md.text(f"{name}: {reason}") for name, reason in failed]),
+            *md.listing("Failed:", failures(result.rows)),
         ],
         not_measured=[f"no time yet: {', '.join(left_out)}"] if left_out else [],
         details=[*step_tables(result, rows), *_profiles(result), *_pieces(result)],
         glance=_glance(result, rows, names),
         draw=partial(_draw, result, rows) if measured else None,
     )
+
+
+def failures(rows: list[EngineRow]) -> list[str]:
+    """A line of Markdown for each variant, start and reason, with its cells."""
+    cells: dict[tuple[str, int, str], list[str]] = {}
+    for row in rows:
+        if row.error:
+            cells.setdefault((row.variant, row.start, row.error), []).append(row.cell)
+    return [
+        md.text(f"{variant}, start {start}, at {', '.join(names)}: {error}")
+        for (variant, start, error), names in cells.items()
+    ]
 
 
 def ratio_table(result: EngineResult, rows: list[EngineRow], names: list[str]) -> str:

@@ -6,7 +6,7 @@ PATTERN_VALUES = 1 << 24
 ROUTER_STD = 0.02
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def spread_routing(worker) -> int:
     """Make dummy weights route tokens over all experts, as a trained model does; returns the number of routers.
 
@@ -30,7 +30,7 @@ def spread_routing(worker) -> int:
     return routers
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def fill_cache(worker) -> int:
     """Fill the KV cache with normal values, E4M3 if any layer stores 8 bits; returns its bytes.
 

@@ -36,10 +36,10 @@ def test_capacity_starts_and_prefill_are_in_a_table_of_their_own():
 
 
 def test_failures_and_cells_without_time_are_listed():
-    rows = [*rows_of(), an_engine_row("plugin-bf16", "32x8192", None)]
+    rows = [*rows_of(), *(an_engine_row("plugin-bf16", cell, None) for cell in ("32x8192", "full"))]
     left_out = [LeftOut(variant="stock-fp8", start=2, cell="full")]
     shown = section(an_engine_result(*rows, left_out=left_out))
-    assert "plugin-bf16 at 32x8192, start 1" in shown.page[-1] and r"no \| memory" in shown.page[-1]
+    assert "plugin-bf16, start 1, at 32x8192, full: " in shown.page[-1] and r"no \| memory" in shown.page[-1]
     assert "stock-fp8 at full, start 2" in shown.not_measured[0]
     failed = section(an_engine_result(an_engine_row("stock-bf16", "1x2048", None)))
     assert failed.draw is None and len(failed.page) == 1 and failed.glance == []

@@ -1,0 +1,75 @@
+"""Cache and weights of an engine before it is measured, on a worker of plain torch modules."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from bench.engine import weights
+
+HIDDEN, EXPERTS, TOP = 64, 32, 4
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(HIDDEN)
+        self.router = nn.Linear(HIDDEN, EXPERTS)
+
+
+class Model(nn.Module):
+    """Names as in vLLM's gpt-oss, with weights as its dummies: within ±1e-3."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(512, HIDDEN)
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1e-3, 1e-3)
+
+    def experts(self, tokens: int) -> int:
+        """Experts of a layer that some token takes."""
+        layer = self.layers[0]
+        with torch.no_grad():
+            logits = layer.router(layer.input_layernorm(self.embedding(torch.arange(tokens))))
+        return len(logits.topk(TOP).indices.unique())
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Model()
+
+
+def a_worker(*caches, model=None):
+    return SimpleNamespace(model_runner=SimpleNamespace(kv_caches=list(caches)), get_model=lambda: model)
+
+
+def test_dummies_take_the_same_experts_and_spread_ones_take_all(model):
+    assert model.experts(64) == TOP
+    assert weights.spread_routing(a_worker(model=model)) == 2
+    assert model.experts(64) == EXPERTS
+    assert not any(layer.router.bias.any() for layer in model.layers)
+
+
+def test_a_model_without_routers_is_refused():
+    with pytest.raises(ValueError, match=r"router\.weight"):
+        weights.spread_routing(a_worker(model=nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8, torch.float8_e4m3fn])
+def test_the_whole_cache_is_filled_with_normal_values(monkeypatch, dtype):
+    monkeypatch.setattr(weights, "PATTERN_VALUES", 1000)
+    cache = torch.zeros(8, 2, 16, 128, dtype=dtype)
+    layers = [cache.transpose(1, 2), cache]  # share their memory, as layers of two groups
+    assert weights.fill_cache(a_worker(*layers)) == cache.nbytes
+    values = (cache.view(torch.float8_e4m3fn) if dtype.itemsize == 1 else cache).float()
+    assert 0.9 < values.std() < 1.1 and values.isfinite().all() and values[-1].std() > 0.9
+
+
+def test_layers_of_both_formats_read_finite_values():
+    storage = torch.zeros(1 << 16, dtype=torch.uint8)
+    weights.fill_cache(a_worker(storage.view(64, 1024), storage.view(torch.bfloat16).view(64, 512)))
+    assert storage.view(torch.float8_e4m3fn).float().isfinite().all()
+    assert storage.view(torch.bfloat16).isfinite().all()
