@@ -46,10 +46,8 @@ def to_base(rows: Sequence[EngineRow], variant: str, figure: Figure = "step_ms")
         raise ValueError(f"no ratios across pieces: got rows of pieces {', '.join(map(str, sorted(pieces)))}")
     sides = samples(rows, variant, figure), samples(rows, BASE.name, figure)
     repeated = [{cell: values for cell, values in side.items() if len(values) > 1} for side in sides]
-    # A single sample has no spread, and would hide that of the other cells.
-    known = noise.ratios(*repeated)
-    ratios = noise.ratios(*sides) | known
-    return {cell: ratio if cell in known else Ratio(ratio.value, float("inf")) for cell, ratio in ratios.items()}
+    # A single sample makes the noise of all cells infinite: those that are repeated are compared by themselves.
+    return noise.ratios(*sides) | noise.ratios(*repeated)
 
 
 def judged_figure(cell: str) -> Figure:

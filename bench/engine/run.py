@@ -118,11 +118,12 @@ def _profiles(run: EngineRun, rows: list[EngineRow], end: float) -> list[StepPro
     tables = {}
     for variant in (BASE, named(entry.variant)):
         folder = _folder(run, variant, f"profile-{entry.cell}")
-        if not (folder / PROFILE).exists() and time.time() + LEAST_START_S[run.device] < end:
-            try:
+        try:
+            if not (folder / PROFILE).exists() and time.time() + LEAST_START_S[run.device] < end:
                 engines.measure(run, variant, 1, [parse(entry.cell)], folder, end, profile=True)
-            except ProcessFailed as error:
-                run.print_line(f"{variant.name}: no profile of {entry.cell}: {error}")
-        if (folder / PROFILE).exists():
+            if not (folder / PROFILE).exists():
+                raise ProcessFailed("no time left; --resume the run")
             tables |= load(folder / PROFILE, StepProfile).kernels
+        except ProcessFailed as error:
+            run.print_line(f"{variant.name}: no profile of {entry.cell}: {error}")
     return [StepProfile(cell=entry.cell, kernels=tables)] if tables else []

@@ -84,7 +84,7 @@ def test_a_plugin_without_entry_point_is_refused(monkeypatch, tmp_path):
 
 
 def test_a_run_of_two_variants_fits_into_an_execution(tmp_path):
-    request = REQUEST.model_copy(update={"variants": ["plugin-fp8", "stock-fp8"]})
+    request = REQUEST.model_copy(update={"variants": ["plugin-fp8", "stock-fp8"], "compilation": "none"})
     assert 200 < estimate.seconds(resolve(tmp_path, request, "gpu", "0.26.0", 540)) < 540
     assert estimate.seconds(resolve(tmp_path, REQUEST, "gpu", "0.26.0", 540)) > 540
 

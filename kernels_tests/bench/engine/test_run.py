@@ -141,3 +141,12 @@ def test_a_profile_that_fails_is_reported(fake_engines):
     result = fake_engines.execute("stock-fp8", "plugin-fp8", profile=True)
     (profile,) = result.profiles
     assert [*profile.kernels] == ["stock-bf16", "plugin-fp8"]
+
+
+def test_a_profile_without_time_is_reported_and_resumed(fake_engines):
+    row, clock = fake_engines.folder / "steps" / "stock-fp8-1" / "4x512.json", time.time
+    with fake_engines.patch.context() as patch:
+        patch.setattr(time, "time", lambda: clock() + (200 if row.exists() else 0))
+        assert fake_engines.execute("stock-fp8", profile=True, seconds=100.0).profiles == []
+    assert sum("no time left" in line for line in fake_engines.lines) == 2
+    assert len(fake_engines.execute("stock-fp8", profile=True).profiles) == 1
