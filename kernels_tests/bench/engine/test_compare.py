@@ -22,12 +22,12 @@ def compare(tmp_path):
     return invoke
 
 
-def twice_as_slow(rows):
+def slowed_down(rows):
     return [row.model_copy(update={"step_ms": 2 * row.step_ms}) for row in rows]
 
 
 def test_steps_of_another_machine_cancel_out(compare):
-    slower = an_engine_result(*twice_as_slow(rows_of()), identity="slower", compilation="default")
+    slower = an_engine_result(*slowed_down(rows_of()), identity="slower", compilation="default")
     points = json.loads(compare(an_engine_result(), slower, "--json").stdout)["points"]
     assert {(point["variant"], point["cell"]) for point in points} >= {
         ("plugin-fp8", "1x2048"),
@@ -39,7 +39,7 @@ def test_steps_of_another_machine_cancel_out(compare):
 
 
 def test_a_faster_variant_shows(compare):
-    rows = [*rows_of("stock-bf16"), *twice_as_slow(rows_of("plugin-fp8"))]
+    rows = [*rows_of("stock-bf16"), *slowed_down(rows_of("plugin-fp8"))]
     comparison = compare(an_engine_result(), an_engine_result(*rows, identity="b"))
     (line,) = [line for line in comparison.stdout.splitlines() if "8 x 32,768" in line]
     assert "2.000 ± " in line

@@ -16,8 +16,12 @@ def test_rows_keep_their_piece():
     assert [piece.id for piece in joined.pieces] == ["first", "second"]
     assert {row.piece for row in joined.rows if row.variant == "stock-fp8"} == {2}
     assert {row.piece for row in joined.rows if row.variant == "stock-bf16"} == {1, 2}
-    again = joining.join([joined, an_engine_result(identity="third")], "again")
-    assert {row.piece for row in again.rows} == {1, 2, 3} and [entry.piece for entry in again.profiles] == [1, 2, 3]
+    extended = joining.join([joined, an_engine_result(identity="third")], "extended")
+    assert {row.piece for row in extended.rows} == {1, 2, 3} and [entry.piece for entry in extended.profiles] == [
+        1,
+        2,
+        3,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def a_worker(*caches, model=None):
     return SimpleNamespace(model_runner=SimpleNamespace(kv_caches=list(caches)), get_model=lambda: model)
 
 
-def test_dummies_take_the_same_experts_and_spread_ones_take_all(model):
+def test_dummies_use_the_same_experts_and_spread_weights_all(model):
     assert model.experts(64) == TOP
     assert weights.spread_routing(a_worker(model=model)) == 2
     assert model.experts(64) == EXPERTS
