@@ -159,7 +159,7 @@ def test_a_long_row_among_short_ones_takes_twice_the_planned_time_at_most(varian
 
 def test_a_server_meets_few_launches():
     device = DEVICES["sm_90a"]
-    assert len({chosen(GPT_OSS, batch, 131_072, device) for batch in range(1, 513)}) <= 14
+    assert len({chosen(GPT_OSS, batch, 131_072, device) for batch in range(1, 513)}) <= 17
     assert len({chosen(VARIANTS[1], batch, 128, device) for batch in range(1, 513)}) <= 8
 
 
