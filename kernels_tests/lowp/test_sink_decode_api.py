@@ -58,7 +58,7 @@ MISTAKES = {
     "scale device": (
         lambda a: {"v_scale": a["v_scale"].to("meta")},
         ValueError,
-        "v_scale is on meta; expected the cache",
+        "v_scale is on meta; expected q",
     ),
     "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
     "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "of K: token"),
