@@ -1,13 +1,14 @@
-"""Arguments that all kernels of the paged cache refuse: caches, their scales and layout.
+"""Arguments that all kernels of the paged cache refuse: caches, their scales and layout."""
 
-A change of the arguments of a call with scales per head and caches [pages, 2, 16, 64], the error, and a regular
-expression for its message.
-"""
+from collections.abc import Callable
 
+import pytest
 import torch
 
-from kernels_tests.lowp.memory import strided
+from kernels_tests.lowp.memory import memory_of, strided
 
+# A change of the arguments of a call with scales per head and caches [pages, 2, 16, 64], the error, and a regular
+# expression for its message.
 CACHE_MISTAKES = {
     "layout": (lambda a: {"layout": "NDH"}, ValueError, "layout is 'NDH'; expected NHD, HND"),
     "cache dtype": (lambda a: {"k_cache": a["k_cache"].float()}, TypeError, "k_cache has dtype torch.float32"),
@@ -26,3 +27,12 @@ CACHE_MISTAKES = {
     "scale device": (lambda a: {"k_scale": a["k_scale"].to("meta")}, ValueError, "k_scale is on meta"),
     "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
 }
+
+
+def check_refused(function: Callable, arguments: dict, outputs: tuple[str, ...], error: type, words: str) -> None:
+    """Call with a mistake: the error is raised, and no output on the CPU has changed."""
+    written = [arguments[name] for name in outputs if arguments[name].device.type == "cpu"]
+    memories = [memory_of(x).clone() for x in written]
+    with pytest.raises(error, match=words):
+        function(**arguments)
+    assert all(memory_of(x).equal(memory) for x, memory in zip(written, memories, strict=True))
