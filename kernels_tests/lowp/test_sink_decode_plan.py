@@ -100,7 +100,7 @@ def planned(request, tmp_path_factory):
     return variant, launch, [(call, splits[number]) for number, call in enumerate(todo)]
 
 
-def test_every_tile_is_in_one_split(planned):
+def test_splits_cover_each_tile_once(planned):
     variant, launch, plans = planned
     step_tiles = launch.tiles * launch.warps
     for call, splits in plans:
@@ -129,9 +129,9 @@ def check_quotas(call, splits, launch, long_steps):
     """No CTA has more than an equal quota of the long rows; or a little more, where that keeps rows apart."""
     quota = max(math.ceil(sum(long_steps) / call.splits), math.ceil(max(long_steps) / MOST_SPLITS), launch.least_steps)
     longer = (
-        quota + more
-        for more in range(APART_STEPS + 1)
-        if sum(math.ceil(steps / (quota + more)) for steps in long_steps) <= call.splits
+        quota + extra
+        for extra in range(APART_STEPS + 1)
+        if sum(math.ceil(steps / (quota + extra)) for steps in long_steps) <= call.splits
     )
     apart = next(longer, None)
     loads = defaultdict(list)
@@ -143,7 +143,7 @@ def check_quotas(call, splits, launch, long_steps):
     assert apart is None or max(map(len, loads.values())) == 1
 
 
-def test_partials_have_places_of_their_own(planned):
+def test_partials_have_distinct_addresses(planned):
     """merge.cuh finds the partials of a row by its first quota: equal for all of its splits."""
     _, _, plans = planned
     for call, splits in plans:
