@@ -155,7 +155,7 @@ def _clusters_us(work, shape, launch, lengths, costs):
 
 
 def _planned_us(work, shape, launch, lengths, costs):
-    """Estimate short rows in CTAs of their short_ctas, then equal quotas of the long ones (split.cuh)."""
+    """Estimate short rows in CTAs of their own, then equal quotas of the long ones (split.cuh)."""
     rows, resident, step_tiles = work.batch * work.kv_heads, launch.min_ctas * work.sms, launch.warps * launch.tiles
     splits, most_short = max(1, resident // work.kv_heads), 2 * launch.least_steps
     steps = [(n, -(-tiles // step_tiles), tiles) for n, tiles in lengths]
