@@ -127,15 +127,9 @@ def _problems(request: Request) -> Iterator[Problem]:
     if model.architecture != ARCHITECTURE:
         message = f"{model.name} is a {model.architecture}; only {ARCHITECTURE} is calibrated"
         yield Problem("model", message, "give a gpt-oss model")
-    if not find_spec("transformers"):
-        yield Problem("software", "transformers is not installed", "make setup; vLLM brings it")
-    for check in (
-        lambda: _check_text(request.text),
-        lambda: file.check_target(request.out),
-        lambda: _check_fits(model),
-    ):
+    for check, subject in ((_check_text, request.text), (file.check_target, request.out), (_check_fits, model)):
         try:
-            check()
+            check(subject)
         except Problem as problem:
             yield problem
 
@@ -143,13 +137,20 @@ def _problems(request: Request) -> Iterator[Problem]:
 def _check_fits(model: Model) -> None:
     """Raise Problem("memory") unless the model in BF16 fits."""
     target, needed = device(), int(bf16_bytes(model) * OVERHEAD)
-    memory = {"cpu": ["cpu"], "cuda": ["gpu"], "auto": ["gpu", "cpu"]}[target]
-    machines = [machine.detect(name) for name in memory]
-    free = sum(entry.free_bytes * (entry.gpus if target == "auto" and entry.gpus else 1) for entry in machines)
+    free = _free_bytes(target)
     if needed > free:
         message = f"{model.name} in BF16 needs {needed / GIB:,.1f} GiB of memory, {free / GIB:,.1f} GiB are free"
         remedy = "pip install accelerate: what the GPU does not hold stays in memory"
         raise Problem("memory", message, remedy if target == "cuda" else "use a machine with more memory")
+
+
+def _free_bytes(target: str) -> int:
+    if target == "cpu":
+        return machine.detect("cpu").free_bytes
+    gpu = machine.detect("gpu")
+    if target == "cuda" or gpu.unified:
+        return gpu.free_bytes
+    return gpu.gpus * gpu.free_bytes + machine.detect("cpu").free_bytes
 
 
 def _check_text(path: Path) -> None:

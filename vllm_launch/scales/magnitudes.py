@@ -29,9 +29,9 @@ def not_finite(counts: torch.Tensor) -> torch.Tensor:
 
 def percentile(counts: torch.Tensor, percent: float) -> torch.Tensor:
     """The least magnitude that `percent` of a row's values do not exceed, fp32; 100 is amax. Rows are not empty."""
-    below = counts.cumsum(-1)
-    needed = (below[..., -1:].double() * (percent / 100)).ceil().clamp(min=1)
-    return _values(counts.device)[(below < needed).sum(-1)]
+    covered = counts.cumsum(-1)
+    needed = covered[..., -1:].double() * (percent / 100)
+    return _values(counts.device)[(covered < needed).sum(-1)]
 
 
 def saturated(counts: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from bench.kernels import validation
 from fp8_sinks.cli import main
 from vllm_launch import model
+from vllm_launch.scales import collect
 
 FORMAT_BOUND = 0.10  # the worst head of E4M3 on randn
 
@@ -27,6 +28,24 @@ def synthetic():
     """The rows of each synthetic data set."""
     cases = list(validation.synthetic())
     return {case.data: list(validation.validate(case)) for case in cases}
+
+
+def test_the_cases_of_the_model_give_its_own_attention(monkeypatch):
+    """Queries, keys, sinks and windows of each layer belong together."""
+    outputs, load = [], collect.load
+
+    def load_with_hooks(*arguments, **options):
+        loaded = load(*arguments, **options)
+        for layer in loaded.model.layers:
+            layer.self_attn.o_proj.register_forward_pre_hook(lambda _linear, inputs: outputs.append(inputs[0]))
+        return loaded
+
+    monkeypatch.setattr(collect, "load", load_with_hooks)
+    cases = list(validation.tiny_model())
+    for case, output in zip(cases, outputs[-len(cases) :], strict=True):
+        exact = validation._attention(case, case.states).flatten(2)
+        assert (output[:, -validation.QUERY_TOKENS :] - exact).norm() < 0.01 * exact.norm()
+    assert {case.window_left for case in cases} == {127, -1}
 
 
 def errors(rows, granularity):

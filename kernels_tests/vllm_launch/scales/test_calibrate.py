@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from flashinfer_patches.errors import EXIT_CODES, Problem
 from fp8_sinks.cli import main
+from kernels_tests.vllm_launch.machines import HOST
 from kernels_tests.vllm_launch.scales.conftest import MODEL
 from vllm_launch import model
 from vllm_launch.scales import calibrate, collect, command, file, magnitudes
@@ -127,6 +128,15 @@ def test_a_gpu_is_taken(monkeypatch, accelerate, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(calibrate, "find_spec", lambda _name: accelerate)
     assert calibrate.device() == device
+
+
+def test_memory_of_each_device(monkeypatch):
+    machines = {"cpu": HOST, "gpu": HOST.model_copy(update={"gpus": 2, "free_bytes": 1000})}
+    monkeypatch.setattr(calibrate.machine, "detect", machines.get)
+    free = [calibrate._free_bytes(target) for target in ("cpu", "cuda", "auto")]
+    assert free == [HOST.free_bytes, 1000, 2000 + HOST.free_bytes]
+    machines["gpu"] = machines["gpu"].model_copy(update={"unified": True})
+    assert calibrate._free_bytes("auto") == 1000
 
 
 def test_a_model_that_lacks_a_tensor(tmp_path):
