@@ -23,6 +23,10 @@ COMMANDS = {
         "bench.roofline.command",
         "Predict from bytes alone how fast a model decodes with a BF16 and an FP8 KV cache, and where FP8 pays.",
     ),
+    "scales": (
+        "vllm_launch.scales.command",
+        "Measure the scales of an FP8 KV cache, for the key `kv_scales` of a profile.",
+    ),
     "serve": (
         "vllm_launch.cli",
         "Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.",
