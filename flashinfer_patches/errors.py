@@ -8,6 +8,7 @@ EXIT_CODES = {
     "profile": USAGE,  # a profile, or an argument in it
     "suite": USAGE,  # a suite of a bench
     "file": USAGE,  # a file or folder that was named is missing, unreadable or of another run
+    "scales": USAGE,  # a file of KV scales is broken, or of another model
     "compare": USAGE,  # two results differ in more than the KV cache
     # This machine or this environment lacks something.
     "model": ENVIRONMENT,  # no such model, one without sinks, or one whose bytes are not counted
