@@ -39,9 +39,7 @@ class Setup:
                 use_ubatching=False, rank=0, tensor_parallel_size=1, decode_context_parallel_size=1
             ),
             cache_config=SimpleNamespace(),
-            scheduler_config=SimpleNamespace(
-                max_num_seqs=self.requests, max_num_batched_tokens=self.step_tokens
-            ),
+            scheduler_config=SimpleNamespace(max_num_seqs=self.requests, max_num_batched_tokens=self.step_tokens),
             compilation_config=SimpleNamespace(max_cudagraph_capture_size=None, static_forward_context={}),
             model_config=SimpleNamespace(
                 max_model_len=self.max_model_len, hf_text_config=text, model="no-such-model", revision=None
@@ -172,8 +170,9 @@ def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens:
         position = torch.arange(length, device=device)
         slot = mine[position // PAGE] * PAGE + position % PAGE
         own = slice(first, first + new)
-        k, v = torch.cat([draw(length - new, setup.kv_heads), key[own]]), torch.cat(
-            [draw(length - new, setup.kv_heads), value[own]]
+        k, v = (
+            torch.cat([draw(length - new, setup.kv_heads), key[own]]),
+            torch.cat([draw(length - new, setup.kv_heads), value[own]]),
         )
         context = slice(0, length - new)
         if length > new:
@@ -206,9 +205,7 @@ def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens:
     decoded = metadata.decodes.rows if metadata.decodes else 0
     for row, (k, v, slot, own, length) in enumerate(expected):
         cached = slot if row < decoded else slot[: length - (own.stop - own.start)]  # a prefill's own keys are exact
-        k, v = (
-            torch.cat([stored(server, half, cached), x[len(cached) :].double()]) for half, x in enumerate((k, v))
-        )
+        k, v = (torch.cat([stored(server, half, cached), x[len(cached) :].double()]) for half, x in enumerate((k, v)))
         position = torch.arange(length - (own.stop - own.start), length, device=device)
         out[own], _ = attention(
             query[own], k, v, position, window_left=server.impl.window_left, sinks=server.impl.sinks, sm_scale=SCALE
