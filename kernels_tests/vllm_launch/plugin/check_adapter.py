@@ -105,13 +105,13 @@ def check_selection() -> str:
         except ValueError as error:
             reasons[name] = str(error).partition("Reason: ")[2]
         assert reasons.get(name), name
-    made = type(current_platform)
-    made.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(12, 0))
+    platform = type(current_platform)
+    platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(12, 0))
     try:
         select()
     except ValueError as error:
         reasons["SM120"] = str(error).partition("Reason: ")[2]
-    made.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(9, 0))
+    platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(9, 0))
     assert "FlashAttention 3" in reasons["SM120"]
     return f"refused: {reasons}"
 

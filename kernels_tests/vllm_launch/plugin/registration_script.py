@@ -17,7 +17,7 @@ CASES = {
 }
 
 
-def load(environment: dict[str, str], twice: bool = False) -> str | None:
+def load(environment: dict[str, str], repeats: int = 0) -> str | None:
     """Load the plugins as vLLM does; return the path of CUSTOM's class, None if it has none."""
     for name in ("FP8_SINKS_PLUGIN", "VLLM_PLUGINS"):
         os.environ.pop(name, None)
@@ -26,7 +26,7 @@ def load(environment: dict[str, str], twice: bool = False) -> str | None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     AttentionBackendEnum.CUSTOM.clear_override()
-    for _ in range(1 + twice):
+    for _ in range(1 + repeats):
         plugins.plugins_loaded = False
         plugins.load_general_plugins()
     custom = AttentionBackendEnum.CUSTOM
@@ -54,7 +54,7 @@ def main() -> None:
 
     custom = AttentionBackendEnum.CUSTOM
     results = {name: load(environment) for name, environment in CASES.items()}
-    results["twice"] = load(CASES["variable"], twice=True)
+    results["twice"] = load(CASES["variable"], repeats=1)
     results["version"] = vllm.__version__
     results["unsupported version"] = error(custom.get_class)
 

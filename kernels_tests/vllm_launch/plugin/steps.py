@@ -1,12 +1,12 @@
-"""Made engine steps: layers, a builder and a paged cache as vLLM makes them, and what the attention must be, in fp64."""
+"""Made engine steps: a layer, a builder and a paged cache as vLLM makes them, and the expected attention in fp64."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from lowp.formats import quantize
 from lowp.paged.layouts import gather
 from vllm_launch.plugin.attention import impl as impl_module
 from vllm_launch.plugin.attention.builder import SinkBuilder
@@ -57,7 +57,6 @@ class Server:
     layer: SimpleNamespace
     cache: torch.Tensor
     random: torch.Generator
-    tables: list[torch.Tensor] = field(default_factory=list)
 
 
 def uploaded(values, dtype, device):
@@ -70,9 +69,9 @@ def dense_attention(
     """What `prefill.flash_attention_3` computes, in fp64."""
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
     queries, keys = cu_queries.tolist(), cu_keys.tolist()
-    assert max(b - a for a, b in zip(queries, queries[1:], strict=False)) == longest_query
-    assert max(b - a for a, b in zip(keys, keys[1:], strict=False)) == longest_key
-    for first, end, first_key, end_key in zip(queries, queries[1:], keys, keys[1:], strict=False):
+    assert max(b - a for a, b in pairwise(queries)) == longest_query
+    assert max(b - a for a, b in pairwise(keys)) == longest_key
+    for (first, end), (first_key, end_key) in zip(pairwise(queries), pairwise(keys), strict=True):
         position = torch.arange(end - first, device=q.device) + (end_key - first_key) - (end - first)
         out[first:end], lse[:, first:end] = attention(
             *(q[first:end], k[first_key:end_key], v[first_key:end_key]),
@@ -153,9 +152,11 @@ def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens:
     padded_requests: the size of the step as vLLM pads it.
     """
     setup, device = server.setup, server.cache.device
-    draw = lambda tokens, heads: torch.randn(  # noqa: E731
-        tokens, heads, setup.head_dim, generator=server.random, device=device
-    ).bfloat16()
+
+    def draw(tokens: int, heads: int) -> torch.Tensor:
+        size = (tokens, heads, setup.head_dim)
+        return torch.randn(size, generator=server.random, device=device).bfloat16()
+
     queries, lengths = [q for q, _ in requests], [n for _, n in requests]
     tokens, rows = sum(queries), max(padded_requests, len(requests))
     count = max(padded_tokens, tokens)
@@ -169,10 +170,10 @@ def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens:
         mine = pages[used : (used := used + -(-length // PAGE))]
         position = torch.arange(length, device=device)
         slot = mine[position // PAGE] * PAGE + position % PAGE
-        own = slice(first, first + new)
+        new_tokens = slice(first, first + new)
         k, v = (
-            torch.cat([draw(length - new, setup.kv_heads), key[own]]),
-            torch.cat([draw(length - new, setup.kv_heads), value[own]]),
+            torch.cat([draw(length - new, setup.kv_heads), key[new_tokens]]),
+            torch.cat([draw(length - new, setup.kv_heads), value[new_tokens]]),
         )
         context = slice(0, length - new)
         if length > new:
@@ -180,7 +181,7 @@ def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens:
         slots.append(slot[length - new :])
         skipped = 0 if setup.window is None else max(0, length - new - setup.window + 1) // PAGE
         table[row, skipped : len(mine)] = mine[skipped:].int()
-        expected.append((k, v, slot, own, length))
+        expected.append((k, v, slot, new_tokens, length))
         first += new
         starts.append(first)
     slot_mapping = torch.cat([*slots, torch.full((count - tokens,), -1, device=device)])
@@ -203,18 +204,18 @@ def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens:
     server.impl.do_kv_cache_update(server.layer, key, value, server.cache, slot_mapping)
     out = torch.zeros(count, setup.heads, setup.head_dim, dtype=torch.float64, device=device)
     decoded = metadata.decodes.rows if metadata.decodes else 0
-    for row, (k, v, slot, own, length) in enumerate(expected):
-        cached = slot if row < decoded else slot[: length - (own.stop - own.start)]  # a prefill's own keys are exact
-        k, v = (torch.cat([stored(server, half, cached), x[len(cached) :].double()]) for half, x in enumerate((k, v)))
-        position = torch.arange(length - (own.stop - own.start), length, device=device)
-        out[own], _ = attention(
-            query[own], k, v, position, window_left=server.impl.window_left, sinks=server.impl.sinks, sm_scale=SCALE
-        )
+    for row, (k, v, slot, new_tokens, length) in enumerate(expected):
+        context = length - (new_tokens.stop - new_tokens.start)
+        cached = slot if row < decoded else slot[:context]  # a prefill's new keys are not rounded
+        k, v = (torch.cat([stored(server, i, cached), x[len(cached) :].double()]) for i, x in enumerate((k, v)))
+        position = torch.arange(context, length, device=device)
+        options = {"window_left": server.impl.window_left, "sinks": server.impl.sinks, "sm_scale": SCALE}
+        out[new_tokens], _ = attention(query[new_tokens], k, v, position, **options)
     return Step(metadata, query, key, value, out, tokens, common)
 
 
 def stored(server: Server, half: int, slot: torch.Tensor) -> torch.Tensor:
-    """Dequantise K (half 0) or V (1) of slots: [slots, kv_heads, head_dim] in fp64."""
+    """Dequantise K (half: 0) or V (1) of slots: [slots, kv_heads, head_dim] in fp64."""
     scale = server.impl.kv_scales[half]
     values, scale = gather(server.impl.halves(server.cache)[half], scale, slot // PAGE, slot % PAGE, "HND")
     return values.double() if scale is None else values.double() * scale.double()
@@ -231,10 +232,3 @@ def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
     """BF16 output against fp64, by the row's norm."""
     error = (out.double() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-3)
     assert error.max() < 1e-2, error.max()
-
-
-def rounding_error(values: torch.Tensor, scale: torch.Tensor | None) -> float:
-    """Mean relative error of E4M3 with this scale, for tests of scales."""
-    broadcast = None if scale is None else scale.view(-1, 1)
-    rounded = quantize(values, "e4m3", broadcast).values.float() * (1.0 if broadcast is None else broadcast)
-    return ((rounded - values).norm() / values.norm()).item()

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from vllm_launch.plugin.attention.metadata import Decodes, Piece, own_key_rows, pad_queries, plan_batch
+from vllm_launch.plugin.attention.metadata import Decodes, Piece, new_key_rows, pad_queries, plan_batch
 
 SINK, DIM = 0.7, 8
 BATCHES = {
@@ -58,9 +58,9 @@ def compute(batch_plan, window_left, queries, lengths, q, keys, values):
     first = 0
     if batch_plan.decodes:
         for row in range(batch_plan.decodes.rows):
-            own = slice(first, first := first + queries[row])
+            new = slice(first, first := first + queries[row])
             positions = torch.arange(lengths[row] - queries[row], lengths[row])
-            out[own] = whole_attention(q[own], keys[row], values[row], positions, window_left)
+            out[new] = whole_attention(q[new], keys[row], values[row], positions, window_left)
     for group in batch_plan.prefills.get(window_left, ()):
         assert len({(piece.first_token, piece.query_lengths) for piece in group}) == 1
         parts = [run_piece(piece, window_left, q, keys, values, lengths) for piece in group]
@@ -73,22 +73,22 @@ def compute(batch_plan, window_left, queries, lengths, q, keys, values):
 
 
 def run_piece(piece: Piece, window_left, q, keys, values, lengths):
-    outs, lses, first, own_rows = [], [], piece.first_token, own_key_rows(piece)
+    outs, lses, first, new_rows = [], [], piece.first_token, new_key_rows(piece)
     for i, query in enumerate(piece.query_lengths):
         row = piece.first_row + i
         context = lengths[row] - query
         assert 0 <= piece.starts[i] <= piece.ends[i] <= context
-        own = slice(context, lengths[row] if piece.own else context)
-        k, v = (torch.cat([x[row][piece.starts[i] : piece.ends[i]], x[row][own]]) for x in (keys, values))
+        new = slice(context, lengths[row] if piece.causal else context)
+        k, v = (torch.cat([x[row][piece.starts[i] : piece.ends[i]], x[row][new]]) for x in (keys, values))
         assert len(k) == piece.key_lengths[i]
         # The kernel aligns the last query token with the last key.
-        positions = torch.arange(len(k) - query, len(k)) if piece.own else None
-        out, lse = partial_attention(q[first : first + query], k, v, positions, window_left if piece.own else -1)
+        positions = torch.arange(len(k) - query, len(k)) if piece.causal else None
+        out, lse = partial_attention(q[first : first + query], k, v, positions, window_left if piece.causal else -1)
         outs.append(out)
         lses.append(lse)
         first += query
-    if piece.own:
-        assert len(own_rows) == piece.tokens
+    if piece.causal:
+        assert len(new_rows) == piece.tokens
     return torch.cat(outs), torch.cat(lses)
 
 
@@ -96,7 +96,10 @@ def check(batch, window_left, scratch_rows=128, most_decode_tokens=1):
     queries, lengths = [query for query, _ in batch], [length for _, length in batch]
     batch_plan = plan(batch, (window_left,), scratch_rows, most_decode_tokens)
     generator = torch.Generator().manual_seed(0)
-    draw = lambda count: torch.randn(count, DIM, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(count):
+        return torch.randn(count, DIM, generator=generator, dtype=torch.float64)
+
     q, keys, values = draw(sum(queries)), [draw(n) for n in lengths], [draw(n) for n in lengths]
     out = compute(batch_plan, window_left, queries, lengths, q, keys, values)
     expected = [
@@ -138,7 +141,7 @@ def test_prompts_without_context_read_no_cache():
     plans = plan([(20, 20), (30, 30)], (-1, 15))
     for window in (-1, 15):
         (group,) = plans.prefills[window]
-        assert group == (Piece(0, 0, (20, 30), (0, 0), (0, 0), own=True),)
+        assert group == (Piece(0, 0, (20, 30), (0, 0), (0, 0), causal=True),)
         assert not group[0].reads_cache
 
 
@@ -149,10 +152,10 @@ def test_requests_share_a_call_as_far_as_the_scratch_reaches():
 
 def test_a_long_context_is_read_in_equal_parts_behind_the_own_keys():
     (group,) = plan([(10, 500)]).prefills[-1]
-    own, *parts = group
-    assert own == Piece(0, 0, (10,), (0,), (0,), own=True)
+    new_keys, *parts = group
+    assert new_keys == Piece(0, 0, (10,), (0,), (0,), causal=True)
     assert [part.context_lengths for part in parts] == [(122,), (123,), (122,), (123,)]
-    assert not any(part.own for part in parts)
+    assert not any(part.causal for part in parts)
 
 
 def test_a_window_over_the_scratch_is_refused():
@@ -174,5 +177,5 @@ def test_padded_queries_end_their_rows():
 
 
 def test_own_keys_lie_behind_the_context():
-    piece = Piece(0, 0, (2, 3), (0, 4), (4, 6), own=True)
-    assert own_key_rows(piece) == [4, 5, 8, 9, 10]
+    piece = Piece(0, 0, (2, 3), (0, 4), (4, 6), causal=True)
+    assert new_key_rows(piece) == [4, 5, 8, 9, 10]

@@ -47,15 +47,15 @@ def test_a_server_publishes_once(monkeypatch, tmp_path, kv_dtype):
 
 def test_other_ranks_publish_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv(record.RECORD, str(tmp_path / "record.json"))
-    monkeypatch.setattr(Setup, "config", rank_one(Setup.config))
+    monkeypatch.setattr(Setup, "config", with_rank_1(Setup.config))
     serve(monkeypatch, Setup())
     assert not os.listdir(tmp_path)
 
 
-def rank_one(config):
-    def of_rank_one(setup):
-        made = config(setup)
-        made.parallel_config.rank = 1
-        return made
+def with_rank_1(config):
+    def changed(setup):
+        namespace = config(setup)
+        namespace.parallel_config.rank = 1
+        return namespace
 
-    return of_rank_one
+    return changed

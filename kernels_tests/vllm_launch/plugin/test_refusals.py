@@ -41,9 +41,9 @@ def test_context_parallelism_is_refused(monkeypatch, dimension):
     new = SinkImpl.__new__
 
     def of_two_ranks(cls, *arguments, **options):
-        made = new(cls, *arguments, **options)
-        setattr(made, f"{dimension}_world_size", 2)
-        return made
+        layer = new(cls, *arguments, **options)
+        setattr(layer, f"{dimension}_world_size", 2)
+        return layer
 
     monkeypatch.setattr(SinkImpl, "__new__", of_two_ranks)
     assert "context parallelism" in refused(monkeypatch)

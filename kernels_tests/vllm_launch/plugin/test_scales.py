@@ -15,6 +15,7 @@ from vllm_launch.plugin.attention import scales, settings
 from vllm_launch.plugin.attention.scales import Heads, HeadScales
 
 CONFIG = b"{}"
+CONFIG_SHA256 = hashlib.sha256(CONFIG).hexdigest()
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def scale_file(monkeypatch, tmp_path):
     monkeypatch.setenv(scales.KV_SCALES, str(tmp_path / "scales.safetensors"))
     monkeypatch.setattr(settings, "config_path", lambda _: config)
 
-    def install(k, v, config_sha256=hashlib.sha256(CONFIG).hexdigest()):
+    def install(k, v, config_sha256=CONFIG_SHA256):
         origin = SimpleNamespace(model="some-model", config_sha256=config_sha256)
         module = ModuleType("vllm_launch.scales.file")
         module.REMEDY = "calibrate"

@@ -49,7 +49,7 @@ class SinkImpl(AttentionImpl):
         attn_type: str = AttentionType.DECODER,
         kv_sharing_target_layer_name: str | None = None,
         sinks: torch.Tensor | None = None,
-        **others,
+        **extra_arguments,
     ):
         config = get_current_vllm_config()
         settings.refuse(
@@ -62,7 +62,7 @@ class SinkImpl(AttentionImpl):
                 "prefill context parallelism": self.pcp_world_size > 1,
                 "a model without sinks": sinks is None,
                 f"KV cache dtype {kv_cache_dtype}": kv_cache_dtype not in KV_DTYPES,
-                **{f"the model's argument {name}": value is not None for name, value in others.items()},
+                **{f"the model's argument {name}": value is not None for name, value in extra_arguments.items()},
                 **settings.unsupported(config),
             }
         )

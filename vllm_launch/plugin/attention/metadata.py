@@ -29,8 +29,8 @@ class Piece(NamedTuple):
     """One attention call: the query tokens of consecutive requests over some of their keys.
 
     first_row, first_token: of the batch. query_lengths: query tokens of each row. starts, ends: of each row the tokens
-    of the context that are read, starts[i] to ends[i] - 1. own: whether the keys of the new tokens follow them; the
-    call is causal then. Without them every query token sees all keys.
+    of the context that are read, starts[i] to ends[i] - 1. causal: whether the keys of the new tokens follow them, each
+    seen from its token on; otherwise every query token sees all keys.
     """
 
     first_row: int
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
     query_lengths: tuple[int, ...]
     starts: tuple[int, ...]
     ends: tuple[int, ...]
-    own: bool
+    causal: bool
 
     @property
     def rows(self) -> int:
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
 
     @property
     def key_lengths(self) -> tuple[int, ...]:
-        if not self.own:
+        if not self.causal:
             return self.context_lengths
         return tuple(map(sum, zip(self.context_lengths, self.query_lengths, strict=True)))
 
@@ -127,7 +127,7 @@ def pad_queries(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
     return sources, targets
 
 
-def own_key_rows(piece: Piece) -> list[int]:
+def new_key_rows(piece: Piece) -> list[int]:
     """Return where the keys of a piece's new tokens lie among its keys: behind their request's context."""
     rows = []
     spans = zip(accumulate(piece.key_lengths), piece.query_lengths, strict=True)
@@ -150,7 +150,7 @@ def _plan_prefills(query_lengths, lengths, first_row, first_token, window_left, 
         nonlocal rows, needed
         if rows:
             queries, starts, ends = zip(*rows, strict=True)
-            yield (Piece(next_row - len(rows), next_token - sum(queries), queries, starts, ends, own=True),)
+            yield (Piece(next_row - len(rows), next_token - sum(queries), queries, starts, ends, causal=True),)
         rows, needed = [], 0
 
     for query, length in zip(query_lengths[first_row:], lengths[first_row:], strict=True):
@@ -176,13 +176,13 @@ def _plan_prefills(query_lengths, lengths, first_row, first_token, window_left, 
 
 
 def _chunked(row, token, query, context, window_left, scratch_rows) -> Group:
-    """Split a request whose keys do not fit: its new tokens' own keys first, then its context in equal parts."""
+    """Split a request whose keys do not fit: its new keys first, then its context in equal parts."""
     if window_left >= 0:
         raise ValueError(
             f"{query} query tokens and a window of {window_left} tokens before them; expected at most {scratch_rows}"
         )
     chunks = -(-context // scratch_rows)
     bounds = [context * chunk // chunks for chunk in range(chunks + 1)]
-    own = Piece(row, token, (query,), (0,), (0,), own=True)
-    parts = (Piece(row, token, (query,), (start,), (end,), own=False) for start, end in pairwise(bounds))
-    return (own, *parts)
+    new_keys = Piece(row, token, (query,), (0,), (0,), causal=True)
+    parts = (Piece(row, token, (query,), (start,), (end,), causal=False) for start, end in pairwise(bounds))
+    return (new_keys, *parts)

@@ -14,7 +14,7 @@ from lowp.cache_read import cache_read
 from lowp.cache_write import cache_write
 from vllm_launch.plugin.attention.buffers import SCRATCH_PAGE
 from vllm_launch.plugin.attention.decode import Cache
-from vllm_launch.plugin.attention.metadata import Group, Piece, offsets, own_key_rows
+from vllm_launch.plugin.attention.metadata import Group, Piece, new_key_rows, offsets
 
 NAME = "fa3"
 
@@ -24,7 +24,7 @@ Attention = Callable[..., torch.Tensor | None]  # as `flash_attention_3`
 class Call(NamedTuple):
     """A piece and its device tensors.
 
-    starts, ends, cu_keys: int32, [rows] and [rows + 1], as `cache_read` takes them. own_rows: int64 scratch rows of the
+    starts, ends, cu_keys: int32, [rows] and [rows + 1], as `cache_read` takes them. new_rows: int64 scratch rows of the
     new tokens' keys, None if no context is read.
     """
 
@@ -33,7 +33,7 @@ class Call(NamedTuple):
     cu_keys: torch.Tensor
     starts: torch.Tensor
     ends: torch.Tensor
-    own_rows: torch.Tensor | None
+    new_rows: torch.Tensor | None
 
 
 class Tokens(NamedTuple):
@@ -79,12 +79,12 @@ def upload(groups: tuple[Group, ...], device: torch.device) -> tuple[tuple[Call,
     int64: list[list[int]] = []
     for piece in (piece for group in groups for piece in group):
         int32 += [offsets(piece.query_lengths), offsets(piece.key_lengths), piece.starts, piece.ends]
-        int64 += [own_key_rows(piece) if piece.own and piece.reads_cache else []]
+        int64 += [new_key_rows(piece) if piece.causal and piece.reads_cache else []]
     numbers, rows = iter(_to_device(int32, torch.int32, device)), iter(_to_device(int64, torch.int64, device))
 
     def call(piece: Piece) -> Call:
-        own_rows = next(rows)
-        return Call(piece, *(next(numbers) for _ in range(4)), own_rows if own_rows.numel() else None)
+        new_rows = next(rows)
+        return Call(piece, *(next(numbers) for _ in range(4)), new_rows if new_rows.numel() else None)
 
     return tuple(tuple(call(piece) for piece in group) for group in groups)
 
@@ -165,8 +165,8 @@ def _run(attention, call, tokens, cache, scratch, out, *, sinks, with_lse, sm_sc
     if piece.reads_cache:
         gathered = scratch[:, : sum(piece.key_lengths)]
         _gather(call, cache, gathered)
-        if piece.own:
-            cache_write(keys, values, *_pages(scratch), call.own_rows, layout="NHD")
+        if piece.causal:
+            cache_write(keys, values, *_pages(scratch), call.new_rows, layout="NHD")
         keys, values = gathered
     return attention(
         tokens.query[new],
@@ -178,7 +178,7 @@ def _run(attention, call, tokens, cache, scratch, out, *, sinks, with_lse, sm_sc
         longest_query=max(piece.query_lengths),
         longest_key=max(piece.key_lengths),
         sm_scale=sm_scale,
-        causal=piece.own,
+        causal=piece.causal,
         window_left=window_left,
         sinks=sinks,
         with_lse=with_lse,
