@@ -64,7 +64,7 @@ def test_decoders(monkeypatch):
     with pytest.raises(ValueError, match="lowp or flashinfer"):
         decode.requested_decoder({decode.DECODER: "other"})
     monkeypatch.setenv(decode.DECODER, "flashinfer")
-    assert "flashinfer" in refused(monkeypatch)
+    assert "drafts with decoder flashinfer" in refused(monkeypatch, setup=Setup(drafts=1))
 
 
 GPT_OSS = Geometry(64, 8, 64)

@@ -7,7 +7,7 @@ import vllm
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 
-from vllm_launch.plugin.attention import decode, prefill, record, scales, settings
+from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, record, scales, settings
 from vllm_launch.plugin.attention.impl import SinkImpl, SinkMetadata
 from vllm_launch.plugin.attention.metadata import Decodes, Plan, plan_batch
 
@@ -28,11 +28,13 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
         self.saturation = None
         self.widths: set[int] = set()  # of the block tables that kernels were loaded for
         self._install_scales(layers)
+        self.wrappers = self._make_wrappers()
         self._prebuild(-(-self.limits.request_tokens // TABLE_ALIGNMENT) * TABLE_ALIGNMENT // kv_cache_spec.block_size)
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config, kv_cache_spec) -> AttentionCGSupport:
-        return AttentionCGSupport.UNIFORM_BATCH
+        is_lowp = decode.requested_decoder(os.environ) == "lowp"
+        return AttentionCGSupport.UNIFORM_BATCH if is_lowp else AttentionCGSupport.NEVER
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False) -> SinkMetadata:
         """Plan a step. Reads lengths of the host only; tables and lengths of the device keep their addresses."""
@@ -53,6 +55,7 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
             seq_lens=common.seq_lens,
             slot_mapping=common.slot_mapping,
             buffers=self.buffers,
+            wrappers=self._plan_wrappers(common, plan.decodes),
         )
 
     def _plan(self, common) -> Plan:
@@ -67,6 +70,37 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
             windows=self.windows,
             scratch_rows=self.buffers.scratch.shape[1],
         )
+
+    def _make_wrappers(self) -> dict[int, decode_flashinfer.Wrapper]:
+        """Make the wrappers of decoder flashinfer, by window_left, and plan once, which compiles; none for another."""
+        if next(iter(self.impls.values())).decoder != "flashinfer":
+            return {}
+        for impl in self.impls.values():
+            impl.number_scales = tuple(map(decode_flashinfer.tensor_scale, impl.kv_scales))
+        wrappers = {window: decode_flashinfer.make_wrapper(self.device) for window in self.windows}
+        self._plan_each(wrappers, [1], torch.zeros(1, 1, dtype=torch.int32, device=self.device))
+        return wrappers
+
+    def _plan_wrappers(self, common, decodes: Decodes | None) -> dict[int, decode_flashinfer.Wrapper]:
+        """Plan the wrappers for the decodes of a step; none without any."""
+        if not self.wrappers or decodes is None:
+            return {}
+        lengths = common.seq_lens_cpu_upper_bound[: decodes.rows].tolist()  # exact without drafts
+        self._plan_each(self.wrappers, lengths, common.block_table_tensor)
+        return self.wrappers
+
+    def _plan_each(self, wrappers, lengths: list[int], block_table: torch.Tensor) -> None:
+        for impl in {impl.window_left: impl for impl in self.impls.values()}.values():
+            decode_flashinfer.plan(
+                wrappers[impl.window_left],
+                lengths,
+                block_table,
+                impl.geometry,
+                self.kv_cache_spec.block_size,
+                kv_dtype=impl.storage_dtype,
+                window_left=impl.window_left,
+                sm_scale=impl.scale,
+            )
 
     def _install_scales(self, layers) -> None:
         """Give the layers their scales and the count of saturated values, and publish what was resolved."""
@@ -96,7 +130,8 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
             pages = torch.zeros(line, dtype=impl.storage_dtype, device=device)
             cache = decode.Cache(*impl.halves(pages), *impl.kv_scales, table, lengths)
             batch, tokens = self.limits.requests, self.limits.decode_tokens
-            decode.prebuild(batch, tokens, impl.num_heads, cache, window_left=impl.window_left)
+            if impl.decoder == "lowp":
+                decode.prebuild(batch, tokens, impl.num_heads, cache, window_left=impl.window_left)
             prefill.warm_up(cache, self.buffers.scratch)
             new = torch.zeros(1, impl.num_kv_heads, impl.head_size, dtype=torch.bfloat16, device=device)
             impl.do_kv_cache_update(None, new, new, pages, nowhere)

@@ -8,7 +8,7 @@ from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionImpl, AttentionMetadata, AttentionType
 
 from lowp.cache_write import cache_write
-from vllm_launch.plugin.attention import decode, prefill, settings
+from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, settings
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry
 from vllm_launch.plugin.attention.metadata import Decodes
 from vllm_launch.plugin.attention.scales import HeadScales
@@ -19,7 +19,10 @@ KV_DTYPES = ["auto", "bfloat16", *FP8]
 
 @dataclass
 class SinkMetadata(AttentionMetadata):
-    """A step of a KV cache group. prefills: by window_left. tokens: those of all requests, without padding."""
+    """A step of a KV cache group. tokens: of all requests, without padding.
+
+    prefills, and the planned wrappers of decoder flashinfer: by window_left.
+    """
 
     tokens: int
     decodes: Decodes | None
@@ -29,6 +32,7 @@ class SinkMetadata(AttentionMetadata):
     seq_lens: torch.Tensor
     slot_mapping: torch.Tensor
     buffers: Buffers
+    wrappers: dict[int, decode_flashinfer.Wrapper]
 
 
 class SinkImpl(AttentionImpl):
@@ -51,7 +55,7 @@ class SinkImpl(AttentionImpl):
         sinks: torch.Tensor | None = None,
         **extra_arguments,
     ):
-        config = get_current_vllm_config()
+        config, decoder = get_current_vllm_config(), decode.requested_decoder(os.environ)
         settings.refuse(
             {
                 "ALiBi": alibi_slopes is not None,
@@ -63,7 +67,7 @@ class SinkImpl(AttentionImpl):
                 "a model without sinks": sinks is None,
                 f"KV cache dtype {kv_cache_dtype}": kv_cache_dtype not in KV_DTYPES,
                 **{f"the model's argument {name}": value is not None for name, value in extra_arguments.items()},
-                **settings.unsupported(config),
+                **settings.unsupported(config, decoder),
             }
         )
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
@@ -71,11 +75,12 @@ class SinkImpl(AttentionImpl):
         self.sliding_window = sliding_window
         self.window_left = -1 if sliding_window is None else sliding_window - 1
         self.kv_cache_dtype = kv_cache_dtype
-        self.decoder = decode.requested_decoder(os.environ)
+        self.decoder = decoder
         self.config = config
         self.sinks = sinks
         self.fp32_sinks = torch.empty(num_heads, dtype=torch.float32, device=sinks.device)
         self.kv_scales = HeadScales()
+        self.number_scales = (1.0, 1.0)  # those of decoder flashinfer
         self.saturated: torch.Tensor | None = None
 
     @property
@@ -131,7 +136,10 @@ class SinkImpl(AttentionImpl):
         k, v = self.halves(kv_cache)
         cache = decode.Cache(k, v, *self.kv_scales, step.block_table, step.seq_lens)
         options = {"sm_scale": self.scale, "window_left": self.window_left}
-        if step.decodes is not None:
+        if step.wrappers:
+            wrapper, rows = step.wrappers[self.window_left], step.decodes.rows
+            decode_flashinfer.attend(wrapper, query, cache, self.fp32_sinks, output, rows, self.number_scales)
+        elif step.decodes is not None:
             workspace = step.buffers.workspace
             decode.attend(
                 query, cache, self.fp32_sinks, output, step.decodes, step.padded, workspace=workspace, **options
@@ -159,5 +167,7 @@ class SinkImpl(AttentionImpl):
         """Allocate what all steps share, and what merging takes if a request can need it."""
         limits = settings.limits_of(self.config)
         allocated = settings.allocate(self.config, self.geometry, device)
+        if self.decoder == "flashinfer":
+            decode_flashinfer.workspace(device)
         if allocated.scratch.shape[1] < limits.request_tokens:
             prefill.reserve(self.num_heads, self.head_size, limits.step_tokens, device)

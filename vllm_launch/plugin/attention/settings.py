@@ -40,13 +40,14 @@ def config_path(model_config) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def unsupported(config: VllmConfig) -> dict[str, bool]:
+def unsupported(config: VllmConfig, decoder: str) -> dict[str, bool]:
     """Settings of a server that are refused, and whether they are in use."""
     speculative, drafts = config.speculative_config, _drafts(config)
     return {
         "microbatches (dual batch overlap)": config.parallel_config.use_ubatching,
         "--calculate-kv-scales": bool(getattr(config.cache_config, "calculate_kv_scales", False)),
         f"{drafts} drafts (up to {MOST_QUERY_TOKENS - 1} are)": drafts >= MOST_QUERY_TOKENS,
+        "drafts with decoder flashinfer": drafts > 0 and decoder == "flashinfer",
         "parallel drafting": bool(getattr(speculative, "parallel_drafting", False)),
     }
 
