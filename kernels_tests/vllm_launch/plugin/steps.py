@@ -104,7 +104,7 @@ def make_impl(monkeypatch, setup: Setup, config=None, **arguments) -> impl_modul
     """Make a layer's attention as vLLM does, under a made config."""
     monkeypatch.setattr(impl_module, "get_current_vllm_config", lambda: config or setup.config())
     sinks = torch.linspace(-2, 3, setup.heads, device=setup.device).bfloat16()
-    defaults = {"sinks": torch.nn.Parameter(sinks)}
+    defaults = {"sinks": torch.nn.Parameter(sinks, requires_grad=False)}
     positional = (setup.heads, setup.head_dim, SCALE, setup.kv_heads, None, setup.window, setup.kv_dtype)
     return impl_module.SinkImpl(*positional, None, "decoder", None, **defaults | arguments)
 
@@ -145,10 +145,17 @@ class Step:
     common: CommonAttentionMetadata
 
 
-def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens: int = 0, padded_requests: int = 0):
+def make_step(
+    server: Server,
+    requests: list[tuple[int, int]],
+    *,
+    padded_tokens: int = 0,
+    padded_requests: int = 0,
+    unused_page: int = 2**30,
+) -> Step:
     """Make a step of requests (query tokens, length): writes contexts and new tokens to the cache.
 
-    Pages are random ones; the table holds garbage beyond a request's pages and before its window. padded_tokens,
+    Pages are random ones; the table holds `unused_page` beyond a request's pages and before its window. padded_tokens,
     padded_requests: the size of the step as vLLM pads it.
     """
     setup, device = server.setup, server.cache.device
@@ -162,7 +169,7 @@ def make_step(server: Server, requests: list[tuple[int, int]], *, padded_tokens:
     count = max(padded_tokens, tokens)
     query, key, value = draw(count, setup.heads), draw(count, setup.kv_heads), draw(count, setup.kv_heads)
     width = -(-setup.max_model_len // 128) * 128 // PAGE
-    table = torch.full((rows, width), 2**30, dtype=torch.int32, device=device)
+    table = torch.full((rows, width), unused_page, dtype=torch.int32, device=device)
     pages = torch.randperm(len(server.cache) - 1, generator=server.random, device=device) + 1
     slots, expected, first, used = [], [], 0, 0
     starts = [0]

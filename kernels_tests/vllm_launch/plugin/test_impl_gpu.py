@@ -109,12 +109,12 @@ def step_calls(server: Server, step: Step, out: torch.Tensor) -> None:
     server.impl.forward(server.layer, step.query, step.key, step.value, server.cache, step.metadata, out)
 
 
-def write_over(step: Step, other: Step) -> None:
+def write_over(step: Step, source: Step) -> None:
     """Give a captured step the inputs of another one, at the same addresses."""
     for name in ("query", "key", "value"):
-        getattr(step, name).copy_(getattr(other, name))
+        getattr(step, name).copy_(getattr(source, name))
     for name in ("seq_lens", "block_table_tensor", "slot_mapping"):
-        getattr(step.common, name).copy_(getattr(other.common, name))
+        getattr(step.common, name).copy_(getattr(source.common, name))
 
 
 @pytest.mark.parametrize("window", [None, 128])
