@@ -23,6 +23,7 @@ BATCHES = {
     "padding between prefills": [(30, 60), (0, 0), (20, 40)],
     "over the scratch": [(10, 500), (10, 60), (40, 1000), (20, 20)],
     "at the edge of the scratch": [(10, 128), (10, 118), (10, 129), (1, 1)],
+    "in the order of their tokens": [(1, 50), (5, 60), (6, 6), (7, 40), (8, 8), (30, 30), (40, 90), (300, 300)],
     "a request's last chunk of one token": [(20, 50), (1, 90)],
 }
 
@@ -148,6 +149,14 @@ def test_prompts_without_context_read_no_cache():
 def test_requests_share_a_call_as_far_as_the_scratch_reaches():
     groups = plan([(10, 60), (10, 60), (10, 60), (10, 20)]).prefills[-1]
     assert [group[0].rows for group in groups] == [2, 2]
+
+
+def test_short_prompts_join_requests_with_context():
+    """So that vLLM's order, by tokens alone, does not make a call of each request."""
+    groups = plan([(5, 60), (6, 6), (7, 40), (8, 8), (300, 300), (9, 20)], scratch_rows=500).prefills[-1]
+    assert [group[0].rows for group in groups] == [4, 1, 1]
+    assert groups[0][0].ends == (55, 0, 33, 0)
+    assert [group[0].rows for group in plan([(5, 60), (100, 100)]).prefills[-1]] == [1, 1]
 
 
 def test_a_long_context_is_read_in_equal_parts_behind_the_own_keys():

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+JOINED_TOKENS = 256  # a prompt of up to so many tokens joins the call of requests with context before it
+
 
 class Decodes(NamedTuple):
     """The first requests of a batch, for the decode kernel.
@@ -160,9 +162,11 @@ def _plan_prefills(query_lengths, lengths, first_row, first_token, window_left, 
         if not query:
             yield from flush()
         elif context == start:
-            if needed:  # the rows before have context
+            joins = query <= JOINED_TOKENS and needed + query <= scratch_rows
+            if needed and not joins:  # the rows before have context
                 yield from flush()
             rows.append((query, 0, 0))
+            needed += query if needed else 0
         elif keys > scratch_rows:
             yield from flush()
             yield _chunked(next_row, next_token, query, context, window_left, scratch_rows)
