@@ -5,9 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from vllm_launch.decoder_record import DecoderRecord
 from vllm_launch.resolved import Mismatch, Resolved, canonical_kv_dtype, mismatches, read
 
 LOGS = Path(__file__).parent / "logs"
+STOCK = {"decoder": "stock", "prefill": None, "cache_writer": None, "kv_format": None, "kv_scales": None}
+RECORD = DecoderRecord(
+    version=1, decoder="lowp", prefill="fa3", cache_writer="fp8-sinks", kv_format="e4m3", kv_scales=None
+)
 
 
 def log(name: str) -> str:
@@ -43,6 +48,7 @@ def test_cpu_auto():
         "cuda_graphs": "none",
         "cpu_cache_writer": False,
         "cpu_attention": None,
+        **STOCK,
     }
 
 
@@ -70,8 +76,9 @@ def test_settings_of_older_results_are_still_read():
     resolved = read(log("cpu-0.32.0-fp8"), "0.32.0")
     older = resolved.model_dump() | dict.fromkeys(Resolved.RETIRED, 1.0)
     assert Resolved.model_validate(older) == resolved
-    del older["cpu_attention"]
-    assert Resolved.model_validate(older).cpu_attention is None
+    for name in ("cpu_attention", *STOCK):
+        del older[name]
+    assert Resolved.model_validate(older).model_dump() == resolved.model_dump() | STOCK | {"cpu_attention": None}
 
 
 def test_cpu_ignores_a_requested_backend():
@@ -103,6 +110,7 @@ def test_gpu_026_fp8():
         "cuda_graphs": "FULL_AND_PIECEWISE",
         "cpu_cache_writer": False,
         "cpu_attention": None,
+        **STOCK,
     }
     assert mismatches(resolved, ["FLASH_ATTN"], "fp8", []) == []
 
@@ -139,6 +147,24 @@ def test_gpu_033_custom_backend_with_reduced_graphs():
     assert resolved.attention_backends == ["CUSTOM"]
     assert resolved.cuda_graphs == "PIECEWISE"
     assert resolved.vllm_version == "0.33.0"
+
+
+def test_the_record_states_the_decoder():
+    text = log("gpu-0.33.0-sm90-custom")
+    resolved = read(text, "0.33.0", RECORD)
+    assert resolved.model_dump() == read(text, "0.33.0").model_dump() | RECORD.model_dump(exclude={"version"})
+    request = (["CUSTOM"], "fp8", resolved.kv_skip_layers)
+    assert mismatches(resolved, *request, "lowp") == []
+    assert mismatches(resolved, *request, "flashinfer") == [Mismatch("decoder", "flashinfer", "lowp")]
+    assert mismatches(resolved, *request) == [Mismatch("decoder", "stock", "lowp")]
+
+
+def test_other_scales_than_the_files_are_a_mismatch():
+    scaled = read(log("gpu-0.33.0-sm90-custom"), "0.33.0", RECORD.model_copy(update={"kv_scales": "a" * 64}))
+    request = (["CUSTOM"], "fp8", scaled.kv_skip_layers, "lowp")
+    assert mismatches(scaled, *request, "a" * 64) == []
+    assert mismatches(scaled, *request, "b" * 64) == [Mismatch("KV scales", "b" * 64, "a" * 64)]
+    assert mismatches(scaled, *request) == [Mismatch("KV scales", "none", "a" * 64)]
 
 
 def test_gpu_033_graphs_without_piecewise_capture():
