@@ -1,8 +1,8 @@
-"""The certificate of this machine's GPU: the decoder that `fp8-sinks certify` found right and fastest."""
+"""The certificate of a GPU: the fastest of the decoders that are right on it."""
 
-from typing import Literal
+from vllm_launch.profile import Decoder
 
 
-def decoder() -> Literal["lowp", "flashinfer"] | None:
-    """The certified decoder, None without a valid certificate. Stand-in: there is no `fp8-sinks certify` yet."""
+def decoder() -> Decoder | None:
+    """The decoder that this GPU's certificate names; None without a valid one. There is no way to make one yet."""
     return None

@@ -31,7 +31,7 @@ def choose(profile: Profile, family: str, certified: Callable[[], Decoder | None
     winner = certified()
     if winner is None:
         return Choice("stock", "this GPU has no valid certificate; to make one: fp8-sinks certify")
-    return Choice(winner, "certified on this GPU")
+    return Choice(winner, "this GPU's certificate names it")
 
 
 def environment(decoder: Decoder, kv_scales: str | None, record: str) -> dict[str, str]:
@@ -42,7 +42,7 @@ def environment(decoder: Decoder, kv_scales: str | None, record: str) -> dict[st
 
 
 def scales_hash(path: str | None) -> str | None:
-    """The sha256 of a scale file, None without one; raises Problem("profile") if it cannot be read."""
+    """The sha256 of a scale file, None without one; raises Problem("file") if it cannot be read."""
     if path is None:
         return None
     try:
@@ -50,4 +50,4 @@ def scales_hash(path: str | None) -> str | None:
     except OSError as error:
         message = f"kv_scales: cannot read {path}: {error.strerror}"
         remedy = "name a readable file, or make one: fp8-sinks scales calibrate"
-        raise Problem("profile", message, remedy) from error
+        raise Problem("file", message, remedy) from error

@@ -13,12 +13,12 @@ LARGEST_GROUP = 16  # query heads of a KV head
 
 
 def check_gpu(plan: Plan) -> None:
-    """Decoder lowp needs a GPU on which its gates passed: here, or on another of its family."""
-    if plan.decoder == "lowp" and plan.machine.family != "sm90" and certificate.decoder() != "lowp":
+    """Decoder lowp needs a GPU on which its gates passed. A valid certificate may name a faster decoder."""
+    if plan.decoder == "lowp" and plan.machine.family != "sm90" and certificate.decoder() is None:
         raise Problem(
             "software",
             f"decoder lowp on {plan.machine.name} ({plan.machine.family}): tested on sm90, and this GPU has no valid"
-            " certificate for it",
+            " certificate",
             f"run: fp8-sinks certify; or {STOCK}",
         )
 
@@ -67,10 +67,15 @@ def check_scales(plan: Plan) -> None:
 def check_flashinfer(plan: Plan) -> None:
     if plan.decoder != "flashinfer":
         return
-    state = engine.status().state if package.installed() else "not installed"
+    state = patch_state()
     if state not in ("applied", "superseded"):
-        message = f"decoder flashinfer needs a patched FlashInfer; its state: {state}"
+        message = f"decoder flashinfer needs a patched FlashInfer; the state of this one: {state}"
         raise Problem("software", message, f"run: make patch; or {STOCK}")
+
+
+def patch_state() -> str:
+    """The state of the installed FlashInfer's files, as flashinfer_patches.state names it, or "not installed"."""
+    return engine.status().state if package.installed() else "not installed"
 
 
 CHECKS = (check_gpu, check_vllm, check_heads, check_kv_dtype, check_scales, check_flashinfer)
