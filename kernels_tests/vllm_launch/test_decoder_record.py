@@ -10,6 +10,8 @@ from flashinfer_patches.errors import EXIT_CODES
 from kernels_tests.vllm_launch.machines import HOST, RTX
 from kernels_tests.vllm_launch.refusals import refused
 from vllm_launch import cli, decoder, server
+from vllm_launch.decoder_record import DecoderRecord
+from vllm_launch.resolved import Mismatch, mismatches, read
 
 LOG = Path(__file__).parent / "logs" / "gpu-0.33.0-sm90-custom.log"
 RECORD = {
@@ -24,6 +26,24 @@ RECORD = {
     "window_layers": 12,
     "capability": "9.0",
 }
+
+
+def test_the_record_states_the_decoder():
+    resolved = read(LOG.read_text(), "0.33.0", DecoderRecord(**RECORD))
+    fields = {name: RECORD[name] for name in ("decoder", "prefill", "cache_writer", "kv_format", "kv_scales")}
+    assert resolved.model_dump() == read(LOG.read_text(), "0.33.0").model_dump() | fields
+    request = (["CUSTOM"], "fp8", resolved.kv_skip_layers)
+    assert mismatches(resolved, *request, "lowp") == []
+    assert mismatches(resolved, *request, "flashinfer") == [Mismatch("decoder", "flashinfer", "lowp")]
+    assert mismatches(resolved, *request) == [Mismatch("decoder", "stock", "lowp")]
+
+
+def test_other_scales_than_the_files_are_a_mismatch():
+    scaled = read(LOG.read_text(), "0.33.0", DecoderRecord(**RECORD | {"kv_scales": "a" * 64}))
+    request = (["CUSTOM"], "fp8", scaled.kv_skip_layers, "lowp")
+    assert mismatches(scaled, *request, "a" * 64) == []
+    assert mismatches(scaled, *request, "b" * 64) == [Mismatch("KV scales", "b" * 64, "a" * 64)]
+    assert mismatches(scaled, *request) == [Mismatch("KV scales", "none", "a" * 64)]
 
 
 @pytest.fixture

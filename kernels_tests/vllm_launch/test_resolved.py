@@ -5,14 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vllm_launch.decoder_record import DecoderRecord
 from vllm_launch.resolved import Mismatch, Resolved, canonical_kv_dtype, mismatches, read
 
 LOGS = Path(__file__).parent / "logs"
 STOCK = {"decoder": "stock", "prefill": None, "cache_writer": None, "kv_format": None, "kv_scales": None}
-RECORD = DecoderRecord(
-    version=1, decoder="lowp", prefill="fa3", cache_writer="fp8-sinks", kv_format="e4m3", kv_scales=None
-)
 
 
 def log(name: str) -> str:
@@ -147,24 +143,6 @@ def test_gpu_033_custom_backend_with_reduced_graphs():
     assert resolved.attention_backends == ["CUSTOM"]
     assert resolved.cuda_graphs == "PIECEWISE"
     assert resolved.vllm_version == "0.33.0"
-
-
-def test_the_record_states_the_decoder():
-    text = log("gpu-0.33.0-sm90-custom")
-    resolved = read(text, "0.33.0", RECORD)
-    assert resolved.model_dump() == read(text, "0.33.0").model_dump() | RECORD.model_dump(exclude={"version"})
-    request = (["CUSTOM"], "fp8", resolved.kv_skip_layers)
-    assert mismatches(resolved, *request, "lowp") == []
-    assert mismatches(resolved, *request, "flashinfer") == [Mismatch("decoder", "flashinfer", "lowp")]
-    assert mismatches(resolved, *request) == [Mismatch("decoder", "stock", "lowp")]
-
-
-def test_other_scales_than_the_files_are_a_mismatch():
-    scaled = read(log("gpu-0.33.0-sm90-custom"), "0.33.0", RECORD.model_copy(update={"kv_scales": "a" * 64}))
-    request = (["CUSTOM"], "fp8", scaled.kv_skip_layers, "lowp")
-    assert mismatches(scaled, *request, "a" * 64) == []
-    assert mismatches(scaled, *request, "b" * 64) == [Mismatch("KV scales", "b" * 64, "a" * 64)]
-    assert mismatches(scaled, *request) == [Mismatch("KV scales", "none", "a" * 64)]
 
 
 def test_gpu_033_graphs_without_piecewise_capture():
