@@ -7,8 +7,8 @@ from vllm_launch.plan import Plan
 
 STOCK = "serve with `decoder: stock`, as profile fp8-stock does"
 VLLM = ("0.26", "0.33")
-# What the attention backend was tested with.
-HEAD_DIM = 64
+# What the attention backend takes.
+HEAD_DIMS = (64, 128)
 LARGEST_GROUP = 16  # query heads of a KV head
 
 
@@ -33,11 +33,11 @@ def check_heads(plan: Plan) -> None:
     if plan.decoder == "stock":
         return
     served, group = plan.model, plan.model.query_heads // plan.model.kv_heads
-    if served.head_dim != HEAD_DIM or group > LARGEST_GROUP:
+    if served.head_dim not in HEAD_DIMS or group > LARGEST_GROUP:
         raise Problem(
             "model",
             f"decoder {plan.decoder}: {served.name} has heads of {served.head_dim} dims, {group} query heads per KV"
-            f" head; expected {HEAD_DIM} dims, at most {LARGEST_GROUP} query heads per KV head",
+            f" head; expected {' or '.join(map(str, HEAD_DIMS))} dims, at most {LARGEST_GROUP} query heads per KV head",
             STOCK,
         )
 

@@ -38,7 +38,7 @@ def test_a_decoder_needs_a_supported_vllm(plan_with, tmp_path):
     assert problem.kind == "software" and "0.34.1" in problem.message and "0.26" in problem.message
 
 
-@pytest.mark.parametrize("config", [{"head_dim": 128}, {"num_attention_heads": 34}])
+@pytest.mark.parametrize("config", [{"head_dim": 256}, {"num_attention_heads": 34}])
 def test_a_decoder_needs_its_head_sizes(plan_with, model_folder, tmp_path, config):
     folder = model_folder(name="other", **config)
     (problem,) = preflight.problems(plan_with(folder=folder), tmp_path)
@@ -90,7 +90,7 @@ def test_a_scale_file_that_does_not_load(plan_with, profile_file, scale_file, tm
 
 
 def test_every_problem_of_a_decoder_is_listed(plan_with, profile_file, model_folder, tmp_path):
-    folder = model_folder(name="other", head_dim=128)
+    folder = model_folder(name="other", head_dim=256)
     path = profile_file("extends: fp8\ndecoder: lowp\nkv_scales: nowhere.safetensors\n")
     planned = plan_with(path, RTX, "0.34.0", folder=folder, overrides=["--kv-cache-dtype", "fp8_e5m2"])
     problems = preflight.problems(planned, tmp_path)
