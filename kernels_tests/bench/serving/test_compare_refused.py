@@ -225,7 +225,7 @@ def test_other_settings_of_profiles_with_other_decoders_are_refused(tmp_path):
     assert listed(f"{path}:baseline", f"{path}:fp8") == ["  resolved moe_backend: none | MARLIN"]
 
 
-def test_a_setting_that_differs_with_one_decoder_is_refused(tmp_path):
+def test_a_setting_that_differs_with_equal_decoders_is_refused(tmp_path):
     rows = (with_decoder(a_row(name, "fp8"), **{"prefill": prefill}) for name, prefill in (("a", "fa3"), ("b", "fa2")))
     (path,) = saved(tmp_path, a_result(*rows))
     assert listed(f"{path}:a", f"{path}:b") == ["  resolved prefill: fa3 | fa2"]
