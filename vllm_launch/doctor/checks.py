@@ -2,11 +2,13 @@
 
 from flashinfer_patches.errors import Problem
 from vllm_launch import profile
+from vllm_launch.decoder import choose
 from vllm_launch.doctor.backends import choice
 from vllm_launch.doctor.facts import Build, Failure, Folder, Need, Release
 from vllm_launch.doctor.finding import Finding, error, ok, warning
 from vllm_launch.machine import Machine
 from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES, TOO_OLD_CPU, lacking
+from vllm_launch.profile import Decoder
 
 # The first CUDA toolkit that compiles for a compute capability.
 FIRST_TOOLKIT = {"9.0": (12, 0), "10.0": (12, 8), "10.3": (12, 9), "12.0": (12, 8), "12.1": (12, 9)}
@@ -158,6 +160,12 @@ def _cubins(backend: str, flashinfer_version: str | None, version: str | None) -
     )
     remedy = f"pip install --no-deps flashinfer-cubin=={flashinfer_version or 'VERSION'}"
     return [warning("attention backend", message, remedy, {"flashinfer-cubin": version})]
+
+
+def decoder(machine: Machine, certified: Decoder | None) -> Finding:
+    """Report the decoder that profile fp8 takes here, and why."""
+    choice = choose(profile.load("fp8"), machine.family, lambda: certified)
+    return ok("decoder", f"fp8 takes {choice.decoder} here: {choice.reason}", choice._asdict())
 
 
 def model(need: Need) -> Finding:

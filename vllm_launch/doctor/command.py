@@ -41,6 +41,7 @@ def findings(facts: Facts) -> list[Finding]:
     ]
     if machine:
         results += checks.backends(machine, build, packages)
+        results.append(checks.decoder(machine, facts.certified))
         for need in facts.needs:
             results.append(checks.model(need))
             results.append(checks.memory(need, machine, facts.page_cache_bytes, facts.memory_users))

