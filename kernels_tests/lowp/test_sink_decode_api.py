@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels_tests.lowp import tight
+from lowp.paged import tight
 from lowp.paged.cases import POISON_PAGE, Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import sink_decode
