@@ -2,6 +2,7 @@
 
 from flashinfer_patches.errors import Problem
 from vllm_launch import profile
+from vllm_launch.certificate import COMMAND, Status
 from vllm_launch.doctor.backends import choice
 from vllm_launch.doctor.facts import Build, Failure, Folder, Need, Release
 from vllm_launch.doctor.finding import Finding, error, ok, warning
@@ -12,6 +13,7 @@ from vllm_launch.preflight import GIB, RUN_FOLDER_BYTES, TOO_OLD_CPU, lacking
 FIRST_TOOLKIT = {"9.0": (12, 0), "10.0": (12, 8), "10.3": (12, 9), "12.0": (12, 8), "12.1": (12, 9)}
 # The first driver branch that runs programs of a CUDA generation.
 FIRST_DRIVER = {12: "525", 13: "580"}
+UNCERTIFIED_FAMILIES = ("sm90",)  # where our decoder passed its gates in this project's own runs
 SETUP = "run: make setup"
 
 
@@ -158,6 +160,21 @@ def _cubins(backend: str, flashinfer_version: str | None, version: str | None) -
     )
     remedy = f"pip install --no-deps flashinfer-cubin=={flashinfer_version or 'VERSION'}"
     return [warning("attention backend", message, remedy, {"flashinfer-cubin": version})]
+
+
+def certificate(status: Status | Failure, family: str) -> Finding:
+    """Report the certificate that lets profile `fp8` use our decoders on this GPU."""
+    topic = "certificate"
+    if isinstance(status, Failure):
+        return warning(topic, status.message, status.remedy)
+    value = status.model_dump(mode="json", include={"state", "reason"})
+    if status.state == "valid":
+        return ok(topic, f"{status.reason}, certified {status.certificate.created:%Y-%m-%d}", value)
+    message = status.reason if status.state == "none" else f"{status.state}: {status.reason}"
+    if family in UNCERTIFIED_FAMILIES and status.state == "none":
+        return ok(topic, f"{message}; profile fp8 needs none on {family}", value)
+    move = "move that file away, then " if status.state == "edited" else ""
+    return warning(topic, f"{message}; profile fp8 keeps decoder stock", f"{move}run: {COMMAND}", value)
 
 
 def model(need: Need) -> Finding:
