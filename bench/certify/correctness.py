@@ -42,32 +42,47 @@ class Kernels(NamedTuple):
 
 
 def check_calls(kernels: Kernels, device: str, watch: Watch) -> Iterator[Check]:
-    """Check single calls of each kernel. Raises OutOfTime."""
+    """Check single calls of each kernel. Raises OutOfTime, as all checks do."""
+    yield check_decode(kernels.decode, device, watch)
+    yield check_write(kernels.write, device, watch)
+    yield check_read(kernels.read, device, watch)
+
+
+def check_decode(kernel: Callable, device: str, watch: Watch) -> Check:
     decode_cases = cases.decode_cases()
     if device != "cpu":
         _compile(decode_cases.values(), device)
-    attempts = {name: partial(_decode_problems, kernels.decode, case, device) for name, case in decode_cases.items()}
-    yield _check("decode", attempts, watch, "against float64 attention")
-    copies = {
-        "cache_write": (cases.write_cases(), cases.write_arguments, kernels.write, cache_write),
-        "cache_read": (cases.read_cases(), cases.read_arguments, kernels.read, cache_read),
-    }
-    for check_name, (copy_cases, arguments_of, kernel, specification) in copies.items():
-        attempts = {
-            name: partial(_copy_problems, kernel, specification, arguments_of(case), device)
-            for name, case in copy_cases.items()
-        }
-        yield _check(check_name, attempts, watch, "bit for bit, with all memory around")
+    attempts = {name: partial(_decode_problems, kernel, case, device) for name, case in decode_cases.items()}
+    return _check("decode", attempts, watch, "against float64 attention")
+
+
+def check_write(kernel: Callable, device: str, watch: Watch) -> Check:
+    calls = {name: cases.write_arguments(case) for name, case in cases.write_cases().items()}
+    return _check_copies("cache_write", kernel, cache_write, calls, device, watch)
+
+
+def check_read(kernel: Callable, device: str, watch: Watch) -> Check:
+    calls = {name: cases.read_arguments(case) for name, case in cases.read_cases().items()}
+    return _check_copies("cache_read", kernel, cache_read, calls, device, watch)
 
 
 def check_graphs(kernels: Kernels, watch: Watch) -> Check:
-    """Check replays of captured calls that see other content. Raises OutOfTime."""
+    """Check replays of captured calls that see other content."""
     attempts = {
         "decode": partial(_decode_replays, kernels.decode, GRAPH_DECODE),
         "cache_write": partial(_copy_replays, kernels.write, cache_write, cases.write_arguments, GRAPH_WRITE),
         "cache_read": partial(_copy_replays, kernels.read, cache_read, cases.read_arguments, GRAPH_READ),
     }
     return _check("graph", attempts, watch, "replayed with other lengths, tables and values")
+
+
+def _check_copies(
+    name: CheckName, kernel: Callable, specification: Callable, calls: dict[str, dict], device: str, watch: Watch
+) -> Check:
+    attempts = {
+        case: partial(_copy_problems, kernel, specification, arguments, device) for case, arguments in calls.items()
+    }
+    return _check(name, attempts, watch, "bit for bit, with all memory around")
 
 
 def _check(name: CheckName, attempts: dict[str, Attempt], watch: Watch, against: str) -> Check:
