@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "serve": (
         "vllm_launch.cli",
-        "Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.",
+        "Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, fp8-stock, or a .yaml file) until Ctrl-C.",
     ),
 }
 

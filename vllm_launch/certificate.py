@@ -19,6 +19,7 @@ from flashinfer_patches.files import writing
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch import machine, software
 from vllm_launch.plugin import attention
+from vllm_launch.profile import Decoder
 
 COMMAND = "fp8-sinks certify"
 STATE_HOME = "XDG_STATE_HOME"
@@ -26,7 +27,6 @@ HASHED_ROOMS = ("cache_read", "cache_write", "jit", "sink_decode")  # of lowp
 HASHED_SUFFIXES = (".cu", ".cuh", ".py")
 DIGEST_DIGITS = 16  # of a key's hash, in a file's name
 
-Decoder = Literal["stock", "lowp", "flashinfer"]
 CheckName = Literal["decode", "cache_write", "cache_read", "graph", "speed", "gate"]
 CHECKS: tuple[CheckName, ...] = ("decode", "cache_write", "cache_read", "graph", "speed", "gate")
 Verdict = Literal["passed", "failed", "not run"]
@@ -107,6 +107,11 @@ class Status(Strict):
     path: Path | None
     certificate: Certificate | None = None
 
+    @property
+    def decoder(self) -> Decoder | None:
+        """The decoder that a valid certificate names; None without one."""
+        return self.certificate.decoder if self.state == "valid" else None
+
 
 class _File(Strict):
     """The content of a file. digest: sha256 of the certificate as written."""
@@ -117,8 +122,7 @@ class _File(Strict):
 
 def decoder() -> Decoder | None:
     """The decoder that this GPU's certificate names; None without a valid one."""
-    status = read()
-    return status.certificate.decoder if status.state == "valid" else None
+    return read().decoder
 
 
 def read() -> Status:

@@ -24,10 +24,10 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, server, software
-from vllm_launch.certificate import Check, Decoder
+from vllm_launch.certificate import Check
 from vllm_launch.model import EMBEDDED
 from vllm_launch.plan import Plan
-from vllm_launch.profile import Argument
+from vllm_launch.profile import Argument, Decoder
 
 REFERENCE, CANDIDATE = "baseline", "fp8"  # profiles
 GPU_ARGUMENTS: dict[str, Argument] = {
@@ -59,7 +59,8 @@ def obstacle(folder: Path, decoder: Decoder) -> str | None:
     try:
         if software.vllm_build()[0] != "gpu":
             return "vLLM here is the CPU build; set up one for CUDA: make setup DEVICE=gpu"
-        problems = [problem for plan in plan_servers(decoder) for problem in preflight.problems(plan, folder)]
+        reference, _ = plan_servers(decoder)
+        problems = preflight.problems(reference, folder)  # the decoder's would require the certificate
     except Problem as problem:
         problems = [problem]
     return f"{problems[0].message}; {problems[0].remedy}" if problems else None

@@ -12,7 +12,8 @@ from bench.certify.budget import OutOfTime, Watch
 from flashinfer_patches.errors import Problem
 from vllm_launch import certificate, machine
 from vllm_launch import plan as plans
-from vllm_launch.certificate import CHECKS, Certificate, Check, CheckName, Decoder, Key
+from vllm_launch.certificate import CHECKS, Certificate, Check, CheckName, Key
+from vllm_launch.profile import Decoder
 from vllm_launch.terminal import Display
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from bench.kernels.request import KernelsRequest, KernelsRun
 from bench.kernels.result import KernelRow
 from flashinfer_patches import engine, jit_cache, package, sink_kernels
 from flashinfer_patches.errors import Problem
-from vllm_launch.certificate import Check, Decoder, Timing
+from vllm_launch.certificate import Check, Timing
+from vllm_launch.profile import Decoder
 from vllm_launch.terminal import Display
 
 SHAPES = ("1x32768", "8x8192", "32x8192")

@@ -195,6 +195,7 @@ def measure_entries(
     The folder is locked (run_folder.opened), and problems() is empty.
     """
     _warn_of_load(run)
+    _print_certified(run)
     source = step(run.folder / PROVENANCE, Provenance, lambda: provenance.collect(run.machine, command, run.plan))
     failures: dict[str, FailedStep] = {}
 
@@ -245,6 +246,13 @@ def _warn_of_load(run: Run) -> None:
             f"warning: load average {load:.1f} on {cores} cores: other programs disturb what is measured;"
             " end them, then run this again"
         )
+
+
+def _print_certified(run: Run) -> None:
+    """A line for each profile whose decoder depends on this GPU's certificate."""
+    for entry in run.in_order():
+        if isinstance(entry, ProfileEntry) and entry.profile.requested_decoder(run.machine.family) == "certified":
+            run.print_line(f"{entry.name}: decoder {entry.plan.decoder}: {entry.plan.decoder_reason}")
 
 
 def free_port() -> int:

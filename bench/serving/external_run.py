@@ -157,6 +157,7 @@ def _row(run: Run, entry: ExternalEntry, failure: FailedStep | None) -> ServingR
     return ServingRow(
         profile=entry.name,
         description=entry.description,
+        decoder=None,
         requested=None,
         resolved=None,
         wiped=None,

@@ -8,34 +8,10 @@ import pytest
 from flashinfer_patches import engine, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.state import Status as PatchStatus
+from kernels_tests.vllm_launch.certificates import KEY, sample
 from kernels_tests.vllm_launch.machines import H200, RTX, about, on_gpu
 from vllm_launch import certificate, machine, software
-from vllm_launch.certificate import CHECKS, Certificate, Check, Key, decoder, load, path_of, read, save
-
-KEY = Key(
-    gpu="NVIDIA H200",
-    capability="9.0",
-    driver="580.159",
-    torch="2.11.0",
-    vllm="0.26.0",
-    flashinfer="0.6.14 0123456789ab",
-    fp8_sinks="0.1.0",
-    sources="a" * 64,
-)
-
-
-def sample(key=KEY, created="2026-11-30T01:00:00Z", decoder="lowp", **verdicts):
-    """A certificate whose checks passed, but for those in `verdicts`."""
-    checks = [Check(name=name, verdict=verdicts.get(name, "passed"), detail="some cases") for name in CHECKS]
-    return Certificate(
-        key=key,
-        created=datetime.fromisoformat(created),
-        seconds=93.5,
-        read_ceiling_bytes_per_s=4.46e12,
-        checks=checks,
-        timings=[],
-        decoder=decoder,
-    )
+from vllm_launch.certificate import CHECKS, Key, decoder, load, path_of, read, save
 
 
 @pytest.fixture

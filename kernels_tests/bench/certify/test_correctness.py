@@ -19,15 +19,6 @@ def never():
     """A watch whose time is never over."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors are faster on one thread, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def fewer_decode_cases(monkeypatch):
     """Every third decode case: with and without window, sink and several query tokens."""

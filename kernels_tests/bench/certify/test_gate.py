@@ -12,7 +12,8 @@ from bench.certify import gate
 from bench.certify.budget import OutOfTime, watch
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.samples import a_record
-from vllm_launch import model, preflight, server, software
+from kernels_tests.vllm_launch.machines import RTX
+from vllm_launch import model, plan, preflight, server, software
 
 
 class Servers:
@@ -129,6 +130,21 @@ def test_obstacles(monkeypatch, tmp_path):
 
     monkeypatch.setattr(software, "vllm_build", none_installed)
     assert gate.obstacle(tmp_path, "lowp") == "vLLM: none installed; run: make setup"
+
+
+def test_the_servers_are_planned_with_the_decoder(monkeypatch):
+    """Also on a GPU that has no certificate yet."""
+    monkeypatch.setattr(software, "vllm_build", lambda: ("gpu", "0.33.0"))
+    monkeypatch.setattr(plan, "detect", lambda device: RTX)
+    reference, candidate = gate.plan_servers("lowp")
+    assert (reference.profile, reference.decoder, reference.kv_cache_dtype) == ("baseline", "stock", "auto")
+    assert (candidate.profile, candidate.decoder, candidate.kv_cache_dtype) == ("fp8", "lowp", "fp8")
+    assert candidate.environment["FP8_SINKS_DECODER"] == "lowp" and "FP8_SINKS_DECODER" not in reference.environment
+    assert candidate.arguments["attention-backend"] == "CUSTOM"
+    for planned in (reference, candidate):
+        assert "forcer" in planned.arguments["logits-processors"] and planned.model.name == model.EMBEDDED.name
+        assert planned.arguments.items() >= gate.GPU_ARGUMENTS.items()
+    assert reference.port != candidate.port
 
 
 @pytest.mark.server

@@ -13,7 +13,7 @@ from flashinfer_patches.errors import ENVIRONMENT, EXIT_CODES, GATE
 from fp8_sinks.cli import main
 from kernels_tests.bench.certify.conftest import a_timing
 from kernels_tests.conftest import detect
-from kernels_tests.vllm_launch.test_certificate import KEY, sample
+from kernels_tests.vllm_launch.certificates import KEY, sample
 from lowp.sink_decode import sink_decode
 from vllm_launch import certificate
 from vllm_launch.certificate import CHECKS, Check
