@@ -93,28 +93,32 @@ def test_it_holds_data_and_no_tools(wheel):
     assert {".cu", ".cuh", ".patch", ".yaml", ".safetensors"} <= suffixes
 
 
-def test_every_file_of_the_packages_that_is_no_module_is_in_it(wheel):
+def test_every_module_and_data_file_is_in_it(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kept = (".cu", ".cuh", ".patch", ".yaml", "/series", "/manifest")
+    suffixes = (".py", ".cu", ".cuh", ".patch", ".yaml", "/series", "/manifest")
     expected = {
         str(path.relative_to(REPO))
         for package in PACKAGES
         for path in (REPO / package).rglob("*")
-        if path.is_file() and str(path).endswith(kept)
+        if path.is_file() and str(path).endswith(suffixes)
     }
     assert expected and expected <= names
 
 
 def test_it_works_from_an_empty_folder(site, tmp_path):
     environment = {"PYTHONPATH": str(site), "HOME": str(tmp_path), "PYTHONSAFEPATH": "1"}
-    found = json.loads(run([sys.executable, "-c", INSPECTION], tmp_path, **environment).stdout)
-    assert all(path.startswith(str(site)) for path in found["files"])
-    assert found["missing"] == [] and {"baseline", "fp8"} <= {*found["profiles"]} and "tiny_gpt_oss" in found["suites"]
-    assert (found["model"], found["has_sinks"], found["texts"] > 8) == ("tiny_gpt_oss", True, True)
-    assert found["plugins"]["fp8_sinks"] == "vllm_launch.plugin:register"
+    inspected = json.loads(run([sys.executable, "-c", INSPECTION], tmp_path, **environment).stdout)
+    assert all(path.startswith(str(site)) for path in inspected["files"])
+    assert (
+        inspected["missing"] == []
+        and {"baseline", "fp8"} <= {*inspected["profiles"]}
+        and "tiny_gpt_oss" in inspected["suites"]
+    )
+    assert (inspected["model"], inspected["has_sinks"], inspected["texts"] > 8) == ("tiny_gpt_oss", True, True)
+    assert inspected["plugins"]["fp8_sinks"] == "vllm_launch.plugin:register"
     program = [sys.executable, str(site / "bin" / "fp8-sinks")]
     assert "certify" in run([*program, "--help"], tmp_path, **environment).stdout
-    assert found["version"] in run([*program, "--version"], tmp_path, **environment).stdout
+    assert inspected["version"] in run([*program, "--version"], tmp_path, **environment).stdout
     listed = completed([*program, "serve", "no-profile"], 60, cwd=tmp_path, env=os.environ | environment)
     assert listed.returncode == 2 and "baseline" in listed.stderr
     certified = completed([*program, "certify", "--dry-run"], 60, cwd=tmp_path, env=os.environ | environment)
@@ -126,7 +130,7 @@ def test_it_works_from_an_empty_folder(site, tmp_path):
 
 
 def answers(site, folder, **environment):
-    """Greedy tokens and log-probabilities of vLLM with an FP8 cache, started by hand, and its log."""
+    """Greedy tokens and their log-probabilities of vLLM with an FP8 cache, started by hand."""
     from vllm_launch.model import EMBEDDED
 
     port = free_port()
@@ -140,7 +144,7 @@ def answers(site, folder, **environment):
         body = {"model": "tiny", "prompt": "The capital of France is", "max_tokens": 48, "temperature": 0}
         body |= {"logprobs": 2, "ignore_eos": True, "return_token_ids": True}
         choice = requests.post(f"{url}/v1/completions", json=body, timeout=120).json()["choices"][0]
-    return choice["token_ids"], choice["logprobs"]["token_logprobs"], (folder / "server.log").read_text()
+    return choice["token_ids"], choice["logprobs"]["token_logprobs"]
 
 
 @contextmanager
@@ -167,8 +171,5 @@ def serving(command, folder, environment, url):
 def test_with_the_variable_unset_nothing_changes(site, tmp_path):
     """Against vLLM without any plugin. Our writer rounds where stock's truncates: its answers would differ."""
     stock = answers(site, tmp_path / "stock", VLLM_PLUGINS="")
-    installed = answers(site, tmp_path / "installed")
-    assert installed[:2] == stock[:2]
-    assert "fp8_sinks" in installed[2] and "fp8_sinks" not in stock[2], "vLLM has loaded the plugin"
-    enabled = answers(site, tmp_path / "enabled", FP8_SINKS_PLUGIN="1")
-    assert enabled[1] != stock[1]
+    assert answers(site, tmp_path / "installed") == stock
+    assert answers(site, tmp_path / "enabled", FP8_SINKS_PLUGIN="1") != stock

@@ -22,16 +22,16 @@ PIPE_WIDTH = 110
 @click.option("--json", "as_json", is_flag=True, help="Print the certificate as JSON.")
 @click.option("--dry-run", is_flag=True, help="Print what would run and where the certificate would lie.")
 @click.option("--seconds", type=click.IntRange(min=1), default=120, show_default=True, help="Time for all checks.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Logs of the servers; default runs/certify-<time>.")
-def certify(as_json, dry_run, seconds, run_dir):
+def certify(as_json, dry_run, seconds):
     """Certify our decode kernels on this GPU, so that profile `fp8` uses the fastest right decoder.
 
     Checks the kernels against float64, times them against the memory's limit and FlashInfer, and compares the tiny
-    model's answers through vLLM with BF16's. Writes the verdict into ~/.local/state/fp8-sinks.
+    model's answers through vLLM with BF16's. Writes the verdict into ~/.local/state/fp8-sinks, the servers' logs into
+    runs/certify-<time>.
 
     Exit codes: 0 certified; 3 a check failed; 4 no GPU, or a check could not run.
     """
-    folder = (run_dir or Path("runs") / f"certify-{datetime.now():%Y%m%d-%H%M%S}").resolve()
+    folder = (Path("runs") / f"certify-{datetime.now():%Y%m%d-%H%M%S}").resolve()
     exit_on_problems([problem for problem in [run.problem()] if problem])
     if dry_run:
         for line in run.preview(folder):

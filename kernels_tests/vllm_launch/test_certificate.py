@@ -45,13 +45,13 @@ def test_valid(current, winner):
 
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize(("verdict", "state"), [("failed", "failed"), ("not run", "incomplete")])
-def test_one_check_that_did_not_pass_is_enough(current, name, verdict, state):
+def test_a_check_that_did_not_pass_decides(current, name, verdict, state):
     save(sample(**{name: verdict}))
     assert (read().state, decoder()) == (state, None)
     assert read().reason.startswith(f"{name}: ")
 
 
-def test_a_failed_check_counts_more_than_one_that_did_not_run(current):
+def test_failed_counts_more_than_not_run(current):
     save(sample(decode="failed", gate="not run"))
     assert read().state == "failed"
 
@@ -83,10 +83,9 @@ def test_stale_against_the_newest(current):
     assert read().reason == "driver was 2, is 580.159"
 
 
-def test_two_environments_of_one_gpu_keep_their_own(current):
-    other = KEY.model_copy(update={"vllm": "0.33.0"})
+def test_each_environment_has_its_certificate(current):
     save(sample())
-    save(sample(other, decoder="flashinfer"))
+    save(sample(KEY.model_copy(update={"vllm": "0.33.0"}), decoder="flashinfer"))
     assert decoder() == "lowp"
     current(vllm="0.33.0")
     assert decoder() == "flashinfer"
@@ -119,7 +118,7 @@ def test_an_edit_with_valid_content_shows(current):
 
 
 @pytest.mark.parametrize("content", [b"", b"notes of a user", b"{}"])
-def test_what_is_not_ours_is_not_overwritten(current, content):
+def test_a_foreign_file_is_not_overwritten(current, content):
     path_of(KEY).parent.mkdir(parents=True)
     path_of(KEY).write_bytes(content)
     with pytest.raises(Problem) as refused:

@@ -18,7 +18,7 @@ def a_timing(decoder="lowp", shape=speed.SHAPES[-1], us=65.0):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def single_thread():
     """Small tensors are faster on one thread, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

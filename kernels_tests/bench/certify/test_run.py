@@ -24,18 +24,18 @@ def certify(*words):
 
 
 @pytest.fixture
-def here(pretended, monkeypatch, tmp_path):
+def accepted(pretended, monkeypatch, tmp_path):
     """A pretended GPU that the command accepts, in an empty working directory."""
     monkeypatch.setattr(run, "problem", lambda: None)
     monkeypatch.chdir(tmp_path)
     return pretended
 
 
-def test_a_certified_gpu(here):
+def test_a_certified_gpu(accepted):
     result = certify()
     assert result.exit_code == 0, result.output
     status = certificate.read()
-    assert (status.state, certificate.decoder(), here.served) == ("valid", "lowp", ["lowp", "ended"])
+    assert (status.state, certificate.decoder(), accepted.served) == ("valid", "lowp", ["lowp", "ended"])
     assert {check.name: check.verdict for check in status.certificate.checks} == dict.fromkeys(CHECKS, "passed")
     rows = [line.split()[:2] for line in result.stdout.splitlines() if line.startswith("passed")]
     assert rows == [["passed", name] for name in CHECKS]
@@ -43,17 +43,17 @@ def test_a_certified_gpu(here):
     assert all(f"{name}: passed" in result.stderr for name in CHECKS)
 
 
-def test_json(here):
+def test_json(accepted):
     result = certify("--json")
     assert certificate.Certificate.model_validate_json(result.stdout) == certificate.read().certificate
 
 
-def test_a_wrong_kernel_fails(here):
+def test_a_wrong_kernel_fails(accepted):
     def wrong(**arguments):
         sink_decode(**arguments)
         arguments["out"].mul_(1.02)
 
-    here.kernels = Kernels(decode=wrong)
+    accepted.kernels = Kernels(decode=wrong)
     result = certify()
     assert result.exit_code == GATE
     status = certificate.read()
@@ -64,56 +64,56 @@ def test_a_wrong_kernel_fails(here):
 
 
 @pytest.mark.parametrize("name", ["graph", "gate"])
-def test_another_failed_check_fails(here, name):
-    setattr(here, name, lambda: Check(name=name, verdict="failed", detail="wrong"))
+def test_another_failed_check_fails(accepted, name):
+    setattr(accepted, name, lambda: Check(name=name, verdict="failed", detail="wrong"))
     assert certify().exit_code == GATE and certificate.read().state == "failed"
 
 
-def test_without_vllm_for_cuda_the_gate_does_not_run(here):
-    here.obstacle = "vLLM: none installed"
+def test_without_vllm_for_cuda_the_gate_does_not_run(accepted):
+    accepted.obstacle = "vLLM: none installed"
     result = certify("--json")
-    assert result.exit_code == ENVIRONMENT and here.served == []
+    assert result.exit_code == ENVIRONMENT and accepted.served == []
     written = certificate.read()
     assert (written.state, written.certificate.check("gate").verdict) == ("incomplete", "not run")
     assert written.certificate.check("decode").verdict == "passed" and written.certificate.decoder == "stock"
 
 
-def test_what_the_time_does_not_allow_is_not_run(here):
+def test_checks_beyond_the_time_are_not_run(accepted):
     def late():
         raise OutOfTime("not finished in 1 s")
 
-    here.graph = late
+    accepted.graph = late
     assert certify("--seconds", "60").exit_code == ENVIRONMENT
     verdicts = {check.name: check.verdict for check in certificate.read().certificate.checks}
     assert verdicts == dict.fromkeys(CHECKS, "passed") | {"graph": "not run", "gate": "not run"}
-    assert here.served == ["lowp", "ended"]
+    assert accepted.served == ["lowp", "ended"]
 
 
-def test_the_gate_is_that_of_the_winner(here):
-    measured = here.speed()
+def test_the_gate_is_that_of_the_winner(accepted):
+    measured = accepted.speed()
     fast = [a_timing("flashinfer", timing.shape, 1.0) for timing in measured.timings]
-    here.speed = lambda: Speed(measured.check, measured.read_ceiling, [*measured.timings, *fast])
+    accepted.speed = lambda: Speed(measured.check, measured.read_ceiling, [*measured.timings, *fast])
     assert certify().exit_code == 0
-    assert (certificate.decoder(), here.served) == ("flashinfer", ["flashinfer", "ended"])
+    assert (certificate.decoder(), accepted.served) == ("flashinfer", ["flashinfer", "ended"])
 
 
-def test_a_slow_decoder_is_checked_and_not_taken(here):
-    here.speed = lambda: Speed(Check(name="speed", verdict="passed", detail="10%"), 4.4e12, [])
+def test_a_slow_decoder_is_checked_and_not_taken(accepted):
+    accepted.speed = lambda: Speed(Check(name="speed", verdict="passed", detail="10%"), 4.4e12, [])
     assert certify().exit_code == 0
-    assert (certificate.read().state, certificate.decoder(), here.served) == ("valid", "stock", ["lowp", "ended"])
+    assert (certificate.read().state, certificate.decoder(), accepted.served) == ("valid", "stock", ["lowp", "ended"])
 
 
-def test_a_failed_run_replaces_a_valid_certificate(here):
+def test_a_failed_run_replaces_a_valid_certificate(accepted):
     certificate.save(sample())
-    here.gate = lambda: Check(name="gate", verdict="failed", detail="wrong")
+    accepted.gate = lambda: Check(name="gate", verdict="failed", detail="wrong")
     certify()
     assert certificate.decoder() is None
 
 
-def test_dry_run_starts_nothing_and_writes_nothing(here, tmp_path):
-    here.obstacle = "vLLM: none installed"
+def test_dry_run_starts_nothing_and_writes_nothing(accepted, tmp_path):
+    accepted.obstacle = "vLLM: none installed"
     result = certify("--dry-run")
-    assert result.exit_code == 0 and here.served == [] and list(tmp_path.iterdir()) == []
+    assert result.exit_code == 0 and accepted.served == [] and list(tmp_path.iterdir()) == []
     assert str(certificate.path_of(KEY)) in result.stdout and "vLLM: none installed" in result.stdout
 
 
@@ -144,7 +144,7 @@ def test_missing_nvrtc_is_refused(pretended, monkeypatch):
 
 @pytest.mark.skipif(detect("gpu") is not None, reason="this machine has a GPU")
 @pytest.mark.parametrize("words", [(), ("--json",), ("--dry-run",)])
-def test_without_a_gpu_there_is_one_problem(words, monkeypatch, tmp_path):
+def test_a_single_problem_without_a_gpu(words, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     result = certify(*words)
@@ -152,7 +152,7 @@ def test_without_a_gpu_there_is_one_problem(words, monkeypatch, tmp_path):
     assert result.stderr.count("Error: ") == result.stderr.count("remedy: ") == 1
 
 
-def test_the_certificate_file_is_json_for_other_tools(here):
+def test_the_certificate_file_is_json_for_other_tools(accepted):
     certify()
     content = json.loads(certificate.read().path.read_text())
     assert content["certificate"]["decoder"] == "lowp" and len(content["digest"]) == 64

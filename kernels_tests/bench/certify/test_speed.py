@@ -51,7 +51,7 @@ def test_the_fastest_right_decoder_wins():
     ],
     ids=["nothing timed", "under half of the read ceiling", "wrong", "a shape missing"],
 )
-def test_stock_wins_without_a_right_and_fast_one(measured):
+def test_stock_wins_without_a_right_and_fast_decoder(measured):
     assert speed.fastest(timings(*measured)) == "stock"
 
 
