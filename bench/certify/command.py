@@ -60,7 +60,7 @@ def _raise_unless_passed(result: Certificate) -> None:
     """Raise Problem("gate") for a failed check, Problem("software") for one that did not run."""
     named = [check for check in result.checks if check.verdict == result.verdict]
     if result.verdict == "failed":
-        message = f"{named[0].name}: {named[0].detail}; profile fp8 keeps decoder stock on this GPU"
+        message = f"{named[0].name}: {named[0].detail}; the certificate names no decoder"
         raise Problem("gate", message, "report it with the output of this command and `fp8-sinks doctor --json`")
     if result.verdict == "not run":
         message = f"{named[0].name} did not run: {named[0].detail}; the certificate is not valid for serving"

@@ -67,10 +67,10 @@ def obstacle(folder: Path, decoder: Decoder) -> str | None:
 
 
 @contextmanager
-def started(plans: list[Plan], folder: Path, watch: Watch) -> Iterator[Callable[[], Check]]:
+def started(server_plans: list[Plan], folder: Path, watch: Watch) -> Iterator[Callable[[], Check]]:
     """Start the servers and score the texts while the block runs; yields a function that waits and judges.
 
-    plans: of `plan_servers`. folder: for logs and scores. When the block ends no server is left.
+    server_plans: of `plan_servers`. folder: for logs and scores. When the block ends no server is left.
     """
     ended = threading.Event()
 
@@ -79,8 +79,8 @@ def started(plans: list[Plan], folder: Path, watch: Watch) -> Iterator[Callable[
             raise OutOfTime("ended before it was finished")
         watch()
 
-    with ThreadPoolExecutor(len(plans)) as pool:
-        futures = [pool.submit(_answers, plan, folder / plan.profile, check_time) for plan in plans]
+    with ThreadPoolExecutor(len(server_plans)) as pool:
+        futures = [pool.submit(_answers, plan, folder / plan.profile, check_time) for plan in server_plans]
         try:
             yield lambda: _judged(*futures)
         finally:
