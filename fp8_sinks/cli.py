@@ -11,6 +11,10 @@ COMMANDS = {
         "fp8_sinks.cache",
         "List, build and wipe the caches of compiled kernels, FlashInfer's and our own.",
     ),
+    "certify": (
+        "bench.certify.command",
+        "Certify our decode kernels on this GPU, so that profile `fp8` uses the fastest right decoder.",
+    ),
     "doctor": (
         "vllm_launch.doctor.command",
         "Report what would keep `bench serving baseline fp8` from running on this machine, each with its remedy.",

@@ -155,7 +155,7 @@ def make_plan(folder: Path, request: Request, profile: Profile, extra: dict[str,
     """A plan on a free loopback port, with the run's caches. extra: vLLM arguments beside the profile's."""
     return plans.make(
         profile,
-        port=_free_port(),
+        port=free_port(),
         cache_root=folder / run_folder.CACHE,
         model_path=request.model,
         overrides=request.overrides,
@@ -255,7 +255,8 @@ def _print_certified(run: Run) -> None:
             run.print_line(f"{entry.name}: decoder {entry.plan.decoder}: {entry.plan.decoder_reason}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from kernels_tests.lowp.memory import memory_of, strided
+from kernels_tests.lowp.memory import strided
+from lowp.paged.memory import memory_of
 
 # A change of the arguments of a call with scales per head and caches [pages, 2, 16, 64], the error, and a regular
 # expression for its message.

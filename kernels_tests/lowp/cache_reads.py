@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels_tests.lowp.memory import LAYOUTS, caches, canonical, memory_of, moved, poisoned
+from kernels_tests.lowp.memory import LAYOUTS, caches
 from lowp.formats import FORMATS
 from lowp.paged.layouts import as_bits, axes_of, in_nhd
+from lowp.paged.memory import canonical, memory_of, moved, poisoned
 from lowp.paged.tables import block_table
 
 POISON_PAGE = 2**30  # a block table entry that must never be followed

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels_tests.lowp.memory import LAYOUTS, caches, canonical, memory_of, moved
+from kernels_tests.lowp.memory import LAYOUTS, caches
 from lowp.formats import FORMATS
 from lowp.paged.layouts import as_bits, axes_of
+from lowp.paged.memory import canonical, memory_of, moved
 
 MARGIN = 2.0**-21  # of fp32 arithmetic: rotation and division, relative to the terms
 

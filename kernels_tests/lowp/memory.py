@@ -5,18 +5,10 @@ from collections.abc import Callable
 import torch
 
 from lowp.formats import FORMATS
-from lowp.paged.layouts import as_bits, k_and_v, tensor_sizes
+from lowp.paged.layouts import k_and_v, tensor_sizes
+from lowp.paged.memory import poisoned
 
-POISON = 0xA5  # in every byte of memory before a call; no NaN in any format
-GUARD = 512  # bytes before and after a tensor
 LAYOUTS = ("NHD", "HND", "interleaved", "NHD interleaved", "HND, K and V in a page")
-
-
-def poisoned(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Make a tensor of poison, with a guard at its ends."""
-    count = torch.Size(size).numel() * dtype.itemsize
-    memory = torch.full((count + 2 * GUARD,), POISON, dtype=torch.uint8)
-    return memory[GUARD:-GUARD].view(dtype).view(size)
 
 
 def caches(
@@ -29,39 +21,6 @@ def caches(
         return k, v
     sizes = tensor_sizes(layout, pages, page_size, kv_heads, head_dim)
     return k_and_v([poisoned(size, dtype) for size in sizes], head_dim)
-
-
-def memory_of(tensor: torch.Tensor) -> torch.Tensor:
-    """All bytes of the memory that a tensor is a view of."""
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-
-
-def moved(arguments: dict, device: str) -> dict:
-    """Copy tensors to a device with the memory around them; views of one memory stay so."""
-    memories: dict[int, torch.Tensor] = {}
-
-    def move(x):
-        if not isinstance(x, torch.Tensor):
-            return x
-        memory = memories.setdefault(x.untyped_storage().data_ptr(), memory_of(x).to(device, copy=True))
-        return torch.empty(0, dtype=x.dtype, device=device).set_(
-            memory.untyped_storage(), x.storage_offset(), x.shape, x.stride()
-        )
-
-    return {name: move(x) for name, x in arguments.items()}
-
-
-def canonical(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of a tensor, every NaN in one form: its sign and payload mean nothing."""
-    if tensor.dtype == torch.int8:
-        return as_bits(tensor)
-    mask, infinity = {
-        torch.float8_e4m3fn: (0x7F, 0x7E),
-        torch.bfloat16: (0x7FFF, 0x7F80),
-        torch.float16: (0x7FFF, 0x7C00),
-    }[tensor.dtype]
-    bits = as_bits(tensor)
-    return torch.where((bits & mask) > infinity, mask, bits)
 
 
 def strided(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from dataclasses import replace
 
 import torch
 
-from kernels_tests.lowp import tight
 from lowp.jit.device import Device
+from lowp.paged import tight
 from lowp.paged.cases import Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import launch as launching

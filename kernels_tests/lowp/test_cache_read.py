@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from kernels_tests.lowp.cache_reads import POISON_PAGE, Case, build, cases, problems
-from kernels_tests.lowp.memory import LAYOUTS, canonical, captured, moved
+from kernels_tests.lowp.memory import LAYOUTS, captured
 from lowp.cache_read import cache_read
 from lowp.formats import dequantize
 from lowp.paged.layouts import as_bits
+from lowp.paged.memory import canonical, moved
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_each_device = pytest.mark.parametrize("device", DEVICES)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from kernels_tests.lowp.cache_writes import Case, build, cases, problems, saturated
-from kernels_tests.lowp.memory import canonical, captured, moved
+from kernels_tests.lowp.memory import captured
 from lowp.cache_write import cache_write, rope_cache_write
 from lowp.formats import FORMATS, quantize
 from lowp.paged.layouts import as_bits
+from lowp.paged.memory import canonical, moved
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_each_device = pytest.mark.parametrize("device", DEVICES)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels_tests.lowp import tight
 from kernels_tests.lowp.cache_mistakes import CACHE_MISTAKES
 from kernels_tests.lowp.memory import replaced, strided
+from lowp.paged import tight
 from lowp.paged.cases import POISON_PAGE, Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import sink_decode

@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from kernels_tests.lowp import tight
 from kernels_tests.lowp.memory import captured
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, fitted, run
+from lowp.paged import tight
 from lowp.paged.cases import Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import launch, make_workspace, sink_decode

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from flashinfer_patches.errors import Problem
 from fp8_sinks.cli import main
 from kernels_tests.processes import free_port
+from kernels_tests.vllm_launch.certificates import certified
 from kernels_tests.vllm_launch.machines import ADA, B200, H200, HOST, RTX, about, on_cpu, on_gpu
 from kernels_tests.vllm_launch.refusals import refused
 from vllm_launch import decoder, guard, plan, profile
@@ -96,7 +97,7 @@ def test_a_choice_says_why():
     [
         (on_gpu(), "lowp"),
         (on_gpu(RTX, "0.33", "12.0"), "stock"),
-        (on_gpu(RTX, "0.33", "12.0", certified="flashinfer"), "flashinfer"),
+        (on_gpu(RTX, "0.33", "12.0", certificate=certified("flashinfer")), "flashinfer"),
         (on_cpu(), "stock"),
     ],
 )

@@ -25,3 +25,12 @@ def problems(out, exact, rel_l2=4e-3):
     if not (ratio <= rel_l2).all():
         failures.append(f"relL2 {ratio.max().item():.2e} in the worst head is over {rel_l2:.0e}")
     return failures
+
+
+def lse_problems(lse, exact):
+    """List how `lse` differs from `exact`, with the largest error; empty within 2e-3 and 1e-6 of the largest value."""
+    error = (lse.double() - exact).abs().nan_to_num(nan=torch.inf)
+    error[lse == exact] = 0  # infinities
+    bound = 2e-3 + 1e-6 * exact.abs().nan_to_num(posinf=0, neginf=0).max().item()
+    worst = error.max().item()
+    return [] if worst < bound else [f"log-sum-exp is off by {worst:.2e}, over {bound:.1e}"]
