@@ -64,7 +64,9 @@ def keep_command(run, folder):
 @click.command("compare")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--force", is_flag=True, help="Compare what differs in more than the KV cache, marked as such.")
+@click.option(
+    "--force", is_flag=True, help="Compare what differs in more than the KV cache and its decoder, marked as such."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare_command(a, b, force, as_json):
     """Compare profiles of result files: ratios B over A, with their noise and the accuracy records.

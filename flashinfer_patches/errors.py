@@ -8,7 +8,8 @@ EXIT_CODES = {
     "profile": USAGE,  # a profile, or an argument in it
     "suite": USAGE,  # a suite of a bench
     "file": USAGE,  # a file or folder that was named is missing, unreadable or of another run
-    "compare": USAGE,  # two results differ in more than the KV cache
+    "scales": USAGE,  # a file of KV scales is broken, or of another model
+    "compare": USAGE,  # two results differ in more than the KV cache and its decoder
     # This machine or this environment lacks something.
     "model": ENVIRONMENT,  # no such model, one without sinks, or one whose bytes are not counted
     "address": ENVIRONMENT,  # port taken, or exposed without a key

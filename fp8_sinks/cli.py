@@ -11,6 +11,10 @@ COMMANDS = {
         "fp8_sinks.cache",
         "List, build and wipe the caches of compiled kernels, FlashInfer's and our own.",
     ),
+    "certify": (
+        "bench.certify.command",
+        "Certify our decode kernels on this GPU, so that profile `fp8` uses the fastest right decoder.",
+    ),
     "doctor": (
         "vllm_launch.doctor.command",
         "Report what would keep `bench serving baseline fp8` from running on this machine, each with its remedy.",
@@ -23,9 +27,13 @@ COMMANDS = {
         "bench.roofline.command",
         "Predict from bytes alone how fast a model decodes with a BF16 and an FP8 KV cache, and where FP8 pays.",
     ),
+    "scales": (
+        "vllm_launch.scales.command",
+        "Measure the scales of an FP8 KV cache, for the key `kv_scales` of a profile.",
+    ),
     "serve": (
         "vllm_launch.cli",
-        "Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.",
+        "Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, fp8-stock, or a .yaml file) until Ctrl-C.",
     ),
 }
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, server
+from vllm_launch.resolved import Resolved
 from vllm_launch.terminal import console, exit_on_problems, signals_as_exit
 
 DEFAULT_PORT = 8000
@@ -37,7 +38,7 @@ CPU_ATTENTION = {
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the settings that vLLM chose as JSON on stdout.")
 def serve(profile_name, vllm_arguments, model, host, port, expose, run_dir, dry_run, as_json):
-    """Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, or a .yaml file) until Ctrl-C.
+    """Serve a model with PROFILE (baseline, fp8, fp8-skip-sliding, fp8-stock, or a .yaml file) until Ctrl-C.
 
     Anything after `--` goes to vLLM and wins over the profile: fp8-sinks serve fp8 -- --max-model-len 8192
     """
@@ -76,7 +77,11 @@ def summary(running: server.Server) -> dict:
         "url": plan.url,
         "model": plan.model.name,
         "profile": plan.profile,
-        "requested": {"kv_cache_dtype": plan.kv_cache_dtype, "attention_backends": plan.expected_backends},
+        "requested": {
+            "kv_cache_dtype": plan.kv_cache_dtype,
+            "attention_backends": plan.expected_backends,
+            "decoder": plan.decoder,
+        },
         "resolved": running.resolved.model_dump(),
         "start_s": round(running.start_s, 2),
         "log": str(running.log),
@@ -93,6 +98,7 @@ def resolved_table(running: server.Server) -> Table:
         "profile": plan.profile,
         "vLLM": f"{plan.vllm_version} on {plan.machine.name} ({plan.machine.family})",
         "attention backend": ", ".join(resolved.attention_backends),
+        **decoder_rows(plan, resolved),
         "KV cache": f"{resolved.kv_cache_dtype} (requested: {plan.kv_cache_dtype}), {capacity}",
         "CUDA graphs": resolved.cuda_graphs,
         **({"CPU attention": CPU_ATTENTION[resolved.cpu_attention]} if resolved.cpu_attention else {}),
@@ -102,3 +108,14 @@ def resolved_table(running: server.Server) -> Table:
     for name, value in rows.items():
         table.add_row(f"[bold]{name}[/bold]", value)
     return table
+
+
+def decoder_rows(plan: plans.Plan, resolved: Resolved) -> dict[str, str]:
+    """Rows of `resolved_table` on the decoder: none on a CPU, which has no choice."""
+    if plan.device == "cpu":
+        return {}
+    rows = {"decoder": f"{resolved.decoder}: {plan.decoder_reason}"}
+    if resolved.decoder != "stock":
+        rows["prefill, cache writer"] = f"{resolved.prefill}, {resolved.cache_writer}"
+        rows["KV scales"] = f"{plan.kv_scales} (sha256 {resolved.kv_scales})" if resolved.kv_scales else "none"
+    return rows

@@ -6,6 +6,8 @@ from vllm_launch.resolved import ANSI
 
 # (pattern, remedy), the most specific first: the first pattern that matches anywhere in the log decides.
 _REMEDIES: tuple[tuple[str, str], ...] = (
+    (r"Selected backend \S*CUSTOM is not valid for", "serve with `decoder: stock`, as profile fp8-stock does"),
+    (r"Backend CUSTOM must be registered before use", "our plugin failed: see the first error of fp8-sinks in the log"),
     (r"Selected backend \S+ is not valid for this configuration", "change or drop --attention-backend"),
     (r"No valid attention backend found", "no backend of this vLLM fits: change --kv-cache-dtype or vLLM"),
     (r"Unknown attention backend: ", "give --attention-backend one of the names listed"),

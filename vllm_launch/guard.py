@@ -65,8 +65,8 @@ REFUSED = (
     ("has a second name", "write --gpu-memory-utilization", ("device-memory-utilization",)),
 )
 OPTIONS = {option: (does, remedy) for does, remedy, options in REFUSED for option in options}
-# Options that preflight reads by their whole name: a prefix would escape its checks.
-PREFLIGHT_OPTIONS = ("kv-cache-dtype", "kv-cache-dtype-skip-layers", "gpu-memory-utilization")
+# Options that plan and preflight read by their whole name: a prefix would escape its checks.
+PREFLIGHT_OPTIONS = ("kv-cache-dtype", "kv-cache-dtype-skip-layers", "gpu-memory-utilization", "attention-backend")
 # Options that pass although they are a prefix of an option above.
 ALLOWED_PREFIXES = {*PREFLIGHT_OPTIONS, "data-parallel-size", "reasoning-parser"}
 
@@ -121,7 +121,8 @@ def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> 
     """
     for name in environment:
         if name in ours:
-            raise Problem("profile", f"env: {name} is set by the launcher", "take it out of the profile")
+            remedy = "take it out of the profile; `decoder` and `kv_scales` are keys of the profile itself"
+            raise Problem("profile", f"env: {name} is set by the launcher", remedy)
         if is_secret(name):
             message = f"env: {name} looks like a secret, and every user can read a profile"
             raise Problem("profile", message, "take it out of the profile")

@@ -10,11 +10,11 @@ from pathlib import Path
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import arguments, guard, model, software
+from vllm_launch import arguments, certificate, decoder, guard, model, software
 from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
-from vllm_launch.profile import Argument, Device, Profile
+from vllm_launch.profile import Argument, Decoder, Device, Profile
 from vllm_launch.redaction import is_secret
 
 KERNEL_CACHE = "FLASHINFER_WORKSPACE_BASE"
@@ -51,6 +51,7 @@ DROPPED = (
     *("VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST", "VLLM_MEDIA_CONNECTOR"),
     "VLLM_MODEL_REDIRECT_PATH",
     *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # how the server ends
+    *decoder.VARIABLES,  # the profile alone names the decoder
 )
 # Holds the environment's ninja, which FlashInfer's builds look up on PATH.
 PROGRAMS = Path(sys.executable).parent
@@ -60,7 +61,8 @@ class Plan(Strict):
     """One server, ready to be checked and started.
 
     command: the words to execute. environment: the variables to add to the caller's. nonce: a second served model name,
-    which only this server has. expected_backends: see Profile.
+    which only this server has. decoder: with the reason for it. kv_scales: the path of a scale file.
+    expected_backends: see Profile; our own for a decoder that is not stock.
     """
 
     profile: str
@@ -71,6 +73,9 @@ class Plan(Strict):
     host: str
     port: int
     nonce: str
+    decoder: Decoder
+    decoder_reason: str
+    kv_scales: str | None
     arguments: dict[str, Argument]
     command: list[str]
     environment: dict[str, str]
@@ -112,9 +117,13 @@ def make(
     settings = profile.device_settings(device)
     served = model.find(model_path or model.of_default(settings.default_model))
     layers = (profile.vllm, settings.vllm, profile.model_settings(served.name).vllm, arguments.parse(overrides or []))
-    merged = arguments.merge(_checked(arguments.merge(*layers)), extra or {})
-    guard.check_environment(settings.env, {*FIXED_ENVIRONMENT, *CACHE_VARIABLES})
+    chosen, reason = decoder.choose(profile, machine.family, certificate.decoder)
+    requested = _checked(arguments.merge(*layers))
+    merged = arguments.merge(requested, _backend_argument(requested, chosen), extra or {})
+    guard.check_environment(settings.env, {*FIXED_ENVIRONMENT, *CACHE_VARIABLES, *decoder.VARIABLES})
     nonce = f"fp8-sinks-{secrets.token_hex(8)}"
+    # A path in the server's working directory, the run folder; a name of its own for every start.
+    ours = decoder.environment(chosen, profile.kv_scales, record=f"{nonce}.json")
     return Plan(
         profile=profile.name,
         device=device,
@@ -124,6 +133,9 @@ def make(
         host=host,
         port=port,
         nonce=nonce,
+        decoder=chosen,
+        decoder_reason=reason,
+        kv_scales=profile.kv_scales,
         arguments=merged,
         command=[
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
@@ -132,9 +144,11 @@ def make(
             *([] if is_loopback(host) else ["--middleware", KEY_GATE]),
             *arguments.words(merged),
         ],
-        environment=settings.env | FIXED_ENVIRONMENT | _caches(cache_root) | {NONCE_VARIABLE: nonce},
+        environment=settings.env | FIXED_ENVIRONMENT | _caches(cache_root) | ours | {NONCE_VARIABLE: nonce},
         cache_root=str(cache_root),
-        expected_backends=profile.expected_backends(machine.family, vllm_version),
+        expected_backends=[decoder.BACKEND]
+        if chosen != "stock"
+        else profile.expected_backends(machine.family, vllm_version),
         start_timeout_s=settings.start_timeout_s,
     )
 
@@ -186,6 +200,21 @@ def _checked(merged: dict[str, Argument]) -> dict[str, Argument]:
     if not isinstance(layers, str | list):
         raise Problem("profile", f"kv-cache-dtype-skip-layers is {layers!r}, not layers", "write a list of layers")
     return merged
+
+
+def _backend_argument(requested: dict[str, Argument], chosen: Decoder) -> dict[str, Argument]:
+    """The argument that selects our attention backend; none for decoder stock.
+
+    Raises Problem("profile") for another backend than the decoder's, and for ours without a decoder.
+    """
+    named = requested.get("attention-backend")
+    if chosen != "stock" and named is not None:
+        message = f"--attention-backend {named}: decoder {chosen} has a backend of its own"
+        raise Problem("profile", message, "leave it out, or serve with `decoder: stock`, as profile fp8-stock does")
+    if str(named).upper() == decoder.BACKEND:
+        message = f"--attention-backend {named} is set by the launcher"
+        raise Problem("profile", message, "leave it out, and write `decoder: lowp` or `decoder: flashinfer`")
+    return {} if chosen == "stock" else {"attention-backend": decoder.BACKEND}
 
 
 def _caches(root: Path) -> dict[str, str]:

@@ -6,13 +6,14 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from flashinfer_patches.errors import Problem
-from vllm_launch import plugin, software
+from vllm_launch import decoder_checks, plugin, software
 from vllm_launch.machine import Machine
 from vllm_launch.plan import Plan, child_environment, is_loopback
 from vllm_launch.profile import Device
@@ -36,6 +37,7 @@ def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Prob
         lambda: _sinks(plan),
         lambda: _cpu(plan),
         lambda: _kv_dtype(plan),
+        *(partial(check, plan) for check in decoder_checks.CHECKS),
         lambda: _address(plan, expose),
         lambda: _folder(run_folder),
         lambda: _folder(Path(plan.cache_root)),

@@ -20,6 +20,8 @@ RUN_NAMES = re.compile(r"cache|plots|.*\.(json|md|log|gz)")
 SUITE_KEYS = {"greedy", "bench", "accuracy", "thresholds"}  # of profiles before benches had suites
 
 Device = Literal["cpu", "gpu"]
+Decoder = Literal["stock", "lowp", "flashinfer"]
+DecoderRequest = Literal["stock", "lowp", "flashinfer", "certified"]
 Argument = bool | int | float | str | list[str] | dict
 Backends = Annotated[list[str], Field(min_length=1)]
 
@@ -36,12 +38,18 @@ class ModelSettings(Strict):
 
 
 class Profile(Strict):
-    """lineage: the names of the profile and of those it extends, its own first."""
+    """lineage: the names of the profile and of those it extends, its own first.
+
+    decoder: who computes decode attention, on every GPU or by family, `other` for the rest. "certified": the decoder of
+    this GPU's certificate, stock without one. kv_scales: the path of a scale file.
+    """
 
     name: str
     lineage: list[str]
     description: str
     vllm: dict[str, Argument]
+    decoder: DecoderRequest | dict[str, DecoderRequest] = "stock"
+    kv_scales: str | None = None
     devices: dict[Device, DeviceSettings]
     backends: dict[str, Backends | dict[str, Backends]]
     models: dict[str, ModelSettings]
@@ -52,6 +60,13 @@ class Profile(Strict):
         if "other" not in models:
             raise ValueError("needs an entry `other`, for every model that is not named")
         return models
+
+    @field_validator("decoder")
+    @classmethod
+    def _no_decoder_for_a_cpu(cls, decoder):
+        if isinstance(decoder, dict) and "cpu" in decoder:
+            raise ValueError("has an entry for cpu, where the decoder is always stock")
+        return decoder
 
     def device_settings(self, device: Device) -> DeviceSettings:
         """Raises Problem("profile") where the profile is not for `device`."""
@@ -66,8 +81,19 @@ class Profile(Strict):
     def model_settings(self, model_name: str) -> ModelSettings:
         return self.models.get(model_name, self.models["other"])
 
+    def requested_decoder(self, family: str) -> DecoderRequest:
+        """The decoder requested on a device family; always stock on a CPU."""
+        if family == "cpu":
+            return "stock"
+        if isinstance(self.decoder, dict):
+            return self.decoder.get(family, self.decoder.get("other", "stock"))
+        return self.decoder
+
     def expected_backends(self, family: str, vllm_version: str) -> list[str]:
-        """The attention backends accepted on a GPU family; raises Problem("profile") where none is named."""
+        """The attention backends accepted on a GPU family with decoder stock.
+
+        Raises Problem("profile") where none is named.
+        """
         entry = self.backends.get(family)
         if isinstance(entry, dict):
             entry = entry.get(".".join(vllm_version.split(".")[:2]))
@@ -86,7 +112,10 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Profile:
-    """Read a profile by name, or from a path that ends in .yaml; its name is the file's. Raises Problem("profile")."""
+    """Read a profile by name, or from a path that ends in .yaml; its name is the file's. Raises Problem("profile").
+
+    A relative path in `kv_scales` is relative to the file that names it.
+    """
     path = yaml_file.find(LIBRARY, name)
     if not PLAIN_NAME.fullmatch(path.stem) or RUN_NAMES.fullmatch(path.stem):
         raise Problem(
@@ -96,8 +125,10 @@ def load(name: str) -> Profile:
         )
     _check_not_shipped_name(path)
     layers = yaml_file.layers(LIBRARY, path)
-    for layer_path, _ in layers:
+    for layer_path, content in layers:
         _check_not_shipped_name(layer_path)
+        if isinstance(content.get("kv_scales"), str):
+            content["kv_scales"] = str(layer_path.parent.absolute() / content["kv_scales"])
     content = reduce(yaml_file.merged, (content for _, content in layers), {})
     _check_keys(path, content)
     content |= {"name": path.stem, "lineage": [layer_path.stem for layer_path, _ in reversed(layers)]}

@@ -1,7 +1,8 @@
-"""The settings that a running vLLM server chose, read from its log.
+"""The settings that a running vLLM server chose, read from its log and from our plugin's record.
 
 A profile requests a backend and a KV cache dtype; vLLM may pick another backend without failing. `read` turns the log
-of a started server (default INFO level) into a `Resolved`, and `mismatches` compares it with the request.
+of a started server (default INFO level) and its record, if it has a decoder that is not stock, into a `Resolved`, and
+`mismatches` compares it with the request.
 
 The rules are written from the sources of vLLM 0.26.0, 0.32.0 (its CPU build) and 0.33.0.
 """
@@ -13,6 +14,8 @@ import re
 from typing import Literal, NamedTuple
 
 from flashinfer_patches.strict import Record
+from vllm_launch.decoder_record import DecoderRecord
+from vllm_launch.profile import Decoder
 
 SUPPORTED_VERSIONS = ("0.26.0", "0.32.0", "0.33.0")
 
@@ -33,6 +36,8 @@ class Resolved(Record):
     cpu_cache_writer: whether our rounding CPU cache writer is active.
     cpu_attention: how a CPU reads an FP8 cache: by vLLM's own FP8 kernel, or widened by our plugin for its kernel of
     model_dtype.
+    decoder, prefill, cache_writer, kv_format, kv_scales: as our plugin recorded them, see DecoderRecord; "stock" and
+    None without its attention backend.
     """
 
     RETIRED = ("max_concurrency", "kv_cache_gib", "weights_gib")
@@ -52,6 +57,11 @@ class Resolved(Record):
     cuda_graphs: str
     cpu_cache_writer: bool
     cpu_attention: Literal["native", "widened"] | None = None
+    decoder: Decoder = "stock"
+    prefill: str | None = None
+    cache_writer: str | None = None
+    kv_format: str | None = None
+    kv_scales: str | None = None
 
 
 Records = list[tuple[str, str]]
@@ -168,10 +178,11 @@ def _cuda_graphs(records: Records, configured: str) -> str | None:
     return mode if _matches(records, _CAPTURED) else None
 
 
-def read(log_text: str, vllm_version: str) -> Resolved:
+def read(log_text: str, vllm_version: str, record: DecoderRecord | None = None) -> Resolved:
     """Parse the log of one start of a server, at least up to when it was ready.
 
-    vllm_version: for example "0.33.0"; a local part such as "+cu130" is ignored.
+    vllm_version: for example "0.33.0"; a local part such as "+cu130" is ignored. record: our plugin's, which alone
+    states the decoder.
     Raises ValueError that names every missing setting, or if the log contradicts itself or `vllm_version`. No setting
     has a default.
     """
@@ -217,6 +228,7 @@ def read(log_text: str, vllm_version: str) -> Resolved:
         cuda_graphs=graphs,
         cpu_cache_writer=bool(_matches(records, _CPU_CACHE_WRITER)),
         cpu_attention=_single(records, _CPU_ATTENTION, "the CPU attention"),
+        **(record.model_dump(exclude={"version"}) if record else {}),
     )
 
 
@@ -237,13 +249,18 @@ class Mismatch(NamedTuple):
 
 
 def mismatches(
-    resolved: Resolved, expected_backends: list[str], kv_cache_dtype: str, kv_skip_layers: list[str]
+    resolved: Resolved,
+    expected_backends: list[str],
+    kv_cache_dtype: str,
+    kv_skip_layers: list[str],
+    decoder: Decoder = "stock",
+    kv_scales: str | None = None,
 ) -> list[Mismatch]:
     """Compare the server's settings with the request; an empty list means they agree.
 
     Every expected backend must be in use, and no other; an FP8 cache on a CPU must be written by our rounding writer,
-    since vLLM's own truncates, and the kernel that reads it must be logged. Raises ValueError if `expected_backends` is
-    empty.
+    since vLLM's own truncates, and the kernel that reads it must be logged. kv_scales: the sha256 of the scale file.
+    Raises ValueError if `expected_backends` is empty.
     """
     if not expected_backends:
         raise ValueError("expected_backends is empty: name the attention backends that the server is to use")
@@ -251,6 +268,10 @@ def mismatches(
     if set(resolved.attention_backends) != set(expected_backends):
         backends = ", ".join(expected_backends), ", ".join(resolved.attention_backends)
         pairs.append(Mismatch("attention backend", *backends))
+    if resolved.decoder != decoder:
+        pairs.append(Mismatch("decoder", decoder, resolved.decoder))
+    if resolved.kv_scales != kv_scales:
+        pairs.append(Mismatch("KV scales", kv_scales or "none", resolved.kv_scales or "none"))
     expected = canonical_kv_dtype(kv_cache_dtype, resolved.model_dtype)
     actual = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
     if expected != actual:

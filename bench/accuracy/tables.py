@@ -73,7 +73,12 @@ def answers(row: AccuracyRow, base: AccuracyRow) -> str | None:
 
 def first_cells(row: AccuracyRow, base: AccuracyRow) -> list[str]:
     """A row's cells under FIRST_HEADERS."""
-    return [md.text(row.profile), md.verdict(answers(row, base) or NO_RECORD), md.text(capacity(row, base))]
+    return [md.text(shown_profile(row)), md.verdict(answers(row, base) or NO_RECORD), md.text(capacity(row, base))]
+
+
+def shown_profile(row: AccuracyRow) -> str:
+    """The profile, with its decoder unless that is vLLM's own."""
+    return row.profile if row.decoder in (None, "stock") else f"{row.profile} (decoder {row.decoder})"
 
 
 def capacity(row: AccuracyRow, base: AccuracyRow, unit: str = "") -> str:
@@ -110,11 +115,12 @@ def failed(rows: Sequence[AccuracyRow]) -> list[str]:
 
 
 def not_as_requested(row: AccuracyRow) -> list[str]:
-    """Attention backends and KV cache dtype that vLLM resolved otherwise, as plain text."""
+    """Decoder, attention backends and KV cache dtype that vLLM resolved otherwise, as plain text."""
     if row.requested is None or row.resolved is None:
         return []
     sides, dtype = (row.requested, row.resolved), row.resolved.model_dtype
     settings = {
+        "decoder": [row.decoder, row.resolved.decoder],
         "attention backend": [", ".join(sorted(side.attention_backends)) for side in sides],
         "KV cache dtype": [canonical_kv_dtype(side.kv_cache_dtype, dtype) for side in sides],
     }

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,9 @@ from bench.kernels.request import KernelsRequest, KernelsRun, part_of, resolve
 from bench.kernels.result import GridName, KernelsResult
 from bench.record import run_folder
 from bench.record.command import run_in_folder
+from bench.record.files import write
 from flashinfer_patches.errors import Problem
+from flashinfer_patches.files import writing
 from vllm_launch.terminal import exit_on_problems
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -61,10 +64,15 @@ def _part(_context, _option, text: str | None) -> str | None:
     type=click.Path(path_type=Path),
     help="Join the results of all parts, files or run folders, in --run-dir; measures nothing. Repeat.",
 )
+@click.option(
+    "--validate",
+    is_flag=True,
+    help="Time nothing: the error of attention with an E4M3 cache, unscaled against scaled, on a CPU.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be measured and about how long; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.pass_obj
-def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume, parts, dry_run, as_json):
+def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume, parts, validate, dry_run, as_json):
     """Time decode attention kernels on this GPU, all on the same inputs, each time with its error; minutes.
 
     The run's own kernel cache is wiped and every kernel built anew. fa2-sinks needs a patched FlashInfer; vLLM's
@@ -72,6 +80,11 @@ def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume,
     """
     folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
     named = bool(kernels or grids or shapes or part)
+    if validate:
+        if named or resume or parts or dry_run:
+            raise click.UsageError("--validate takes --run-dir and --json alone")
+        _validate(folder, as_json)
+        return
     if parts:
         if named or resume or dry_run:
             raise click.UsageError("--join takes results and --run-dir alone")
@@ -111,6 +124,23 @@ def _request(kernels, grids, shapes, part: str | None) -> KernelsRequest:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--shape") from error
     return KernelsRequest(kind="kernels", kernels=sorted(set(kernels)), shapes=names, grids=grids, part=part)
+
+
+def _validate(folder: Path, as_json: bool) -> None:
+    """Write folder/validation.json and print its rows."""
+    if missing := [name for name in ("torch", "transformers") if not find_spec(name)]:
+        raise Problem("software", f"not installed: {', '.join(missing)}", "make setup; vLLM brings it")
+    from bench.kernels import validation
+
+    path = folder / "validation.json"
+    if path.exists():
+        raise Problem("file", f"{path} exists", "choose another --run-dir")
+    result = validation.run(["fp8-sinks", *sys.argv[1:]])
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write(result, path)
+    click.echo(result.model_dump_json(indent=1) if as_json else "\n".join(validation.lines(result.rows)))
+    click.echo(f"result: {path}", err=True)
 
 
 def _plan(run: KernelsRun) -> Iterator[str]:

@@ -31,7 +31,7 @@ class BuildKey(NamedTuple):
 
 @dataclass
 class Failures:
-    """Why a kernel is not tried: builds that failed, or a GPU that this process can no longer use."""
+    """What keeps kernels from running: builds that failed, or a GPU that this process can no longer use."""
 
     builds: dict[BuildKey, str] = field(default_factory=dict)
     gpu: str | None = None
@@ -101,7 +101,7 @@ def _large_caches(pages: int) -> dict:
 
 
 def _figures(kernel: DecodeKernel, data, expected) -> dict:
-    """The fastest setting's samples, and the error of the output of its timed calls."""
+    """Time, samples and error of the fastest setting."""
     from bench.kernels import timing
     from lowp.paged import inputs
 
@@ -119,7 +119,7 @@ def _figures(kernel: DecodeKernel, data, expected) -> dict:
 
 
 def _served_figures(kernel: DecodeKernel, data, expected) -> dict:
-    """The shortest times, back to back and between additions, each of its best setting; the error of the first's."""
+    """Each time of the setting that is fastest by it; rel_l2 and setting are those of time_us."""
     from bench.kernels import timing
     from lowp.paged import inputs
 

@@ -1,4 +1,4 @@
-"""The kernels that are measured, and how each is called. Imports a kernel's library only to prepare it."""
+"""The kernels that are measured, ours and its peers, and how each is called. Imports a library only to call it."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -22,9 +22,9 @@ PDL, NO_PDL = "PDL", "no PDL"  # programmatic dependent launch: a kernel starts 
 class DecodeKernel(NamedTuple):
     """A decode kernel with one storage format.
 
-    source: the library. sinks: whether it computes them. patched: whether it needs FlashInfer patched by our series.
-    prepare: makes a call for each layer, which writes that layer's out, from inputs and a setting. settings: all are
-    timed, the fastest counts.
+    source: its library. sinks: whether it computes them. patched: whether it needs FlashInfer patched by our series.
+    prepare: makes a call for each layer, which writes that layer's out, from inputs, storage format, setting and sinks.
+    settings: names of ways to call it; all are timed, and a row has the fastest.
     """
 
     name: str

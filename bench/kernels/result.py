@@ -12,12 +12,12 @@ from flashinfer_patches.strict import NotNegative, Positive, Strict
 from lowp.paged.shapes import HEAD_DIM, LAYOUT, QUERY_FORMAT, Layout, Shape, drawn, even
 
 GridName = Literal["standard", "server", "random"]
-# Left out of rows that are not of the standard grid where they have their default: there are thousands.
-LEFT_OUT = ("head_dim", "query_tokens", "query_format", "samples_us", "setting", "error", "part")
+# Rows of the other grids, thousands of them, are written without those of these fields that have their default.
+OMITTED_DEFAULTS = ("head_dim", "query_tokens", "query_format", "samples_us", "setting", "error", "part")
 
 
 class Geometry(Strict):
-    """The defaults of the rows, which may differ in head_dim, layout and query.
+    """Sizes that all rows share, but for head_dim, layout and query format, which a row may override.
 
     layout: as FlashInfer names a cache's axes.
     """
@@ -62,17 +62,22 @@ class Skipped(Strict):
 
 
 class KernelRow(Strict):
-    """One kernel at one shape: `batch` requests of `context` tokens, each with `query_tokens` query tokens.
+    """One kernel, with one storage format of the cache, at one shape: its times and its error, or why it failed.
 
-    lengths: equal; drawn by `shapes.drawn`, near or uniform, the longest of `context` tokens; or each request's.
-    window_left: tokens read before the newest, -1 for all. table_tokens: tokens that the block table has room for, None
-    for context. layout: of the cache; interleaved is HND with each token's keys and values side by side. kv_bytes:
-    keys, values and scales that a call must read.
-    time_us: microseconds per call, back to back; in the standard grid the median of samples_us. between_us: the same
-    with a small addition after each call, less the addition; measured in the other grids. rel_l2: error of the timed
-    calls' outputs, |out - exact| / |exact|, against float64 attention over the cache as stored, in the first and last
-    two requests and the longest. setting: the fastest of the kernel's settings, by time_us. A kernel that failed has
-    `error` and no figures. part: of a joined result, counted from 1.
+    The shape:
+        batch, context: requests, and tokens of the longest. query_tokens: of each request.
+        lengths: "equal", all of `context` tokens; "near" or "uniform", drawn by `lowp.paged.shapes.drawn`; or a list.
+        window_left: tokens before the newest that are read, -1 for all.
+        table_tokens: tokens that the block table has room for, None for as many as `context`.
+        layout: of the cache; interleaved is HND with each token's keys and values side by side.
+        kv_bytes: keys, values and scales that a call must read.
+    What was measured, None if it failed:
+        time_us: microseconds per call, calls back to back. samples_us: in the standard grid, those it is the median of.
+        between_us: in the other grids, the same with a small addition after each call, less the addition.
+        rel_l2: |out - exact| / |exact| of the timed calls' outputs, where exact is float64 attention over the stored
+            cache, in the first and last two requests and the longest.
+        setting: the fastest of the kernel's settings, by time_us.
+    error: why the kernel failed. part: which part of a joined result the row is from, counted from 1.
     """
 
     kernel: str
@@ -151,12 +156,16 @@ class KernelRow(Strict):
         fields = handler(self)
         if self.grid == "standard":
             return fields
-        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in LEFT_OUT}
+        defaults = {
+            name: type(self).model_fields[name].get_default(call_default_factory=True) for name in OMITTED_DEFAULTS
+        }
         return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
 
 class KernelsResult(Envelope):
-    """read_ceiling_bytes_per_s: the fastest read-only sweep of the run; of a joined result the highest of its parts'.
+    """A run of the kernel bench, or its parts joined.
+
+    read_ceiling_bytes_per_s: the fastest read-only sweep of the run; of a joined result the highest of its parts'.
 
     part: which part of its grids the run measured, as on the command line; None for all, or all parts joined.
     part_ceilings: of a joined result, the read ceiling of each part. cache_wiped_bytes: wiped before the builds.

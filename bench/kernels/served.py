@@ -21,7 +21,7 @@ from bench.report import markdown as md
 from bench.report.numbers import number
 from lowp.paged.shapes import LAYOUT, Shape
 
-SHORT_TOKENS = 64  # rows of fewer are a class of their own: the chain of latencies decides, not the bytes
+SHORT_TOKENS = 64  # shapes of fewer have their own bounds: latency decides, not bytes
 MOST_NAMED = 8  # misses that a line names
 NOTE = (
     "Block table for 131,072 tokens, keys and values of a token side by side; near: lengths within 64 tokens, uniform:"
@@ -31,7 +31,7 @@ NOTE = (
 
 
 class Quantiles(NamedTuple):
-    """Quantiles of times over the law; p95: the least of the values that 95% do not exceed."""
+    """Quantiles of ratios to the law. p95: the least of the ratios that 95% do not exceed."""
 
     median: float
     p95: float
@@ -39,12 +39,15 @@ class Quantiles(NamedTuple):
 
 
 class Rival(NamedTuple):
-    """Peers that our kernel is held against. kv_format: of our cache. most: of our time over that of their fastest."""
+    """A group of other kernels; at each shape our kernel is compared with the fastest of them.
+
+    kv_format: of our cache. includes: whether a row is of the group. max_ratio: bound of our time over theirs.
+    """
 
     kv_format: str
     name: str
-    counts: Callable[[KernelRow], bool]
-    most: float
+    includes: Callable[[KernelRow], bool]
+    max_ratio: float
 
 
 BOUNDS = {QUANTISED: Quantiles(1.03, 1.12, 1.20), BASE: Quantiles(1.02, 1.12, 1.20)}
@@ -74,7 +77,7 @@ def bounds(row: KernelRow) -> Quantiles:
 
 
 def page(result: KernelsResult, rows: list[KernelRow]) -> list[str]:
-    """Quantiles against the law, rivals, and the misses by name; no block where our kernel was not measured."""
+    """Our kernel against the law and its rivals, and where it misses a bound; empty where it was not measured."""
     measured = [row for row in rows if row.kernel == OURS and not row.error]
     if not measured:
         return []
@@ -86,12 +89,12 @@ def page(result: KernelsResult, rows: list[KernelRow]) -> list[str]:
     lost = [
         (ratio, f"{_label(row.shape)} {rival.kv_format} against {rival.name}")
         for rival in RIVALS
-        for row, ratio in _against(rows, rival)
-        if ratio > rival.most
+        for row, ratio in _ratios(rows, rival)
+        if ratio > rival.max_ratio
     ]
     law = f"Over {BOUNDS[BASE].worst:g} of the law, or {SHORT_BOUNDS.worst:g} under {SHORT_TOKENS} tokens:"
     blocks = [_law_table(result, measured), *_rival_table(rows), NOTE]
-    return [*blocks, *_named(law, misses), *_named("Slower than a peer, beyond the bound:", lost)]
+    return [*blocks, *_worst_misses(law, misses), *_worst_misses("Slower than a peer, beyond the bound:", lost)]
 
 
 def details(result: KernelsResult, rows: list[KernelRow]) -> list[str]:
@@ -148,28 +151,28 @@ def _law_table(result: KernelsResult, measured: list[KernelRow]) -> str:
 def _rival_table(rows: list[KernelRow]) -> list[str]:
     lines = []
     for rival in RIVALS:
-        if pairs := _against(rows, rival):
+        if pairs := _ratios(rows, rival):
             worst_row, worst = max(pairs, key=lambda pair: pair[1])
             cell = f"{worst:.2f} at {_label(worst_row.shape)}"
             middle = f"{median(ratio for _, ratio in pairs):.2f}"
             lines.append([f"{OURS} {rival.kv_format}", rival.name, str(len(pairs)), middle])
-            lines[-1].append(f"**{cell}**" if worst > rival.most else cell)
+            lines[-1].append(f"**{cell}**" if worst > rival.max_ratio else cell)
     headers = ["", "against", "shapes", "our time / theirs, median", "worst"]
     return [md.table(headers, lines)] if lines else []
 
 
-def _against(rows: list[KernelRow], rival: Rival) -> list[tuple[KernelRow, float]]:
-    """Our rows where a rival was measured, each with our time over that of the fastest."""
+def _ratios(rows: list[KernelRow], rival: Rival) -> list[tuple[KernelRow, float]]:
+    """Our measured rows where a rival was measured too, each with our time over its fastest kernel's."""
     peers, pairs = peers_by_shape(rows), []
     for row in rows:
         if (row.kernel, row.kv_format) == (OURS, rival.kv_format) and not row.error:
-            fastest = next(filter(rival.counts, peers.get(row.shape, [])), None)
+            fastest = next(filter(rival.includes, peers.get(row.shape, [])), None)
             pairs += [(row, row.time_us / fastest.time_us)] if fastest else []
     return pairs
 
 
-def _named(title: str, misses: list[tuple[float, str]]) -> list[str]:
-    """One block with the worst misses by name, and how many more there are; none without misses."""
+def _worst_misses(title: str, misses: list[tuple[float, str]]) -> list[str]:
+    """The MOST_NAMED worst misses in a line, and how many more there are; empty without misses."""
     if not misses:
         return []
     names = [f"{name} {ratio:.2f}" for ratio, name in sorted(misses, reverse=True)]

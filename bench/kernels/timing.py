@@ -96,7 +96,7 @@ def _addition() -> Call:
 
 
 @cache
-def _flushed() -> tuple:
+def _flush_buffers() -> tuple:
     import torch
 
     values = torch.zeros(FLUSH_BYTES // 4, device="cuda")
@@ -106,7 +106,7 @@ def _flushed() -> tuple:
 def _flush() -> None:
     import torch
 
-    values, total = _flushed()
+    values, total = _flush_buffers()
     torch.sum(values, 0, out=total)
 
 

@@ -11,14 +11,15 @@ from bench.servers.client import Endpoint
 from bench.suite import Suite
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
-from vllm_launch import provenance, redaction
+from vllm_launch import decoder, provenance, redaction
 from vllm_launch.machine import Machine
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
 from vllm_launch.plan import CACHE_VARIABLES, Plan
 
 FILE = "digest.json"  # in a profile's folder
-PER_RUN = (*CACHE_VARIABLES, NONCE_VARIABLE)  # variables that differ from run to run: paths of caches, a nonce
+# Variables that differ from run to run: paths of caches, a nonce, a file named by it.
+PER_RUN = (*CACHE_VARIABLES, NONCE_VARIABLE, decoder.RECORD)
 DIGEST = TypeAdapter(dict[str, str])
 SHOWN = 3  # differences in a message
 
@@ -33,6 +34,7 @@ def compute(plan: Plan, suite: Suite) -> dict[str, str]:
     digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in PER_RUN}
     digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan).items()}
     digest |= {"FlashInfer patch set": provenance.patch(), "attention backends": plan.expected_backends}
+    digest |= {"KV scales": scales} if (scales := decoder.scales_hash(plan.kv_scales)) else {}
     return _as_texts(digest | _of_run(plan.machine, plan.model, suite), plan.model)
 
 

@@ -155,7 +155,7 @@ def make_plan(folder: Path, request: Request, profile: Profile, extra: dict[str,
     """A plan on a free loopback port, with the run's caches. extra: vLLM arguments beside the profile's."""
     return plans.make(
         profile,
-        port=_free_port(),
+        port=free_port(),
         cache_root=folder / run_folder.CACHE,
         model_path=request.model,
         overrides=request.overrides,
@@ -195,6 +195,7 @@ def measure_entries(
     The folder is locked (run_folder.opened), and problems() is empty.
     """
     _warn_of_load(run)
+    _print_certified(run)
     source = step(run.folder / PROVENANCE, Provenance, lambda: provenance.collect(run.machine, command, run.plan))
     failures: dict[str, FailedStep] = {}
 
@@ -247,7 +248,15 @@ def _warn_of_load(run: Run) -> None:
         )
 
 
-def _free_port() -> int:
+def _print_certified(run: Run) -> None:
+    """A line for each profile whose decoder depends on this GPU's certificate."""
+    for entry in run.in_order():
+        if isinstance(entry, ProfileEntry) and entry.profile.requested_decoder(run.machine.family) == "certified":
+            run.print_line(f"{entry.name}: decoder {entry.plan.decoder}: {entry.plan.decoder_reason}")
+
+
+def free_port() -> int:
+    """A port of loopback that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

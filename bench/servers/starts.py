@@ -100,7 +100,8 @@ def ready_starts(entry: ProfileEntry) -> dict[str, ReadyStart]:
 
 
 def row_settings(entry: ProfileEntry) -> dict:
-    """`requested`, `resolved` and `starts` of a result's row: of the warm start, or else of the cold or scored one.
+    """`decoder`, `requested`, `resolved` and `starts` of a result's row: of the warm start, or else of the cold or
+    scored one.
 
     Without any start the command is empty: none was executed.
     """
@@ -114,6 +115,7 @@ def row_settings(entry: ProfileEntry) -> dict:
     else:
         request = requested(entry.plan).model_copy(update={"command": []})
     return {
+        "decoder": entry.plan.decoder,
         "requested": request,
         "resolved": shown.resolved if shown else None,
         "starts": [ready.start for ready in starts.values()],

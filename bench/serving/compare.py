@@ -1,7 +1,7 @@
 """`fp8-sinks bench compare A B`: two profiles of result files side by side, B over A, with noise and accuracy.
 
-Only the requested KV cache may differ, and what follows from it. Any other difference is refused, or forced and
-marked. Law: a speed is shown only beside an accuracy record.
+Only the requested KV cache and its decoder may differ, and what follows from them. Any other difference is refused, or
+forced and marked. Law: a speed is shown only beside an accuracy record.
 """
 
 import json
@@ -42,21 +42,24 @@ def compare(a: str, b: str, read: Callable[[Path], Any], *, force: bool = False,
     """The comparison of B with A as text or JSON. a, b: a result file, or FILE:PROFILE; read: reads a result file.
 
     Profiles of the same name are paired, unless both are named. Raises Problem("compare") with the list where the
-    two differ in more than the KV cache and `force` is not given, Problem("file") for a file that is no result, and
-    click.UsageError for an absent profile and for nothing to pair.
+    two differ in more than the KV cache and its decoder and `force` is not given, Problem("file") for a file that is no
+    result, and click.UsageError for an absent profile and for nothing to pair.
     """
     pairs, unpaired = pairs_of(a, b, read)
     lines = _difference_lines(pairs)
     if lines and not force:
         raise Problem(
             "compare",
-            f"{a} and {b} differ in more than the KV cache:\n" + "\n".join(lines),
+            f"{a} and {b} differ in more than the KV cache and its decoder:\n" + "\n".join(lines),
             "compare runs of one machine, model, software and flags, or add --force to compare them nevertheless",
         )
     records = [record(*pair) for pair in pairs]
     if as_json:
         return json.dumps({"a": a, "b": b, "forced": bool(lines), "not_paired": unpaired, "pairs": records}, indent=1)
-    forced = ["FORCED: A and B differ in more than the KV cache; the ratios do not measure it alone:", *lines]
+    forced = [
+        "FORCED: A and B differ in more than the KV cache and its decoder; the ratios do not measure those alone:",
+        *lines,
+    ]
     texts = ["\n".join(forced)] if lines else []
     texts += [as_text(pair, forced=bool(lines)) for pair in records]
     texts += [f"Only in {side.upper()}, not compared: {', '.join(names)}" for side, names in unpaired.items() if names]
@@ -212,6 +215,7 @@ def _head(name: str, side: dict) -> list[str]:
 def _resolved(sides: tuple[dict, dict]) -> list[list[str]]:
     readers = {
         "KV cache": lambda settings: settings["kv_cache"],
+        "decoder": lambda settings: settings["decoder"],
         "attention backend": lambda settings: ", ".join(settings["attention_backends"]),
         "CUDA graphs": lambda settings: settings["cuda_graphs"],
     }

@@ -23,7 +23,18 @@ from bench.serving.tables import RATE_FIELDS, kv_cache, samples, shown_points
 PERCENTS = (50, 95, 99)
 LATENCY_COLUMNS = [f"{name}_p{percent}_ms" for name in request_times.Latencies._fields for percent in PERCENTS]
 CSV_COLUMNS = [
-    *("result", "created", "model", "machine", "profile", "kv_cache", "accuracy", "accuracy_record", "not_measured"),
+    *(
+        "result",
+        "created",
+        "model",
+        "machine",
+        "profile",
+        "decoder",
+        "kv_cache",
+        "accuracy",
+        "accuracy_record",
+        "not_measured",
+    ),
     *("depth", "prompt", "output", "context", "concurrency", "repeats"),
     *RATE_FIELDS,
     *("requests", "failed", "requests_per_s", "output_tok_s", *LATENCY_COLUMNS),
@@ -68,6 +79,7 @@ def _described(result: ServingResult, row: ServingRow, attempt: Attempt) -> dict
     base = base_of(result.rows)
     return {
         "machine": result.provenance.machine.name if row.requested else None,  # a server elsewhere
+        "decoder": row.decoder,
         "kv_cache": kv_cache(row.resolved) if row.resolved else None,
         "accuracy": outcome(row, base),
         "accuracy_record": answers(row, base),

@@ -51,7 +51,7 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     run.show_steps(steps(run))
     command = [_hidden(run, word) for word in command]
     kind = partial(ServingResult, slo=run.request.slo, grid=run.suite.grid, reference_model=_reference_model(run))
-    with book_server() as book_url:
+    with book_server(longest_context(run.suite.grid)) as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result
@@ -157,6 +157,7 @@ def _row(run: Run, entry: ExternalEntry, failure: FailedStep | None) -> ServingR
     return ServingRow(
         profile=entry.name,
         description=entry.description,
+        decoder=None,
         requested=None,
         resolved=None,
         wiped=None,

@@ -34,7 +34,7 @@ def execute(run: Run, command: list[str]) -> ServingResult:
     """
     run.show_steps(steps(run))
     kind = partial(ServingResult, slo=run.request.slo, grid=run.suite.grid)
-    with book_server() as book_url:
+    with book_server(longest_context(run.suite.grid)) as book_url:
         result = runs.measure_entries(run, command, kind, partial(_measure, run, book_url), partial(_row, run))
     rates.check(result)
     return result

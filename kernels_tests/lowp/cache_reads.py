@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels_tests.lowp import cache_writes
-from kernels_tests.lowp.cache_writes import GUARD, LAYOUTS, POISON, canonical, memory_of, moved
+from kernels_tests.lowp.memory import LAYOUTS, caches
 from lowp.formats import FORMATS
 from lowp.paged.layouts import as_bits, axes_of, in_nhd
+from lowp.paged.memory import canonical, memory_of, moved, poisoned
 from lowp.paged.tables import block_table
 
 POISON_PAGE = 2**30  # a block table entry that must never be followed
@@ -57,15 +57,7 @@ def build(case: Case, device: str = "cpu") -> dict:
     table, pages = block_table(columns, width + 2, random, spare_pages=3, unused=POISON_PAGE)
     for row, (first, end) in zip(table, columns, strict=True):
         row[first : min(case.shared, end)] = table[0, first : min(case.shared, end)]
-    memory = cache_writes.Case(
-        pages=pages,
-        page_size=size,
-        kv_heads=case.kv_heads,
-        head_dim=case.head_dim,
-        kv_format=case.kv_format,
-        layout=case.layout,
-    )
-    k_cache, v_cache = cache_writes.cache(memory)
+    k_cache, v_cache = caches(case.layout, case.kv_format, pages, size, case.kv_heads, case.head_dim)
     for cache in (k_cache, v_cache):
         bits = as_bits(cache)
         limit = 2 ** (8 * bits.element_size())
@@ -91,13 +83,10 @@ def build(case: Case, device: str = "cpu") -> dict:
 
 def outputs(case: Case, rows: int) -> list[torch.Tensor]:
     """Make the rows of K and V as views of poisoned memory."""
-    size = (rows, case.kv_heads, case.head_dim)
-    count = 2 * torch.Size(size).numel() * (2 if case.joined else 1)
-    memories = [torch.full((count + 2 * GUARD,), POISON, dtype=torch.uint8) for _ in range(1 if case.joined else 2)]
-    tensors = [memory[GUARD:-GUARD].view(FORMATS[case.out].dtype) for memory in memories]
+    size, dtype = (case.kv_heads, case.head_dim), FORMATS[case.out].dtype
     if case.joined:
-        return list(tensors[0].view(rows, 2, *size[1:]).unbind(1))
-    return [tensor.view(size) for tensor in tensors]
+        return list(poisoned((rows, 2, *size), dtype).unbind(1))
+    return [poisoned((rows, *size), dtype) for _ in range(2)]
 
 
 def scale(case: Case, granularity: str, cache: torch.Tensor, random: torch.Generator) -> torch.Tensor | None:

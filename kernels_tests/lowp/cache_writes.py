@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels_tests.lowp.memory import LAYOUTS, caches
 from lowp.formats import FORMATS
-from lowp.paged.layouts import as_bits, axes_of, k_and_v, tensor_sizes
+from lowp.paged.layouts import as_bits, axes_of
+from lowp.paged.memory import canonical, memory_of, moved
 
-POISON = 0xA5  # in every byte of memory before the write; no NaN in any format
-GUARD = 512  # bytes around the cache
-LAYOUTS = ("NHD", "HND", "interleaved", "NHD interleaved", "HND, K and V in a page")
 MARGIN = 2.0**-21  # of fp32 arithmetic: rotation and division, relative to the terms
 
 
@@ -56,7 +55,7 @@ def build(case: Case, device: str = "cpu") -> dict:
     q, k, v = values.to(FORMATS[case.inputs].dtype).split([case.query_heads, case.kv_heads, case.kv_heads], dim=1)
     slots = torch.randperm(case.pages * case.page_size, generator=random)[: case.slots]
     slots[torch.rand(case.slots, generator=random) < case.skipped] = -1
-    k_cache, v_cache = cache(case)
+    k_cache, v_cache = caches(case.layout, case.kv_format, case.pages, case.page_size, case.kv_heads, case.head_dim)
     arguments = {
         "k": k,
         "v": v,
@@ -76,55 +75,10 @@ def build(case: Case, device: str = "cpu") -> dict:
     return moved(arguments, device)
 
 
-def cache(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make K and V as views of poisoned memory, with a guard at its ends."""
-    sizes = [(case.pages, 2, case.kv_heads, case.page_size, case.head_dim)]
-    if case.layout in LAYOUTS[:4]:
-        sizes = tensor_sizes(case.layout, case.pages, case.page_size, case.kv_heads, case.head_dim)
-    kv_format, tensors = FORMATS[case.kv_format], []
-    for size in sizes:
-        count = torch.Size(size).numel() * kv_format.bytes
-        memory = torch.full((count + 2 * GUARD,), POISON, dtype=torch.uint8)
-        tensors.append(memory[GUARD:-GUARD].view(kv_format.dtype).view(size))
-    return k_and_v(tensors, case.head_dim) if len(tensors[0].shape) == 4 else tuple(tensors[0].unbind(1))
-
-
 def scale(case: Case, random: torch.Generator) -> torch.Tensor | None:
     shapes = {"none": None, "tensor": (1,), "head": (case.kv_heads,)}
     shape = shapes[case.granularity]
     return None if shape is None else 0.3 + torch.rand(shape, generator=random)
-
-
-def memory_of(tensor: torch.Tensor) -> torch.Tensor:
-    """All bytes of the memory that a tensor is a view of."""
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-
-
-def moved(arguments: dict, device: str) -> dict:
-    """Copy tensors to a device with the memory around them; views of one memory stay so."""
-    memories: dict[int, torch.Tensor] = {}
-
-    def move(x):
-        if not isinstance(x, torch.Tensor):
-            return x
-        memory = memories.setdefault(x.untyped_storage().data_ptr(), memory_of(x).to(device, copy=True))
-        return torch.empty(0, dtype=x.dtype, device=device).set_(
-            memory.untyped_storage(), x.storage_offset(), x.shape, x.stride()
-        )
-
-    return {name: move(x) for name, x in arguments.items()}
-
-
-def strided(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values with the last two axes exchanged in memory."""
-    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def entry(tensor: torch.Tensor, index: int | tuple[int, ...], value: int) -> torch.Tensor:
-    """A copy with one other entry."""
-    changed = tensor.clone()
-    changed[index] = value
-    return changed
 
 
 # ---- what must be there after the call
@@ -229,19 +183,6 @@ def nearest(x: torch.Tensor, kv_format) -> torch.Tensor:
     code = torch.where(x.isnan(), sign_bit - 1, code)
     integers = torch.uint8 if kv_format.bytes == 1 else torch.uint16
     return code.to(torch.int32).to(integers).view(kv_format.dtype)
-
-
-def canonical(kv_cache: torch.Tensor) -> torch.Tensor:
-    """The bits of a cache, every NaN in one form: its sign and payload mean nothing."""
-    if kv_cache.dtype == torch.int8:
-        return as_bits(kv_cache)
-    mask, infinity = {
-        torch.float8_e4m3fn: (0x7F, 0x7E),
-        torch.bfloat16: (0x7FFF, 0x7F80),
-        torch.float16: (0x7FFF, 0x7C00),
-    }[kv_cache.dtype]
-    bits = as_bits(kv_cache)
-    return torch.where((bits & mask) > infinity, mask, bits)
 
 
 def outside(result: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:

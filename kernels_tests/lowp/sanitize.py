@@ -6,16 +6,18 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-
 compute-sanitizer --tool racecheck $ours python -m kernels_tests.lowp.sanitize
 compute-sanitizer --tool synccheck $ours python -m kernels_tests.lowp.sanitize
 
+`sanitize 1/4` checks every fourth case: parts may run side by side.
 The kernels of the reference are left out, and so are API errors: cuda.bindings asks the driver for functions that it
 may lack. Without torch's caching every tensor is an allocation of its own, whose bounds memcheck checks.
 """
 
+import sys
 from dataclasses import replace
 
 import torch
 
-from kernels_tests.lowp import tight
 from lowp.jit.device import Device
+from lowp.paged import tight
 from lowp.paged.cases import Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import launch as launching
@@ -110,7 +112,7 @@ def check(case, launch=None):
 
 
 if __name__ == "__main__":
-    for case in CASES:
-        check(case)
-    for launch, case in fixed_launches():
+    part, parts = map(int, sys.argv[1].split("/")) if sys.argv[1:] else (1, 1)
+    checks = [(case, None) for case in CASES] + [(case, launch) for launch, case in fixed_launches()]
+    for case, launch in checks[part - 1 :: parts]:
         check(case, launch)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from kernels_tests.lowp.cache_reads import POISON_PAGE, Case, build, cases, problems
-from kernels_tests.lowp.cache_writes import LAYOUTS, canonical, moved
+from kernels_tests.lowp.memory import LAYOUTS, captured
 from lowp.cache_read import cache_read
 from lowp.formats import dequantize
 from lowp.paged.layouts import as_bits
+from lowp.paged.memory import canonical, moved
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_each_device = pytest.mark.parametrize("device", DEVICES)
@@ -154,11 +155,7 @@ def test_entries_out_of_range_touch_no_other_memory():
 def test_a_graph_sees_other_lengths_tables_and_scales(overlap, granularity):
     case = dataclasses.replace(WINDOWS, granularity=granularity, layout="interleaved")
     arguments = build(case, "cuda")
-    cache_read(**arguments, overlap=overlap)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        cache_read(**arguments, overlap=overlap)
+    graph = captured(lambda: cache_read(**arguments, overlap=overlap))
     for starts, ends in (((70, 1, 0, 0, 40), (197, 128, 127, 1, 55)), ((3, 0, 9, 0, 40), (3, 0, 19, 0, 41))):
         changed = build(dataclasses.replace(case, starts=starts, ends=ends, seed=1), "cuda")
         for name in ("starts", "ends", "cu_out", "k_scale", "v_scale", "k_cache", "v_cache"):

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
+from kernels_tests.lowp.cache_mistakes import CACHE_MISTAKES, check_refused
 from kernels_tests.lowp.cache_reads import Case, build
-from kernels_tests.lowp.cache_writes import entry, memory_of, strided
+from kernels_tests.lowp.memory import replaced, strided
 from kernels_tests.lowp.stand_ins import without_memory
 from lowp.cache_read import cache_read
 
@@ -14,7 +15,7 @@ CASE = Case((37, 5, 100), starts=(0, 2, 40), granularity="head")
 INT8 = Case(kv_format="int8", granularity="channel", v_granularity="head")
 
 
-MISTAKES = {
+MISTAKES = CACHE_MISTAKES | {
     "fp32 rows": (lambda a: {"k_out": a["k_out"].float()}, TypeError, "k_out has dtype torch.float32"),
     "unequal dtypes": (lambda a: {"v_out": a["v_out"].half()}, TypeError, "v_out has dtype torch.float16; expected k_"),
     "unequal rows": (lambda a: {"v_out": a["v_out"][1:]}, ValueError, "v_out has shape .* expected k_out's"),
@@ -26,22 +27,9 @@ MISTAKES = {
     ),
     "row strides": (lambda a: {"k_out": strided(a["k_out"])}, ValueError, "k_out has strides"),
     "rows elsewhere": (lambda a: {"v_out": a["v_out"].to("meta")}, ValueError, "v_out is on meta"),
-    "layout": (lambda a: {"layout": "NDH"}, ValueError, "layout is 'NDH'; expected NHD, HND"),
     "other layout": (lambda a: {"layout": "NHD"}, ValueError, "k_cache has shape .* with k_out's 2 heads"),
-    "bytes": (lambda a: {"k_cache": a["k_cache"].view(torch.uint8)}, TypeError, "k_cache has dtype torch.uint8"),
-    "cache strides": (lambda a: {"v_cache": strided(a["v_cache"])}, ValueError, "v_cache has strides"),
-    "unequal caches": (lambda a: {"v_cache": a["v_cache"][1:]}, ValueError, "expected the same"),
     "no pages": (lambda a: {n: a[n][:0] for n in ("k_cache", "v_cache")}, ValueError, "no pages; expected one or more"),
-    "page size": (
-        lambda a: {n: a[n][:, :, :12] for n in ("k_cache", "v_cache")},
-        NotImplementedError,
-        "page size is 12; this kernel has powers of two",
-    ),
-    "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
-    "scale dtype": (lambda a: {"v_scale": a["v_scale"].half()}, TypeError, "v_scale is torch.float16"),
-    "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
     "scale strides": (lambda a: {"k_scale": torch.ones(4)[::2]}, ValueError, r"\(2,\) or \(2, 64\) contiguous"),
-    "scale device": (lambda a: {"k_scale": a["k_scale"].to("meta")}, ValueError, "k_scale is on meta"),
     "channels of e4m3": (
         lambda a: {"k_scale": torch.ones(2, 64)},
         NotImplementedError,
@@ -57,49 +45,45 @@ MISTAKES = {
     "table shape": (lambda a: {"block_table": a["block_table"][:2]}, ValueError, "block_table has shape"),
     "table strides": (lambda a: {"block_table": strided(a["block_table"])}, ValueError, "with contiguous rows"),
     # entries
-    "negative start": (lambda a: {"starts": entry(a["starts"], 1, -1)}, ValueError, "starts has -1"),
-    "negative end": (lambda a: {"ends": entry(a["ends"], 1, -1)}, ValueError, "ends -1 to 100"),
-    "end past the table": (lambda a: {"ends": entry(a["ends"], 2, 161)}, ValueError, "5 to 161; expected 0 to 160"),
-    "rows past the output": (lambda a: {"cu_out": entry(a["cu_out"], 3, 106)}, ValueError, "from 0 to 105"),
-    "decreasing rows": (lambda a: {"cu_out": entry(a["cu_out"], 1, 41)}, ValueError, "expected not decreasing"),
-    "negative row": (lambda a: {"cu_out": entry(a["cu_out"], 0, -1)}, ValueError, "cu_out is .-1, "),
+    "negative start": (lambda a: {"starts": replaced(a["starts"], 1, -1)}, ValueError, "starts has -1"),
+    "negative end": (lambda a: {"ends": replaced(a["ends"], 1, -1)}, ValueError, "ends -1 to 100"),
+    "end past the table": (lambda a: {"ends": replaced(a["ends"], 2, 161)}, ValueError, "5 to 161; expected 0 to 160"),
+    "rows past the output": (lambda a: {"cu_out": replaced(a["cu_out"], 3, 106)}, ValueError, "from 0 to 105"),
+    "decreasing rows": (lambda a: {"cu_out": replaced(a["cu_out"], 1, 41)}, ValueError, "expected not decreasing"),
+    "negative row": (lambda a: {"cu_out": replaced(a["cu_out"], 0, -1)}, ValueError, "cu_out is .-1, "),
     "too few rows": (
-        lambda a: {"cu_out": entry(a["cu_out"], 0, 1)},
+        lambda a: {"cu_out": replaced(a["cu_out"], 0, 1)},
         ValueError,
         "sequence 0 has 36 rows.* expected 37",
     ),
     "page past the cache": (
-        lambda a: {"block_table": entry(a["block_table"], (2, 2), 12)},
+        lambda a: {"block_table": replaced(a["block_table"], (2, 2), 12)},
         ValueError,
         r"block_table\[2, 2\] is 12, of a page that is read; expected 0 to 11",
     ),
-    "negative page": (lambda a: {"block_table": entry(a["block_table"], (0, 2), -1)}, ValueError, r"\[0, 2\] is -1"),
+    "negative page": (lambda a: {"block_table": replaced(a["block_table"], (0, 2), -1)}, ValueError, r"\[0, 2\] is -1"),
 }
 
 
-def check_refused(arguments, error, words):
-    rows = [arguments[name] for name in ("k_out", "v_out") if arguments[name].device.type == "cpu"]
-    memories = [memory_of(x).clone() for x in rows]
-    with pytest.raises(error, match=words):
-        cache_read(**arguments)
-    assert all(memory_of(x).equal(memory) for x, memory in zip(rows, memories, strict=True))
+def check(arguments, error, words):
+    check_refused(cache_read, arguments, ("k_out", "v_out"), error, words)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_raise(mistake):
     change, error, words = MISTAKES[mistake]
     arguments = build(CASE)
-    check_refused(arguments | change(arguments), error, words)
+    check(arguments | change(arguments), error, words)
 
 
 def test_scales_that_a_format_lacks_or_needs_raise():
     bfloat16 = build(Case(kv_format="bf16"))
-    check_refused(bfloat16 | {"k_scale": torch.ones(1)}, NotImplementedError, "which has no scales")
+    check(bfloat16 | {"k_scale": torch.ones(1)}, NotImplementedError, "which has no scales")
     int8 = build(INT8)
     for name in ("k_scale", "v_scale"):
-        check_refused(int8 | {name: None}, ValueError, f"{name} is None with a cache in int8")
-    check_refused(int8 | {"v_scale": torch.ones(2, 64)}, NotImplementedError, "v_scale has a scale for each channel")
-    check_refused(int8 | {"k_scale": torch.ones(129)[1:].view(2, 64)}, ValueError, "k_scale is not aligned")
+        check(int8 | {name: None}, ValueError, f"{name} is None with a cache in int8")
+    check(int8 | {"v_scale": torch.ones(2, 64)}, NotImplementedError, "v_scale has a scale for each channel")
+    check(int8 | {"k_scale": torch.ones(129)[1:].view(2, 64)}, ValueError, "k_scale is not aligned")
 
 
 def test_sizes_over_32_bits_raise():

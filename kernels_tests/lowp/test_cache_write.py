@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_writes import Case, build, canonical, cases, moved, problems, saturated
+from kernels_tests.lowp.cache_writes import Case, build, cases, problems, saturated
+from kernels_tests.lowp.memory import captured
 from lowp.cache_write import cache_write, rope_cache_write
 from lowp.formats import FORMATS, quantize
 from lowp.paged.layouts import as_bits
+from lowp.paged.memory import canonical, moved
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_each_device = pytest.mark.parametrize("device", DEVICES)
@@ -206,11 +208,7 @@ def test_slots_and_positions_out_of_range_touch_no_other_memory():
 def test_a_graph_sees_other_values_slots_and_scales(overlap, rope):
     case = Case(granularity="head", rope=rope, layout="interleaved")
     arguments = build(case, "cuda")
-    write(arguments, overlap=overlap)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        write(arguments, overlap=overlap)
+    graph = captured(lambda: write(arguments, overlap=overlap))
     for seed in (1, 2):
         changed = build(dataclasses.replace(case, seed=seed), "cuda")
         for name, tensor in arguments.items():

@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_writes import Case, build, entry, memory_of, strided
+from kernels_tests.lowp.cache_mistakes import CACHE_MISTAKES, check_refused
+from kernels_tests.lowp.cache_writes import Case, build
+from kernels_tests.lowp.memory import replaced, strided
 from lowp.cache_write import cache_write, rope_cache_write
 
 CASE = Case(granularity="head", rope="table")
@@ -13,7 +15,7 @@ BFLOAT16 = Case(kv_format="bf16", rope="table")
 INT8 = Case(kv_format="int8", granularity="head", rope="table")
 
 
-MISTAKES = {
+MISTAKES = CACHE_MISTAKES | {
     "slots of 32 bits": (lambda a: {"slot_mapping": a["slot_mapping"].int()}, TypeError, "slot_mapping has dtype"),
     "slots of two axes": (lambda a: {"slot_mapping": a["slot_mapping"][None]}, ValueError, "slot_mapping has shape"),
     "every second slot": (lambda a: {"slot_mapping": a["slot_mapping"][::2]}, ValueError, "one contiguous axis"),
@@ -23,7 +25,7 @@ MISTAKES = {
         "slot_mapping is on meta",
     ),
     "slot past the cache": (
-        lambda a: {"slot_mapping": entry(a["slot_mapping"], 3, 144)},
+        lambda a: {"slot_mapping": replaced(a["slot_mapping"], 3, 144)},
         ValueError,
         "slot_mapping has slot 144; expected at most 143",
     ),
@@ -39,22 +41,7 @@ MISTAKES = {
     ),
     "key strides": (lambda a: {"k": strided(a["k"])}, ValueError, "k has strides"),
     "key address": (lambda a: {"k": torch.zeros(5000).bfloat16()[4:4740].view(37, 2, 64)}, ValueError, "from address"),
-    "layout": (lambda a: {"layout": "NDH"}, ValueError, "layout is 'NDH'; expected NHD, HND"),
     "other layout": (lambda a: {"layout": "NHD"}, ValueError, "k_cache has shape .* expected 4 axes with k's 2 heads"),
-    "cache dtype": (lambda a: {"k_cache": a["k_cache"].float()}, TypeError, "k_cache has dtype torch.float32"),
-    "bytes": (lambda a: {"k_cache": a["k_cache"].view(torch.uint8)}, TypeError, "k_cache has dtype torch.uint8"),
-    "cache shape": (lambda a: {"v_cache": a["v_cache"][0]}, ValueError, "v_cache has shape"),
-    "cache strides": (lambda a: {"v_cache": strided(a["v_cache"])}, ValueError, "v_cache has strides"),
-    "unequal caches": (lambda a: {"v_cache": a["v_cache"][1:]}, ValueError, "expected the same"),
-    "page size": (
-        lambda a: {name: a[name][:, :, :12] for name in ("k_cache", "v_cache")},
-        NotImplementedError,
-        "page size is 12; this kernel has powers of two",
-    ),
-    "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
-    "scale dtype": (lambda a: {"v_scale": a["v_scale"].half()}, TypeError, "v_scale is torch.float16"),
-    "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
-    "scale device": (lambda a: {"k_scale": a["k_scale"].to("meta")}, ValueError, "k_scale is on meta"),
     "counts of 32 bits": (lambda a: {"saturated": torch.zeros(2).int()}, TypeError, "saturated has dtype"),
     "single count": (lambda a: {"saturated": torch.zeros(1).long()}, ValueError, "saturated has shape"),
     "query dtype": (lambda a: {"q": a["q"].half()}, TypeError, "q has dtype torch.float16; expected k's"),
@@ -64,11 +51,11 @@ MISTAKES = {
     "position of 32 bits": (lambda a: {"positions": a["positions"].int()}, TypeError, "positions has dtype"),
     "too few positions": (lambda a: {"positions": a["positions"][:9]}, ValueError, "positions has shape"),
     "position past the table": (
-        lambda a: {"positions": entry(a["positions"], 2, 200)},
+        lambda a: {"positions": replaced(a["positions"], 2, 200)},
         ValueError,
         "positions has 200; expected 0 to 199",
     ),
-    "negative position": (lambda a: {"positions": entry(a["positions"], 2, -1)}, ValueError, "positions has -1"),
+    "negative position": (lambda a: {"positions": replaced(a["positions"], 2, -1)}, ValueError, "positions has -1"),
     "table dtype": (lambda a: {"cos_sin": a["cos_sin"].half()}, TypeError, "cos_sin has dtype torch.float16"),
     "table rank": (lambda a: {"cos_sin": a["cos_sin"][0]}, ValueError, "cos_sin has shape"),
     "part of a head": (lambda a: {"cos_sin": a["cos_sin"][:, :32]}, NotImplementedError, "rotates whole heads"),
@@ -76,24 +63,21 @@ MISTAKES = {
 }
 
 
-def check_refused(arguments, error, words):
-    memories = [memory_of(arguments[name]).clone() for name in ("q", "k_cache", "v_cache")]
-    with pytest.raises(error, match=words):
-        rope_cache_write(**arguments)
-    assert all(memory_of(arguments[n]).equal(m) for n, m in zip(("q", "k_cache", "v_cache"), memories, strict=True))
+def check(arguments, error, words):
+    check_refused(rope_cache_write, arguments, ("q", "k_cache", "v_cache"), error, words)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_raise(mistake):
     change, error, words = MISTAKES[mistake]
     arguments = build(CASE)
-    check_refused(arguments | change(arguments), error, words)
+    check(arguments | change(arguments), error, words)
 
 
 def test_scales_that_a_format_lacks_or_needs_raise():
-    check_refused(build(BFLOAT16) | {"k_scale": torch.ones(1)}, NotImplementedError, "which has no scales")
+    check(build(BFLOAT16) | {"k_scale": torch.ones(1)}, NotImplementedError, "which has no scales")
     for name in ("k_scale", "v_scale"):
-        check_refused(build(INT8) | {name: None}, ValueError, f"{name} is None with a cache in int8")
+        check(build(INT8) | {name: None}, ValueError, f"{name} is None with a cache in int8")
 
 
 def test_too_many_tokens_raise():

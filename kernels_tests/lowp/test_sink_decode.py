@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from kernels_tests.lowp import tight
 from lowp.formats import amax_scale, quantize
+from lowp.paged import tight
 from lowp.paged.cases import Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import sink_decode

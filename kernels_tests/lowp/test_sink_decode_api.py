@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels_tests.lowp import tight
+from kernels_tests.lowp.cache_mistakes import CACHE_MISTAKES
+from kernels_tests.lowp.memory import replaced, strided
+from lowp.paged import tight
 from lowp.paged.cases import POISON_PAGE, Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import sink_decode
@@ -17,58 +19,35 @@ REPO = Path(__file__).resolve().parents[2]
 SMALL = Case(lengths=(1, 0, 17, 40, 33), query_heads=8, kv_heads=2, granularity="head")
 
 
-def strided(tensor):
-    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def entry(arguments, row, column, page):
-    table = arguments["block_table"].clone()
-    table[row, column] = page
-    return {"block_table": table}
-
-
-MISTAKES = {
+MISTAKES = CACHE_MISTAKES | {
     "fp32 query": (lambda a: {"q": a["q"].float()}, TypeError, "q has dtype torch.float32; expected torch.bfloat16"),
     "query rank": (lambda a: {"q": a["q"][0]}, ValueError, r"q has shape \(8, 64\)"),
     "head_dim": (lambda a: {"q": a["q"][..., :32]}, NotImplementedError, "head_dim is 32; this kernel has 64, 128"),
     "query strides": (lambda a: {"q": strided(a["q"])}, ValueError, "q has strides"),
     "sinks dtype": (lambda a: {"sinks": a["sinks"].half()}, TypeError, "sinks has dtype torch.float16"),
     "sinks shape": (lambda a: {"sinks": a["sinks"][:4]}, ValueError, r"sinks has shape \(4,\); expected \(8,\)"),
-    "cache dtype": (lambda a: {"k_cache": a["k_cache"].float()}, TypeError, "k_cache has dtype torch.float32"),
-    "cache shape": (lambda a: {"v_cache": a["v_cache"][0]}, ValueError, "v_cache has shape"),
-    "cache strides": (lambda a: {"v_cache": strided(a["v_cache"])}, ValueError, "v_cache has strides"),
-    "unequal caches": (lambda a: {"v_cache": a["v_cache"][1:]}, ValueError, "expected the same"),
-    "layout": (lambda a: {"layout": "NDH"}, ValueError, "layout is 'NDH'; expected NHD, HND"),
     "no KV heads": (
         lambda a: {"k_cache": a["k_cache"][:, :0], "v_cache": a["v_cache"][:, :0]},
         NotImplementedError,
         "8 query heads over 0 KV heads",
     ),
-    "page size": (lambda a: {"layout": "NHD"}, NotImplementedError, "page size is 2"),
+    "small pages": (lambda a: {"layout": "NHD"}, NotImplementedError, "page size is 2"),
     "table dtype": (lambda a: {"block_table": a["block_table"].long()}, TypeError, "block_table has dtype"),
     "table rows": (lambda a: {"block_table": a["block_table"][1:]}, ValueError, "block_table has shape"),
     "table strides": (lambda a: {"block_table": strided(a["block_table"])}, ValueError, "contiguous rows"),
     "lengths": (lambda a: {"seq_lens": a["seq_lens"][1:]}, ValueError, "seq_lens has shape"),
-    "scale number": (lambda a: {"k_scale": 0.5}, TypeError, "k_scale is float; expected None or an fp32 tensor"),
-    "scale dtype": (
-        lambda a: {"k_scale": a["k_scale"].half()},
-        TypeError,
-        "k_scale is torch.float16; expected None or",
-    ),
-    "scale device": (
-        lambda a: {"v_scale": a["v_scale"].to("meta")},
-        ValueError,
-        "v_scale is on meta; expected the cache",
-    ),
-    "scale shape": (lambda a: {"k_scale": torch.ones(3)}, ValueError, r"k_scale has shape \(3,\)"),
     "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "of K: token"),
     "per channel": (lambda a: {"k_scale": torch.ones(2, 64)}, NotImplementedError, "per channel of a K in e4m3"),
     "sm_scale": (lambda a: {"sm_scale": math.nan}, ValueError, "sm_scale is nan"),
     "window type": (lambda a: {"window_left": math.nan}, TypeError, "window_left is nan; expected an int"),
     "window float": (lambda a: {"window_left": 127.0}, TypeError, r"window_left is 127\.0; expected an int"),
-    "negative entry": (lambda a: entry(a, 3, 1, -1), ValueError, r"block_table\[3, 1\] is -1, of a page in use"),
+    "negative entry": (
+        lambda a: {"block_table": replaced(a["block_table"], (3, 1), -1)},
+        ValueError,
+        r"block_table\[3, 1\] is -1, of a page in use",
+    ),
     "entry past the cache": (
-        lambda a: entry(a, 2, 0, len(a["k_cache"])),
+        lambda a: {"block_table": replaced(a["block_table"], (2, 0), len(a["k_cache"]))},
         ValueError,
         r"block_table\[2, 0\] is .* expected 0 to",
     ),
@@ -118,10 +97,10 @@ def test_entries_that_are_not_read_may_be_anything(page, window_left, left_out):
     exact = sink_decode(**arguments)
     for row, columns in ((0, (*range(left_out), 2, 3)), (1, (1, 2, 3))):
         for column in columns:
-            arguments |= entry(arguments, row, column, page)
+            arguments |= {"block_table": replaced(arguments["block_table"], (row, column), page)}
     assert torch.equal(sink_decode(**arguments), exact) and exact.isfinite().all()
     with pytest.raises(ValueError, match="of a page in use"):
-        sink_decode(**arguments | entry(arguments, 0, left_out, page))
+        sink_decode(**arguments | {"block_table": replaced(arguments["block_table"], (0, left_out), page)})
 
 
 @pytest.mark.parametrize("query_tokens", [1, 3])

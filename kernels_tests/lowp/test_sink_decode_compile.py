@@ -1,9 +1,6 @@
 """The decode kernel compiles for each architecture without spills and inside its shared memory; no GPU needed."""
 
 import itertools
-import re
-import shutil
-import subprocess
 import sys
 from random import Random
 
@@ -11,12 +8,12 @@ import pytest
 import torch
 
 from kernels_tests.lowp import sanitize
+from kernels_tests.lowp.nvcc import REGISTERS, needs_nvcc, ptxas_report
 from lowp.jit import driver
 from lowp.jit.device import Device
 from lowp.sink_decode import build, cost, heuristic, resources
 from lowp.sink_decode.resources import Variant
 
-NVCC = shutil.which("nvcc")
 # SMs and shared memory (a CTA, an SM) as the CUDA programming guide's table of compute capabilities has them.
 DEVICES = {
     "sm_80": Device("sm_80", False, 108, 166_912, 167_936),
@@ -24,7 +21,6 @@ DEVICES = {
     "sm_120a": Device("sm_120a", True, 188, 101_376, 102_400),
     "sm_121a": Device("sm_121a", True, 48, 101_376, 102_400),
 }
-REGISTERS = 65_536
 GPT_OSS = Variant(64, 8, True, torch.float8_e4m3fn, False, False)
 VARIANTS = [
     GPT_OSS,
@@ -85,30 +81,16 @@ def chosen(variant, batch, bound, device, kv_heads=8):
     return heuristic.choose(variant, batch, kv_heads, bound, device, bound <= heuristic.NEAR_TOKENS)
 
 
-def ptxas_report(arch, variant, launch, folder) -> tuple[int, int]:
-    """(registers a thread, bytes spilled) as ptxas reports them."""
-    arch = arch.removeprefix("sm_")
-    words = [NVCC, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-std=c++17", "-Xptxas", "-v", "-cubin"]
-    words += [f"-D{name}={value}" for name, value in build.defines(variant, launch).items()]
-    words += ["-o", str(folder / "kernel.cubin"), str(build.SOURCE.folder / build.SOURCE.files[0])]
-    compiled = subprocess.run(words, capture_output=True, text=True)
-    assert compiled.returncode == 0, compiled.stderr
-    assert "warning" not in compiled.stderr, compiled.stderr
-    registers = re.search(r"Used (\d+) registers", compiled.stderr)
-    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", compiled.stderr)
-    return int(registers[1]), int(spilled[1]) + int(spilled[2])
-
-
 def check(variant, launch, device, folder):
-    registers, spilled = ptxas_report(device.arch, variant, launch, folder)
+    registers, stack_bytes = ptxas_report(build.SOURCE, build.defines(variant, launch), device.arch, folder)
     shared_bytes = resources.shared_bytes(variant, launch)
-    assert spilled == 0
+    assert stack_bytes == 0
     assert shared_bytes <= device.shared_per_cta
     assert launch.min_ctas * (shared_bytes + 1024) <= device.shared_per_sm
     assert launch.min_ctas * launch.warps * 32 * registers <= REGISTERS
 
 
-@pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
+@needs_nvcc
 @pytest.mark.parametrize(
     "variant",
     [GPT_OSS, Variant(64, 8, True, torch.int8, True, True, channel_scales=True, query_tokens=4)],
@@ -120,7 +102,7 @@ def test_the_first_launch_compiles(variant, tmp_path):
 
 
 @pytest.mark.compile
-@pytest.mark.skipif(NVCC is None, reason="needs nvcc; none here")
+@needs_nvcc
 @pytest.mark.parametrize("variant", VARIANTS, ids=repr)
 @pytest.mark.parametrize("arch", DEVICES)
 def test_every_launch_compiles(arch, variant, tmp_path):
@@ -145,8 +127,8 @@ def test_a_choice_is_legal_and_the_same_again():
 
 
 @pytest.mark.parametrize("variant", [GPT_OSS, Variant(64, 8, True, torch.bfloat16, False, False)], ids=["e4m3", "bf16"])
-def test_a_long_row_among_short_ones_takes_twice_the_planned_time_at_most(variant):
-    """By the estimate it takes at most twice what the best planned launch takes."""
+def test_a_single_long_row_takes_at_most_double_the_planned_time(variant):
+    """By the estimate, among short rows, against the best planned launch."""
     device = DEVICES["sm_90a"]
     for batch in BATCHES:
         shapes = heuristic.candidates(variant, batch, 8, 131_072, device)
@@ -159,7 +141,7 @@ def test_a_long_row_among_short_ones_takes_twice_the_planned_time_at_most(varian
 
 def test_a_server_meets_few_launches():
     device = DEVICES["sm_90a"]
-    assert len({chosen(GPT_OSS, batch, 131_072, device) for batch in range(1, 513)}) <= 14
+    assert len({chosen(GPT_OSS, batch, 131_072, device) for batch in range(1, 513)}) <= 17
     assert len({chosen(VARIANTS[1], batch, 128, device) for batch in range(1, 513)}) <= 8
 
 

@@ -7,8 +7,9 @@ import random
 import pytest
 import torch
 
-from kernels_tests.lowp import tight
+from kernels_tests.lowp.memory import captured
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, run
+from lowp.paged import tight
 from lowp.paged.cases import Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import launch, make_workspace, sink_decode
@@ -149,11 +150,7 @@ def test_a_graph_sees_other_lengths_tables_and_content(fixed):
         else:
             launch.run(Call(**arguments, **buffers), LAUNCHES[fixed])
 
-    decode()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        decode()
+    graph = captured(decode)
     for seed, lengths in enumerate(((0, 2000, 16, 4000) * 6, (1,) * 24, (4096, *(64,) * 23)), start=1):
         changed = build(dataclasses.replace(case, lengths=lengths, seed=seed), "cuda")
         pages = min(len(changed["k_cache"]), len(arguments["k_cache"]))

@@ -8,15 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kernels_tests.lowp.stand_ins import A100, H200, without_memory
 from lowp.jit import launcher
-from lowp.jit.device import Device
 from lowp.paged.cases import Case, build
 from lowp.sink_decode import build as builds
 from lowp.sink_decode import launch, prebuild, sink_decode
 from lowp.sink_decode.params import Params
 
-H200 = Device("sm_90a", True, 132, 232_448, 233_472)
-A100 = Device("sm_80", False, 108, 166_912, 167_936)
 CASE = Case((100, 7), query_tokens=3, window_left=31, granularity="token_head")
 
 
@@ -55,9 +53,8 @@ def launched(monkeypatch):
 
     def run(case, device, **options):
         monkeypatch.setattr(launch, "device_of", lambda _device: device)
-        arguments = build(case)
-        meta = {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
-        sink_decode(**meta, **options, workspace=torch.empty(1 << 24, dtype=torch.uint8, device="meta"))
+        workspace = torch.empty(1 << 24, dtype=torch.uint8, device="meta")
+        sink_decode(**without_memory(build(case)), **options, workspace=workspace)
         return launches.pop()
 
     yield run
@@ -107,13 +104,12 @@ def test_a_wrong_hint_raises(longest):
         sink_decode(**build(CASE), longest=longest)
 
 
-def test_prebuild_loads_what_the_batches_meet(launched, monkeypatch):
+def test_prebuild_loads_every_launch_of_the_batches(launched, monkeypatch):
     monkeypatch.setattr(launch, "device_of", lambda _device: H200)
     compiled = []
     monkeypatch.setattr(builds, "cubin", lambda arch, _variant, fitting: compiled.append(fitting) or arch)
     case = dataclasses.replace(CASE, lengths=(100,) * 4, window_left=-1, table_tokens=8192)
-    meta = {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in build(case).items()}
-    count = prebuild(range(1, 65), **meta)
+    count = prebuild(range(1, 65), **without_memory(build(case)))
     assert count == len({dataclasses.replace(x, overlap=True) for x in compiled}) > 3  # overlap is no part of a build
     before = len(compiled)
     for batch in (1, 4, 40, 64):
@@ -153,5 +149,4 @@ def test_an_empty_batch_is_not_launched():
     """It returns, though there is no device."""
     arguments = build(CASE)
     empty = {name: arguments[name][:0] for name in ("q", "block_table", "seq_lens")}
-    meta = {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in (arguments | empty).items()}
-    assert sink_decode(**meta).shape == (0, 3, 64, 64)
+    assert sink_decode(**without_memory(arguments | empty)).shape == (0, 3, 64, 64)

@@ -7,8 +7,9 @@ import random
 import pytest
 import torch
 
-from kernels_tests.lowp import tight
+from kernels_tests.lowp.memory import captured
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, fitted, run
+from lowp.paged import tight
 from lowp.paged.cases import Case, build
 from lowp.paged.reference import reference
 from lowp.sink_decode import launch, make_workspace, sink_decode
@@ -167,11 +168,7 @@ def test_a_graph_sees_other_lengths(fixed, granularity):
         else:
             launch.run(Call(**arguments, **buffers), fit)
 
-    decode()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        decode()
+    graph = captured(decode)
     pages = len(arguments["k_cache"])
     for lengths in ((0, 2000, 16, 4000) * 4, (1,) * 16, (4096, *(64,) * 15)):
         arguments["seq_lens"].copy_(torch.tensor(lengths))

@@ -1,9 +1,15 @@
-"""A simulated machine on which every profile fits."""
+"""Simulated machines, the plans of servers on them, and users' profiles and scale files."""
+
+import hashlib
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from kernels_tests.vllm_launch.machines import HOST
-from vllm_launch import plan, software
+from flashinfer_patches.errors import Problem
+from kernels_tests.vllm_launch.machines import H200, HOST
+from vllm_launch import certificate, plan, profile, software
 from vllm_launch.doctor import facts as doctor_facts
 
 
@@ -25,3 +31,61 @@ def fit_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "home")
     return tmp_path / "home"
+
+
+@pytest.fixture
+def simulate(monkeypatch):
+    """A function that simulates a machine, its vLLM and its certificate."""
+
+    def simulated(machine=H200, version="0.33.0", certified=None):
+        monkeypatch.setattr(plan, "detect", lambda _device: machine)
+        device = "cpu" if machine.family == "cpu" else "gpu"
+        monkeypatch.setattr(plan.software, "vllm_build", lambda: (device, version))
+        monkeypatch.setattr(plan.software, "check_libraries", lambda _device: None)
+        monkeypatch.setattr(certificate, "decoder", lambda: certified)
+
+    return simulated
+
+
+@pytest.fixture
+def profile_file(tmp_path):
+    """A function that writes a user's profile and returns its path."""
+
+    def written(text, name="mine", folder=tmp_path):
+        path = folder / f"{name}.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return written
+
+
+@pytest.fixture
+def plan_with(simulate, tmp_path, model_folder):
+    """A function that plans a server of a profile, by name or path, on a simulated machine."""
+    served = str(model_folder())
+
+    def make(name="fp8", machine=H200, version="0.33.0", certified=None, folder=None, overrides=()):
+        simulate(machine, version, certified)
+        options = {"port": 0, "cache_root": tmp_path / "cache", "overrides": list(overrides)}
+        return plan.make(profile.load(name), model_path=str(folder or served), **options)
+
+    return make
+
+
+@pytest.fixture
+def scale_file(monkeypatch, tmp_path):
+    """A scale file, and in place of its reader one that records its calls and fails for files without content."""
+    path = tmp_path / "scales.safetensors"
+    path.write_bytes(b"scales")
+    calls = []
+
+    def load(file_path, layers, kv_heads):
+        calls.append((file_path, layers, kv_heads))
+        if not Path(file_path).read_bytes():
+            raise Problem("file", "no scales", "calibrate")
+
+    package, module = ModuleType("vllm_launch.scales"), ModuleType("vllm_launch.scales.file")
+    package.file, module.load = module, load
+    monkeypatch.setitem(sys.modules, "vllm_launch.scales", package)
+    monkeypatch.setitem(sys.modules, "vllm_launch.scales.file", module)
+    return SimpleNamespace(path=path, calls=calls, sha256=hashlib.sha256(b"scales").hexdigest())

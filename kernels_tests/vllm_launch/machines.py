@@ -35,6 +35,8 @@ SPARK = H200.model_copy(
         "unified": True,
     }
 )
+B200 = H200.model_copy(update={"family": "sm100", "name": "NVIDIA B200"})
+ADA = H200.model_copy(update={"family": "sm89", "name": "NVIDIA L40S"})
 PINS = {"0.26": {"torch": "2.11.0", "flashinfer-python": "0.6.14"}}
 PINS["0.33"] = {"torch": "2.14.0", "flashinfer-python": "0.7.2.post1"}
 CUBINS = {"flashinfer-cubin": "0.7.2.post1"}

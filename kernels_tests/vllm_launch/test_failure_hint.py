@@ -46,6 +46,8 @@ RECORDED = [
 # Composed from the sources: platforms/cuda.py, v1/worker/utils.py, v1/worker/gpu_worker.py,
 # v1/worker/gpu_model_runner.py, v1/core/kv_cache_utils.py, and platforms/cpu.py of 0.33.0
 COMPOSED = [
+    ("Selected backend AttentionBackendEnum.CUSTOM is not valid for this configuration.", "decoder: stock"),
+    ("ValueError: Backend CUSTOM must be registered before use. Use register_backend(", "our plugin failed"),
     (
         "Selected backend AttentionBackendEnum.FLASHINFER is not valid for this configuration.",
         "--attention-b",

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from vllm_launch.resolved import Mismatch, Resolved, canonical_kv_dtype, mismatches, read
 
 LOGS = Path(__file__).parent / "logs"
+STOCK = {"decoder": "stock", "prefill": None, "cache_writer": None, "kv_format": None, "kv_scales": None}
 
 
 def log(name: str) -> str:
@@ -43,6 +44,7 @@ def test_cpu_auto():
         "cuda_graphs": "none",
         "cpu_cache_writer": False,
         "cpu_attention": None,
+        **STOCK,
     }
 
 
@@ -70,8 +72,9 @@ def test_settings_of_older_results_are_still_read():
     resolved = read(log("cpu-0.32.0-fp8"), "0.32.0")
     older = resolved.model_dump() | dict.fromkeys(Resolved.RETIRED, 1.0)
     assert Resolved.model_validate(older) == resolved
-    del older["cpu_attention"]
-    assert Resolved.model_validate(older).cpu_attention is None
+    for name in ("cpu_attention", *STOCK):
+        del older[name]
+    assert Resolved.model_validate(older).model_dump() == resolved.model_dump() | STOCK | {"cpu_attention": None}
 
 
 def test_cpu_ignores_a_requested_backend():
@@ -103,6 +106,7 @@ def test_gpu_026_fp8():
         "cuda_graphs": "FULL_AND_PIECEWISE",
         "cpu_cache_writer": False,
         "cpu_attention": None,
+        **STOCK,
     }
     assert mismatches(resolved, ["FLASH_ATTN"], "fp8", []) == []
 

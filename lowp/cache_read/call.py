@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lowp.paged.layouts import page_and_head_axis
+from lowp.paged.call import PagedCall
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(PagedCall):
     """The arguments of `cache_read`, whose docstring has their shapes, and the sizes that follow from them.
 
     The sizes are valid once `checks` has passed the call.
@@ -45,19 +45,6 @@ class Call:
         return self.k_out.shape[1]
 
     @property
-    def axes(self) -> tuple[int, int]:
-        """The cache's axes of a page's slots and of the KV heads."""
-        return page_and_head_axis(self.layout)
-
-    @property
-    def pages(self) -> int:
-        return self.k_cache.shape[0]
-
-    @property
-    def page_size(self) -> int:
-        return self.k_cache.shape[self.axes[0]]
-
-    @property
     def table_width(self) -> int:
         """Pages of a row of the block table."""
         return self.block_table.shape[1]
@@ -65,13 +52,9 @@ class Call:
     @property
     def token_scales(self) -> bool:
         """Whether K or V has a scale for each token and head."""
-        return any(_has_axes(scale, 3) for scale in (self.k_scale, self.v_scale))
+        return "token_head" in (self.k_granularity, self.v_granularity)
 
     @property
     def channel_scales(self) -> bool:
         """Whether K has a scale for each channel."""
-        return _has_axes(self.k_scale, 2)
-
-
-def _has_axes(scale, axes):
-    return scale is not None and scale.numel() > 1 and scale.dim() == axes
+        return self.k_granularity == "channel"

@@ -4,7 +4,7 @@ import torch
 
 from lowp.cache_read.build import MULTIPLE, VALUES
 from lowp.cache_read.call import Call
-from lowp.paged.checks import KV_FORMATS, check_caches, check_index, check_rows, check_scale
+from lowp.paged.checks import KV_FORMATS, check_caches, check_index, check_rows, check_scale, check_table
 
 MOST_TABLE_TOKENS = 2**31 - 1  # a token's number has 31 bits
 MOST_THREADS = 2**31  # a thread's number has 32 bits, past the last row too
@@ -16,7 +16,7 @@ def check_arguments(call: Call) -> None:
         check_rows(name, x, call.k_out, "k_out", 0, MULTIPLE)
     if call.v_out.shape != call.k_out.shape:
         raise ValueError(f"v_out has shape {tuple(call.v_out.shape)}; expected k_out's, {tuple(call.k_out.shape)}")
-    check_caches(call.k_cache, call.v_cache, call.layout, call.k_out, "k_out")
+    check_caches(call.k_cache, call.v_cache, call.layout, call.k_out, "k_out", heads=call.kv_heads)
     if not call.pages:
         raise ValueError("the caches have no pages; expected one or more")
     for name, scale in (("k_scale", call.k_scale), ("v_scale", call.v_scale)):
@@ -81,18 +81,4 @@ def _check_sequences(call):
         count = call.sequences + (name == "cu_out")
         if tensor.shape[0] != count:
             raise ValueError(f"{name} has {tensor.shape[0]} entries; expected {count}: ends has {call.sequences}")
-    table = call.block_table
-    if table.dtype != torch.int32:
-        raise TypeError(f"block_table has dtype {table.dtype}; expected torch.int32")
-    if table.device != call.k_out.device:
-        raise ValueError(f"block_table is on {table.device}; expected k_out's device, {call.k_out.device}")
-    if table.dim() != 2 or table.shape[0] != call.sequences or (table.shape[1] > 1 and table.stride(1) != 1):
-        raise ValueError(
-            f"block_table has shape {tuple(table.shape)} and strides {table.stride()}; expected [{call.sequences}, "
-            "max_pages] with contiguous rows"
-        )
-    if call.table_width * call.page_size > MOST_TABLE_TOKENS:
-        raise NotImplementedError(
-            f"block_table has {call.table_width} pages of {call.page_size} tokens a sequence; this kernel has up to "
-            f"{MOST_TABLE_TOKENS} tokens: give it the columns that are in use"
-        )
+    check_table(call.block_table, call.sequences, call.page_size, MOST_TABLE_TOKENS, call.k_out, "k_out")

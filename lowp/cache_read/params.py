@@ -3,6 +3,7 @@
 import ctypes
 
 from lowp.cache_read.call import Call
+from lowp.paged.call import address, granularity
 
 
 class Params(ctypes.Structure):
@@ -22,20 +23,15 @@ class Params(ctypes.Structure):
 
 def params_of(call: Call) -> Params:
     """Make the parameters; strides of caches and outputs in bytes, of the table and the scales in elements."""
-    page_axis, head_axis = call.axes
-    strides, value_bytes = call.k_cache.stride(), call.k_cache.element_size()
     params = Params(
         k_cache=call.k_cache.data_ptr(),
         v_cache=call.v_cache.data_ptr(),
         k_out=call.k_out.data_ptr(),
         v_out=call.v_out.data_ptr(),
         table=call.block_table.data_ptr(),
-        starts=None if call.starts is None else call.starts.data_ptr(),
+        starts=address(call.starts),
         ends=call.ends.data_ptr(),
         cu_out=call.cu_out.data_ptr(),
-        page_stride=strides[0] * value_bytes,
-        head_stride=strides[head_axis] * value_bytes,
-        slot_stride=strides[page_axis] * value_bytes,
         k_out_stride=call.k_out.stride(0) * call.k_out.element_size(),
         v_out_stride=call.v_out.stride(0) * call.v_out.element_size(),
         table_stride=call.block_table.stride(0),
@@ -45,15 +41,13 @@ def params_of(call: Call) -> Params:
         page_shift=call.page_size.bit_length() - 1,
         pages=min(call.pages, 2**31 - 1),  # what an entry of the table can name
         search_step=(1 << (call.sequences - 1).bit_length()) >> 1,
+        **call.cache_strides,
     )
+    slot_axis, head_axis = call.axes
+    token_axes = {"page": 0, "head": head_axis, "slot": slot_axis}
+    axes = {"head": {"head": 0}, "channel": {"head": 0}, "token_head": token_axes}
     for name, scale in (("k_scale", call.k_scale), ("v_scale", call.v_scale)):
-        if scale is None:
-            continue
-        setattr(params, name, scale.data_ptr())
-        if scale.numel() > 1:
-            by_token = scale.dim() == 3
-            setattr(params, f"{name}_head", scale.stride(head_axis if by_token else 0))
-            if by_token:
-                setattr(params, f"{name}_page", scale.stride(0))
-                setattr(params, f"{name}_slot", scale.stride(page_axis))
+        setattr(params, name, address(scale))
+        for stride, axis in axes.get(granularity(scale), {}).items():
+            setattr(params, f"{name}_{stride}", scale.stride(axis))
     return params

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lowp.paged.layouts import page_and_head_axis
+from lowp.paged.call import PagedCall
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(PagedCall):
     """The arguments of `cache_write`, whose docstring has their shapes, and the sizes that follow from them.
 
     The sizes are valid once `checks` has passed the call.
@@ -54,15 +54,6 @@ class Call:
         return self.rotation.q.shape[1] if self.rotation else 0
 
     @property
-    def axes(self) -> tuple[int, int]:
-        """The cache's axes of a page's slots and of the KV heads."""
-        return page_and_head_axis(self.layout)
-
-    @property
-    def page_size(self) -> int:
-        return self.k_cache.shape[self.axes[0]]
-
-    @property
     def cache_slots(self) -> int:
         """Slots of all pages."""
-        return self.k_cache.shape[0] * self.page_size
+        return self.pages * self.page_size

@@ -16,7 +16,7 @@ def check_arguments(call: Call) -> None:
         check_rows(name, x, call.k, "k", call.tokens, VALUES)
     if call.v.shape[1:] != call.k.shape[1:]:
         raise ValueError(f"v has shape {tuple(call.v.shape)}; expected k's heads and head_dim, {tuple(call.k.shape)}")
-    check_caches(call.k_cache, call.v_cache, call.layout, call.k, "k")
+    check_caches(call.k_cache, call.v_cache, call.layout, call.k, "k", heads=call.kv_heads)
     for name, scale in (("k_scale", call.k_scale), ("v_scale", call.v_scale)):
         _check_scale(name, scale, call)
     if call.saturated is not None:
@@ -37,7 +37,7 @@ def check_entries(call: Call) -> None:
     if (call.slot_mapping >= call.cache_slots).any():
         raise ValueError(
             f"slot_mapping has slot {call.slot_mapping.max()}; expected at most {call.cache_slots - 1}: the cache has "
-            f"{call.k_cache.shape[0]} pages of {call.page_size}"
+            f"{call.pages} pages of {call.page_size}"
         )
     if call.rotation:
         positions, rows = call.rotation.positions[: call.tokens], call.rotation.cos_sin.shape[0]

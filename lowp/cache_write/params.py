@@ -3,6 +3,7 @@
 import ctypes
 
 from lowp.cache_write.call import Call
+from lowp.paged.call import address
 
 
 class Params(ctypes.Structure):
@@ -20,27 +21,23 @@ class Params(ctypes.Structure):
 
 def params_of(call: Call) -> Params:
     """Make the parameters; strides in bytes."""
-    page_axis, head_axis = call.axes
-    strides, value_bytes = call.k_cache.stride(), call.k_cache.element_size()
     params = Params(
         k=call.k.data_ptr(),
         v=call.v.data_ptr(),
         k_cache=call.k_cache.data_ptr(),
         v_cache=call.v_cache.data_ptr(),
         slots=call.slot_mapping.data_ptr(),
-        k_scale=None if call.k_scale is None else call.k_scale.data_ptr(),
-        v_scale=None if call.v_scale is None else call.v_scale.data_ptr(),
-        saturated=None if call.saturated is None else call.saturated.data_ptr(),
+        k_scale=address(call.k_scale),
+        v_scale=address(call.v_scale),
+        saturated=address(call.saturated),
         k_stride=call.k.stride(0) * call.k.element_size(),
         v_stride=call.v.stride(0) * call.v.element_size(),
-        page_stride=strides[0] * value_bytes,
-        head_stride=strides[head_axis] * value_bytes,
-        slot_stride=strides[page_axis] * value_bytes,
         cache_slots=call.cache_slots,
         tokens=call.tokens,
         page_shift=call.page_size.bit_length() - 1,
-        k_scale_head=int(call.k_scale is not None and call.k_scale.numel() > 1),
-        v_scale_head=int(call.v_scale is not None and call.v_scale.numel() > 1),
+        k_scale_head=int(call.k_granularity == "head"),
+        v_scale_head=int(call.v_granularity == "head"),
+        **call.cache_strides,
     )
     if rotation := call.rotation:
         params.q, params.q_out = rotation.q.data_ptr(), rotation.q_out.data_ptr()

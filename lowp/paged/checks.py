@@ -35,29 +35,32 @@ def check_rows(name: str, x: torch.Tensor, rows: torch.Tensor, rows_name: str, t
         )
 
 
-def check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor, layout: str, rows: torch.Tensor, rows_name: str) -> None:
-    """Raise unless the caches are alike, have rows' heads and head_dim, and lie at multiples of 16 bytes."""
+def check_caches(
+    k_cache: torch.Tensor, v_cache: torch.Tensor, layout: str, rows: torch.Tensor, rows_name: str, *, heads: int | None
+) -> None:
+    """Raise unless the caches are alike, have `heads` KV heads (None: any) of rows' head_dim, pages of a power of two,
+    and lie at multiples of 16 bytes.
+    """
     if layout not in AXES:
         raise ValueError(f"layout is {layout!r}; expected {', '.join(AXES)}")
-    page_axis, head_axis = page_and_head_axis(layout)
-    _, kv_heads, head_dim = rows.shape
+    slot_axis, head_axis = page_and_head_axis(layout)
+    head_dim = rows.shape[-1]
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache.dtype not in KV_FORMATS:
             raise TypeError(f"{name} has dtype {cache.dtype}; expected {', '.join(map(str, KV_FORMATS))}")
         if cache.device != rows.device:
             raise ValueError(f"{name} is on {cache.device}; expected {rows_name}'s device, {rows.device}")
-        if cache.dim() != 4 or (cache.shape[head_axis], cache.shape[3]) != (kv_heads, head_dim):
+        if cache.dim() != 4 or cache.shape[3] != head_dim or heads not in (None, cache.shape[head_axis]):
             raise ValueError(
                 f"{name} has shape {tuple(cache.shape)} (layout {layout}); expected 4 axes with {rows_name}'s "
-                f"{kv_heads} heads of {head_dim}"
+                f"{'' if heads is None else f'{heads} heads of '}head_dim {head_dim}"
             )
-    check_alike(k_cache, v_cache)
-    if k_cache.shape[page_axis].bit_count() != 1:
-        raise NotImplementedError(f"page size is {k_cache.shape[page_axis]}; this kernel has powers of two")
+    _check_alike(k_cache, v_cache)
+    if k_cache.shape[slot_axis].bit_count() != 1:
+        raise NotImplementedError(f"page size is {k_cache.shape[slot_axis]}; this kernel has powers of two")
 
 
-def check_alike(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-    """Raise unless caches of 4 axes have the same dtype, shape and strides, and lie at multiples of 16 bytes."""
+def _check_alike(k_cache, v_cache):
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         strides, size = cache.stride(), cache.element_size()
         if strides[3] != 1 or any(stride * size % 16 for stride in strides[:3]) or cache.data_ptr() % 16:
@@ -73,7 +76,7 @@ def check_alike(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
 
 
 def check_scale(name: str, scale: torch.Tensor | None, kv_format: Format, rows: torch.Tensor, rows_name: str) -> None:
-    """Raise unless the format has scales, or needs none, and the scale is an fp32 tensor on rows' device."""
+    """Raise unless the format has scales, or needs none, and the scale passes `check_scale_tensor`."""
     if scale is None:
         if "none" not in kv_format.granularities:
             raise ValueError(f"{name} is None with a cache in {kv_format.name}; expected an fp32 tensor")
@@ -82,6 +85,11 @@ def check_scale(name: str, scale: torch.Tensor | None, kv_format: Format, rows: 
         raise NotImplementedError(
             f"{name} is given with a cache in {kv_format.name}, which has no scales; expected None"
         )
+    check_scale_tensor(name, scale, rows, rows_name)
+
+
+def check_scale_tensor(name: str, scale: torch.Tensor, rows: torch.Tensor, rows_name: str) -> None:
+    """Raise unless the scale is an fp32 tensor on rows' device."""
     if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32:
         kind = scale.dtype if isinstance(scale, torch.Tensor) else type(scale).__name__
         raise TypeError(f"{name} is {kind}; expected None or an fp32 tensor")
@@ -99,3 +107,25 @@ def check_index(name: str, tensor: torch.Tensor, dtype: torch.dtype, rows: torch
         )
     if tensor.device != rows.device:
         raise ValueError(f"{name} is on {tensor.device}; expected {rows_name}'s device, {rows.device}")
+
+
+def check_table(
+    table: torch.Tensor, sequences: int, page_size: int, most_tokens: int, rows: torch.Tensor, rows_name: str
+) -> None:
+    """Raise unless the block table is [sequences, pages] int32 on rows' device, each row contiguous, and has up to
+    `most_tokens` tokens a sequence.
+    """
+    if table.dtype != torch.int32:
+        raise TypeError(f"block_table has dtype {table.dtype}; expected torch.int32")
+    if table.device != rows.device:
+        raise ValueError(f"block_table is on {table.device}; expected {rows_name}'s device, {rows.device}")
+    if table.dim() != 2 or table.shape[0] != sequences or (table.shape[1] > 1 and table.stride(1) != 1):
+        raise ValueError(
+            f"block_table has shape {tuple(table.shape)} and strides {table.stride()}; expected [{sequences}, "
+            "max_pages] with contiguous rows"
+        )
+    if table.shape[1] * page_size > most_tokens:
+        raise NotImplementedError(
+            f"block_table has {table.shape[1]} pages of {page_size} tokens a sequence; this kernel has up to "
+            f"{most_tokens} tokens: give it the columns that are in use"
+        )

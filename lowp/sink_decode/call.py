@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lowp.paged.layouts import page_and_head_axis
+from lowp.paged.call import PagedCall
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(PagedCall):
     """The arguments of `sink_decode`, whose docstring has their shapes, and the sizes that follow from them.
 
     The sizes are valid once `checks` has passed the call.
@@ -49,15 +49,6 @@ class Call:
         return self.q.shape[-1]
 
     @property
-    def axes(self) -> tuple[int, int]:
-        """The cache's axes of a page's slots and of the KV heads."""
-        return page_and_head_axis(self.layout)
-
-    @property
-    def page_size(self) -> int:
-        return self.k_cache.shape[self.axes[0]]
-
-    @property
     def kv_heads(self) -> int:
         return self.k_cache.shape[self.axes[1]]
 
@@ -70,18 +61,3 @@ class Call:
     def table_width(self) -> int:
         """Pages of a row of the block table."""
         return self.block_table.shape[1]
-
-    @property
-    def k_granularity(self) -> str:
-        return granularity(self.k_scale)
-
-    @property
-    def v_granularity(self) -> str:
-        return granularity(self.v_scale)
-
-
-def granularity(scale: torch.Tensor | None) -> str:
-    """Return the granularity of a valid scale: none, tensor, head, token_head or channel."""
-    if scale is None:
-        return "none"
-    return "tensor" if scale.numel() == 1 else {1: "head", 2: "channel", 3: "token_head"}[scale.dim()]

@@ -4,13 +4,10 @@ import math
 
 import torch
 
-from lowp.formats import FORMATS
-from lowp.paged.checks import check_alike
-from lowp.paged.layouts import AXES
+from lowp.paged.checks import KV_FORMATS, check_caches, check_scale_tensor, check_table
 from lowp.sink_decode.call import Call
 from lowp.sink_decode.params import LONGEST_WINDOW
 
-KV_DTYPES = {FORMATS[name].dtype: name for name in ("bf16", "fp16", "e4m3", "int8")}
 PAGE_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (64, 128)
 LARGEST_GROUP = 16
@@ -79,17 +76,8 @@ def _check_query(call):
 
 
 def _check_cache(call):
-    k_cache, v_cache, layout, head_dim, device = call.k_cache, call.v_cache, call.layout, call.head_dim, call.q.device
-    if layout not in AXES:
-        raise ValueError(f"layout is {layout!r}; expected {_words(AXES)}")
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.dtype not in KV_DTYPES:
-            raise TypeError(f"{name} has dtype {cache.dtype}; expected {_words(KV_DTYPES)}")
-        if cache.device != device:
-            raise ValueError(f"{name} is on {cache.device}; expected q's device, {device}")
-        if cache.dim() != 4 or cache.shape[3] != head_dim:
-            raise ValueError(f"{name} has shape {tuple(cache.shape)}; expected 4 axes, the last of {head_dim}")
-    check_alike(k_cache, v_cache)
+    k_cache, layout, head_dim = call.k_cache, call.layout, call.head_dim
+    check_caches(k_cache, call.v_cache, layout, call.q, "q", heads=None)
     page_size, kv_heads, query_heads, query_tokens = call.page_size, call.kv_heads, call.query_heads, call.query_tokens
     if page_size not in PAGE_SIZES:
         raise NotImplementedError(f"page size is {page_size} (layout {layout}); this kernel has {_words(PAGE_SIZES)}")
@@ -104,8 +92,7 @@ def _check_cache(call):
             f"{group} query heads a KV head and {query_tokens} query tokens are {group * query_tokens}; "
             f"this kernel has up to {MOST_COLUMNS[head_dim]} with head_dim {head_dim}"
         )
-    page_axis, _ = call.axes
-    slots = page_size * k_cache.stride(page_axis) * k_cache.element_size()
+    slots = page_size * call.cache_strides["slot_stride"]
     if _span(k_cache) * k_cache.element_size() > 2**36 or slots > 2**32:
         raise NotImplementedError(
             f"a cache of shape {tuple(k_cache.shape)} and strides {k_cache.stride()} spans over 64 GiB, or a page's "
@@ -114,17 +101,8 @@ def _check_cache(call):
 
 
 def _check_table(call):
-    table = call.block_table
-    if table.dim() != 2:
-        raise ValueError(f"block_table has shape {tuple(table.shape)}; expected [batch, max_pages]")
-    width = call.table_width
-    _check_like("block_table", table, call.q, torch.int32, (call.batch, width), rows_only=True)
+    check_table(call.block_table, call.batch, call.page_size, MOST_TABLE_TOKENS, call.q, "q")
     _check_like("seq_lens", call.seq_lens, call.q, torch.int32, (call.batch,))
-    if width * call.page_size > MOST_TABLE_TOKENS:
-        raise NotImplementedError(
-            f"block_table has {width} pages of {call.page_size} tokens a sequence; this kernel has up to "
-            f"{MOST_TABLE_TOKENS} tokens: give it the columns that are in use"
-        )
 
 
 def _check_scales(call):
@@ -138,11 +116,7 @@ def _check_scales(call):
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if scale is None:
             continue
-        if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32:
-            kind = scale.dtype if isinstance(scale, torch.Tensor) else type(scale).__name__
-            raise TypeError(f"{name} is {kind}; expected None or an fp32 tensor")
-        if scale.device != k_cache.device:
-            raise ValueError(f"{name} is on {scale.device}; expected the cache's device, {k_cache.device}")
+        check_scale_tensor(name, scale, call.q, "q")
         contiguous = scale.numel() == 1 or (tuple(scale.shape) in ((kv_heads,), per_channel) and scale.is_contiguous())
         if not contiguous and tuple(scale.shape) != per_token:
             raise ValueError(
@@ -151,7 +125,7 @@ def _check_scales(call):
             )
     of_k, of_v = call.k_granularity, call.v_granularity
     if of_v == "channel" or (of_k == "channel" and k_cache.dtype != torch.int8):
-        whose = "V" if of_v == "channel" else f"a K in {KV_DTYPES[k_cache.dtype]}"
+        whose = "V" if of_v == "channel" else f"a K in {KV_FORMATS[k_cache.dtype].name}"
         raise NotImplementedError(f"scales per channel of {whose}; this kernel has them of a K in int8")
     if of_k == "channel" and k_scale.data_ptr() % 16:
         raise ValueError("k_scale is not aligned; expected an address that is a multiple of 16 bytes")
@@ -177,17 +151,16 @@ def _check_outputs(call):
         _check_like("lse", lse, q, torch.float32, q.shape[:-1])
 
 
-def _check_like(name, tensor, q, dtype, shape, rows_only=False):
-    """Raise unless `tensor` has this dtype and shape, is on q's device and contiguous (in rows)."""
+def _check_like(name, tensor, q, dtype, shape):
+    """Raise unless `tensor` has this dtype and shape, is on q's device and contiguous."""
     if tensor.dtype != dtype:
         raise TypeError(f"{name} has dtype {tensor.dtype}; expected {dtype}")
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}")
     if tensor.device != q.device:
         raise ValueError(f"{name} is on {tensor.device}; expected q's device, {q.device}")
-    contiguous = tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 if rows_only else tensor.is_contiguous()
-    if not contiguous:
-        raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous{' rows' if rows_only else ''}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous")
 
 
 def _span(tensor):

@@ -41,9 +41,11 @@ class Costs(NamedTuple):
     packed: float  # where the last of several waves lies: 0 over all SMs, 1 on as few as hold it
     chain: float  # share of a step that bytes never hide
     norm: float  # exponent under which the times of bytes and of steps add up
-    plan: float  # a plan, and a merge in device memory
-    border: float  # quotas that cross the borders of rows
-    rest: float  # bytes take longer by this share of what quotas are larger than equal shares
+    plan: float  # a plan
+    scan: float  # of a sequence's length, for each CTA an SM
+    split: float  # a merge in device memory
+    merge: float  # each partial that a warp of the merging CTA reads
+    rounding: float  # bytes take longer by this share of what quotas are larger than equal shares
     planned_wave: float  # each wave of a planned grid after the first
 
 
@@ -62,10 +64,12 @@ COSTS = Costs(
     packed=0.2855,
     chain=0.001829,
     norm=1.366,
-    plan=4.565,
-    border=0.3661,
-    rest=0.01818,
-    planned_wave=1.853,
+    plan=0.3068,
+    scan=0.00293,
+    split=3.244,
+    merge=0.2993,
+    rounding=0.003477,
+    planned_wave=1.201,
 )
 SHAPES = (
     Shape(8, 2, 1, 2, 2.1, 0.277, 0.168),
@@ -81,12 +85,12 @@ SHAPES = (
     Shape(1, 2, 1, 16, 1.88, 0.235, 0.162),
 )
 PLANNED = (  # steps as above
-    Shape(8, 2, 1, 2, 2.24, 0.289, 0.17),
-    Shape(4, 2, 1, 4, 2.14, 0.271, 0.236),
-    Shape(8, 2, 2, 1, 1.97, 0.239, 0.164),
-    Shape(2, 2, 1, 8, 2.21, 0.326, 0.213),
-    Shape(2, 2, 0.5, 8, 2.21, 0.216, 0.256),
-    Shape(1, 2, 1, 16, 1.98, 0.306, 0.21),
+    Shape(8, 2, 1, 2, 2.23, 0.377, 0.258),
+    Shape(4, 2, 1, 4, 2.04, 0.338, 0.261),
+    Shape(8, 2, 2, 1, 2.32, 0.294, 0.222),
+    Shape(2, 2, 1, 8, 2.19, 0.337, 0.243),
+    Shape(2, 2, 0.5, 8, 2.26, 0.213, 0.256),
+    Shape(1, 2, 1, 16, 2.17, 0.33, 0.244),
 )
 TILE_US, WARP_TILE_US = (0.031, 0.045), 0.22  # a tile at least: of an SM with 8, 16 bits (1x131072, 5x2048), of a warp
 BESIDE = (0.3, 0.9)  # of the resident clusters: with these the next call's come onto some of the SMs only
@@ -155,31 +159,33 @@ def _planned_us(work, shape, launch, lengths, costs):
     rows, resident, step_tiles = work.batch * work.kv_heads, launch.min_ctas * work.sms, launch.warps * launch.tiles
     splits, most_short = max(1, resident // work.kv_heads), 2 * launch.least_steps
     steps = [(n, -(-tiles // step_tiles), tiles) for n, tiles in lengths]
-    long, short = ([row for row in steps if (row[1] > most_short) == is_long] for is_long in (True, False))
+    long_rows, short_rows = ([row for row in steps if (row[1] > most_short) == is_long] for is_long in (True, False))
     step_us, least_us = _step_us(work, shape), step_tiles * _tile_us(work, launch)
     step_bytes_us = bytes_us(work, step_tiles * work.kv_heads, costs)
 
-    ctas = max(rows, splits * work.kv_heads if long else 0)
+    ctas = max(rows, splits * work.kv_heads if long_rows else 0)
     us = shape.start + costs.beside * launch.min_ctas * (2 * ctas > resident)
     us += costs.placed * min(launch.min_ctas, math.ceil(rows / work.sms))
-    if short:
-        most, tiles = max(count for _, count, _ in short), sum(n * tiles for n, _, tiles in short)
-        waves, own = -(-rows // resident), sum(n for n, _, _ in short) * work.kv_heads
-        sm_ctas = math.ceil(min(own, resident) / work.sms)
-        uneven = 1 + costs.uneven * min(MOST_UNEVEN, max(0, sm_ctas * work.sms / own - 1))
-        bytes_part = tiles / step_tiles * step_bytes_us * (1 if long else uneven)
+    if short_rows:
+        most, tiles = max(count for _, count, _ in short_rows), sum(n * tiles for n, _, tiles in short_rows)
+        waves, short_ctas = -(-rows // resident), sum(n for n, _, _ in short_rows) * work.kv_heads
+        sm_ctas = math.ceil(min(short_ctas, resident) / work.sms)
+        uneven = 1 + costs.uneven * min(MOST_UNEVEN, max(0, sm_ctas * work.sms / short_ctas - 1))
+        bytes_part = tiles / step_tiles * step_bytes_us * (1 if long_rows else uneven)
         us += max(_sum(bytes_part, most * step_us, costs), waves * most * least_us)
-        us += costs.planned_wave * (waves - 1)
+        us += (costs.planned_wave + costs.placed * launch.min_ctas) * (waves - 1)
         us += costs.burst * sm_ctas * min(most, launch.stages - 1) * step_tiles * work.tile_kb
-    if long:
-        total, most = sum(n * count for n, count, _ in long), max(count for _, count, _ in long)
+    if long_rows:
+        total, most = sum(n * count for n, count, _ in long_rows), max(count for _, count, _ in long_rows)
         quota = max(-(-total // splits), -(-most // MOST_SPLITS), launch.least_steps)
         quotas = range(quota, quota + APART_STEPS + 1)
-        apart = [quota for quota in quotas if sum(n * -(-count // quota) for n, count, _ in long) <= splits]
+        apart = [quota for quota in quotas if sum(n * -(-count // quota) for n, count, _ in long_rows) <= splits]
         quota = apart[0] if apart else quota
-        larger = 1 + costs.rest * min(2, quota * splits / total - 1)
+        larger = 1 + costs.rounding * min(2, quota * splits / total - 1)
         us += max(_sum(total * step_bytes_us * larger, quota * step_us, costs), quota * least_us)
-        us += costs.plan + costs.border * (not apart and sum(n for n, _, _ in long) > 1)
+        us += costs.plan + costs.scan * work.batch * launch.min_ctas
+        partials = -(-most // quota) + (not apart and sum(n for n, _, _ in long_rows) > 1)
+        us += (costs.split + costs.merge * partials / launch.warps) * (partials > 1)
     return us
 
 

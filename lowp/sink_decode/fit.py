@@ -1,10 +1,11 @@
 """Fit the constants of `cost` to a file of `sweep`, and judge the choice by it.
 
-python -m lowp.sink_decode.fit sweep.json [--iterations 8] [--halves]
+python -m lowp.sink_decode.fit sweep.json [--iterations 8] [--halves] [--planned]
 
 Prints COSTS, SHAPES and PLANNED; then for each kind of shapes the time of the choice over the law, over the fastest
 launch and over the choice when the sweep ran: median, 95th percentile, maximum. halves: fit on every second batch,
-judge on the others. 0 iterations: judge the constants as they are, in seconds.
+judge on the others. planned: the constants of planned launches alone, the others held. 0 iterations: judge the
+constants as they are, in seconds.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from lowp.sink_decode.sweep_shapes import BATCHES, Shape, key
 H200 = Device("sm_90a", True, 132, 232_448, 233_472)
 USED = 1.25  # launches this much slower than the fastest are not fitted
 SAMPLES, SOFT = 6000, 0.03
+PLANNED_COSTS = ("plan", "scan", "split", "merge", "rounding", "planned_wave")
 
 
 def samples(rows: list[dict]) -> list[tuple]:
@@ -63,16 +65,23 @@ def errors(logs: torch.Tensor, data: list[tuple]) -> torch.Tensor:
     return torch.tensor(times, dtype=torch.float64).log()
 
 
-def fit_constants(data: list[tuple], iterations: int) -> None:
-    """Levenberg-Marquardt on the logarithms of all constants; outliers count less (soft L1)."""
+def planned_constants() -> list[int]:
+    """Which constants planned launches alone have."""
+    fields, shapes = [cost.Costs._fields.index(name) for name in PLANNED_COSTS], 3 * len(cost.PLANNED)
+    return [*fields, *range(len(constants()) - shapes, len(constants()))]
+
+
+def fit_constants(data: list[tuple], iterations: int, free: list[int]) -> None:
+    """Levenberg-Marquardt on the logarithms of the `free` constants; outliers count less (soft L1)."""
     logs, damping = torch.tensor(constants(), dtype=torch.float64).log(), 1.0
+    units = torch.eye(len(logs), dtype=torch.float64)[free]
     residuals = errors(logs, data)
     for _ in range(iterations):
-        nudged = [errors(logs + 1e-4 * unit, data) for unit in torch.eye(len(logs), dtype=torch.float64)]
+        nudged = [errors(logs + 1e-4 * unit, data) for unit in units]
         jacobian = (torch.stack(nudged, 1) - residuals[:, None]) / 1e-4
         weights = (1 + (residuals / SOFT) ** 2) ** -0.5
-        normal = jacobian.T @ (weights[:, None] * jacobian) + damping * torch.eye(len(logs))
-        moved = logs - torch.linalg.solve(normal, jacobian.T @ (weights * residuals))
+        normal = jacobian.T @ (weights[:, None] * jacobian) + damping * torch.eye(len(free))
+        moved = logs - units.T @ torch.linalg.solve(normal, jacobian.T @ (weights * residuals))
         new = errors(moved, data)
         better = loss(new) < loss(residuals)
         logs, residuals, damping = (moved, new, damping / 4) if better else (logs, residuals, damping * 8)
@@ -112,10 +121,14 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--halves", action="store_true")
+    parser.add_argument("--planned", action="store_true")
     options = parser.parse_args()
     rows = [row for row in json.loads(options.file.read_text())["rows"] if row["chosen"] in row["times"]]
     fitted = [row for row in rows if not options.halves or row["shape"][1] in BATCHES[::4] + BATCHES[1::4]]
-    fit_constants(samples(fitted), options.iterations)
+    data, free = samples(fitted), list(range(len(constants())))
+    if options.planned:
+        data, free = [sample for sample in data if sample[2].cluster == 0], planned_constants()
+    fit_constants(data, options.iterations, free)
     print(cost.COSTS, *cost.SHAPES, "planned", *cost.PLANNED, sep="\n")
     print_judgement([row for row in rows if not options.halves or row not in fitted])
 

@@ -18,7 +18,7 @@ FULL = 0.9  # of the clusters of 7 that fit at once: with fewer, SMs hold unequa
 # for 15.5 us).
 PARTLY = (0.5, 0.85)
 MOST_WAVES = 2  # of clusters of more than one CTA
-LEAST_STEPS = (4, 8)  # of a planned split
+LEAST_STEPS = (8, 16)  # of a planned split
 LAW_US = 3.5  # an estimate is judged as a multiple of LAW_US + the time of its bytes
 POWER = 4  # of the ratio in the mean: a choice that is bad at some lengths is worse than one that is fair at all
 LONG_ROW_BOUND = 2.0  # one long row among short ones may take so many times what the best planned launch takes
@@ -34,7 +34,7 @@ def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: De
     long_row = _groups((1, -(-longest // 16)), (batch - 1, SHORT_TILES))
     times = {launch: call_us(work, shape, launch, long_row) for launch, shape in shapes.items()}
     bound = LONG_ROW_BOUND * min(us for launch, us in times.items() if launch.cluster == 0)
-    launches = [launch for launch, us in times.items() if launch.cluster == 0 or us <= bound]
+    launches = [launch for launch, us in times.items() if us <= bound]
     return min(launches, key=lambda launch: score(work, shapes[launch], launch, expected))
 
 
@@ -77,13 +77,13 @@ def _launch(variant, shape, cluster):
 def prior(batch: int, longest: int, near: bool) -> list[tuple[float, Lengths]]:
     """Lengths that are expected, with weights: equal, or half of them 5/8 and half 7/8 of the longest.
 
-    near: of the bound, or else of it and its fourths: 131072, 32768, 8192, 2048, 512, 128, 32 tokens.
+    near: of the bound, or else of it and its halves, down to 16 tokens.
     """
     tiles, cases = -(-longest // 16), []
     while tiles > 1 or not cases:
         halves = _groups((batch - batch // 2, -(-tiles * 7 // 8)), (batch // 2, -(-tiles * 5 // 8)))
         cases += [(2, ((batch, tiles),)), (1, halves)]
-        tiles = 1 if near else tiles // 4
+        tiles = 1 if near else tiles // 2
     return cases
 
 

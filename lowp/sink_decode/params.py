@@ -2,6 +2,7 @@
 
 import ctypes
 
+from lowp.paged.call import address
 from lowp.sink_decode.call import Call
 
 LONGEST_WINDOW = 2**30  # more than any length, and still an int32 beside one
@@ -25,8 +26,7 @@ class Params(ctypes.Structure):
 
 def params_of(call: Call) -> Params:
     """Make all parameters but those of planned KV splits."""
-    q, (page_axis, head_axis) = call.q, call.axes
-    strides, value_bytes = call.k_cache.stride(), call.k_cache.element_size()
+    q, (slot_axis, head_axis) = call.q, call.axes
     params = Params(
         q=q.data_ptr(),
         k=call.k_cache.data_ptr(),
@@ -34,10 +34,10 @@ def params_of(call: Call) -> Params:
         table=call.block_table.data_ptr(),
         lengths=call.seq_lens.data_ptr(),
         sinks=call.sinks.data_ptr(),
-        k_scale=None if call.k_scale is None else call.k_scale.data_ptr(),
-        v_scale=None if call.v_scale is None else call.v_scale.data_ptr(),
+        k_scale=address(call.k_scale),
+        v_scale=address(call.v_scale),
         out=call.out.data_ptr(),
-        lse=None if call.lse is None else call.lse.data_ptr(),
+        lse=address(call.lse),
         sm_scale=call.sm_scale,
         batch=call.batch,
         group=call.group,
@@ -45,16 +45,14 @@ def params_of(call: Call) -> Params:
         table_stride=call.block_table.stride(0),
         table_width=call.table_width,
         page_shift=(call.page_size // 16).bit_length() - 1,
-        page_stride=strides[0] * value_bytes // 16,
-        head_stride=strides[head_axis] * value_bytes // 16,
-        slot_stride=strides[page_axis] * value_bytes // 16,
         k_scale_head=int(call.k_granularity == "head"),
         v_scale_head=int(call.v_granularity == "head"),
         window_left=min(call.window_left, LONGEST_WINDOW),
         q_token_stride=q.stride(1) * q.element_size() if q.dim() == 4 else 0,
+        **{name: stride // 16 for name, stride in call.cache_strides.items()},
     )
     if call.v_granularity == "token_head":
         params.scale_page, params.scale_head, params.scale_slot = (
-            call.v_scale.stride(axis) for axis in (0, head_axis, page_axis)
+            call.v_scale.stride(axis) for axis in (0, head_axis, slot_axis)
         )
     return params

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from lowp.formats import FORMATS
@@ -12,8 +13,10 @@ from lowp.sink_decode.resources import Launch, Variant
 
 WIDE = 131072  # tokens of a server's block table
 MOST_TOKENS = 1 << 22
-SHORT = 512
-ONE_LONG = ((2, 131072), (4, 8192), (8, 8192), (8, 131072), (24, 8192), (32, 131072), (100, 16384))
+SHORT_ROW = 512  # tokens of the others beside one long row
+WINDOWED_TOKENS = 2048
+KINDS, TABLES = ("near", "uniform", "one"), ("wide", "narrow", "window")
+LONG_ROWS = ((2, 131072), (4, 8192), (8, 8192), (8, 131072), (24, 8192), (32, 131072), (100, 16384))
 BATCHES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 32, 48, 64, 96, 128, 192, 256)
 MEANS = (17, 512, 2048, 8192, 32768, 131072)
 
@@ -22,7 +25,7 @@ MEANS = (17, 512, 2048, 8192, 32768, 131072)
 class Shape:
     """One call: batch, lengths, the table's width.
 
-    kind: of lengths up to `tokens`: near (within 64 and an eighth), uniform (half to full), one (others have SHORT).
+    kind: of lengths up to `tokens`: near (within 64 and an eighth), uniform (half to full), one (the others SHORT_ROW).
     """
 
     kv_format: str
@@ -39,22 +42,23 @@ class Shape:
             draw = random.Random(f"{self.batch}x{self.tokens}")
             return [draw.randint(max(1, self.tokens // 2), self.tokens) for _ in range(self.batch)]
         if self.kind == "one":
-            return [self.tokens, *[SHORT] * (self.batch - 1)]
-        return [self.tokens - 13 * row % min(64, self.tokens // 8) for row in range(self.batch)]
+            return [self.tokens, *[SHORT_ROW] * (self.batch - 1)]
+        return [self.tokens - 13 * row % max(1, min(64, self.tokens // 8)) for row in range(self.batch)]
 
     @property
-    def read_lengths(self) -> list[int]:
-        return [min(n, self.window_left + 1) if self.window_left >= 0 else n for n in self.lengths]
+    def bound(self) -> int:
+        """The most tokens that are read of a sequence."""
+        return min(self.table_tokens, self.window_left + 1) if self.window_left >= 0 else self.table_tokens
 
     @property
     def tiles(self) -> list[int]:
-        """Tiles of 16 tokens that are read: a window begins anywhere in its first."""
-        first = [max(0, n - self.window_left - 1) // 16 if self.window_left >= 0 else 0 for n in self.lengths]
-        return [-(-n // 16) - tile for n, tile in zip(self.lengths, first, strict=True)]
+        """Tiles of 16 tokens that are read of each sequence: a window begins anywhere in its first."""
+        return [-(-n // 16) - max(0, n - self.bound) // 16 for n in self.lengths]
 
     @property
     def kv_bytes(self) -> int:
-        return sum(self.read_lengths) * KV_HEADS * HEAD_DIM * 2 * FORMATS[self.kv_format].dtype.itemsize
+        tokens = sum(min(n, self.bound) for n in self.lengths)
+        return tokens * KV_HEADS * HEAD_DIM * 2 * FORMATS[self.kv_format].dtype.itemsize
 
     @property
     def variant(self) -> Variant:
@@ -64,34 +68,35 @@ class Shape:
             HEAD_DIM, QUERY_HEADS // KV_HEADS, True, dtype, False, self.window_left >= 0, interleaved=interleaved
         )
 
-    @property
-    def bound(self) -> int:
-        return min(self.table_tokens, self.window_left + 1) if self.window_left >= 0 else self.table_tokens
 
+def shapes(batches=(), tokens=(), kinds: Sequence[str] = KINDS, tables: Sequence[str] = TABLES) -> list[Shape]:
+    """List the shapes in the order of what they tell: every second batch before the others, e4m3 before bf16.
 
-def shapes() -> list[Shape]:
-    """Most telling first: half of the batches before the other half, e4m3 before bf16, wide tables before narrow."""
-    ordered = []
-    for batches in (BATCHES[::2], BATCHES[1::2]):
-        for kv_format, kind in itertools.product(("e4m3", "bf16"), ("near", "uniform")):
-            pairs = [(b, n) for b, n in itertools.product(batches, MEANS) if b * n <= MOST_TOKENS]
-            ordered += [Shape(kv_format, b, n, kind, WIDE) for b, n in pairs]
-            narrow = [(b, n) for b, n in pairs if n >= 512 and b * n >= 2048]
-            ordered += [Shape(kv_format, b, n, kind, max(n, 512), layout="HND") for b, n in narrow]
-            if kind == "near":
-                ordered += [Shape(kv_format, b, 2048, kind, WIDE, window_left=127) for b in batches]
-            elif batches[0] == 1:
-                ordered += [Shape(kv_format, b, n, "one", WIDE) for b, n in ONE_LONG]
-                ordered += [Shape(kv_format, b, n, "one", n, layout="HND") for b, n in ONE_LONG]
-    return ordered
+    batches, tokens: every pair of both, in place of BATCHES, MEANS and LONG_ROWS. tables: wide, of WIDE tokens; narrow,
+    as wide as the sequences; window, wide with a window of 128.
+    """
+    long_rows = itertools.product(batches or BATCHES, tokens or MEANS) if batches or tokens else LONG_ROWS
+    long_rows, batches, ordered = list(long_rows), batches or BATCHES, []
+    for half in (batches[::2], batches[1::2]):
+        grid = [(b, n) for b, n in itertools.product(half, tokens or MEANS) if b * n <= MOST_TOKENS]
+        for kv_format, kind, table in itertools.product(("e4m3", "bf16"), kinds, tables):
+            pairs = long_rows if kind == "one" else grid
+            if table == "wide":
+                ordered += [Shape(kv_format, b, n, kind, WIDE) for b, n in pairs]
+            elif table == "narrow":
+                pairs = [(b, n) for b, n in pairs if n >= 512 and b * n >= 2048]
+                ordered += [Shape(kv_format, b, n, kind, n, layout="HND") for b, n in pairs]
+            elif kind == "near":
+                ordered += [Shape(kv_format, b, n, kind, WIDE, 127) for b, n in pairs if n == WINDOWED_TOKENS]
+    return list(dict.fromkeys(shape for shape in ordered if shape.tokens <= WIDE))
 
 
 def launches_at(shape: Shape, device: Device) -> list[Launch]:
-    """Today's choice, then the candidates."""
+    """Return the choice, then the other candidates."""
     chosen = choose(shape.variant, shape.batch, KV_HEADS, shape.bound, device, shape.bound <= NEAR_TOKENS)
     return list(dict.fromkeys([chosen, *candidates(shape.variant, shape.batch, KV_HEADS, shape.bound, device)]))
 
 
 def key(launch: Launch) -> str:
-    """A launch in a word: its fields in order."""
+    """Return a launch's fields in order, as one word."""
     return ",".join(str(int(value)) for value in astuple(launch))

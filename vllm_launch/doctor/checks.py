@@ -2,6 +2,8 @@
 
 from flashinfer_patches.errors import Problem
 from vllm_launch import profile
+from vllm_launch.certificate import COMMAND, Status
+from vllm_launch.decoder import choose
 from vllm_launch.doctor.backends import choice
 from vllm_launch.doctor.facts import Build, Failure, Folder, Need, Release
 from vllm_launch.doctor.finding import Finding, error, ok, warning
@@ -158,6 +160,28 @@ def _cubins(backend: str, flashinfer_version: str | None, version: str | None) -
     )
     remedy = f"pip install --no-deps flashinfer-cubin=={flashinfer_version or 'VERSION'}"
     return [warning("attention backend", message, remedy, {"flashinfer-cubin": version})]
+
+
+def decoder(machine: Machine, status: Status | Failure | None) -> Finding:
+    """Report the decoder that profile fp8 takes here, and why. status: of this GPU's certificate."""
+    certified = status.decoder if isinstance(status, Status) else None
+    choice = choose(profile.load("fp8"), machine.family, lambda: certified)
+    return ok("decoder", f"fp8 takes {choice.decoder} here: {choice.reason}", choice._asdict())
+
+
+def certificate(machine: Machine, status: Status | Failure) -> Finding:
+    """Report the certificate of this GPU: a warning where profile fp8 would use a valid one."""
+    topic = "certificate"
+    if isinstance(status, Failure):
+        return warning(topic, status.message, status.remedy)
+    value = status.model_dump(mode="json", include={"state", "reason"})
+    if status.state == "valid":
+        return ok(topic, f"{status.reason}, certified {status.certificate.created:%Y-%m-%d}", value)
+    message = status.reason if status.state == "none" else f"{status.state}: {status.reason}"
+    if profile.load("fp8").requested_decoder(machine.family) != "certified" and status.state == "none":
+        return ok(topic, f"{message}; profile fp8 needs none on {machine.family}", value)
+    move = "move that file away, then " if status.state == "edited" else ""
+    return warning(topic, message, f"{move}run: {COMMAND}", value)
 
 
 def model(need: Need) -> Finding:

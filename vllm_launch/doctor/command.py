@@ -41,9 +41,12 @@ def findings(facts: Facts) -> list[Finding]:
     ]
     if machine:
         results += checks.backends(machine, build, packages)
+        results.append(checks.decoder(machine, facts.certificate))
         for need in facts.needs:
             results.append(checks.model(need))
             results.append(checks.memory(need, machine, facts.page_cache_bytes, facts.memory_users))
+    if facts.device == "gpu" and facts.certificate:
+        results.append(checks.certificate(facts.gpu, facts.certificate))
     results += [checks.disk(folder) for folder in facts.folders]
     return [*results, checks.port(facts.port, facts.port_user)]
 

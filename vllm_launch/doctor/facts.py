@@ -4,9 +4,11 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pynvml
@@ -16,6 +18,7 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.state import Status
 from flashinfer_patches.strict import Strict
 from vllm_launch import arguments, model, profile, software
+from vllm_launch import certificate as certificates
 from vllm_launch.machine import Machine, capability_and_cuda, detect
 from vllm_launch.plan import CACHE_VARIABLES
 from vllm_launch.preflight import GIB, cannot_listen, cannot_write, check_cpu_attention, existing, needed_bytes, program
@@ -24,6 +27,8 @@ from vllm_launch.profile import Device
 PACKAGES = [*software.RECORDED, "flashinfer-cubin", "ninja", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"]
 # Bytes of the published checkpoints, for a model that is not on this machine yet.
 PUBLISHED_WEIGHTS = {"openai/gpt-oss-120b": int(60.8 * GIB), "openai/gpt-oss-20b": int(12.8 * GIB)}
+
+T = TypeVar("T")
 
 
 class Failure(Strict):
@@ -72,6 +77,7 @@ class Facts(Strict):
     driver_cuda: the newest CUDA release that the driver runs. host: the machine as a CPU. page_cache_bytes: memory
     that holds files, freed on demand. memory_users: the largest users of the device's memory. packages: installed
     versions. patch: the state of FlashInfer's files, None without FlashInfer. pins: the versions that vLLM requires.
+    certificate: the state of this GPU's, None without a GPU.
     software: what else a server or a bench lacks. toolkit: CUDA release of nvcc. ninja: whether it is on PATH.
     port_user: the process that listens on port.
     """
@@ -91,6 +97,7 @@ class Facts(Strict):
     nvcc: str | None
     toolkit: Release | None
     ninja: bool
+    certificate: certificates.Status | Failure | None = None
     needs: list[Need]
     folders: list[Folder]
     port: int
@@ -115,7 +122,7 @@ def device_of(build: Build, gpu: Machine | None) -> Device:
 
 def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
     """Inspect this machine. Leaves nothing, downloads nothing, imports neither torch nor vLLM nor FlashInfer."""
-    build = _build()
+    build = _attempted(software.vllm_build)
     gpu, no_gpu = _gpu()
     host = detect("cpu")
     capability, driver_cuda = capability_and_cuda() if gpu else (None, None)
@@ -139,6 +146,7 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
         nvcc=nvcc,
         toolkit=_toolkit(nvcc) if nvcc else None,
         ninja=shutil.which("ninja") is not None,
+        certificate=_attempted(certificates.read) if gpu else None,
         needs=needs(device, total),
         folders=[
             inspect_folder("cache folder", cache_root, tuple(CACHE_VARIABLES.values())),
@@ -204,11 +212,16 @@ def port_user(port: int) -> str | None:
     return f"another program ({reason})"
 
 
-def _build() -> Build:
+def _attempted(action: Callable[[], T]) -> T | Failure:
+    """What `action` returns, or its Problem as data."""
     try:
-        return software.vllm_build()
+        return action()
     except Problem as problem:
         return Failure.from_problem(problem)
+
+
+def _patch() -> Status | Failure | None:
+    return _attempted(engine.status) if package.installed() else None
 
 
 def _software(device: Device, host: Machine, has_vllm: bool) -> list[Failure]:
@@ -223,13 +236,6 @@ def _software(device: Device, host: Machine, has_vllm: bool) -> list[Failure]:
         except Problem as problem:
             failures.append(Failure.from_problem(problem))
     return failures
-
-
-def _patch() -> Status | Failure | None:
-    try:
-        return engine.status() if package.installed() else None
-    except Problem as problem:
-        return Failure.from_problem(problem)
 
 
 def _gpu() -> tuple[Machine | None, str | None]:

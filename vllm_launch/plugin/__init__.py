@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 SPIN_SLEEP_S = 50e-6
+CUDA_BACKEND = "vllm_launch.plugin.attention.installed.SinkBackend"
 CPU_ATTENTION = "FP8_SINKS_CPU_ATTENTION"  # environment variable that names one of CPU_BACKENDS, for tests
 CPU_BACKENDS = {
     "native": "vllm_launch.plugin.attention.cpu_cache.RoundingCpuBackend",  # vLLM's FP8 kernels read the cache
@@ -16,9 +17,9 @@ CPU_BACKENDS = {
 
 
 def register() -> None:
-    """Register the tiny model's alias; on a CPU also our attention backend, and sleep instead of spinning.
+    """Register the tiny model's alias and our attention backend; on a CPU also sleep instead of spinning.
 
-    Does nothing in a vLLM that our launcher did not start.
+    Does nothing unless FP8_SINKS_PLUGIN is set. On CUDA the backend is CUSTOM, imported when it is chosen.
     """
     if not os.environ.get("FP8_SINKS_PLUGIN"):
         return
@@ -33,8 +34,23 @@ def register() -> None:
 
         register_backend(AttentionBackendEnum.CPU_ATTN, CPU_BACKENDS[cpu_attention()])
         sleep_instead_of_spinning()
+    elif current_platform.is_cuda():
+        register_custom()
     # Same model class; another name and model_type, so that vLLM does not force gpt-oss's chat format on it.
     ModelRegistry.register_model("TinyGptOssForCausalLM", model)
+
+
+def register_custom() -> None:
+    """Register our backend as CUSTOM. Raises RuntimeError if another plugin has registered its own."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    custom = AttentionBackendEnum.CUSTOM
+    if custom.is_overridden() and custom.get_path() != CUDA_BACKEND:
+        raise RuntimeError(
+            f"attention backend CUSTOM is {custom.get_path()}, of another plugin; expected {CUDA_BACKEND}: "
+            "unset FP8_SINKS_PLUGIN, or leave that plugin out of VLLM_PLUGINS"
+        )
+    register_backend(custom, CUDA_BACKEND)
 
 
 def requested_cpu_attention(environment: Mapping[str, str]) -> str | None:

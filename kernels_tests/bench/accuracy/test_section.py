@@ -174,6 +174,17 @@ def test_a_setting_that_vllm_resolved_otherwise_is_listed():
     ]
 
 
+def test_a_decoder_that_is_not_stock_stands_beside_the_profile():
+    fp8 = a_row("fp8", "fp8", decoder="lowp", accuracy=a_record())
+    fp8 = fp8.model_copy(update={"resolved": fp8.resolved.model_copy(update={"decoder": "lowp"})})
+    part = section.section(an_accuracy_result(a_row(), fp8, a_row("server", requested=None, decoder=None)))
+    text = "\n".join(part.page)
+    assert "| fp8 (decoder lowp) |" in text and "| baseline |" in text and "| server |" in text
+    assert part.glance[0][1] == "fp8 (decoder lowp)" and tables.failed([fp8]) == []
+    stock = fp8.model_copy(update={"resolved": fp8.resolved.model_copy(update={"decoder": "stock"})})
+    assert "decoder: expected lowp, got stock" in tables.failed([stock])[0]
+
+
 def drawn(profiles, monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(plot, "save", lambda figure, path: figures.append(figure))

@@ -118,7 +118,7 @@ def test_the_limit_of_the_warm_up_grows_with_the_point():
 
 
 def test_the_book_is_served_on_loopback_and_long_enough():
-    with book_server() as url:
+    with book_server(32768 + 256) as url:
         assert url.startswith("http://127.0.0.1:")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         text = opener.open(url, timeout=scaled(10)).read()

@@ -18,7 +18,7 @@ def measured(tmp_path):
     """A function that measures a point with a key, where the server answers by `behaviours`."""
 
     def measure(key, behaviours=()):
-        with streaming_stub.serve() as server, book_server() as book_url:
+        with streaming_stub.serve() as server, book_server(POINT.prompt) as book_url:
             server.behaviours = list(behaviours)
             endpoint = replace(server.endpoint, headers={"Authorization": f"Bearer {key}"})
             return benchy.measure(endpoint, POINT, 2, tmp_path, book_url, lambda: None)

@@ -131,7 +131,8 @@ def test_every_field_of_machine_model_and_provenance_is_accounted_for():
     ignored = {"created", "command", "load_average"}
     assert set(type(PLAIN.provenance).model_fields) == {*checked, *ignored}
     following = [name for name in Resolved.model_fields if name.startswith(comparable.FOLLOWING)]
-    assert {*RESOLVED, *following, *comparable.RESOLVED_FIGURES} == set(Resolved.model_fields)
+    of_plugin = {"decoder", "prefill", "cache_writer"}
+    assert {*RESOLVED, *of_plugin, *following, *comparable.RESOLVED_FIGURES} == set(Resolved.model_fields)
     assert not {*RESOLVED} & {*following, *comparable.RESOLVED_FIGURES}
 
 
@@ -185,6 +186,58 @@ def test_settings_that_follow_from_the_kv_cache_may_differ_with_it(tmp_path):
     fp8 = PLAIN.rows[1].model_copy(update={"resolved": PLAIN.rows[1].resolved.model_copy(update=settings)})
     (path,) = saved(tmp_path, a_result(PLAIN.rows[0], fp8))
     assert loads(f"{path}:baseline", f"{path}:fp8")["pairs"][0]["differences"] == []
+
+
+def with_decoder(row, decoder="lowp", **resolved):
+    """The row of a profile with a decoder that is not stock."""
+    requested = row.requested.model_copy(
+        update={
+            "attention_backends": ["CUSTOM"],
+            "arguments": row.requested.arguments | {"attention-backend": "CUSTOM"},
+            "environment": row.requested.environment
+            | {"FP8_SINKS_DECODER": decoder, "FP8_SINKS_RECORD": f"{decoder}.json"},
+        }
+    )
+    settings = {"decoder": decoder, "attention_backends": ["CUSTOM"], "prefill": "fa3", "cache_writer": "fp8-sinks"}
+    settings |= {"kv_format": "e4m3", "kv_block_sizes": [16, 16], "cuda_graphs": "PIECEWISE"} | resolved
+    resolved = row.resolved.model_copy(update=settings)
+    return row.model_copy(update={"decoder": decoder, "requested": requested, "resolved": resolved})
+
+
+@pytest.mark.parametrize(
+    "row", [a_row(), a_row("fp8-stock", "fp8"), with_decoder(a_row("fp8-fi", "fp8"), "flashinfer")]
+)
+def test_profiles_with_other_decoders_are_compared(tmp_path, row):
+    (path,) = saved(tmp_path, a_result(row, with_decoder(a_row("fp8", "fp8"))))
+    (pair,) = loads(f"{path}:{row.profile}", f"{path}:fp8")["pairs"]
+    assert pair["differences"] == [] and pair["kv_capacity_tokens"]
+    sides = [pair[side]["resolved"]["decoder"] for side in "ab"]
+    assert sides == [row.decoder, "lowp"]
+    (line,) = [
+        line for line in compared(f"{path}:{row.profile}", f"{path}:fp8").splitlines() if line.startswith("decoder ")
+    ]
+    assert line.split()[1:] == sides
+
+
+def test_other_settings_of_profiles_with_other_decoders_are_refused(tmp_path):
+    fp8 = with_decoder(a_row("fp8", "fp8"), moe_backend="MARLIN")
+    (path,) = saved(tmp_path, a_result(a_row(), fp8))
+    assert listed(f"{path}:baseline", f"{path}:fp8") == ["  resolved moe_backend: none | MARLIN"]
+
+
+def test_a_setting_that_differs_with_equal_decoders_is_refused(tmp_path):
+    rows = (with_decoder(a_row(name, "fp8"), **{"prefill": prefill}) for name, prefill in (("a", "fa3"), ("b", "fa2")))
+    (path,) = saved(tmp_path, a_result(*rows))
+    assert listed(f"{path}:a", f"{path}:b") == ["  resolved prefill: fa3 | fa2"]
+
+
+def test_profiles_that_differ_in_their_scales_are_compared(tmp_path):
+    unscaled = with_decoder(a_row("fp8", "fp8"))
+    scaled = with_decoder(a_row("scaled", "fp8"), kv_scales="a" * 64)
+    environment = scaled.requested.environment | {"FP8_SINKS_KV_SCALES": "~/scales.safetensors"}
+    scaled = scaled.model_copy(update={"requested": scaled.requested.model_copy(update={"environment": environment})})
+    (path,) = saved(tmp_path, a_result(unscaled, scaled))
+    assert loads(f"{path}:fp8", f"{path}:scaled")["pairs"][0]["differences"] == []
 
 
 def test_two_runs_from_changed_files_are_not_taken_for_equal(tmp_path):

@@ -55,6 +55,7 @@ def test_csv_has_sizes_medians_percentiles_and_goodput():
     for name, value in (sizes | medians | counts | ttft | latencies | goodput).items():
         assert float(line[name]) == pytest.approx(value), name
     assert (line["slo"], line["kv_cache"], line["model"]) == ("ttft=100ms", "fp8_e4m3", "tiny_gpt_oss")
+    assert line["decoder"] == "stock"
 
 
 def test_a_point_without_times_of_requests_has_empty_cells():

@@ -19,6 +19,7 @@ SLO = {"ttft": 150.0, "itl": 12.0, "e2e": 900.0}
 GOODPUT = {"ttft": 150.0, "tpot": 12.0, "e2el": 900.0}
 METADATA = {
     "machine",
+    "decoder",
     "kv_cache",
     "accuracy",
     "accuracy_record",

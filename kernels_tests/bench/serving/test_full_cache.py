@@ -18,7 +18,7 @@ SMALL_CACHE = ["--kv-cache-memory-bytes", str(8 * 2**20), "--max-model-len", str
 def measured(tmp_path_factory):
     """Capacity and attempt of each profile, with as many requests as fit into the FP8 cache."""
     results, concurrency = {}, None
-    with book_server() as book_url:
+    with book_server(320) as book_url:
         for name in ("baseline", "fp8"):
             folder = tmp_path_factory.mktemp(name)
             planned = plan.make(

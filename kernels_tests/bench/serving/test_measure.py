@@ -17,7 +17,7 @@ GRID = Grid(prompt=[16], output=[4], depth=[0], concurrency=[1], runs=1)
 
 @pytest.fixture(scope="module")
 def book_url():
-    with book_server() as url:
+    with book_server(16) as url:
         yield url
 
 

@@ -12,7 +12,7 @@ from flashinfer_patches.errors import Problem
 from kernels_tests.bench.conftest import rows
 from kernels_tests.bench.samples import a_rate, a_request, timed
 
-FAILED = GridPoint(depth=0, prompt=128, output=32, concurrency=4)
+FAILED = GridPoint(depth=0, prompt=128, output=16, concurrency=4)
 
 
 def attempt(point=FAILED, errors=("HTTP 429: slow", None, "HTTP 429", "Server disconnected")):
@@ -60,7 +60,7 @@ def test_failed_requests_are_counted_and_the_other_points_measured(bench, server
 
 
 def test_a_rate_with_failed_requests_is_kept_and_measured_again(bench, servers, measured, tmp_path):
-    point = GridPoint(0, 128, 32, 1)
+    point = GridPoint(0, 128, 16, 1)
     servers.attempts[point] = rate_at(point, [500.0, 510.0], failed=1)
     failed = servers.attempts[point].failures
     bench("serving", "baseline", "--quick", exit_code=1)
@@ -73,7 +73,7 @@ def test_a_rate_with_failed_requests_is_kept_and_measured_again(bench, servers, 
 
 def test_a_worse_attempt_does_not_replace_a_better_attempt(bench, servers, measured, monkeypatch, tmp_path):
     monkeypatch.setattr("bench.serving.rates.client.post", lambda *_, **__: {})
-    point = GridPoint(0, 128, 32, 1)
+    point = GridPoint(0, 128, 16, 1)
     earlier = servers.attempts[point] = rate_at(point, [500.0, 510.0, 520.0], failed=1)
     bench("serving", "baseline", "--quick", exit_code=1)
     servers.attempts[point] = unsent(point)
@@ -96,7 +96,7 @@ def unsent(point):
 
 def test_a_point_of_which_nothing_was_sent_is_measured_again(bench, servers, monkeypatch, tmp_path):
     monkeypatch.setattr("bench.serving.rates.client.post", lambda *_, **__: {})
-    point = GridPoint(0, 128, 32, 1)
+    point = GridPoint(0, 128, 16, 1)
     rate = rate_at(point, [500.0])
     attempts = [unsent(point), rate]
     monkeypatch.setattr("bench.serving.load.benchy.measure", lambda *_: attempts.pop(0))
@@ -116,7 +116,7 @@ def fail_probe(monkeypatch, problem):
 
 def test_a_dead_server_ends_the_run(bench, servers, measured, monkeypatch, tmp_path):
     fail_probe(monkeypatch, Unanswered("requests", "no answer", "see the log"))
-    first = GridPoint(0, 128, 32, 1)
+    first = GridPoint(0, 128, 16, 1)
     servers.attempts[first] = attempt(first, [NO_TOKENS] * 3)
     bench("serving", "baseline", "fp8", exit_code=1)
     assert measured == [first]
@@ -128,7 +128,7 @@ def test_a_dead_server_ends_the_run(bench, servers, measured, monkeypatch, tmp_p
 @pytest.mark.parametrize("message", ["HTTP 429: slow down", "HTTP 404: no such page", "expected a completion, got {}"])
 def test_a_server_that_refuses_the_probe_is_not_dead(bench, servers, measured, monkeypatch, tmp_path, message):
     fail_probe(monkeypatch, Problem("requests", message, "see the log"))
-    first = GridPoint(0, 128, 32, 1)
+    first = GridPoint(0, 128, 16, 1)
     servers.attempts[first] = attempt(first, [NO_TOKENS] * 3)
     bench("serving", "baseline", exit_code=1)
     assert len(measured) == 4 and len(rows(tmp_path / "run")["baseline"].rates) == 3
@@ -136,7 +136,7 @@ def test_a_server_that_refuses_the_probe_is_not_dead(bench, servers, measured, m
 
 def test_a_live_server_that_fails_a_point_is_measured_at_the_others(bench, servers, measured, monkeypatch, tmp_path):
     monkeypatch.setattr("bench.serving.rates.client.post", lambda *_, **__: {})
-    first = GridPoint(0, 128, 32, 1)
+    first = GridPoint(0, 128, 16, 1)
     servers.attempts[first] = attempt(first, ["HTTP 400: too long"] * 3)
     bench("serving", "baseline", exit_code=1)
     assert len(measured) == 4 and len(rows(tmp_path / "run")["baseline"].rates) == 3

@@ -1,0 +1,73 @@
+// A warp on a CPU: stands in for lowp/sink_decode/ptx.cuh under split.cuh. Lanes are fibers, which switch at exchanges.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+
+#define DEVICE static inline
+
+using std::max;
+using std::min;
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+static struct { int x; } threadIdx;
+static struct { int x, y, z; } blockIdx;
+
+static ucontext_t scheduler, fibers[32];
+static char stacks[32][1 << 16];
+static int exchanged[2][32];  // by turns: the next exchange may begin before the last lane has read this one
+static int exchanges[32];     // of each lane
+static bool running[32];
+
+// Run a function as one warp.
+static inline void run_warp(void (*function)()) {
+  static void (*body)();
+  body = function;
+  for (int lane = 0; lane < 32; lane++) {
+    getcontext(&fibers[lane]);
+    fibers[lane].uc_stack = {stacks[lane], 0, sizeof(stacks[lane])};
+    fibers[lane].uc_link = &scheduler;
+    running[lane] = true;
+    exchanges[lane] = 0;
+    makecontext(&fibers[lane], [] { body(); running[threadIdx.x] = false; }, 0);
+  }
+  while (running[0])
+    for (int lane = 0; lane < 32; lane++) {
+      threadIdx.x = lane;
+      swapcontext(&scheduler, &fibers[lane]);
+    }
+}
+
+// Give a value to all lanes; returns those of all lanes. Every lane calls it, as kAllLanes promises.
+static inline const int* exchange(int value) {
+  const int lane = threadIdx.x;
+  int* values = exchanged[exchanges[lane]++ % 2];
+  values[lane] = value;
+  swapcontext(&fibers[lane], &scheduler);
+  return values;
+}
+
+static inline int __shfl_sync(unsigned, int value, int source) { return exchange(value)[source]; }
+static inline int __shfl_up_sync(unsigned, int value, int delta) {
+  const int* values = exchange(value);
+  return values[threadIdx.x >= delta ? threadIdx.x - delta : threadIdx.x];
+}
+static inline unsigned __reduce_add_sync(unsigned, unsigned value) {
+  const int* values = exchange(int(value));
+  unsigned sum = 0;
+  for (int lane = 0; lane < 32; lane++) sum += unsigned(values[lane]);
+  return sum;
+}
+static inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  const int* values = exchange(int(value));
+  return unsigned(*std::max_element(values, values + 32));
+}
+static inline unsigned __ballot_sync(unsigned, bool value) {
+  const int* values = exchange(value);
+  unsigned ballot = 0;
+  for (int lane = 0; lane < 32; lane++) ballot |= unsigned(values[lane]) << lane;
+  return ballot;
+}
+static inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
+static inline int load_int(const int* p) { return *p; }

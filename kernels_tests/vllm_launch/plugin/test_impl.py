@@ -1,0 +1,73 @@
+"""A layer's attention over made steps, on a CPU: the kernels' float64 references, and dense attention for prefills."""
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, dense_attention, make_step, run, serve
+
+STEPS = {
+    "decode": [(1, 5), (1, 1), (1, 700), (1, 129)],
+    "prompts": [(40, 40), (1, 1), (300, 300)],
+    "with context": [(20, 90), (200, 700), (16, 32)],
+    "mixed": [(1, 33), (1, 400), (30, 500), (7, 23), (128, 128), (5, 5)],
+    "context behind a prompt": [(50, 50), (20, 90), (30, 30)],
+    "one token behind the prefills": [(50, 90), (1, 200)],
+}
+
+
+@pytest.mark.parametrize("window", [None, 32])
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS)
+def test_a_step_is_attention_of_each_request(monkeypatch, requests, kv_dtype, window):
+    server = serve(monkeypatch, Setup(window, kv_dtype), attention=dense_attention)
+    step = make_step(server, requests)
+    assert_close(run(server, step), step.expected)
+
+
+def test_padding_is_zero(monkeypatch):
+    server = serve(monkeypatch, Setup(kv_dtype="fp8"), attention=dense_attention)
+    step = make_step(server, [(1, 33), (30, 60)], padded_tokens=40, padded_requests=6)
+    out = run(server, step)
+    assert_close(out[: step.tokens], step.expected[: step.tokens])
+    assert not out[step.tokens :].any()
+
+
+@pytest.mark.parametrize("requests", [[(4, 50), (4, 4), (4, 300)], [(4, 50), (1, 9), (3, 300), (1, 1), (60, 80)]])
+def test_several_query_tokens(monkeypatch, requests):
+    server = serve(monkeypatch, Setup(kv_dtype="fp8", drafts=3), attention=dense_attention)
+    step = make_step(server, requests)
+    assert step.metadata.decodes.query_tokens == 4
+    assert_close(run(server, step), step.expected)
+
+
+def test_a_context_over_the_scratch_runs_in_parts(monkeypatch):
+    from vllm_launch.plugin.attention import buffers
+
+    monkeypatch.setattr(buffers, "SCRATCH_BYTES", 256 * 512)  # 256 tokens of 2 KV heads of 64
+    server = serve(monkeypatch, Setup(kv_dtype="fp8", step_tokens=128), attention=dense_attention)
+    step = make_step(server, [(1, 9), (60, 1500), (20, 200)])
+    assert [len(group) for group in step.metadata.prefills[-1]] == [7, 1]
+    assert_close(run(server, step), step.expected)
+
+
+def test_layers_with_and_without_window_share_a_builder(monkeypatch):
+    """As without vLLM's hybrid KV cache manager, where all layers are one group."""
+    server = serve(monkeypatch, Setup(kv_dtype="fp8"), attention=dense_attention)
+    server.builder.windows = [-1, 31]
+    step = make_step(server, [(40, 200)])
+    assert sorted(step.metadata.prefills) == [-1, 31]
+    (full,), (window,) = step.metadata.prefills[-1], step.metadata.prefills[31]
+    assert full[0].piece.starts == (0,) and window[0].piece.starts == (129,)
+
+
+def test_a_step_reads_sinks_reloaded_into_the_same_memory(monkeypatch):
+    server = serve(monkeypatch, Setup(), attention=dense_attention)
+    address = server.impl.fp32_sinks.data_ptr()
+    with torch.no_grad():
+        server.impl.sinks.fill_(0.5)
+    server.impl.process_weights_after_loading(torch.bfloat16)
+    assert server.impl.fp32_sinks.data_ptr() == address and (server.impl.fp32_sinks == 0.5).all()
+    step = make_step(server, [(1, 20)])
+    assert_close(run(server, step), step.expected)

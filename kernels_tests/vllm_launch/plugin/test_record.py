@@ -1,0 +1,61 @@
+"""What the backend publishes: a line of the log, a JSON file."""
+
+import json
+import os
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from kernels_tests.vllm_launch.plugin.steps import Setup, serve
+from vllm_launch.plugin.attention import record
+from vllm_launch.plugin.attention.record import Record
+
+RECORD = Record("lowp", "fa3", "fp8-sinks", "e4m3", "e4m3", None, "0.26.0", 36, 18, "9.0")
+
+
+def test_the_line():
+    line = "fp8-sinks: decoder lowp, prefill fa3, writer fp8-sinks, KV e4m3, scales none"
+    assert record.line(RECORD) == line
+    assert record.line(RECORD._replace(window_kv_format="bf16", kv_scales="0123456789abcdef")) == (
+        "fp8-sinks: decoder lowp, prefill fa3, writer fp8-sinks, KV e4m3 (window layers bf16), scales 0123456789ab"
+    )
+
+
+def test_the_file_is_written_whole(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text("an older one")
+    record.write(RECORD, path)
+    assert json.loads(path.read_text()) == {"version": 1} | RECORD._asdict()
+    assert os.listdir(tmp_path) == ["record.json"]
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+def test_a_server_publishes_once(monkeypatch, tmp_path, kv_dtype):
+    path, lines = tmp_path / "record.json", []
+    monkeypatch.setenv(record.RECORD, str(path))
+    monkeypatch.setattr(record.logger, "info", lines.append)
+    server = serve(monkeypatch, Setup(128, kv_dtype))
+    type(server.builder)(
+        server.builder.kv_cache_spec, list(server.builder.impls), server.builder.vllm_config, server.cache.device
+    )
+    content = json.loads(path.read_text())
+    assert content["kv_format"] == {"auto": "bf16", "fp8": "e4m3"}[kv_dtype]
+    assert (content["layers"], content["window_layers"], content["kv_scales"]) == (1, 1, None)
+    assert len(lines) == 1
+
+
+def test_other_ranks_publish_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv(record.RECORD, str(tmp_path / "record.json"))
+    monkeypatch.setattr(Setup, "config", with_rank_1(Setup.config))
+    serve(monkeypatch, Setup())
+    assert not os.listdir(tmp_path)
+
+
+def with_rank_1(config):
+    def changed(setup):
+        namespace = config(setup)
+        namespace.parallel_config.rank = 1
+        return namespace
+
+    return changed

@@ -1,0 +1,96 @@
+"""What is refused when a server starts, with its reason, and the memory that is reserved."""
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from kernels_tests.vllm_launch.plugin.steps import Setup, make_impl
+from vllm_launch.plugin.attention import buffers, decode
+from vllm_launch.plugin.attention.buffers import Geometry, Limits
+from vllm_launch.plugin.attention.impl import SinkImpl
+
+
+def refused(monkeypatch, config=None, setup=None, **arguments):
+    with pytest.raises(NotImplementedError) as raised:
+        make_impl(monkeypatch, setup or Setup(), config, **arguments)
+    return str(raised.value)
+
+
+def test_models_that_are_refused(monkeypatch):
+    assert "without sinks" in refused(monkeypatch, sinks=None)
+    assert "chunk_lookback" in refused(monkeypatch, chunk_lookback=3)
+    assert "fp8_e5m2" in refused(monkeypatch, setup=Setup(kv_dtype="fp8_e5m2"))
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "reason"),
+    [(4, [1.0], "ALiBi"), (7, 30.0, "soft capping"), (8, "encoder", "encoder"), (9, "model.layers.0", "KV sharing")],
+)
+def test_layers_that_are_refused(monkeypatch, position, value, reason):
+    setup = Setup()
+    make_impl(monkeypatch, setup)  # puts the made config in place
+    arguments = [setup.heads, 64, 0.125, setup.kv_heads, None, None, "auto", None, "decoder", None]
+    arguments[position] = value
+    with pytest.raises(NotImplementedError, match=reason):
+        SinkImpl(*arguments, sinks=torch.zeros(setup.heads))
+
+
+@pytest.mark.parametrize("dimension", ["dcp", "pcp"])
+def test_context_parallelism_is_refused(monkeypatch, dimension):
+    new = SinkImpl.__new__
+
+    def of_two_ranks(cls, *arguments, **options):
+        layer = new(cls, *arguments, **options)
+        setattr(layer, f"{dimension}_world_size", 2)
+        return layer
+
+    monkeypatch.setattr(SinkImpl, "__new__", of_two_ranks)
+    assert "context parallelism" in refused(monkeypatch)
+
+
+def test_settings_that_are_refused(monkeypatch):
+    config = Setup().config()
+    config.parallel_config.use_ubatching = True
+    config.cache_config.calculate_kv_scales = True
+    message = refused(monkeypatch, config)
+    assert "microbatches" in message and "--calculate-kv-scales" in message
+    assert "4 drafts" in refused(monkeypatch, setup=Setup(drafts=4))
+    make_impl(monkeypatch, Setup(drafts=3))
+
+
+def test_decoders(monkeypatch):
+    assert decode.requested_decoder({}) == "lowp"
+    with pytest.raises(ValueError, match="lowp or flashinfer"):
+        decode.requested_decoder({decode.DECODER: "other"})
+    monkeypatch.setenv(decode.DECODER, "flashinfer")
+    assert "drafts with decoder flashinfer" in refused(monkeypatch, setup=Setup(drafts=1))
+
+
+GPT_OSS = Geometry(64, 8, 64)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "request_tokens", "rows"),
+    [
+        (GPT_OSS, 131072, 131072),
+        (GPT_OSS, 262144, 131072),
+        (GPT_OSS, 4096, 8320),  # a step's tokens behind a window
+        (Geometry(8, 1, 64), 131072, 131072),
+        (Geometry(64, 8, 128), 131072, 65536),
+    ],
+)
+def test_the_scratch_holds_a_request_within_its_limit(geometry, request_tokens, rows):
+    limits = Limits(128, 8192, request_tokens, 1)
+    assert buffers.scratch_rows(limits, geometry, 127) == rows
+    assert rows * 4 * geometry.kv_heads * geometry.head_dim <= buffers.SCRATCH_BYTES
+
+
+def test_a_step_over_the_scratch_is_refused():
+    with pytest.raises(NotImplementedError, match="max-num-batched-tokens"):
+        buffers.scratch_rows(Limits(128, 131072, 131072, 1), GPT_OSS, 127)
+
+
+def test_buffers_are_shared_and_stay():
+    device, limits = torch.device("cpu"), Limits(2, 64, 64, 1)
+    assert buffers.allocate(limits, GPT_OSS, 64, device) is buffers.allocate(limits, GPT_OSS, 64, device)

@@ -1,0 +1,97 @@
+"""What preflight refuses of a decoder that is not stock: each problem with its remedy."""
+
+import pytest
+
+from kernels_tests.vllm_launch.machines import B200, H200, HOST, RTX
+from vllm_launch import decoder_checks, preflight
+
+
+def test_a_decoder_that_runs_here_has_no_problems(plan_with, scale_file, profile_file, tmp_path, monkeypatch):
+    path = profile_file("extends: fp8\nkv_scales: scales.safetensors\n")
+    monkeypatch.setattr(decoder_checks, "patch_state", lambda: "applied")
+    for name, options in (
+        *((path, {"version": version}) for version in ("0.26.0", "0.33.0")),
+        *((path, {"machine": RTX, "certified": winner}) for winner in ("lowp", "flashinfer")),
+        ("fp8-skip-sliding", {}),
+        ("fp8", {"overrides": ["--kv-cache-dtype", "auto"]}),
+        ("fp8-stock", {}),
+        ("fp8", {"machine": RTX}),
+    ):
+        assert preflight.problems(plan_with(name, **options), tmp_path) == []
+    assert scale_file.calls == [(str(scale_file.path), 1, 2)] * 4
+
+
+LOWP = "extends: fp8\ndecoder: lowp\n"
+
+
+@pytest.mark.parametrize("machine", [RTX, B200])
+def test_lowp_on_another_gpu_needs_a_certificate(plan_with, profile_file, tmp_path, machine):
+    path = profile_file(LOWP)
+    (problem,) = preflight.problems(plan_with(path, machine), tmp_path)
+    assert problem.kind == "software" and machine.family in problem.message and "fp8-sinks certify" in problem.remedy
+    for winner in ("lowp", "flashinfer", "stock"):
+        assert preflight.problems(plan_with(path, machine, certified=winner), tmp_path) == []
+
+
+def test_a_decoder_needs_a_supported_vllm(plan_with, tmp_path):
+    (problem,) = preflight.problems(plan_with(version="0.34.1"), tmp_path)
+    assert problem.kind == "software" and "0.34.1" in problem.message and "0.26" in problem.message
+
+
+@pytest.mark.parametrize("config", [{"head_dim": 256}, {"num_attention_heads": 34}])
+def test_a_decoder_needs_its_head_sizes(plan_with, model_folder, tmp_path, config):
+    folder = model_folder(name="other", **config)
+    (problem,) = preflight.problems(plan_with(folder=folder), tmp_path)
+    assert problem.kind == "model" and "fp8-stock" in problem.remedy
+    assert preflight.problems(plan_with("fp8-stock", folder=folder), tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e5m2", "int8_per_token_head", "nvfp4"])
+def test_a_decoder_needs_a_cache_that_it_reads(plan_with, tmp_path, dtype):
+    overrides = ["--kv-cache-dtype", dtype]
+    (problem,) = preflight.problems(plan_with(overrides=overrides), tmp_path)
+    assert problem.kind == "profile" and dtype in problem.message
+    assert preflight.problems(plan_with("fp8-stock", overrides=overrides), tmp_path) == []
+
+
+@pytest.mark.parametrize("state", ["clean", "partial", "edited", "not installed"])
+def test_decoder_flashinfer_needs_a_patched_flashinfer(plan_with, profile_file, tmp_path, monkeypatch, state):
+    monkeypatch.setattr(decoder_checks, "patch_state", lambda: state)
+    (problem,) = preflight.problems(plan_with(profile_file("extends: fp8\ndecoder: flashinfer\n")), tmp_path)
+    assert problem.kind == "software" and "make patch" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "machine", "words"),
+    [
+        ("extends: fp8-stock", H200, "does not read"),
+        ("extends: fp8", RTX, "fp8-sinks certify"),
+        ("extends: fp8", HOST, "a CPU has no other"),
+        ("extends: baseline\ndecoder: lowp", H200, "dtype auto"),
+    ],
+)
+def test_scales_that_nothing_would_read_are_refused(
+    plan_with, profile_file, scale_file, tmp_path, text, machine, words
+):
+    version = "0.32.0" if machine is HOST else "0.33.0"
+    planned = plan_with(profile_file(f"{text}\nkv_scales: scales.safetensors\n"), machine, version)
+    (problem,) = preflight.problems(planned, tmp_path)
+    assert problem.kind == "profile" and words in problem.message and scale_file.calls == []
+
+
+def test_a_scale_file_that_does_not_load(plan_with, profile_file, scale_file, tmp_path):
+    planned = plan_with(profile_file("extends: fp8\nkv_scales: scales.safetensors\n"))
+    scale_file.path.write_bytes(b"")
+    (problem,) = preflight.problems(planned, tmp_path)
+    assert problem.message == "no scales"
+    scale_file.path.unlink()
+    (problem,) = preflight.problems(planned, tmp_path)
+    assert problem.kind == "file" and str(scale_file.path) in problem.message
+
+
+def test_every_problem_of_a_decoder_is_listed(plan_with, profile_file, model_folder, tmp_path):
+    folder = model_folder(name="other", head_dim=256)
+    path = profile_file("extends: fp8\ndecoder: lowp\nkv_scales: nowhere.safetensors\n")
+    planned = plan_with(path, RTX, "0.34.0", folder=folder, overrides=["--kv-cache-dtype", "fp8_e5m2"])
+    problems = preflight.problems(planned, tmp_path)
+    assert [problem.kind for problem in problems] == ["software", "software", "model", "profile", "file"]

@@ -1,0 +1,81 @@
+"""Check that a decoder that is not stock can run a plan here; raise Problem with a remedy where it cannot."""
+
+from flashinfer_patches import engine, package
+from flashinfer_patches.errors import Problem
+from vllm_launch import certificate, decoder
+from vllm_launch.plan import Plan
+
+STOCK = "serve with `decoder: stock`, as profile fp8-stock does"
+VLLM = ("0.26", "0.33")
+# What the attention backend takes.
+HEAD_DIMS = (64, 128)
+LARGEST_GROUP = 16  # query heads of a KV head
+
+
+def check_gpu(plan: Plan) -> None:
+    """Decoder lowp needs a GPU on which its gates passed. A valid certificate may name a faster decoder."""
+    if plan.decoder == "lowp" and plan.machine.family != "sm90" and certificate.decoder() is None:
+        raise Problem(
+            "software",
+            f"decoder lowp on {plan.machine.name} ({plan.machine.family}): tested on sm90, and this GPU has no valid"
+            " certificate",
+            f"run: fp8-sinks certify; or {STOCK}",
+        )
+
+
+def check_vllm(plan: Plan) -> None:
+    if plan.decoder != "stock" and ".".join(plan.vllm_version.split(".")[:2]) not in VLLM:
+        message = f"decoder {plan.decoder} with vLLM {plan.vllm_version}; it runs in vLLM {' and '.join(VLLM)}"
+        raise Problem("software", message, f"install a supported vLLM: make setup; or {STOCK}")
+
+
+def check_heads(plan: Plan) -> None:
+    if plan.decoder == "stock":
+        return
+    served, group = plan.model, plan.model.query_heads // plan.model.kv_heads
+    if served.head_dim not in HEAD_DIMS or group > LARGEST_GROUP:
+        raise Problem(
+            "model",
+            f"decoder {plan.decoder}: {served.name} has heads of {served.head_dim} dims, {group} query heads per KV"
+            f" head; expected {' or '.join(map(str, HEAD_DIMS))} dims, at most {LARGEST_GROUP} query heads per KV head",
+            STOCK,
+        )
+
+
+def check_kv_dtype(plan: Plan) -> None:
+    if plan.decoder != "stock" and plan.kv_cache_dtype not in decoder.FORMATS:
+        message = f"--kv-cache-dtype {plan.kv_cache_dtype}: decoder {plan.decoder} does not read it"
+        raise Problem("profile", message, f"use one of {', '.join(decoder.FORMATS)}; or {STOCK}")
+
+
+def check_scales(plan: Plan) -> None:
+    """A scale file needs a decoder that reads it, an FP8 cache, and scales of every layer and KV head."""
+    if plan.kv_scales is None:
+        return
+    if plan.decoder == "stock":
+        message = f"kv_scales: decoder stock does not read them ({plan.decoder_reason})"
+        raise Problem("profile", message, "take kv_scales out (`kv_scales: null`), or choose another decoder")
+    if not plan.kv_cache_dtype.startswith("fp8"):
+        message = f"kv_scales: a KV cache of dtype {plan.kv_cache_dtype} has none"
+        raise Problem("profile", message, "take it out of the profile, or write `kv-cache-dtype: fp8`")
+    decoder.scales_hash(plan.kv_scales)  # a file that can be read
+    from vllm_launch.scales import file  # imports torch
+
+    file.load(plan.kv_scales, plan.model.layers, plan.model.kv_heads)
+
+
+def check_flashinfer(plan: Plan) -> None:
+    if plan.decoder != "flashinfer":
+        return
+    state = patch_state()
+    if state not in ("applied", "superseded"):
+        message = f"decoder flashinfer needs a patched FlashInfer; the state of this one: {state}"
+        raise Problem("software", message, f"run: make patch; or {STOCK}")
+
+
+def patch_state() -> str:
+    """The state of the installed FlashInfer's files, as flashinfer_patches.state names it, or "not installed"."""
+    return engine.status().state if package.installed() else "not installed"
+
+
+CHECKS = (check_gpu, check_vllm, check_heads, check_kv_dtype, check_scales, check_flashinfer)

@@ -1,0 +1,173 @@
+"""The attention of a layer: writes the cache, then computes a planned step."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.v1.attention.backend import AttentionImpl, AttentionMetadata, AttentionType
+
+from lowp.cache_write import cache_write
+from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, settings
+from vllm_launch.plugin.attention.buffers import Buffers, Geometry
+from vllm_launch.plugin.attention.metadata import Decodes
+from vllm_launch.plugin.attention.scales import HeadScales
+
+FP8 = ("fp8", "fp8_e4m3")
+KV_DTYPES = ["auto", "bfloat16", *FP8]
+
+
+@dataclass
+class SinkMetadata(AttentionMetadata):
+    """A step of a KV cache group. tokens: of all requests, without padding.
+
+    prefills, and the planned wrappers of decoder flashinfer: by window_left.
+    """
+
+    tokens: int
+    decodes: Decodes | None
+    padded: decode.PaddedQueries | None
+    prefills: dict[int, tuple[tuple[prefill.Call, ...], ...]]
+    block_table: torch.Tensor
+    seq_lens: torch.Tensor
+    slot_mapping: torch.Tensor
+    buffers: Buffers
+    wrappers: dict[int, decode_flashinfer.Wrapper]
+
+
+class SinkImpl(AttentionImpl):
+    """A layer's attention."""
+
+    attention: prefill.Attention = staticmethod(prefill.flash_attention_3)
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: torch.Tensor | None = None,
+        **extra_arguments,
+    ):
+        config, decoder = get_current_vllm_config(), decode.requested_decoder(os.environ)
+        settings.refuse(
+            {
+                "ALiBi": alibi_slopes is not None,
+                "logit soft capping": bool(logits_soft_cap),
+                f"attention type {attn_type}": attn_type != AttentionType.DECODER,
+                "KV sharing between layers": kv_sharing_target_layer_name is not None,
+                "decode context parallelism": self.dcp_world_size > 1,
+                "prefill context parallelism": self.pcp_world_size > 1,
+                "a model without sinks": sinks is None,
+                f"KV cache dtype {kv_cache_dtype}": kv_cache_dtype not in KV_DTYPES,
+                **{f"the model's argument {name}": value is not None for name, value in extra_arguments.items()},
+                **settings.unsupported(config, decoder),
+            }
+        )
+        self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
+        self.scale = float(scale)
+        self.sliding_window = sliding_window
+        self.window_left = -1 if sliding_window is None else sliding_window - 1
+        self.kv_cache_dtype = kv_cache_dtype
+        self.decoder = decoder
+        self.config = config
+        self.sinks = sinks
+        self.fp32_sinks = torch.empty(num_heads, dtype=torch.float32, device=sinks.device)
+        self.kv_scales = HeadScales()
+        self.number_scales = (1.0, 1.0)  # those of decoder flashinfer
+        self.saturated: torch.Tensor | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.kv_cache_dtype in FP8
+
+    @property
+    def storage_dtype(self) -> torch.dtype:
+        return torch.float8_e4m3fn if self.is_fp8 else torch.bfloat16
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.num_heads, self.num_kv_heads, self.head_size)
+
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        """Convert the sinks to what the decode kernel takes; into the same memory again after a reload."""
+        self.fp32_sinks.copy_(self.sinks.detach())
+
+    def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping) -> None:
+        """Write K and V of new tokens, [tokens, kv_heads, head_dim], to their slots."""
+        k, v = self.halves(kv_cache)
+        cache_write(
+            key,
+            value,
+            k,
+            v,
+            slot_mapping,
+            k_scale=self.kv_scales.k,
+            v_scale=self.kv_scales.v,
+            layout="HND",
+            saturated=self.saturated,
+        )
+
+    def forward(
+        self,
+        layer,
+        query,
+        key,
+        value,
+        kv_cache,
+        attn_metadata,
+        output,
+        output_scale=None,
+        output_block_scale=None,
+    ) -> torch.Tensor:
+        """Write the attention of a step's tokens to `output`; query, output: [tokens, heads, head_dim]."""
+        if output_scale is not None or output_block_scale is not None:
+            raise NotImplementedError("fp8-sinks: quantised attention output is not supported")
+        if attn_metadata is None:  # the profiling run, and others without requests
+            self.reserve(query.device)
+            return output.zero_()
+        step: SinkMetadata = attn_metadata
+        k, v = self.halves(kv_cache)
+        cache = decode.Cache(k, v, *self.kv_scales, step.block_table, step.seq_lens)
+        options = {"sm_scale": self.scale, "window_left": self.window_left}
+        if step.wrappers:
+            wrapper, rows = step.wrappers[self.window_left], step.decodes.rows
+            decode_flashinfer.attend(wrapper, query, cache, self.fp32_sinks, output, rows, self.number_scales)
+        elif step.decodes is not None:
+            workspace = step.buffers.workspace
+            decode.attend(
+                query, cache, self.fp32_sinks, output, step.decodes, step.padded, workspace=workspace, **options
+            )
+        if step.prefills:
+            prefill.attend(
+                prefill.Tokens(query, key, value),
+                cache,
+                self.sinks,
+                output,
+                step.prefills[self.window_left],
+                scratch=step.buffers.scratch,
+                attention=self.attention,
+                **options,
+            )
+        if step.tokens < len(output):
+            output[step.tokens :].zero_()
+        return output
+
+    def halves(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """View K and V of a cache, [pages, kv_heads, page, head_dim]."""
+        return kv_cache.view(self.storage_dtype).split(self.head_size, dim=-1)
+
+    def reserve(self, device: torch.device) -> None:
+        """Allocate what all steps share, and what merging takes if a request can need it."""
+        limits = settings.limits_of(self.config)
+        allocated = settings.allocate(self.config, self.geometry, device)
+        if self.decoder == "flashinfer":
+            decode_flashinfer.workspace(device)
+        if allocated.scratch.shape[1] < limits.request_tokens:
+            prefill.reserve(self.num_heads, self.head_size, limits.step_tokens, device)
