@@ -18,7 +18,6 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from flashinfer_patches.strict import NotNegative, Positive, Strict
 from vllm_launch import machine, software
-from vllm_launch.plugin import attention
 from vllm_launch.profile import Decoder
 
 COMMAND = "fp8-sinks certify"
@@ -168,7 +167,7 @@ def differences(certified: Key, current: Key) -> list[str]:
 def source_files() -> list[Path]:
     """The files whose content `Key.sources` stands for, in a fixed order."""
     kernels = Path(lowp.__file__).parent
-    folders = [*(kernels / room for room in HASHED_ROOMS), Path(attention.__file__).parent]
+    folders = [*(kernels / room for room in HASHED_ROOMS), Path(__file__).parent / "plugin" / "attention"]
     return [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in HASHED_SUFFIXES]
 
 
