@@ -24,8 +24,8 @@ from pathlib import Path
 from bench.engine.engines import reason
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny_gpt_oss"
-# vLLM looks for a free port from VLLM_PORT on, closes it, and opens it much later: engines that start at once get ranges
-# of their own, below the ports that the system gives to clients.
+# vLLM looks for a free port from VLLM_PORT on, and opens it much later: engines that start at once get ranges of their
+# own, below the ports that the system gives to clients.
 FIRST_PORT, PORTS = 21000, 100
 LENGTHS = (5, 16, 17, 64, 100, 127, 128, 129, 130, 200, 255, 256, 257, 300, 400, 511, 512, 513, 700, 900, 1024)
 LENGTHS += (1500, 2000, 3000, 4000, 6000, 9000, 12000)
