@@ -29,7 +29,7 @@ _FA3 = Choice(
     bf16="FlashAttention 3. Measured on an H200: relative error 2.3e-3",
     fp8=(
         "FlashAttention 3 with the query in FP8 too: twice the KV capacity, no speedup. Measured on an H200 with vLLM"
-        " 0.26.0: decode attention takes 0.87-1.02 times BF16's time; relative error"
+        " 0.26.0: decode attention takes 0.87-1.00 times BF16's time; relative error"
         " 3.6-3.8e-2, 16 times BF16's"
     ),
 )
@@ -62,7 +62,7 @@ CHOICES = {
     ("sm12x", "0.26"): Choice(
         backend="TRITON_ATTN",
         bf16=(
-            "vLLM's Triton kernel. Not measured on this GPU. Measured on an H200: 0.66-7.13 times the time of"
+            "vLLM's Triton kernel. Not measured on this GPU. Measured on an H200: 0.67-6.98 times the time of"
             " FlashAttention 3, worst at long contexts"
         ),
         fp8=(
@@ -74,7 +74,7 @@ CHOICES = {
     ("sm12x", "0.33"): Choice(
         backend="FLASHINFER",
         bf16=(
-            "FlashInfer: XQA decode, FA2 prefill with sinks. Not measured on this GPU. Measured on an H200: 0.75-1.13"
+            "FlashInfer: XQA decode, FA2 prefill with sinks. Not measured on this GPU. Measured on an H200: 0.74-1.14"
             " times the time of FlashAttention 3, relative error 3.4-4.8e-3"
         ),
         fp8=(
