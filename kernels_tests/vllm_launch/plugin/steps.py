@@ -42,7 +42,11 @@ class Setup:
             scheduler_config=SimpleNamespace(max_num_seqs=self.requests, max_num_batched_tokens=self.step_tokens),
             compilation_config=SimpleNamespace(max_cudagraph_capture_size=None, static_forward_context={}),
             model_config=SimpleNamespace(
-                max_model_len=self.max_model_len, hf_text_config=text, model="no-such-model", revision=None
+                max_model_len=self.max_model_len,
+                hf_text_config=text,
+                model="no-such-model",
+                revision=None,
+                enable_sleep_mode=False,
             ),
         )
 

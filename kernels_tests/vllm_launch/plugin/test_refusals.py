@@ -53,8 +53,9 @@ def test_settings_that_are_refused(monkeypatch):
     config = Setup().config()
     config.parallel_config.use_ubatching = True
     config.cache_config.calculate_kv_scales = True
+    config.model_config.enable_sleep_mode = True
     message = refused(monkeypatch, config)
-    assert "microbatches" in message and "--calculate-kv-scales" in message
+    assert all(setting in message for setting in ("microbatches", "--calculate-kv-scales", "sleep mode"))
     assert "4 drafts" in refused(monkeypatch, setup=Setup(drafts=4))
     make_impl(monkeypatch, Setup(drafts=3))
 

@@ -77,6 +77,7 @@ class SinkImpl(AttentionImpl):
         self.kv_cache_dtype = kv_cache_dtype
         self.decoder = decoder
         self.config = config
+        self.limits = settings.limits_of(config)
         self.sinks = sinks
         self.fp32_sinks = torch.empty(num_heads, dtype=torch.float32, device=sinks.device)
         self.kv_scales = HeadScales()
@@ -165,9 +166,8 @@ class SinkImpl(AttentionImpl):
 
     def reserve(self, device: torch.device) -> None:
         """Allocate what all steps share, and what merging takes if a request can need it."""
-        limits = settings.limits_of(self.config)
-        allocated = settings.allocate(self.config, self.geometry, device)
+        allocated = settings.allocate(self.config, self.limits, self.geometry, device)
         if self.decoder == "flashinfer":
             decode_flashinfer.workspace(device)
-        if allocated.scratch.shape[1] < limits.request_tokens:
-            prefill.reserve(self.num_heads, self.head_size, limits.step_tokens, device)
+        if allocated.scratch.shape[1] < self.limits.request_tokens:
+            prefill.reserve(self.num_heads, self.head_size, self.limits.step_tokens, device)

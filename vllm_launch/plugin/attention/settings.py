@@ -22,9 +22,11 @@ def limits_of(config: VllmConfig) -> Limits:
     )
 
 
-def allocate(config: VllmConfig, geometry: Geometry, device: torch.device) -> Buffers:
-    """Allocate the buffers of a server; the same call returns the same ones."""
-    limits = limits_of(config)
+def allocate(config: VllmConfig, limits: Limits, geometry: Geometry, device: torch.device) -> Buffers:
+    """Allocate the buffers of a server; the same call returns the same ones.
+
+    limits: as the layers have them: vLLM may lower max_model_len between its profiling run and the builders.
+    """
     window = getattr(config.model_config.hf_text_config, "sliding_window", None) or 0
     return buffers.allocate(limits, geometry, scratch_rows(limits, geometry, window - 1), device)
 
@@ -45,6 +47,7 @@ def unsupported(config: VllmConfig, decoder: str) -> dict[str, bool]:
     speculative, drafts = config.speculative_config, _drafts(config)
     return {
         "microbatches (dual batch overlap)": config.parallel_config.use_ubatching,
+        "sleep mode, which discards the KV scales": config.model_config.enable_sleep_mode,
         "--calculate-kv-scales": bool(getattr(config.cache_config, "calculate_kv_scales", False)),
         f"{drafts} drafts (up to {MOST_QUERY_TOKENS - 1} are)": drafts >= MOST_QUERY_TOKENS,
         "drafts with decoder flashinfer": drafts > 0 and decoder == "flashinfer",
