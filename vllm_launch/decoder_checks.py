@@ -3,13 +3,11 @@
 from flashinfer_patches import engine, package
 from flashinfer_patches.errors import Problem
 from vllm_launch import certificate, decoder
+from vllm_launch.contract import HEAD_DIMS, KV_CACHE_DTYPES, VLLM_RELEASES
 from vllm_launch.plan import Plan
 
 STOCK = "serve with `decoder: stock`, as profile fp8-stock does"
-VLLM = ("0.26", "0.33")
-# What the attention backend takes.
-HEAD_DIMS = (64, 128)
-LARGEST_GROUP = 16  # query heads of a KV head
+LARGEST_GROUP = 16  # query heads of a KV head, that decoder lowp takes
 
 
 def check_gpu(plan: Plan) -> None:
@@ -24,8 +22,8 @@ def check_gpu(plan: Plan) -> None:
 
 
 def check_vllm(plan: Plan) -> None:
-    if plan.decoder != "stock" and ".".join(plan.vllm_version.split(".")[:2]) not in VLLM:
-        message = f"decoder {plan.decoder} with vLLM {plan.vllm_version}; it runs in vLLM {' and '.join(VLLM)}"
+    if plan.decoder != "stock" and ".".join(plan.vllm_version.split(".")[:2]) not in VLLM_RELEASES:
+        message = f"decoder {plan.decoder} with vLLM {plan.vllm_version}; it runs in vLLM {' and '.join(VLLM_RELEASES)}"
         raise Problem("software", message, f"install a supported vLLM: make setup; or {STOCK}")
 
 
@@ -43,9 +41,9 @@ def check_heads(plan: Plan) -> None:
 
 
 def check_kv_dtype(plan: Plan) -> None:
-    if plan.decoder != "stock" and plan.kv_cache_dtype not in decoder.FORMATS:
+    if plan.decoder != "stock" and plan.kv_cache_dtype not in KV_CACHE_DTYPES:
         message = f"--kv-cache-dtype {plan.kv_cache_dtype}: decoder {plan.decoder} does not read it"
-        raise Problem("profile", message, f"use one of {', '.join(decoder.FORMATS)}; or {STOCK}")
+        raise Problem("profile", message, f"use one of {', '.join(KV_CACHE_DTYPES)}; or {STOCK}")
 
 
 def check_scales(plan: Plan) -> None:

@@ -11,6 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from flashinfer_patches.errors import Problem
 from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, dense_attention, make_step, run, serve
+from vllm_launch import contract
 from vllm_launch.plugin.attention import scales, settings
 from vllm_launch.plugin.attention.scales import Heads, HeadScales
 
@@ -23,7 +24,7 @@ def scale_file(monkeypatch, tmp_path):
     """Return a function that installs a stand-in reader, whose file has these scales of K and V for each layer."""
     config = tmp_path / "config.json"
     config.write_bytes(CONFIG)
-    monkeypatch.setenv(scales.KV_SCALES, str(tmp_path / "scales.safetensors"))
+    monkeypatch.setenv(contract.KV_SCALES, str(tmp_path / "scales.safetensors"))
     monkeypatch.setattr(settings, "config_path", lambda _: config)
 
     def install(k, v, config_sha256=CONFIG_SHA256):
@@ -68,7 +69,7 @@ def test_without_a_file_there_are_no_scales(tmp_path):
 
 def test_a_file_of_another_model_is_refused(scale_file):
     config = scale_file([torch.ones(2)], [torch.ones(2)], config_sha256="f" * 64)
-    environment = {scales.KV_SCALES: "some.safetensors"}
+    environment = {contract.KV_SCALES: "some.safetensors"}
     for path in (config, None):
         with pytest.raises(Problem) as raised:
             scales.load_scales(environment, Heads(1, 2, 0, 1), path, torch.device("cpu"))
@@ -76,10 +77,10 @@ def test_a_file_of_another_model_is_refused(scale_file):
 
 
 def test_a_file_without_an_fp8_cache_is_refused():
-    scales.require_fp8({scales.KV_SCALES: "some.safetensors"}, 1)
+    scales.require_fp8({contract.KV_SCALES: "some.safetensors"}, 1)
     scales.require_fp8({}, 0)
     with pytest.raises(Problem) as raised:
-        scales.require_fp8({scales.KV_SCALES: "some.safetensors"}, 0)
+        scales.require_fp8({contract.KV_SCALES: "some.safetensors"}, 0)
     assert raised.value.kind == "scales"
 
 

@@ -6,10 +6,9 @@ from typing import NamedTuple
 import torch
 
 from lowp import sink_decode
+from vllm_launch.contract import DECODER, DECODERS
 from vllm_launch.plugin.attention.metadata import Decodes, pad_queries
 
-DECODER = "FP8_SINKS_DECODER"
-DECODERS = ("lowp", "flashinfer")
 MOST_QUERY_TOKENS = 4
 
 

@@ -8,13 +8,13 @@ from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionImpl, AttentionMetadata, AttentionType
 
 from lowp.cache_write import cache_write
+from vllm_launch.contract import KV_CACHE_DTYPES
 from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, settings
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry
 from vllm_launch.plugin.attention.metadata import Decodes
 from vllm_launch.plugin.attention.scales import HeadScales
 
 FP8 = ("fp8", "fp8_e4m3")
-KV_DTYPES = ["auto", "bfloat16", *FP8]
 
 
 @dataclass
@@ -65,7 +65,7 @@ class SinkImpl(AttentionImpl):
                 "decode context parallelism": self.dcp_world_size > 1,
                 "prefill context parallelism": self.pcp_world_size > 1,
                 "a model without sinks": sinks is None,
-                f"KV cache dtype {kv_cache_dtype}": kv_cache_dtype not in KV_DTYPES,
+                f"KV cache dtype {kv_cache_dtype}": kv_cache_dtype not in KV_CACHE_DTYPES,
                 **{f"the model's argument {name}": value is not None for name, value in extra_arguments.items()},
                 **settings.unsupported(config, decoder),
             }

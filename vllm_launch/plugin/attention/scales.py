@@ -15,8 +15,8 @@ import torch
 from vllm.logger import init_logger
 
 from flashinfer_patches.errors import Problem
+from vllm_launch.contract import KV_SCALES
 
-KV_SCALES = "FP8_SINKS_KV_SCALES"
 POLL_PERIOD = 64  # engine steps between two readings of the saturation counts
 
 logger = init_logger("vllm.fp8_sinks")
