@@ -1,5 +1,7 @@
 """Check that a decoder that is not stock can run a plan here; raise Problem with a remedy where it cannot."""
 
+from pathlib import Path
+
 from flashinfer_patches import engine, package
 from flashinfer_patches.errors import Problem
 from vllm_launch import certificate, decoder
@@ -47,7 +49,7 @@ def check_kv_dtype(plan: Plan) -> None:
 
 
 def check_scales(plan: Plan) -> None:
-    """A scale file needs a decoder that reads it, an FP8 cache, and scales of every layer and KV head."""
+    """A scale file needs a decoder that reads it and an FP8 cache, and must be this model's."""
     if plan.kv_scales is None:
         return
     if plan.decoder == "stock":
@@ -59,7 +61,8 @@ def check_scales(plan: Plan) -> None:
     decoder.scales_hash(plan.kv_scales)  # a file that can be read
     from vllm_launch.scales import file  # imports torch
 
-    file.load(plan.kv_scales, plan.model.layers, plan.model.kv_heads)
+    scales = file.load(plan.kv_scales, plan.model.layers, plan.model.kv_heads)
+    file.check_model(scales, plan.kv_scales, Path(plan.model.path) / "config.json")
 
 
 def check_flashinfer(plan: Plan) -> None:
