@@ -13,8 +13,8 @@ SPIN_SLEEP_S = 50e-6
 CUDA_BACKEND = "vllm_launch.plugin.attention.installed.SinkBackend"
 CPU_ATTENTION = "FP8_SINKS_CPU_ATTENTION"  # environment variable that names one of CPU_BACKENDS, for tests
 CPU_BACKENDS = {
-    "native": "vllm_launch.plugin.attention.cpu_cache.RoundingCpuBackend",  # vLLM's FP8 kernels read the cache
-    "widened": "vllm_launch.plugin.attention.cpu_widen.WideningCpuBackend",  # its kernels for the model's dtype
+    "native": "vllm_launch.plugin.cpu_cache.RoundingCpuBackend",  # vLLM's FP8 kernels read the cache
+    "widened": "vllm_launch.plugin.cpu_widen.WideningCpuBackend",  # its kernels for the model's dtype
 }
 
 
