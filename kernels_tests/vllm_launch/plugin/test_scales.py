@@ -104,6 +104,14 @@ def test_saturated_values_warn_once(monkeypatch, caplog_vllm):
     assert len(caplog_vllm) == 1 and caplog_vllm[0][:2] == (3, 0)
 
 
+@pytest.mark.parametrize(("kv_dtype", "polls"), [("fp8", 1), ("auto", 0)])
+def test_a_step_polls_the_count(monkeypatch, kv_dtype, polls):
+    count = scales.Saturation(torch.device("cpu"))
+    monkeypatch.setattr(scales, "saturation", lambda device: count)
+    make_step(serve(monkeypatch, Setup(kv_dtype=kv_dtype)), [(1, 20)])
+    assert count.steps == polls
+
+
 def test_the_writer_counts_saturated_values(monkeypatch):
     server = serve(monkeypatch, Setup(kv_dtype="fp8"), attention=dense_attention)
     before = server.impl.saturated.clone()
