@@ -9,7 +9,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.steps import Setup, make_impl, make_step, serve
 from vllm_launch import contract
-from vllm_launch.plugin.attention import buffers, decode, prefill
+from vllm_launch.plugin.attention import buffers, prefill, settings
 from vllm_launch.plugin.attention.buffers import Geometry, Limits
 from vllm_launch.plugin.attention.impl import SinkImpl
 
@@ -64,9 +64,9 @@ def test_settings_that_are_refused(monkeypatch):
 
 
 def test_decoders(monkeypatch):
-    assert decode.requested_decoder({}) == "lowp"
+    assert settings.requested_decoder({}) == "lowp"
     with pytest.raises(ValueError, match="lowp or flashinfer"):
-        decode.requested_decoder({contract.DECODER: "other"})
+        settings.requested_decoder({contract.DECODER: "other"})
     monkeypatch.setenv(contract.DECODER, "flashinfer")
     assert "drafts with decoder flashinfer" in refused(monkeypatch, setup=Setup(drafts=1))
 

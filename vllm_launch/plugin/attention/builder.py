@@ -35,7 +35,7 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config, kv_cache_spec) -> AttentionCGSupport:
-        is_lowp = decode.requested_decoder(os.environ) == "lowp"
+        is_lowp = settings.requested_decoder(os.environ) == "lowp"
         return AttentionCGSupport.UNIFORM_BATCH if is_lowp else AttentionCGSupport.NEVER
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False) -> SinkMetadata:

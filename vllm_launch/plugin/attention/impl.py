@@ -55,7 +55,7 @@ class SinkImpl(AttentionImpl):
         sinks: torch.Tensor | None = None,
         **extra_arguments,
     ):
-        config, decoder = get_current_vllm_config(), decode.requested_decoder(os.environ)
+        config, decoder = get_current_vllm_config(), settings.requested_decoder(os.environ)
         settings.refuse(
             {
                 "ALiBi": alibi_slopes is not None,

@@ -1,10 +1,12 @@
-"""What a server was started with, read from vLLM's config, and what of it is refused."""
+"""What a server was started with, read from vLLM's config and the environment, and what of it is refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from vllm.config import VllmConfig
 
+from vllm_launch.contract import DECODER, DECODERS
 from vllm_launch.plugin.attention import buffers
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry, Limits, scratch_rows
 from vllm_launch.plugin.attention.decode import MOST_QUERY_TOKENS
@@ -20,6 +22,14 @@ def limits_of(config: VllmConfig) -> Limits:
         request_tokens=config.model_config.max_model_len,
         decode_tokens=1 + _drafts(config),
     )
+
+
+def requested_decoder(environment: Mapping[str, str]) -> str:
+    """Return the decoder that DECODER names, lowp if unset. Raises ValueError for another name."""
+    name = environment.get(DECODER) or "lowp"
+    if name not in DECODERS:
+        raise ValueError(f"{DECODER}={name}: expected {' or '.join(DECODERS)}")
+    return name
 
 
 def allocate(config: VllmConfig, limits: Limits, geometry: Geometry, device: torch.device) -> Buffers:
