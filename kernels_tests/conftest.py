@@ -1,6 +1,7 @@
 """Fixtures and markers shared by all rooms."""
 
 import json
+import os
 import signal
 import struct
 import threading
@@ -12,6 +13,8 @@ from flashinfer_patches.errors import Problem
 from vllm_launch import machine, software
 
 NEEDS_GPU = "needs an NVIDIA GPU"
+SERVED = ("FP8_SINKS_", "HF_", "VLLM_")  # variables that servers of the tests inherit
+ENVIRONMENT = dict(os.environ)
 
 
 def detect(device: str) -> machine.Machine | None:
@@ -38,7 +41,13 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    """Skip tests by marker where the machine lacks something; start the long server files first."""
+    """Skip tests by marker where the machine lacks something; start the long server files first.
+
+    Raises RuntimeError where a test module has changed what servers inherit when it was imported.
+    """
+    changed = [name for name in {**ENVIRONMENT, **os.environ} if ENVIRONMENT.get(name) != os.environ.get(name)]
+    if set_by_import := [name for name in changed if name.startswith(SERVED)]:
+        raise RuntimeError(f"a test module sets {', '.join(set_by_import)} when it is imported")
     server_machine = vllm_machine()
     missing = {} if detect("gpu") else {"gpu": NEEDS_GPU}
     if not server_machine:

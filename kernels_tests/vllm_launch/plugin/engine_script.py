@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ |= {
+ENVIRONMENT = {  # read when vLLM is imported; not set where this module is imported only
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_PLUGINS": "none",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -32,6 +32,7 @@ ARGUMENTS = {
 
 
 def main(attention: str, path: str, arguments: str = "{}") -> None:
+    os.environ |= ENVIRONMENT
     from vllm import LLM, SamplingParams
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
