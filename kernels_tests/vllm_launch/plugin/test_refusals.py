@@ -88,7 +88,7 @@ def test_steps_that_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(("scratch_tokens", "reserved"), [(256, [(16, 64, 128)]), (2048, [])])
-def test_the_profiling_run_reserves_what_merging_takes(monkeypatch, scratch_tokens, reserved):
+def test_the_profiling_run_reserves_memory_for_merging(monkeypatch, scratch_tokens, reserved):
     """Only where a request's keys may not fit into the scratch."""
     calls = []
     monkeypatch.setattr(buffers, "SCRATCH_BYTES", scratch_tokens * 512)
