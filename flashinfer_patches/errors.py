@@ -7,7 +7,7 @@ EXIT_CODES = {
     # The request cannot be carried out as written.
     "profile": USAGE,  # a profile, or an argument in it
     "suite": USAGE,  # a suite of a bench
-    "file": USAGE,  # a file or folder that was named is missing, unreadable or of another run
+    "file": USAGE,  # a file or folder that was named is missing, unreadable or of another run, or edited
     "scales": USAGE,  # a file of KV scales is broken, or of another model
     "compare": USAGE,  # two results differ in more than the KV cache and its decoder
     # This machine or this environment lacks something.
@@ -30,7 +30,7 @@ EXIT_CODES = {
     "resolved": FAILED,  # vLLM resolved other settings than the profile expects
     "requests": FAILED,  # a request or llama-benchy failed
     "series": FAILED,  # a patch does not apply, or gives other hashes than its manifest
-    "gate": GATE,  # an accuracy gate failed
+    "gate": GATE,  # an accuracy gate or a check of `certify` failed
 }
 
 

@@ -32,15 +32,17 @@ from flashinfer_patches import series
 from lowp.cache_read import build as read
 from lowp.cache_write import build as write
 from lowp.sink_decode import build as decode
+from bench.engine.models import SHAPES
 from vllm_launch import certificate, model
 
 tiny = model.find(model.of_default("tiny_gpt_oss"))
+configs = [shape.config for shape in SHAPES.values()]
 sources = [build.SOURCE.folder / name for build in (read, write, decode) for name in build.SOURCE.files]
 print(json.dumps({
     "files": [bench.suite.__file__, vllm_launch.profile.__file__, series.__file__, tiny.path],
     "profiles": vllm_launch.profile.names(),
     "suites": bench.suite.names(),
-    "missing": [str(path) for path in [*sources, *certificate.source_files()] if not path.is_file()],
+    "missing": [str(path) for path in [*sources, *configs, *certificate.source_files()] if not path.is_file()],
     "model": tiny.name,
     "has_sinks": tiny.has_sinks,
     "texts": len(texts_of(tiny, bench.suite.load(None, tiny.name).texts)),
@@ -95,7 +97,7 @@ def test_it_holds_data_and_no_tools(wheel):
 
 def test_every_module_and_data_file_is_in_it(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    suffixes = (".py", ".cu", ".cuh", ".patch", ".yaml", "/series", "/manifest")
+    suffixes = (".py", ".cu", ".cuh", ".patch", ".yaml", ".json", "/series", "/manifest")
     expected = {
         str(path.relative_to(REPO))
         for package in PACKAGES
@@ -123,6 +125,9 @@ def test_it_works_from_an_empty_folder(site, tmp_path):
     assert listed.returncode == 2 and "baseline" in listed.stderr
     certified = completed([*program, "certify", "--dry-run"], 60, cwd=tmp_path, env=os.environ | environment)
     assert certified.returncode in (0, ENVIRONMENT) and "Traceback" not in certified.stderr
+    planned = run([*program, "bench", "engine", "--shape", "tiny", "--dry-run"], tmp_path, **environment)
+    assert "stock-bf16" in planned.stdout and "Traceback" not in planned.stderr
+    run([*program, "roofline", "--model", "gpt-oss-20b", "--bandwidth", "4.3TB/s"], tmp_path, **environment)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -33,6 +33,7 @@ def problems(plan: Plan, run_folder: Path, *, expose: bool = False) -> list[Prob
     """Every reason why `plan` cannot run here, most basic first; empty if it can. Leaves nothing behind."""
     checks: list[Callable[[], None]] = [
         software.check_python,
+        lambda: software.check_installed(child_environment(plan)),
         lambda: software.check_libraries(plan.device),
         lambda: _sinks(plan),
         lambda: _cpu(plan),

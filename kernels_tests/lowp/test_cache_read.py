@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_reads import POISON_PAGE, Case, build, cases, problems
-from kernels_tests.lowp.memory import LAYOUTS, captured
+from kernels_tests.lowp.cache_reads import cases, problems
 from lowp.cache_read import cache_read
+from lowp.cache_read.cases import Case, build
 from lowp.formats import dequantize
+from lowp.jit.launcher import captured
+from lowp.paged.cases import POISON_PAGE
 from lowp.paged.layouts import as_bits
-from lowp.paged.memory import canonical, moved
+from lowp.paged.memory import LAYOUTS, canonical, moved
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_each_device = pytest.mark.parametrize("device", DEVICES)

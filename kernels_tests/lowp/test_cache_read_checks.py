@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kernels_tests.lowp.cache_mistakes import CACHE_MISTAKES, check_refused
-from kernels_tests.lowp.cache_reads import Case, build
 from kernels_tests.lowp.memory import replaced, strided
 from kernels_tests.lowp.stand_ins import without_memory
 from lowp.cache_read import cache_read
+from lowp.cache_read.cases import Case, build
 
 CASE = Case((37, 5, 100), starts=(0, 2, 40), granularity="head")
 INT8 = Case(kv_format="int8", granularity="channel", v_granularity="head")

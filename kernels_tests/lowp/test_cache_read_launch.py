@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_reads import Case, build
 from kernels_tests.lowp.stand_ins import A100, H200, launches_of, without_memory
 from lowp.cache_read import cache_read, launch
+from lowp.cache_read.cases import Case, build
 
 CASE = Case((40, 100), kv_heads=8, granularity="head", layout="interleaved")  # 145 rows, 5 of them no sequence's
 

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_writes import Case, build, cases, problems, saturated
-from kernels_tests.lowp.memory import captured
+from kernels_tests.lowp.cache_writes import cases, problems, saturated
 from lowp.cache_write import cache_write, rope_cache_write
+from lowp.cache_write.cases import Case, build
 from lowp.formats import FORMATS, quantize
+from lowp.jit.launcher import captured
 from lowp.paged.layouts import as_bits
 from lowp.paged.memory import canonical, moved
 

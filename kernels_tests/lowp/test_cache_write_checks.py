@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kernels_tests.lowp.cache_mistakes import CACHE_MISTAKES, check_refused
-from kernels_tests.lowp.cache_writes import Case, build
 from kernels_tests.lowp.memory import replaced, strided
 from lowp.cache_write import cache_write, rope_cache_write
+from lowp.cache_write.cases import Case, build
 
 CASE = Case(granularity="head", rope="table")
 BFLOAT16 = Case(kv_format="bf16", rope="table")

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_writes import Case, build
 from kernels_tests.lowp.stand_ins import A100, H200, launches_of, without_memory
 from lowp.cache_write import cache_write, launch, rope_cache_write
+from lowp.cache_write.cases import Case, build
 
 CASE = Case(tokens=40, slots=37, granularity="head", layout="interleaved", kv_heads=8, query_heads=64)
 

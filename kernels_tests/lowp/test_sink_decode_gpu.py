@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from kernels_tests.lowp.memory import captured
 from kernels_tests.lowp.on_gpu import LAUNCHES, check, run
+from lowp.jit.launcher import captured
 from lowp.paged import tight
 from lowp.paged.cases import Case, build
 from lowp.paged.reference import reference

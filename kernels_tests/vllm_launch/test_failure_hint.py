@@ -1,9 +1,12 @@
 """Remedies from the log of a dead server."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from flashinfer_patches.errors import Problem
+from vllm_launch import server
 from vllm_launch.failure_hint import failure_hint
 from vllm_launch.resolved import read
 
@@ -26,6 +29,16 @@ def test_the_hint_of_a_complete_log_is_the_root_cause():
     assert "\n" not in hint
     with pytest.raises(ValueError, match="KV cache capacity"):
         read(log("cpu-0.32.0-failed-kv"), "0.32.0")
+
+
+@pytest.mark.parametrize(("code", "lines"), [("raise SystemExit(3)", 1), ("print('cause'); raise SystemExit(3)", 2)])
+def test_a_server_that_dies_shows_its_log_or_that_it_wrote_none(plan_with, tmp_path, code, lines):
+    plan = plan_with("baseline").model_copy(update={"command": [sys.executable, "-c", code]})
+    with pytest.raises(Problem) as caught, server.running(plan, tmp_path, lambda _status: None):
+        pass
+    message = caught.value.message.splitlines()
+    assert caught.value.kind == "server" and "exit code 3" in message[0] and len(message) == lines
+    assert ("no log" in message[0]) == (lines == 1) and ("cause" in message[-1]) == (lines == 2)
 
 
 # (log line, words of the remedy). Recorded from 0.32.0 on a CPU, and shortened:

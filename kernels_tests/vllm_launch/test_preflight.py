@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from kernels_tests.vllm_launch.machines import GIB
 from vllm_launch import model, plan, preflight, profile, server, software
 from vllm_launch.machine import GpuProcess, family_of
 from vllm_launch.plugin import CPU_ATTENTION
+from vllm_launch.redaction import REPO
 
 CPU = machines.HOST
 CHECK_LIBRARIES = software.check_libraries
@@ -211,6 +214,18 @@ def test_an_unsupported_python_and_a_missing_library(make_plan, tmp_path, monkey
     monkeypatch.setattr(software, "PYTHONS", ((3, 7), (3, 8)))
     (problem,) = preflight.problems(planned, tmp_path)
     assert problem.kind == "software" and "3.7 to 3.8" in problem.message
+
+
+def test_a_package_that_only_this_process_can_import(make_plan, tmp_path, monkeypatch):
+    """From a relative PYTHONPATH, or a working directory with `python -m`: the server's processes would not find it."""
+    planned = make_plan()
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    monkeypatch.setattr(sys, "executable", str(environment / "bin" / "python"))
+    monkeypatch.setenv("PYTHONPATH", ".")
+    monkeypatch.chdir(REPO)
+    (problem,) = preflight.problems(planned, tmp_path)
+    assert problem.kind == "software" and "vllm_launch" in problem.message and "pip install" in problem.remedy
 
 
 def test_too_little_memory_on_a_cpu(make_plan, tmp_path):

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,3 +70,13 @@ def _launch_config(grid, threads, shared_bytes, cluster, overlap, stream):
         attributes.append(dependent)
     config.attrs, config.numAttrs = attributes, len(attributes)
     return config
+
+
+def captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Run a call, which loads its kernel, and capture it in a CUDA graph."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph

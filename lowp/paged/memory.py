@@ -2,10 +2,12 @@
 
 import torch
 
-from lowp.paged.layouts import as_bits
+from lowp.formats import FORMATS
+from lowp.paged.layouts import as_bits, k_and_v, tensor_sizes
 
 POISON = 0xA5  # in every byte of memory before a call; no NaN in any format
 GUARD = 512  # bytes before and after a tensor
+LAYOUTS = ("NHD", "HND", "interleaved", "NHD interleaved", "HND, K and V in a page")
 
 
 def poisoned(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -13,6 +15,18 @@ def poisoned(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     count = torch.Size(size).numel() * dtype.itemsize
     memory = torch.full((count + 2 * GUARD,), POISON, dtype=torch.uint8)
     return memory[GUARD:-GUARD].view(dtype).view(size)
+
+
+def caches(
+    layout: str, kv_format: str, pages: int, page_size: int, kv_heads: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the K and the V cache as views of poisoned memory, in one of LAYOUTS."""
+    dtype = FORMATS[kv_format].dtype
+    if layout == LAYOUTS[-1]:
+        k, v = poisoned((pages, 2, kv_heads, page_size, head_dim), dtype).unbind(1)
+        return k, v
+    sizes = tensor_sizes(layout, pages, page_size, kv_heads, head_dim)
+    return k_and_v([poisoned(size, dtype) for size in sizes], head_dim)
 
 
 def memory_of(tensor: torch.Tensor) -> torch.Tensor:

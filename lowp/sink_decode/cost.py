@@ -159,7 +159,8 @@ def _planned_us(work, shape, launch, lengths, costs):
     rows, resident, step_tiles = work.batch * work.kv_heads, launch.min_ctas * work.sms, launch.warps * launch.tiles
     splits, most_short = max(1, resident // work.kv_heads), 2 * launch.least_steps
     steps = [(n, -(-tiles // step_tiles), tiles) for n, tiles in lengths]
-    long_rows, short_rows = ([row for row in steps if (row[1] > most_short) == is_long] for is_long in (True, False))
+    long_rows = [row for row in steps if row[1] > most_short]
+    short_rows = [row for row in steps if row[1] <= most_short]
     step_us, least_us = _step_us(work, shape), step_tiles * _tile_us(work, launch)
     step_bytes_us = bytes_us(work, step_tiles * work.kv_heads, costs)
 

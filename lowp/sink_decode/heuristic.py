@@ -4,7 +4,9 @@ Nothing of a call but its variant, batch, bound of the lengths and device is kno
 """
 
 import functools
+import heapq
 from dataclasses import replace
+from typing import NamedTuple
 
 from lowp.jit.device import Device
 from lowp.sink_decode.cost import PLANNED, SHAPES, Lengths, Shape, Work, bytes_us, call_us, resident_clusters
@@ -30,12 +32,12 @@ def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: De
     """Choose the launch for a batch whose sequences have up to `longest` tokens; near: most of them nearly as many."""
     work = work_of(variant, batch, kv_heads, device)
     shapes = candidates(variant, batch, kv_heads, longest, device)
-    expected = prior(batch, longest + 15 * variant.window, near)  # a window begins anywhere in its first tile
     long_row = _groups((1, -(-longest // 16)), (batch - 1, SHORT_TILES))
     times = {launch: call_us(work, shape, launch, long_row) for launch, shape in shapes.items()}
     bound = LONG_ROW_BOUND * min(us for launch, us in times.items() if launch.cluster == 0)
     launches = [launch for launch, us in times.items() if us <= bound]
-    return min(launches, key=lambda launch: score(work, shapes[launch], launch, expected))
+    longest += 15 * variant.window  # a window begins anywhere in its first tile
+    return _least(work, shapes, launches, prior(work, longest, near, min(shape.start for shape in shapes.values())))
 
 
 def work_of(variant: Variant, batch: int, kv_heads: int, device: Device) -> Work:
@@ -74,27 +76,44 @@ def _launch(variant, shape, cluster):
     return Launch(shape.warps, shape.stages, tiles, shape.ctas, cluster)
 
 
-def prior(batch: int, longest: int, near: bool) -> list[tuple[float, Lengths]]:
-    """Lengths that are expected, with weights: equal, or half of them 5/8 and half 7/8 of the longest.
+class Case(NamedTuple):
+    """Lengths that are expected: their weight, and what the law allows. ahead: what the longer cases add at least."""
 
-    near: of the bound, or else of it and its halves, down to 16 tokens.
+    weight: int
+    lengths: Lengths
+    law_us: float
+    ahead: float
+
+
+def prior(work: Work, longest: int, near: bool, start_us: float) -> list[Case]:
+    """Lengths that are expected, the shortest first: equal, or half of them 5/8 and half 7/8 of the longest.
+
+    near: of the bound, or else of it and its halves, down to 16 tokens. start_us: of every launch at least.
     """
-    tiles, cases = -(-longest // 16), []
+    tiles, cases, batch, ahead = -(-longest // 16), [], work.batch, 0.0
     while tiles > 1 or not cases:
         halves = _groups((batch - batch // 2, -(-tiles * 7 // 8)), (batch // 2, -(-tiles * 5 // 8)))
-        cases += [(2, ((batch, tiles),)), (1, halves)]
+        for weight, lengths in (2, ((batch, tiles),)), (1, halves):
+            us = bytes_us(work, sum(n * tiles for n, tiles in lengths) * work.kv_heads)
+            cases.append(Case(weight, lengths, LAW_US + us, ahead))
+            ahead += weight * ((start_us + us) / (LAW_US + us)) ** POWER
         tiles = 1 if near else tiles // 2
-    return cases
+    return cases[::-1]
 
 
 def _groups(*groups):
     return tuple(group for group in groups if group[0])
 
 
-def score(work: Work, shape: Shape, launch: Launch, expected: list[tuple[float, Lengths]]) -> float:
-    """Weigh how far the launch is over the law at the lengths that are expected."""
-    total = 0.0
-    for weight, lengths in expected:
-        law_us = LAW_US + bytes_us(work, sum(n * tiles for n, tiles in lengths) * work.kv_heads)
-        total += weight * (call_us(work, shape, launch, lengths) / law_us) ** POWER
-    return total
+def _least(work, shapes, launches, cases):
+    """Return the launch with the least sum, over the cases, of how far it is over the law.
+
+    Adds to the sum that is the least at best, until that one is complete: most of the others never are.
+    """
+    sums = [(0.0, index, 0.0, 0) for index in range(len(launches))]  # at best, launch, so far, cases
+    while sums[0][3] < len(cases):
+        _, index, total, count = sums[0]
+        case, launch = cases[count], launches[index]
+        total += case.weight * (call_us(work, shapes[launch], launch, case.lengths) / case.law_us) ** POWER
+        heapq.heapreplace(sums, (total + case.ahead, index, total, count + 1))
+    return launches[sums[0][1]]

@@ -1,5 +1,6 @@
 """Variants of the kernel, launches, and what they need of a GPU: registers, shared memory, scratch memory."""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -60,6 +61,7 @@ class Launch:
     least_steps: int = 4
 
 
+@functools.cache
 def fit(variant: Variant, launch: Launch, device: Device) -> Launch:
     """Reduce a launch to what registers and shared memory allow: its warps, tiles, stages and CTAs an SM.
 

@@ -20,7 +20,7 @@ from flashinfer_patches.strict import Strict
 from vllm_launch import arguments, model, profile, software
 from vllm_launch import certificate as certificates
 from vllm_launch.machine import Machine, capability_and_cuda, detect
-from vllm_launch.plan import CACHE_VARIABLES
+from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT, inherited_environment
 from vllm_launch.preflight import GIB, cannot_listen, cannot_write, check_cpu_attention, existing, needed_bytes, program
 from vllm_launch.profile import Device
 
@@ -226,7 +226,11 @@ def _patch() -> Status | Failure | None:
 
 def _software(device: Device, host: Machine, has_vllm: bool) -> list[Failure]:
     """Run the software checks of preflight and `bench serving`. llama-benchy comes with vLLM: checked only with it."""
-    checks = [software.check_python, lambda: software.check_libraries(device)]
+    checks = [
+        software.check_python,
+        lambda: software.check_installed(inherited_environment() | FIXED_ENVIRONMENT),
+        lambda: software.check_libraries(device),
+    ]
     if device == "cpu":
         checks.append(lambda: check_cpu_attention(host, os.environ))
     failures = []

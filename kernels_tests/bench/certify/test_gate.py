@@ -73,12 +73,14 @@ def test_right_answers_pass(servers, tmp_path):
 def test_a_server_of_the_decoder_that_dies_fails(servers, tmp_path):
     servers.fail[gate.CANDIDATE] = Problem("server", "the server ended with exit code 1\n  | an error", "none")
     check = judged(tmp_path)
-    assert check.verdict == "failed" and "\n" not in check.detail and len(check.problems) == 2
+    assert check.verdict == "failed" and "\n" not in check.detail and check.problems == ["  | an error"]
 
 
 def test_a_reference_that_dies_says_nothing_of_the_decoder(servers, tmp_path):
-    servers.fail[gate.REFERENCE] = Problem("server", "the server ended with exit code 1", "none")
-    assert judged(tmp_path).verdict == "not run"
+    servers.fail[gate.REFERENCE] = Problem("server", "the server ended; the end of its log:\n  | an error", "a remedy")
+    check = judged(tmp_path)
+    assert (check.verdict, check.problems) == ("not run", ["  | an error"])
+    assert check.detail == "baseline: the server ended; the end of its log; a remedy"
 
 
 @pytest.mark.parametrize("name", [gate.REFERENCE, gate.CANDIDATE])

@@ -13,7 +13,9 @@ from bench.engine.request import EngineRequest, resolve
 from bench.engine.variants import NAMES, VARIANTS, has
 from bench.kinds import read
 from bench.record import files
+from flashinfer_patches.errors import Problem
 from kernels_tests.bench.engine.samples import an_engine_result, rows_of
+from vllm_launch import software
 
 REQUEST = EngineRequest(
     kind="engine",
@@ -74,11 +76,14 @@ def test_a_variant_of_another_release_is_refused_by_name_and_else_left_out(tmp_p
     assert all(has(variant, "0.26.0") for variant in VARIANTS if variant.name != "flashinfer-fp8")
 
 
-def test_a_plugin_without_entry_point_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "entry_points", lambda **_: [])
+def test_a_decoder_needs_an_installed_package(monkeypatch, tmp_path):
+    def refuse(environment):
+        raise Problem("software", "not installed", "install it")
+
+    monkeypatch.setattr(software, "check_installed", refuse)
     request = REQUEST.model_copy(update={"shape": "tiny", "variants": ["plugin-fp8"]})
     (problem,) = environment.problems(resolve(tmp_path / "run", request, "cpu", "0.32.0", 540))
-    assert problem.kind == "software" and "plugin-fp8" in problem.message
+    assert problem.message == "not installed"
     stock = request.model_copy(update={"variants": ["stock-fp8"]})
     assert environment.problems(resolve(tmp_path / "run", stock, "cpu", "0.32.0", 540)) == []
 

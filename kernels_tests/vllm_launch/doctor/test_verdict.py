@@ -28,6 +28,10 @@ def libraries(patch):
     patch.setattr(software, "check_libraries", refuse)
 
 
+def package(patch):
+    patch.setattr(software, "check_installed", refuse)
+
+
 def python(patch):
     patch.setattr(software, "PYTHONS", ((3, 7), (3, 8)))
 
@@ -77,7 +81,7 @@ def disk(patch):
 @pytest.mark.parametrize(
     "breaks",
     [
-        *(llama_benchy, libraries, python, vllm, memory, old_cpu, no_cpu_attention),
+        *(llama_benchy, libraries, package, python, vllm, memory, old_cpu, no_cpu_attention),
         *(native_attention_without_its_kernels, default_model, run_folder, disk),
     ],
     ids=lambda f: f.__name__,

@@ -21,7 +21,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench.engine.engines import reason
+
 MODEL = Path(__file__).parents[3] / "models" / "tiny_gpt_oss"
+# vLLM looks for a free port from VLLM_PORT on, and opens it much later: engines that start at once get ranges of their
+# own, below the ports that the system gives to clients.
+FIRST_PORT, PORTS = 21000, 100
 LENGTHS = (5, 16, 17, 64, 100, 127, 128, 129, 130, 200, 255, 256, 257, 300, 400, 511, 512, 513, 700, 900, 1024)
 LENGTHS += (1500, 2000, 3000, 4000, 6000, 9000, 12000)
 TOKENS = 64
@@ -119,12 +124,13 @@ def serve(name: str, out: Path, compiled: bool) -> None:
 
 
 def run_engine(name: str, out: Path, compiled: bool) -> dict | str:
-    """Run `serve` in a process of its own; returns its answers, or the end of its log."""
+    """Run `serve` in a process of its own; returns its answers, or why it failed."""
     environment = {
         "FP8_SINKS_PLUGIN": "1",
         "FP8_SINKS_RECORD": str(out / f"{name}.record.json"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        "VLLM_PORT": str(FIRST_PORT + PORTS * list(ENGINES).index(name)),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -138,8 +144,7 @@ def run_engine(name: str, out: Path, compiled: bool) -> dict | str:
             stderr=subprocess.STDOUT,
             timeout=580,
         ).returncode
-    path = out / f"{name}.json"
-    return json.loads(path.read_text()) if code == 0 else log.read_text()[-3000:]
+    return json.loads((out / f"{name}.json").read_text()) if code == 0 else f"{reason(log, 0, code)}; log: {log}"
 
 
 def distance(candidate: list[float], reference: list[float]) -> list[float]:
@@ -223,7 +228,7 @@ def main() -> int:
     names = list(ENGINES) if not arguments.names else list(dict.fromkeys(["stock-bf16", *arguments.names]))
     with ThreadPoolExecutor(arguments.jobs) as pool:
         ended = dict(zip(names, pool.map(lambda name: run_engine(name, out, arguments.compiled), names), strict=True))
-    verdicts = [(False, f"{name}: did not end well\n{log}") for name, log in ended.items() if isinstance(log, str)]
+    verdicts = [(False, f"{name}: {failure}") for name, failure in ended.items() if isinstance(failure, str)]
     verdicts += judge({name: answers for name, answers in ended.items() if not isinstance(answers, str)}, out)
     for passes, line in verdicts:
         print("PASS" if passes else "FAIL", line)
