@@ -22,7 +22,7 @@ from vllm_launch.profile import Decoder
 
 COMMAND = "fp8-sinks certify"
 STATE_HOME = "XDG_STATE_HOME"
-HASHED_ROOMS = ("cache_read", "cache_write", "jit", "sink_decode")  # of lowp
+HASHED_ROOMS = ("cache_read", "cache_write", "formats", "jit", "paged", "sink_decode")  # of lowp
 HASHED_SUFFIXES = (".cu", ".cuh", ".py")
 DIGEST_DIGITS = 16  # of a key's hash, in a file's name
 

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashinfer_patches.errors import Problem
+from vllm_launch.contract import DECODER, KV_SCALES, RECORD
 from vllm_launch.profile import Decoder, Profile
 
 BACKEND = "CUSTOM"  # vLLM's name of a backend from a plugin
-DECODER = "FP8_SINKS_DECODER"
-KV_SCALES = "FP8_SINKS_KV_SCALES"
-RECORD = "FP8_SINKS_RECORD"
 VARIABLES = (DECODER, KV_SCALES, RECORD)
-FORMATS = ("auto", "bfloat16", "fp8", "fp8_e4m3")  # --kv-cache-dtype with a decoder that is not stock
 
 
 class Choice(NamedTuple):

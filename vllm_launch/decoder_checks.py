@@ -1,15 +1,15 @@
 """Check that a decoder that is not stock can run a plan here; raise Problem with a remedy where it cannot."""
 
+from pathlib import Path
+
 from flashinfer_patches import engine, package
 from flashinfer_patches.errors import Problem
 from vllm_launch import certificate, decoder
+from vllm_launch.contract import HEAD_DIMS, KV_CACHE_DTYPES, VLLM_RELEASES
 from vllm_launch.plan import Plan
 
 STOCK = "serve with `decoder: stock`, as profile fp8-stock does"
-VLLM = ("0.26", "0.33")
-# What the attention backend takes.
-HEAD_DIMS = (64, 128)
-LARGEST_GROUP = 16  # query heads of a KV head
+LARGEST_GROUP = 16  # query heads of a KV head, that decoder lowp takes
 
 
 def check_gpu(plan: Plan) -> None:
@@ -24,8 +24,8 @@ def check_gpu(plan: Plan) -> None:
 
 
 def check_vllm(plan: Plan) -> None:
-    if plan.decoder != "stock" and ".".join(plan.vllm_version.split(".")[:2]) not in VLLM:
-        message = f"decoder {plan.decoder} with vLLM {plan.vllm_version}; it runs in vLLM {' and '.join(VLLM)}"
+    if plan.decoder != "stock" and ".".join(plan.vllm_version.split(".")[:2]) not in VLLM_RELEASES:
+        message = f"decoder {plan.decoder} with vLLM {plan.vllm_version}; it runs in vLLM {' and '.join(VLLM_RELEASES)}"
         raise Problem("software", message, f"install a supported vLLM: make setup; or {STOCK}")
 
 
@@ -43,13 +43,13 @@ def check_heads(plan: Plan) -> None:
 
 
 def check_kv_dtype(plan: Plan) -> None:
-    if plan.decoder != "stock" and plan.kv_cache_dtype not in decoder.FORMATS:
+    if plan.decoder != "stock" and plan.kv_cache_dtype not in KV_CACHE_DTYPES:
         message = f"--kv-cache-dtype {plan.kv_cache_dtype}: decoder {plan.decoder} does not read it"
-        raise Problem("profile", message, f"use one of {', '.join(decoder.FORMATS)}; or {STOCK}")
+        raise Problem("profile", message, f"use one of {', '.join(KV_CACHE_DTYPES)}; or {STOCK}")
 
 
 def check_scales(plan: Plan) -> None:
-    """A scale file needs a decoder that reads it, an FP8 cache, and scales of every layer and KV head."""
+    """A scale file needs a decoder that reads it and an FP8 cache, and must be this model's."""
     if plan.kv_scales is None:
         return
     if plan.decoder == "stock":
@@ -61,7 +61,8 @@ def check_scales(plan: Plan) -> None:
     decoder.scales_hash(plan.kv_scales)  # a file that can be read
     from vllm_launch.scales import file  # imports torch
 
-    file.load(plan.kv_scales, plan.model.layers, plan.model.kv_heads)
+    scales = file.load(plan.kv_scales, plan.model.layers, plan.model.kv_heads)
+    file.check_model(scales, plan.kv_scales, Path(plan.model.path) / "config.json")
 
 
 def check_flashinfer(plan: Plan) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import arguments, certificate, decoder, guard, model, software
+from vllm_launch import arguments, certificate, contract, decoder, guard, model, software
 from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
@@ -36,7 +36,7 @@ FIXED_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "NO_PROXY": UNPROXIED,
     "no_proxy": UNPROXIED,
-    "FP8_SINKS_PLUGIN": "1",
+    contract.PLUGIN: "1",
     "PYTHONSAFEPATH": "1",  # `python -m` would import modules from the run folder, which any user may write
     "SPT_NOENV": "1",  # keeps setproctitle, with which vLLM renames its processes, from overwriting their environment
 }

@@ -13,7 +13,7 @@ import requests
 
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
-from vllm_launch import decoder, decoder_record, marks, resolved
+from vllm_launch import contract, decoder, decoder_record, marks, resolved
 from vllm_launch.failure_hint import failure_hint
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE, Plan, child_environment
 
@@ -135,7 +135,9 @@ def authorization(plan: Plan) -> dict[str, str]:
 def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
     text = _log_text(log, offset)
     try:
-        record = decoder_record.read(log.parent / plan.environment[decoder.RECORD]) if plan.decoder != "stock" else None
+        record = (
+            decoder_record.read(log.parent / plan.environment[contract.RECORD]) if plan.decoder != "stock" else None
+        )
     except ValueError as error:
         remedy = f"see the lines of fp8-sinks in {log}, or serve with `decoder: stock`, as profile fp8-stock does"
         raise Problem("resolved", str(error), remedy) from error

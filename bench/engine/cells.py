@@ -1,6 +1,7 @@
 """The cells that engines are measured at: sequences at once, tokens of context, and how their lengths differ."""
 
 import re
+from collections.abc import Sequence
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -49,3 +50,10 @@ def lengths(cell: Cell, batch: int) -> list[int]:
     tokens = [cell.context - spread * index // max(1, batch - 1) for index in range(batch)]
     Random(batch).shuffle(tokens)
     return tokens
+
+
+def order(cells: Sequence[str]) -> list[str]:
+    """Cells by batch, context and lengths; a full cache last."""
+    return sorted(
+        cells, key=lambda name: ((cell := parse(name)).batch or 1 << 30, cell.context, cell.lengths == "half")
+    )

@@ -10,7 +10,8 @@ from typing import get_args
 
 import click
 
-from bench.engine import cells, estimate, joining, run, variants
+from bench.engine import cells, joining, run, variants
+from bench.engine.cells import Cell
 from bench.engine.environment import problems
 from bench.engine.models import SHAPES
 from bench.engine.request import EngineRequest, EngineRun, resolve
@@ -24,6 +25,12 @@ from vllm_launch.terminal import exit_on_problems
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SECONDS = 540.0
 STARTS, STEPS = 2, 40
+# Assumed of an H200 with gpt-oss-120b's shape, for --dry-run; starts by compilation: with empty caches, and after.
+START_S = {"none": (110.0, 30.0), "default": (300.0, 60.0)}
+CEILING_S, CELL_S, STEP_S = 15.0, 1.0, 0.015
+PREFILL_TOKENS_S = 20_000.0
+TTFT_PROMPTS = 2.5
+PROMPT_S = 1e-6  # a token of a prompt that is made, hashed, and not prefilled
 
 
 def _cells(_context, _option, text: str | None) -> list[str]:
@@ -118,9 +125,27 @@ def _plan(run: EngineRun) -> Iterator[str]:
     """A line for each start of each engine, and one for the run."""
     for variant, start in run.engines():
         yield f"{variant.name:24} start {start}: {', '.join(map(str, run.cells_of_start(start)))}"
-    expected = estimate.seconds(run)
+    expected = expected_seconds(run)
     pieces = -(-expected // run.seconds)
     yield f"{len(run.engines())} starts, about {expected:.0f} s: {pieces:.0f} executions of {run.seconds:.0f} s"
+
+
+def expected_seconds(run: EngineRun) -> float:
+    """About how long a run takes that measures everything anew."""
+    engines = run.engines()
+    first_s, start_s = START_S[run.request.compilation]
+    starts = first_s + start_s * (len(engines) - 1)
+    cells = sum(_cell_seconds(run, cell) for _, start in engines for cell in run.cells_of_start(start))
+    profiles = 2 * (start_s + CELL_S) if run.request.profile else 0
+    return CEILING_S + starts + cells + profiles
+
+
+def _cell_seconds(run: EngineRun, cell: Cell) -> float:
+    batch = cell.batch or 64
+    tokens = batch * cell.context
+    prefill = tokens / PREFILL_TOKENS_S if run.request.prefill else tokens * PROMPT_S
+    first = TTFT_PROMPTS * cell.context / PREFILL_TOKENS_S if batch == 1 else 0
+    return CELL_S + (run.request.steps + 12) * STEP_S + prefill + first
 
 
 def _check_measured(result: EngineResult) -> None:

@@ -4,8 +4,7 @@ import json
 import math
 
 from bench.engine import ratios
-from bench.engine.cells import parse
-from bench.engine.prediction import order
+from bench.engine.cells import order, parse
 from bench.engine.result import EngineResult
 from bench.engine.variants import BASE, NAMES
 from bench.record.noise import Ratio

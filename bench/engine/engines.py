@@ -113,7 +113,7 @@ def measure(
 
 def read_ceiling(run: EngineRun, path: Path) -> None:
     """Measure the GPU's read ceiling in a process of its own, which leaves no memory in use. Raises ProcessFailed."""
-    command = [sys.executable, "-m", "bench.engine.ceiling", str(path.resolve())]
+    command = [sys.executable, "-m", "bench.kernels.ceiling", str(path.resolve())]
     variables = environment(run, BASE, f"fp8-sinks-{secrets.token_hex(8)}", path)
     run.status("read ceiling")
     started = time.time()

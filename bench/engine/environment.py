@@ -14,12 +14,11 @@ from bench.record import run_folder
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from vllm_launch import machine, provenance, software
+from vllm_launch.contract import PLUGIN, RECORD
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT, KERNEL_CACHE, inherited_environment
 from vllm_launch.redaction import REPO
 
-PLUGIN = "FP8_SINKS_PLUGIN"
-RECORD = "FP8_SINKS_RECORD"
 OURS = "FP8_SINKS_"
 OF_DEVICE = {
     "cpu": {

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from bench.engine import prediction, ratios
-from bench.engine.cells import parse
+from bench.engine.cells import order, parse
 from bench.engine.result import EngineResult, EngineRow
 from bench.engine.variants import BASE
 from bench.report.figure import NUMBER, colour_and_marker, frame, legend, save
@@ -63,7 +63,7 @@ def _steps(panel: Axes, result: EngineResult, rows: list[EngineRow], names: list
 
 def _ratios(panel: Axes, result: EngineResult, rows: list[EngineRow], names: list[str]) -> None:
     shape = prediction.model(result)
-    cells = prediction.order({row.cell for row in rows if parse(row.cell).batch})
+    cells = order({row.cell for row in rows if parse(row.cell).batch})
     for index, name in enumerate(names):
         steps = ratios.to_base(ratios.of_piece(rows, name), name)
         points = [(cells.index(cell), ratio.value) for cell, ratio in steps.items() if cell in cells]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from bench.engine.cells import parse
 from bench.engine.models import SHAPES
 from bench.engine.ratios import judged_figure
 from bench.engine.result import EngineResult, EngineRow
@@ -37,10 +36,3 @@ def ratio(shape: ModelShape | None, rows: Sequence[EngineRow], variant: str, bas
         return steps[0] / steps[1]
     rates = [row.batch / step for row, step in zip(sides, steps, strict=True)]
     return rates[0] / rates[1]
-
-
-def order(cells: Sequence[str]) -> list[str]:
-    """Cells by batch, context and lengths; a full cache last."""
-    return sorted(
-        cells, key=lambda name: ((cell := parse(name)).batch or 1 << 30, cell.context, cell.lengths == "half")
-    )

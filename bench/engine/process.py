@@ -20,6 +20,8 @@ from bench.engine.connector import KV_TRANSFER
 from bench.engine.result import EngineRow, StepProfile
 from bench.engine.task import PROFILE, READY, Task, cell_path, cells_of, row
 from bench.record import files
+from vllm_launch import decoder_record
+from vllm_launch.contract import RECORD
 
 
 def main(task: Task) -> None:
@@ -58,14 +60,10 @@ def resolved(llm, task: Task) -> dict:
 
 
 def decoder(task: Task) -> str:
-    """The decoder that runs: of our plugin, as its record names it. Raises RuntimeError for another than asked for."""
-    expected = task.variant.decoder
-    if expected == "stock":
+    """The decoder that runs: of our plugin, as its record names it. Raises without a record, or for another decoder."""
+    if (expected := task.variant.decoder) == "stock":
         return expected
-    path = Path(os.environ["FP8_SINKS_RECORD"])
-    if not path.exists():
-        raise RuntimeError(f"decoder: expected {expected}, got no record of our plugin")
-    actual = json.loads(path.read_bytes())["decoder"]
+    actual = decoder_record.read(Path(os.environ[RECORD])).decoder
     if actual != expected:
         raise RuntimeError(f"decoder: expected {expected}, got {actual}")
     return actual

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.engine import prediction, ratios
-from bench.engine.cells import parse
+from bench.engine.cells import order, parse
 from bench.engine.ratios import SLOPE, judged_figure
 from bench.engine.result import EngineResult, EngineRow
 from bench.engine.variants import BASE, NAMES
@@ -73,7 +73,7 @@ def ratio_table(result: EngineResult, rows: list[EngineRow], names: list[str]) -
     compared = {name: ratios.compared(ratios.of_piece(rows, name), name) for name in names if name != BASE.name}
     shape, limited = prediction.model(result), next((name for name in LIMITED if name in names), None)
     lines = []
-    for cell in prediction.order({row.cell for row in rows}):
+    for cell in order({row.cell for row in rows}):
         base = [row for row in rows if (row.variant, row.cell) == (BASE.name, cell)]
         limit = limited and prediction.ratio(shape, ratios.of_piece(rows, limited), limited, BASE.name, cell)
         cells = [ratio_cell(cell, of_name[cell]) if cell in of_name else "-" for of_name in compared.values()]
@@ -107,7 +107,7 @@ def ratio_cell(cell: str, ratio: Ratio) -> str:
 
 def around_table(result: EngineResult, rows: list[EngineRow], names: list[str]) -> str:
     """What is not a step: capacity, start, and prefill of single requests; ratios within the piece."""
-    singles = prediction.order({row.cell for row in rows if row.ttft_s})
+    singles = order({row.cell for row in rows if row.ttft_s})
     lines = [
         ["KV capacity, tokens", *(_median(rows, name, "capacity_tokens", "{:,.0f}".format) for name in names)],
         [

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from vllm_launch.contract import DECODER, PLUGIN
+
 FP8 = {"kv_cache_dtype": "fp8"}
 SKIP_SLIDING = {"kv_cache_dtype_skip_layers": ["sliding_window"]}
 CUSTOM = {"attention_backend": "CUSTOM"}
@@ -12,7 +14,7 @@ FLASHINFER = {"attention_config": {"backend": "FLASHINFER", "disable_flashinfer_
 class Variant(NamedTuple):
     """An engine. kv_cache: as bench.roofline names it. backend: None is any that vLLM picks.
 
-    decoder: "stock", or the FP8_SINKS_DECODER of our plugin. releases: of vLLM that have it; empty is all.
+    decoder: "stock", or our plugin's. releases: of vLLM that have it; empty is all.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Variant(NamedTuple):
     @property
     def environment(self) -> dict[str, str]:
         """The plugin's variables; none for stock vLLM."""
-        return {} if self.decoder == "stock" else {"FP8_SINKS_PLUGIN": "1", "FP8_SINKS_DECODER": self.decoder}
+        return {} if self.decoder == "stock" else {PLUGIN: "1", DECODER: self.decoder}
 
 
 BASE = Variant("stock-bf16", "bf16", {})

@@ -1,6 +1,12 @@
-"""The read ceiling: how fast this GPU reads its memory, measured. Needs Triton."""
+"""The read ceiling: how fast this GPU reads its memory, measured. Needs Triton.
 
+`python -m bench.kernels.ceiling FILE` writes it as JSON, bytes/s, in a process that then frees the GPU.
+"""
+
+import json
+import sys
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -8,6 +14,7 @@ import triton
 import triton.language as tl
 
 from bench.kernels.timing import graph_us
+from bench.record.files import write_text
 
 SWEPT_BYTES = 2 << 30
 # Values per step, steps per program, warps: which is fastest differs from GPU to GPU.
@@ -37,3 +44,7 @@ def read_ceiling() -> float:
             raise RuntimeError(f"a sweep of {width} values, {steps} steps and {warps} warps did not read all values")
         best = max(best, values.nbytes / seconds)
     return best
+
+
+if __name__ == "__main__":
+    write_text(json.dumps(read_ceiling()), Path(sys.argv[1]))

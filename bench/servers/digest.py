@@ -11,7 +11,7 @@ from bench.servers.client import Endpoint
 from bench.suite import Suite
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
-from vllm_launch import decoder, provenance, redaction
+from vllm_launch import contract, decoder, provenance, redaction
 from vllm_launch.machine import Machine
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
@@ -19,7 +19,7 @@ from vllm_launch.plan import CACHE_VARIABLES, Plan
 
 FILE = "digest.json"  # in a profile's folder
 # Variables that differ from run to run: paths of caches, a nonce, a file named by it.
-PER_RUN = (*CACHE_VARIABLES, NONCE_VARIABLE, decoder.RECORD)
+PER_RUN = (*CACHE_VARIABLES, NONCE_VARIABLE, contract.RECORD)
 DIGEST = TypeAdapter(dict[str, str])
 SHOWN = 3  # differences in a message
 

@@ -6,7 +6,7 @@ from bench.report.provenance import GIB
 from bench.report.provenance import commit as commit_text
 from bench.servers.result import RESOLVED_FIGURES, Requested
 from bench.serving.result import ServingResult, ServingRow
-from vllm_launch import arguments, decoder
+from vllm_launch import arguments, contract, decoder
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT
 
@@ -90,7 +90,7 @@ def _text(value: object) -> str:
 
 
 def _cache(requested: Requested) -> dict:
-    scales = {decoder.KV_SCALES: requested.environment.get(decoder.KV_SCALES)}
+    scales = {contract.KV_SCALES: requested.environment.get(contract.KV_SCALES)}
     return {name: requested.arguments.get(name) for name in COMPARED} | scales
 
 

@@ -8,8 +8,8 @@ import torch
 from vllm.logger import init_logger
 
 from vllm_launch.plugin import cpu_attention
-from vllm_launch.plugin.attention.cpu_cache import RoundingCpuImpl, round_to_grid
-from vllm_launch.plugin.attention.cpu_widen import WideningCpuImpl
+from vllm_launch.plugin.cpu_cache import RoundingCpuImpl, round_to_grid
+from vllm_launch.plugin.cpu_widen import WideningCpuImpl
 
 logger = init_logger("vllm.fp8_sinks_mutants")
 

@@ -1,13 +1,9 @@
 """Simulated machines, the plans of servers on them, and users' profiles and scale files."""
 
-import hashlib
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
-from flashinfer_patches.errors import Problem
 from kernels_tests.vllm_launch.machines import H200, HOST
 from vllm_launch import certificate, plan, profile, software
 from vllm_launch.doctor import facts as doctor_facts
@@ -60,9 +56,14 @@ def profile_file(tmp_path):
 
 
 @pytest.fixture
-def plan_with(simulate, tmp_path, model_folder):
+def served(model_folder):
+    """The folder of the served model."""
+    return model_folder()
+
+
+@pytest.fixture
+def plan_with(simulate, tmp_path, served):
     """A function that plans a server of a profile, by name or path, on a simulated machine."""
-    served = str(model_folder())
 
     def make(name="fp8", machine=H200, version="0.33.0", certified=None, folder=None, overrides=()):
         simulate(machine, version, certified)
@@ -73,19 +74,12 @@ def plan_with(simulate, tmp_path, model_folder):
 
 
 @pytest.fixture
-def scale_file(monkeypatch, tmp_path):
-    """A scale file, and in place of its reader one that records its calls and fails for files without content."""
-    path = tmp_path / "scales.safetensors"
-    path.write_bytes(b"scales")
-    calls = []
+def scale_file(tmp_path, served):
+    """A scale file for the served model."""
+    import torch
 
-    def load(file_path, layers, kv_heads):
-        calls.append((file_path, layers, kv_heads))
-        if not Path(file_path).read_bytes():
-            raise Problem("file", "no scales", "calibrate")
+    from kernels_tests.vllm_launch import scale_files
 
-    package, module = ModuleType("vllm_launch.scales"), ModuleType("vllm_launch.scales.file")
-    package.file, module.load = module, load
-    monkeypatch.setitem(sys.modules, "vllm_launch.scales", package)
-    monkeypatch.setitem(sys.modules, "vllm_launch.scales.file", module)
-    return SimpleNamespace(path=path, calls=calls, sha256=hashlib.sha256(b"scales").hexdigest())
+    path, k, v = tmp_path / "scales.safetensors", torch.ones(2), torch.ones(2)
+    written = scale_files.write(path, (served / "config.json").read_bytes(), [k], [v])
+    return SimpleNamespace(path=path, sha256=written.sha256)

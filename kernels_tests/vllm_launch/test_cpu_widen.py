@@ -17,9 +17,9 @@ current_platform.import_kernels()
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa  # noqa: E402
 
 from vllm_launch import plugin  # noqa: E402
-from vllm_launch.plugin.attention import cpu_widen  # noqa: E402
-from vllm_launch.plugin.attention.cpu_cache import to_fp8  # noqa: E402
-from vllm_launch.plugin.attention.cpu_widen import WideningBuilder, WideningCpuImpl, plan_scratch, widen  # noqa: E402
+from vllm_launch.plugin import cpu_widen  # noqa: E402
+from vllm_launch.plugin.cpu_cache import to_fp8  # noqa: E402
+from vllm_launch.plugin.cpu_widen import WideningBuilder, WideningCpuImpl, plan_scratch, widen  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK, PAGES, WINDOW = 16, 2, 64, 128, 64, 128
 # The window of the one with 255 begins with the last token of a page.

@@ -15,7 +15,7 @@ from kernels_tests.processes import free_port
 from kernels_tests.vllm_launch.certificates import certified
 from kernels_tests.vllm_launch.machines import ADA, B200, H200, HOST, RTX, about, on_cpu, on_gpu
 from kernels_tests.vllm_launch.refusals import refused
-from vllm_launch import decoder, guard, plan, profile
+from vllm_launch import contract, decoder, guard, plan, profile
 
 VARIABLES = {"FP8_SINKS_DECODER", "FP8_SINKS_KV_SCALES", "FP8_SINKS_RECORD"}
 
@@ -111,7 +111,7 @@ def test_the_doctor_names_the_decoder_of_fp8_in_a_line(facts, expected):
 
 def test_a_plan_names_its_record_by_its_start_inside_the_run_folder(plan_with):
     first, second = plan_with(), plan_with()
-    records = [Path(planned.environment[decoder.RECORD]) for planned in (first, second)]
+    records = [Path(planned.environment[contract.RECORD]) for planned in (first, second)]
     assert records[0] != records[1] and not any(record.is_absolute() or len(record.parts) > 1 for record in records)
     assert records[0].name == f"{first.nonce}.json"
 
@@ -136,7 +136,7 @@ def test_inherited_variables_do_not_name_the_decoder(plan_with, monkeypatch):
         monkeypatch.setenv(name, "inherited")
     assert not VARIABLES & plan.child_environment(plan_with("fp8-stock")).keys()
     environment = plan.child_environment(plan_with("fp8"))
-    assert environment[decoder.DECODER] == "lowp" and decoder.KV_SCALES not in environment
+    assert environment[contract.DECODER] == "lowp" and contract.KV_SCALES not in environment
     assert "inherited" not in environment.values()
 
 
@@ -207,5 +207,5 @@ def test_the_path_of_scales_is_relative_to_the_file_that_names_it(profile_file, 
 
 def test_scales_reach_the_server(plan_with, profile_file, scale_file):
     planned = plan_with(profile_file("extends: fp8\nkv_scales: scales.safetensors\n"))
-    assert planned.kv_scales == planned.environment[decoder.KV_SCALES] == str(scale_file.path)
+    assert planned.kv_scales == planned.environment[contract.KV_SCALES] == str(scale_file.path)
     assert decoder.scales_hash(planned.kv_scales) == scale_file.sha256 and decoder.scales_hash(None) is None

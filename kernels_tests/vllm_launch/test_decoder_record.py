@@ -9,7 +9,7 @@ import pytest
 from flashinfer_patches.errors import EXIT_CODES
 from kernels_tests.vllm_launch.machines import HOST, RTX
 from kernels_tests.vllm_launch.refusals import refused
-from vllm_launch import cli, decoder, server
+from vllm_launch import cli, contract, server
 from vllm_launch.decoder_record import DecoderRecord
 from vllm_launch.resolved import Mismatch, mismatches, read
 
@@ -56,7 +56,7 @@ def start(plan_with, tmp_path):
         log.write_text(LOG.read_text())
         if record is not None:
             content = record if isinstance(record, str) else json.dumps(record)
-            (tmp_path / planned.environment[decoder.RECORD]).write_text(content)
+            (tmp_path / planned.environment[contract.RECORD]).write_text(content)
         return planned, server._read_back(planned, log, 0)
 
     return started

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Mapping
 
+from vllm_launch.contract import PLUGIN
+
 SPIN_SLEEP_S = 50e-6
 CUDA_BACKEND = "vllm_launch.plugin.attention.installed.SinkBackend"
 CPU_ATTENTION = "FP8_SINKS_CPU_ATTENTION"  # environment variable that names one of CPU_BACKENDS, for tests
 CPU_BACKENDS = {
-    "native": "vllm_launch.plugin.attention.cpu_cache.RoundingCpuBackend",  # vLLM's FP8 kernels read the cache
-    "widened": "vllm_launch.plugin.attention.cpu_widen.WideningCpuBackend",  # its kernels for the model's dtype
+    "native": "vllm_launch.plugin.cpu_cache.RoundingCpuBackend",  # vLLM's FP8 kernels read the cache
+    "widened": "vllm_launch.plugin.cpu_widen.WideningCpuBackend",  # its kernels for the model's dtype
 }
 
 
@@ -21,7 +23,7 @@ def register() -> None:
 
     Does nothing unless FP8_SINKS_PLUGIN is set. On CUDA the backend is CUSTOM, imported when it is chosen.
     """
-    if not os.environ.get("FP8_SINKS_PLUGIN"):
+    if not os.environ.get(PLUGIN):
         return
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.platforms import current_platform
@@ -48,7 +50,7 @@ def register_custom() -> None:
     if custom.is_overridden() and custom.get_path() != CUDA_BACKEND:
         raise RuntimeError(
             f"attention backend CUSTOM is {custom.get_path()}, of another plugin; expected {CUDA_BACKEND}: "
-            "unset FP8_SINKS_PLUGIN, or leave that plugin out of VLLM_PLUGINS"
+            f"unset {PLUGIN}, or leave that plugin out of VLLM_PLUGINS"
         )
     register_backend(custom, CUDA_BACKEND)
 

@@ -76,6 +76,13 @@ def load(path: str | Path, layers: int, kv_heads: int) -> Scales:
     return _parse(_read(Path(path)), Path(path), layers, kv_heads)
 
 
+def check_model(scales: Scales, path: str | Path, config: Path | None) -> None:
+    """Raise Problem("scales") unless the scales of `path` were made with this config.json, the served model's."""
+    if config is None or hashlib.sha256(config.read_bytes()).hexdigest() != scales.origin.config_sha256:
+        message = f"{path} was made for {scales.origin.model}, with another config.json than the served model's"
+        raise Problem("scales", f"{message}, {config or 'which was not found'}", REMEDY)
+
+
 def check_target(path: Path) -> None:
     """Raise Problem("file") unless `path` can be written: absent in an existing folder, or a scale file of ours."""
     if not path.parent.is_dir():

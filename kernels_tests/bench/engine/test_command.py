@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import cli
-from bench.engine import command, environment, estimate
+from bench.engine import command, environment
 from bench.engine.cells import parse
 from bench.engine.engines import arguments, graph_sizes
 from bench.engine.request import EngineRequest, resolve
@@ -90,8 +90,8 @@ def test_a_decoder_needs_an_installed_package(monkeypatch, tmp_path):
 
 def test_a_run_of_two_variants_fits_into_an_execution(tmp_path):
     request = REQUEST.model_copy(update={"variants": ["plugin-fp8", "stock-fp8"], "compilation": "none"})
-    assert 200 < estimate.seconds(resolve(tmp_path, request, "gpu", "0.26.0", 540)) < 540
-    assert estimate.seconds(resolve(tmp_path, REQUEST, "gpu", "0.26.0", 540)) > 540
+    assert 200 < command.expected_seconds(resolve(tmp_path, request, "gpu", "0.26.0", 540)) < 540
+    assert command.expected_seconds(resolve(tmp_path, REQUEST, "gpu", "0.26.0", 540)) > 540
 
 
 def test_arguments_of_a_gpu(tmp_path):

@@ -2,13 +2,13 @@
 
 import json
 import re
-import sys
-from types import ModuleType
 
 import pytest
+import torch
 
 from bench.suite import load
 from kernels_tests.bench.conftest import rows
+from kernels_tests.vllm_launch import scale_files
 from kernels_tests.vllm_launch.machines import H200, RTX
 from vllm_launch import certificate, model, plan, profile
 
@@ -59,19 +59,22 @@ def test_a_run_resumes_with_the_same_decoder_alone(bench_on, tmp_path):
     assert "FP8_SINKS_DECODER" in refused.stderr
 
 
-def test_a_run_resumes_with_the_same_scales_alone(bench_on, small, tmp_path, monkeypatch):
-    package, module = ModuleType("vllm_launch.scales"), ModuleType("vllm_launch.scales.file")
-    package.file, module.load = module, lambda *_: None
-    monkeypatch.setitem(sys.modules, "vllm_launch.scales", package)
-    monkeypatch.setitem(sys.modules, "vllm_launch.scales.file", module)
-    file = tmp_path / "scales.safetensors"
-    file.write_bytes(b"scales")
+def write_scales(folder, scale):
+    """Write a scale file for the embedded model, the same scale for all layers."""
+    embedded = model.find(str(model.EMBEDDED))
+    k, v = ([torch.full((embedded.kv_heads,), scale) for _ in range(embedded.layers)] for _ in "kv")
+    config = (model.EMBEDDED / "config.json").read_bytes()
+    scale_files.write(folder / "scales.safetensors", config, k, v)
+
+
+def test_a_run_resumes_with_the_same_scales_alone(bench_on, small, tmp_path):
+    write_scales(tmp_path, 1.0)
     path = small("vllm: {kv-cache-dtype: fp8}\ndecoder: lowp\nkv_scales: scales.safetensors")
     bench_on(H200, "serving", path)
     digest = json.loads((tmp_path / "run" / "small" / "digest.json").read_text())
     assert len(digest["KV scales"]) == 64
     bench_on(H200, "serving", "--resume", str(tmp_path / "run"))
-    file.write_bytes(b"others")
+    write_scales(tmp_path, 2.0)
     assert "KV scales" in bench_on(H200, "serving", "--resume", str(tmp_path / "run"), exit_code=2).stderr
 
 

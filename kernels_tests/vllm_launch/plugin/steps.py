@@ -12,6 +12,7 @@ from vllm_launch.plugin.attention import impl as impl_module
 from vllm_launch.plugin.attention.builder import SinkBuilder
 
 PAGE, SCALE = 16, 64**-0.5
+E4M3_LARGEST = 448.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class Setup:
             scheduler_config=SimpleNamespace(max_num_seqs=self.requests, max_num_batched_tokens=self.step_tokens),
             compilation_config=SimpleNamespace(max_cudagraph_capture_size=None, static_forward_context={}),
             model_config=SimpleNamespace(
-                max_model_len=self.max_model_len, hf_text_config=text, model="no-such-model", revision=None
+                max_model_len=self.max_model_len,
+                hf_text_config=text,
+                model="no-such-model",
+                revision=None,
+                enable_sleep_mode=False,
             ),
         )
 
@@ -213,6 +218,8 @@ def make_step(
     decoded = metadata.decodes.rows if metadata.decodes else 0
     for row, (k, v, slot, new_tokens, length) in enumerate(expected):
         context = length - (new_tokens.stop - new_tokens.start)
+        for half, x in enumerate((k, v)):
+            assert_stored(server, half, slot, x)
         cached = slot if row < decoded else slot[:context]  # a prefill's new keys are not rounded
         k, v = (torch.cat([stored(server, i, cached), x[len(cached) :].double()]) for i, x in enumerate((k, v)))
         position = torch.arange(context, length, device=device)
@@ -226,6 +233,17 @@ def stored(server: Server, half: int, slot: torch.Tensor) -> torch.Tensor:
     scale = server.impl.kv_scales[half]
     values, scale = gather(server.impl.halves(server.cache)[half], scale, slot // PAGE, slot % PAGE, "HND")
     return values.double() if scale is None else values.double() * scale.double()
+
+
+def assert_stored(server: Server, half: int, slot: torch.Tensor, x: torch.Tensor) -> None:
+    """K (half: 0) or V (1) of the slots is x, rounded to the cache's format within its range."""
+    read, x, scale = stored(server, half, slot), x.double(), server.impl.kv_scales[half]
+    if not server.impl.is_fp8:
+        assert torch.equal(read, x)
+        return
+    scale = 1.0 if scale is None else scale.double()[:, None]
+    x = (x / scale).clamp(-E4M3_LARGEST, E4M3_LARGEST) * scale
+    assert ((read - x).abs() <= x.abs() / 16 + scale / 1024).all()
 
 
 def run(server: Server, step: Step) -> torch.Tensor:

@@ -20,7 +20,8 @@ from kernels_tests.vllm_launch.plugin.steps import (
     run,
     serve,
 )
-from vllm_launch.plugin.attention import decode, decode_flashinfer
+from vllm_launch import contract
+from vllm_launch.plugin.attention import decode_flashinfer
 
 
 class StandIn:
@@ -66,7 +67,7 @@ def stand_in(monkeypatch):
     module = ModuleType("flashinfer")
     module.BatchDecodeWithPagedKVCacheWrapper = StandIn
     monkeypatch.setitem(sys.modules, "flashinfer", module)
-    monkeypatch.setenv(decode.DECODER, "flashinfer")
+    monkeypatch.setenv(contract.DECODER, "flashinfer")
     monkeypatch.setattr(decode_flashinfer, "WORKSPACE_BYTES", 16)
     return module
 
@@ -90,7 +91,7 @@ def test_prefills_alone_need_no_plan(monkeypatch, stand_in):
 def test_it_runs_between_the_graphs(monkeypatch, stand_in):
     server = serve(monkeypatch, Setup(), attention=dense_attention)
     assert server.builder.get_cudagraph_support(None, None) == AttentionCGSupport.NEVER
-    monkeypatch.delenv(decode.DECODER)
+    monkeypatch.delenv(contract.DECODER)
     assert server.builder.get_cudagraph_support(None, None) == AttentionCGSupport.UNIFORM_BATCH
 
 

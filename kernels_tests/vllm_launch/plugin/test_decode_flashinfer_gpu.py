@@ -6,7 +6,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, make_step, run, serve
 from kernels_tests.vllm_launch.plugin.test_impl_gpu import GPT_OSS, LARGE_STEPS
-from vllm_launch.plugin.attention import decode
+from vllm_launch import contract
 
 pytestmark = pytest.mark.gpu
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("requests", LARGE_STEPS.values(), ids=LARGE_STEPS)
 def test_a_step_is_attention_of_each_request(monkeypatch, requests, kv_dtype, window):
-    monkeypatch.setenv(decode.DECODER, "flashinfer")
+    monkeypatch.setenv(contract.DECODER, "flashinfer")
     server = serve(monkeypatch, Setup(window, kv_dtype, **GPT_OSS))
     server.cache[0].zero_()  # vLLM's null page, which the kernel may read and mask
     for _ in range(2):  # a wrapper is planned anew

@@ -62,6 +62,16 @@ def test_layers_with_and_without_window_share_a_builder(monkeypatch):
     assert full[0].piece.starts == (0,) and window[0].piece.starts == (129,)
 
 
+def test_a_context_length_fitted_to_the_memory_keeps_the_profiled_buffers(monkeypatch):
+    """As with --max-model-len auto: vLLM lowers it after the profiling run."""
+    server = serve(monkeypatch, Setup(kv_dtype="fp8"), attention=dense_attention)
+    config = server.builder.vllm_config
+    config.model_config.max_model_len = 1024
+    fitted = type(server.builder)(server.builder.kv_cache_spec, list(server.builder.impls), config, server.cache.device)
+    assert fitted.buffers is server.builder.buffers
+    assert server.builder.widths == {128} and fitted.widths == {64}
+
+
 def test_a_step_reads_sinks_reloaded_into_the_same_memory(monkeypatch):
     server = serve(monkeypatch, Setup(), attention=dense_attention)
     address = server.impl.fp32_sinks.data_ptr()

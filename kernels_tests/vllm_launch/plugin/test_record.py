@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.steps import Setup, serve
+from vllm_launch import contract
 from vllm_launch.plugin.attention import record
 from vllm_launch.plugin.attention.record import Record
 
@@ -33,7 +34,7 @@ def test_the_file_is_written_whole(tmp_path):
 @pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
 def test_a_server_publishes_once(monkeypatch, tmp_path, kv_dtype):
     path, lines = tmp_path / "record.json", []
-    monkeypatch.setenv(record.RECORD, str(path))
+    monkeypatch.setenv(contract.RECORD, str(path))
     monkeypatch.setattr(record.logger, "info", lines.append)
     server = serve(monkeypatch, Setup(128, kv_dtype))
     type(server.builder)(
@@ -46,7 +47,7 @@ def test_a_server_publishes_once(monkeypatch, tmp_path, kv_dtype):
 
 
 def test_other_ranks_publish_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv(record.RECORD, str(tmp_path / "record.json"))
+    monkeypatch.setenv(contract.RECORD, str(tmp_path / "record.json"))
     monkeypatch.setattr(Setup, "config", with_rank_1(Setup.config))
     serve(monkeypatch, Setup())
     assert not os.listdir(tmp_path)

@@ -1,12 +1,15 @@
 """What is refused when a server starts, with its reason, and the memory that is reserved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from kernels_tests.vllm_launch.plugin.steps import Setup, make_impl
-from vllm_launch.plugin.attention import buffers, decode
+from kernels_tests.vllm_launch.plugin.steps import Setup, make_impl, make_step, serve
+from vllm_launch import contract
+from vllm_launch.plugin.attention import buffers, prefill, settings
 from vllm_launch.plugin.attention.buffers import Geometry, Limits
 from vllm_launch.plugin.attention.impl import SinkImpl
 
@@ -53,18 +56,45 @@ def test_settings_that_are_refused(monkeypatch):
     config = Setup().config()
     config.parallel_config.use_ubatching = True
     config.cache_config.calculate_kv_scales = True
+    config.model_config.enable_sleep_mode = True
     message = refused(monkeypatch, config)
-    assert "microbatches" in message and "--calculate-kv-scales" in message
+    assert all(setting in message for setting in ("microbatches", "--calculate-kv-scales", "sleep mode"))
     assert "4 drafts" in refused(monkeypatch, setup=Setup(drafts=4))
     make_impl(monkeypatch, Setup(drafts=3))
 
 
 def test_decoders(monkeypatch):
-    assert decode.requested_decoder({}) == "lowp"
+    assert settings.requested_decoder({}) == "lowp"
     with pytest.raises(ValueError, match="lowp or flashinfer"):
-        decode.requested_decoder({decode.DECODER: "other"})
-    monkeypatch.setenv(decode.DECODER, "flashinfer")
+        settings.requested_decoder({contract.DECODER: "other"})
+    monkeypatch.setenv(contract.DECODER, "flashinfer")
     assert "drafts with decoder flashinfer" in refused(monkeypatch, setup=Setup(drafts=1))
+
+
+def test_steps_that_are_refused(monkeypatch):
+    server = serve(monkeypatch, Setup())
+    step = make_step(server, [(1, 20)])
+    with pytest.raises(NotImplementedError, match="cascade"):
+        server.builder.build(16, step.common)
+    for causal in (False, torch.ones(1, dtype=torch.bool)):
+        with pytest.raises(NotImplementedError, match="non-causal"):
+            server.builder.build(0, replace(step.common, causal=causal))
+    for scale in ("output_scale", "output_block_scale"):
+        with pytest.raises(NotImplementedError, match="quantised"):
+            server.impl.forward(
+                *(server.layer, step.query, step.key, step.value, server.cache, step.metadata, step.query),
+                **{scale: torch.ones(1)},
+            )
+
+
+@pytest.mark.parametrize(("scratch_tokens", "reserved"), [(256, [(16, 64, 128)]), (2048, [])])
+def test_the_profiling_run_reserves_memory_for_merging(monkeypatch, scratch_tokens, reserved):
+    """Only where a request's keys may not fit into the scratch."""
+    calls = []
+    monkeypatch.setattr(buffers, "SCRATCH_BYTES", scratch_tokens * 512)
+    monkeypatch.setattr(prefill, "reserve", lambda *arguments: calls.append(arguments[:-1]))
+    serve(monkeypatch, Setup(step_tokens=128))
+    assert calls == reserved
 
 
 GPT_OSS = Geometry(64, 8, 64)

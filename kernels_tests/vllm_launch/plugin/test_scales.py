@@ -1,8 +1,7 @@
 """KV scales inside vLLM: which heads a rank takes, which files are refused, where they are installed."""
 
-import hashlib
-import sys
-from types import ModuleType, SimpleNamespace
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,34 +9,28 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from flashinfer_patches.errors import Problem
+from kernels_tests.vllm_launch import scale_files
 from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, dense_attention, make_step, run, serve
+from vllm_launch import contract
 from vllm_launch.plugin.attention import scales, settings
 from vllm_launch.plugin.attention.scales import Heads, HeadScales
 
 CONFIG = b"{}"
-CONFIG_SHA256 = hashlib.sha256(CONFIG).hexdigest()
 
 
 @pytest.fixture
 def scale_file(monkeypatch, tmp_path):
-    """Return a function that installs a stand-in reader, whose file has these scales of K and V for each layer."""
-    config = tmp_path / "config.json"
+    """Return a function that writes a file with these scales of K and V for each layer; it returns the config."""
+    config, path = tmp_path / "config.json", tmp_path / "scales.safetensors"
     config.write_bytes(CONFIG)
-    monkeypatch.setenv(scales.KV_SCALES, str(tmp_path / "scales.safetensors"))
+    monkeypatch.setenv(contract.KV_SCALES, str(path))
     monkeypatch.setattr(settings, "config_path", lambda _: config)
 
-    def install(k, v, config_sha256=CONFIG_SHA256):
-        origin = SimpleNamespace(model="some-model", config_sha256=config_sha256)
-        module = ModuleType("vllm_launch.scales.file")
-        module.REMEDY = "calibrate"
-        module.load = lambda path, layers, kv_heads: SimpleNamespace(k=k, v=v, origin=origin, sha256="0" * 64)
-        package = ModuleType("vllm_launch.scales")
-        package.file = module
-        monkeypatch.setitem(sys.modules, "vllm_launch.scales", package)
-        monkeypatch.setitem(sys.modules, "vllm_launch.scales.file", module)
+    def write(k, v, of_config=CONFIG):
+        scale_files.write(path, of_config, k, v)
         return config
 
-    return install
+    return write
 
 
 @pytest.mark.parametrize(
@@ -67,8 +60,8 @@ def test_without_a_file_there_are_no_scales(tmp_path):
 
 
 def test_a_file_of_another_model_is_refused(scale_file):
-    config = scale_file([torch.ones(2)], [torch.ones(2)], config_sha256="f" * 64)
-    environment = {scales.KV_SCALES: "some.safetensors"}
+    config = scale_file([torch.ones(2)], [torch.ones(2)], of_config=b"another")
+    environment = {contract.KV_SCALES: os.environ[contract.KV_SCALES]}
     for path in (config, None):
         with pytest.raises(Problem) as raised:
             scales.load_scales(environment, Heads(1, 2, 0, 1), path, torch.device("cpu"))
@@ -76,10 +69,10 @@ def test_a_file_of_another_model_is_refused(scale_file):
 
 
 def test_a_file_without_an_fp8_cache_is_refused():
-    scales.require_fp8({scales.KV_SCALES: "some.safetensors"}, 1)
+    scales.require_fp8({contract.KV_SCALES: "some.safetensors"}, 1)
     scales.require_fp8({}, 0)
     with pytest.raises(Problem) as raised:
-        scales.require_fp8({scales.KV_SCALES: "some.safetensors"}, 0)
+        scales.require_fp8({contract.KV_SCALES: "some.safetensors"}, 0)
     assert raised.value.kind == "scales"
 
 
@@ -109,6 +102,14 @@ def test_saturated_values_warn_once(monkeypatch, caplog_vllm):
     for _ in range(2 * scales.POLL_PERIOD):
         count.poll()
     assert len(caplog_vllm) == 1 and caplog_vllm[0][:2] == (3, 0)
+
+
+@pytest.mark.parametrize(("kv_dtype", "polls"), [("fp8", 1), ("auto", 0)])
+def test_a_step_polls_the_count(monkeypatch, kv_dtype, polls):
+    count = scales.Saturation(torch.device("cpu"))
+    monkeypatch.setattr(scales, "saturation", lambda device: count)
+    make_step(serve(monkeypatch, Setup(kv_dtype=kv_dtype)), [(1, 20)])
+    assert count.steps == polls
 
 
 def test_the_writer_counts_saturated_values(monkeypatch):

@@ -7,22 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flashinfer_patches.errors import Problem
+from kernels_tests.vllm_launch import scale_files
 from vllm_launch.scales import file
 
 LAYERS, KV_HEADS = 3, 4
-ORIGIN = file.Origin(
-    granularity="head",
-    model="some-model",
-    config_sha256="0" * 64,
-    text_sha256="a" * 64,
-    tokens=4096,
-    percentile=99.9,
-    headroom=2.0,
-    values=1000,
-    saturated_unscaled=7,
-    saturated_scaled=0,
-    commit="unknown",
-)
+ORIGIN = scale_files.origin(b"{}")
 METADATA = {key: str(value) for key, value in ORIGIN.model_dump().items()}
 NAME = file.tensor_name(1, "v")
 

@@ -13,15 +13,16 @@ from typing import ClassVar
 import torch
 from vllm.v1.attention.backend import AttentionBackend
 
+from vllm_launch.contract import HEAD_DIMS, KV_CACHE_DTYPES
 from vllm_launch.plugin.attention.builder import SinkBuilder
-from vllm_launch.plugin.attention.impl import KV_DTYPES, SinkImpl
+from vllm_launch.plugin.attention.impl import SinkImpl
 
 
 class SinkBackend(AttentionBackend):
     """What the backend can do."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16]
-    supported_kv_cache_dtypes: ClassVar[list[str]] = KV_DTYPES
+    supported_kv_cache_dtypes: ClassVar[list[str]] = list(KV_CACHE_DTYPES)
     forward_includes_kv_cache_update = False
 
     @staticmethod
@@ -42,7 +43,7 @@ class SinkBackend(AttentionBackend):
 
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
-        return [64, 128]
+        return list(HEAD_DIMS)
 
     @classmethod
     def supports_sink(cls) -> bool:

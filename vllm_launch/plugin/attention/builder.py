@@ -19,21 +19,23 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
 
     def __init__(self, kv_cache_spec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.limits = settings.limits_of(vllm_config)
-        self._init_reorder_batch_threshold(self.limits.decode_tokens)
         layers = vllm_config.compilation_config.static_forward_context
         self.impls = {name: layers[name].impl for name in layer_names}
+        first = next(iter(self.impls.values()))
+        self.limits = first.limits
+        self._init_reorder_batch_threshold(self.limits.decode_tokens)
         self.windows = sorted({impl.window_left for impl in self.impls.values()})
-        self.buffers = settings.allocate(vllm_config, next(iter(self.impls.values())).geometry, device)
+        self.buffers = settings.allocate(vllm_config, self.limits, first.geometry, device)
         self.saturation = None
         self.widths: set[int] = set()  # of the block tables that kernels were loaded for
         self._install_scales(layers)
         self.wrappers = self._make_wrappers()
-        self._prebuild(-(-self.limits.request_tokens // TABLE_ALIGNMENT) * TABLE_ALIGNMENT // kv_cache_spec.block_size)
+        longest = vllm_config.model_config.max_model_len
+        self._prebuild(-(-longest // TABLE_ALIGNMENT) * TABLE_ALIGNMENT // kv_cache_spec.block_size)
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config, kv_cache_spec) -> AttentionCGSupport:
-        is_lowp = decode.requested_decoder(os.environ) == "lowp"
+        is_lowp = settings.requested_decoder(os.environ) == "lowp"
         return AttentionCGSupport.UNIFORM_BATCH if is_lowp else AttentionCGSupport.NEVER
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False) -> SinkMetadata:

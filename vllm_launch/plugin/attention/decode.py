@@ -1,6 +1,5 @@
-"""Decode attention of the first requests of a batch by `lowp.sink_decode`; the name of the decoder asked for."""
+"""Decode attention of the first requests of a batch by `lowp.sink_decode`."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -8,8 +7,6 @@ import torch
 from lowp import sink_decode
 from vllm_launch.plugin.attention.metadata import Decodes, pad_queries
 
-DECODER = "FP8_SINKS_DECODER"
-DECODERS = ("lowp", "flashinfer")
 MOST_QUERY_TOKENS = 4
 
 
@@ -29,14 +26,6 @@ class Cache(NamedTuple):
     v_scale: torch.Tensor | None
     block_table: torch.Tensor
     seq_lens: torch.Tensor
-
-
-def requested_decoder(environment: Mapping[str, str]) -> str:
-    """Return the decoder that DECODER names, lowp if unset. Raises ValueError for another name."""
-    name = environment.get(DECODER) or "lowp"
-    if name not in DECODERS:
-        raise ValueError(f"{DECODER}={name}: expected {' or '.join(DECODERS)}")
-    return name
 
 
 def upload_padding(decodes: Decodes | None, device: torch.device) -> PaddedQueries | None:

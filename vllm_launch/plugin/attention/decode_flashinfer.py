@@ -14,6 +14,7 @@ import torch
 from flashinfer_patches.errors import Problem
 from vllm_launch.plugin.attention.buffers import Geometry
 from vllm_launch.plugin.attention.decode import Cache
+from vllm_launch.plugin.attention.metadata import offsets
 
 WORKSPACE_BYTES = 256 * 2**20
 Wrapper = Any  # flashinfer.BatchDecodeWithPagedKVCacheWrapper
@@ -48,12 +49,13 @@ def plan(
 ) -> None:
     """Plan one query token of each request. lengths: tokens of each, on the host. block_table: their rows."""
     pages = [-(-length // page) for length in lengths]
-    indptr = torch.tensor([0, *pages], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    last_page = torch.tensor([length - (count - 1) * page for length, count in zip(lengths, pages, strict=True)])
+    last_page = [length - (count - 1) * page for length, count in zip(lengths, pages, strict=True)]
+    # Pinned: `plan` copies them to the device, and would wait for its steps otherwise.
+    host = {"dtype": torch.int32, "pin_memory": block_table.device.type == "cuda"}
     wrapper.plan(
-        indptr,
+        torch.tensor(offsets(pages), **host),
         used_pages(pages, block_table),
-        last_page.int(),
+        torch.tensor(last_page, **host),
         geometry.query_heads,
         geometry.kv_heads,
         geometry.head_dim,

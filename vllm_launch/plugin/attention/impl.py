@@ -8,13 +8,13 @@ from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionImpl, AttentionMetadata, AttentionType
 
 from lowp.cache_write import cache_write
+from vllm_launch.contract import KV_CACHE_DTYPES
 from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, settings
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry
 from vllm_launch.plugin.attention.metadata import Decodes
 from vllm_launch.plugin.attention.scales import HeadScales
 
 FP8 = ("fp8", "fp8_e4m3")
-KV_DTYPES = ["auto", "bfloat16", *FP8]
 
 
 @dataclass
@@ -55,7 +55,7 @@ class SinkImpl(AttentionImpl):
         sinks: torch.Tensor | None = None,
         **extra_arguments,
     ):
-        config, decoder = get_current_vllm_config(), decode.requested_decoder(os.environ)
+        config, decoder = get_current_vllm_config(), settings.requested_decoder(os.environ)
         settings.refuse(
             {
                 "ALiBi": alibi_slopes is not None,
@@ -65,7 +65,7 @@ class SinkImpl(AttentionImpl):
                 "decode context parallelism": self.dcp_world_size > 1,
                 "prefill context parallelism": self.pcp_world_size > 1,
                 "a model without sinks": sinks is None,
-                f"KV cache dtype {kv_cache_dtype}": kv_cache_dtype not in KV_DTYPES,
+                f"KV cache dtype {kv_cache_dtype}": kv_cache_dtype not in KV_CACHE_DTYPES,
                 **{f"the model's argument {name}": value is not None for name, value in extra_arguments.items()},
                 **settings.unsupported(config, decoder),
             }
@@ -77,6 +77,7 @@ class SinkImpl(AttentionImpl):
         self.kv_cache_dtype = kv_cache_dtype
         self.decoder = decoder
         self.config = config
+        self.limits = settings.limits_of(config)
         self.sinks = sinks
         self.fp32_sinks = torch.empty(num_heads, dtype=torch.float32, device=sinks.device)
         self.kv_scales = HeadScales()
@@ -165,9 +166,8 @@ class SinkImpl(AttentionImpl):
 
     def reserve(self, device: torch.device) -> None:
         """Allocate what all steps share, and what merging takes if a request can need it."""
-        limits = settings.limits_of(self.config)
-        allocated = settings.allocate(self.config, self.geometry, device)
+        allocated = settings.allocate(self.config, self.limits, self.geometry, device)
         if self.decoder == "flashinfer":
             decode_flashinfer.workspace(device)
-        if allocated.scratch.shape[1] < limits.request_tokens:
-            prefill.reserve(self.num_heads, self.head_size, limits.step_tokens, device)
+        if allocated.scratch.shape[1] < self.limits.request_tokens:
+            prefill.reserve(self.num_heads, self.head_size, self.limits.step_tokens, device)

@@ -5,8 +5,7 @@ import importlib
 import vllm
 
 from flashinfer_patches.errors import Problem
-
-ADAPTERS = {(0, 26): "vllm_0_26", (0, 33): "vllm_0_33"}
+from vllm_launch.contract import VLLM_RELEASES
 
 
 def load_backend(version: str) -> type:
@@ -15,16 +14,15 @@ def load_backend(version: str) -> type:
     Raises Problem for a version without an adapter. An adapter that cannot be imported raises RuntimeError, since vLLM
     takes an ImportError for a backend that is not available and drops its message.
     """
-    release = tuple(int(part) if part.isdigit() else -1 for part in version.split(".")[:2])
-    if release not in ADAPTERS:
-        supported = ", ".join(f"{major}.{minor}" for major, minor in ADAPTERS)
+    release = ".".join(version.split(".")[:2])
+    if release not in VLLM_RELEASES:
         raise Problem(
             "software",
-            f"vLLM {version}: the attention backend of fp8-sinks supports {supported}",
+            f"vLLM {version}: the attention backend of fp8-sinks supports {', '.join(VLLM_RELEASES)}",
             "install a supported vLLM, or serve without --attention-backend CUSTOM",
         )
     try:
-        return importlib.import_module(f"{__package__}.{ADAPTERS[release]}").SinkBackend
+        return importlib.import_module(f"{__package__}.vllm_{release.replace('.', '_')}").SinkBackend
     except ImportError as error:
         raise RuntimeError(f"cannot import the attention backend of fp8-sinks for vLLM {version}: {error}") from error
 

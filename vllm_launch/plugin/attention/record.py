@@ -2,14 +2,15 @@
 
 import functools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from vllm.logger import init_logger
 
-RECORD = "FP8_SINKS_RECORD"
+from flashinfer_patches import files
+from vllm_launch.contract import RECORD
+
 VERSION = 1
 
 logger = init_logger("vllm.fp8_sinks")
@@ -42,10 +43,9 @@ def line(record: Record) -> str:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write the record as JSON: to a temporary file beside `path`, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"version": VERSION} | record._asdict(), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write the record as JSON, whole or not at all."""
+    content = json.dumps({"version": VERSION} | record._asdict(), indent=1) + "\n"
+    files.replace(path, content.encode())
 
 
 def publish(record: Record, environment: Mapping[str, str]) -> None:

@@ -5,7 +5,6 @@ same ones for cache writer, decode kernel and gather. A scale s stores x as x / 
 """
 
 import functools
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 from vllm.logger import init_logger
 
 from flashinfer_patches.errors import Problem
+from vllm_launch.contract import KV_SCALES
 
-KV_SCALES = "FP8_SINKS_KV_SCALES"
 POLL_PERIOD = 64  # engine steps between two readings of the saturation counts
 
 logger = init_logger("vllm.fp8_sinks")
@@ -72,10 +71,8 @@ def load_scales(environment: Mapping[str, str], heads: Heads, config: Path | Non
         return FileScales(None, (HeadScales(),) * heads.layers)
     from vllm_launch.scales import file
 
-    scales, part = file.load(Path(path), heads.layers, heads.kv_heads), rank_heads(heads)
-    if config is None or hashlib.sha256(config.read_bytes()).hexdigest() != scales.origin.config_sha256:
-        message = f"{path} was made for {scales.origin.model}, with another config.json than the served model's"
-        raise Problem("scales", f"{message}, {config or 'which was not found'}", file.REMEDY)
+    scales, part = file.load(path, heads.layers, heads.kv_heads), rank_heads(heads)
+    file.check_model(scales, path, config)
     layers = (
         HeadScales(*(scale[part].to(device).contiguous() for scale in pair))
         for pair in zip(scales.k, scales.v, strict=True)

@@ -1,10 +1,12 @@
-"""What a server was started with, read from vLLM's config, and what of it is refused."""
+"""What a server was started with, read from vLLM's config and the environment, and what of it is refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from vllm.config import VllmConfig
 
+from vllm_launch.contract import DECODER, DECODERS
 from vllm_launch.plugin.attention import buffers
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry, Limits, scratch_rows
 from vllm_launch.plugin.attention.decode import MOST_QUERY_TOKENS
@@ -22,9 +24,19 @@ def limits_of(config: VllmConfig) -> Limits:
     )
 
 
-def allocate(config: VllmConfig, geometry: Geometry, device: torch.device) -> Buffers:
-    """Allocate the buffers of a server; the same call returns the same ones."""
-    limits = limits_of(config)
+def requested_decoder(environment: Mapping[str, str]) -> str:
+    """Return the decoder that DECODER names, lowp if unset. Raises ValueError for another name."""
+    name = environment.get(DECODER) or "lowp"
+    if name not in DECODERS:
+        raise ValueError(f"{DECODER}={name}: expected {' or '.join(DECODERS)}")
+    return name
+
+
+def allocate(config: VllmConfig, limits: Limits, geometry: Geometry, device: torch.device) -> Buffers:
+    """Allocate the buffers of a server; the same call returns the same ones.
+
+    limits: as the layers have them: vLLM may lower max_model_len between its profiling run and the builders.
+    """
     window = getattr(config.model_config.hf_text_config, "sliding_window", None) or 0
     return buffers.allocate(limits, geometry, scratch_rows(limits, geometry, window - 1), device)
 
@@ -45,6 +57,7 @@ def unsupported(config: VllmConfig, decoder: str) -> dict[str, bool]:
     speculative, drafts = config.speculative_config, _drafts(config)
     return {
         "microbatches (dual batch overlap)": config.parallel_config.use_ubatching,
+        "sleep mode, which discards the KV scales": config.model_config.enable_sleep_mode,
         "--calculate-kv-scales": bool(getattr(config.cache_config, "calculate_kv_scales", False)),
         f"{drafts} drafts (up to {MOST_QUERY_TOKENS - 1} are)": drafts >= MOST_QUERY_TOKENS,
         "drafts with decoder flashinfer": drafts > 0 and decoder == "flashinfer",

@@ -23,7 +23,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from vllm_launch.plugin.attention.cpu_cache import FP8_DTYPES, to_fp8
+from vllm_launch.plugin.cpu_cache import FP8_DTYPES, to_fp8
 
 logger = init_logger("vllm.fp8_sinks")
 

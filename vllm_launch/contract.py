@@ -1,0 +1,13 @@
+"""What the launcher and our attention backend inside vLLM agree on. Imports nothing."""
+
+# Environment variables that the launcher sets and the plugin reads; without the launcher a user may set them.
+PLUGIN = "FP8_SINKS_PLUGIN"  # with any value the plugin is on
+DECODER = "FP8_SINKS_DECODER"  # one of DECODERS
+KV_SCALES = "FP8_SINKS_KV_SCALES"  # a scale file
+RECORD = "FP8_SINKS_RECORD"  # the JSON file that the plugin writes: what its backend resolved to
+
+# What the backend takes.
+VLLM_RELEASES = ("0.26", "0.33")
+DECODERS = ("lowp", "flashinfer")
+KV_CACHE_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3")  # of vLLM's --kv-cache-dtype
+HEAD_DIMS = (64, 128)
