@@ -13,11 +13,11 @@ LARGEST_GROUP = 16  # query heads of a KV head, that decoder lowp takes
 
 
 def check_gpu(plan: Plan) -> None:
-    """Decoder lowp needs a GPU on which its gates passed. A valid certificate may name a faster decoder."""
-    if plan.decoder == "lowp" and plan.machine.family != "sm90" and certificate.decoder() is None:
+    """A decoder needs a GPU on which its gates passed. A valid certificate may name a faster one."""
+    if plan.decoder != "stock" and plan.machine.family != "sm90" and certificate.decoder() is None:
         raise Problem(
             "software",
-            f"decoder lowp on {plan.machine.name} ({plan.machine.family}): tested on sm90, and this GPU has no valid"
+            f"decoder {plan.decoder} on {plan.machine.name} ({plan.machine.family}): tested on sm90, and this GPU has no valid"
             " certificate",
             f"run: fp8-sinks certify; or {STOCK}",
         )

@@ -60,6 +60,8 @@ def obstacle(folder: Path, decoder: Decoder) -> str | None:
         if software.vllm_build()[0] != "gpu":
             return "vLLM here is the CPU build; set up one for CUDA: make setup DEVICE=gpu"
         reference, _ = plan_servers(decoder)
+        if reference.machine.family != "sm90":
+            return "our backend's prefill needs FlashAttention 3, which runs on SM90; stay with profile fp8-stock"
         problems = preflight.problems(reference, folder)  # the decoder's would require the certificate
     except Problem as problem:
         problems = [problem]

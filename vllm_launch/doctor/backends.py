@@ -30,7 +30,7 @@ _FA3 = Choice(
     fp8=(
         "FlashAttention 3 with the query in FP8 too: twice the KV capacity, no speedup. Measured on an H200 with vLLM"
         " 0.26.0: decode attention takes 0.87-1.00 times BF16's time; relative error"
-        " 3.6-3.8e-2, 16 times BF16's"
+        " 3.6-3.9e-2, 16 times BF16's"
     ),
 )
 _TRTLLM = Choice(
@@ -67,7 +67,7 @@ CHOICES = {
         ),
         fp8=(
             "vLLM's Triton kernel with query and probabilities in FP8 too: twice the KV capacity. Not measured on this"
-            " GPU. Measured on an H200 with a BF16 query: slower, 1.04-1.60 times the time of its own BF16"
+            " GPU. Measured on an H200 with a BF16 query: slower, 1.04-1.59 times the time of its own BF16"
         ),
         better="use vLLM 0.33, which decodes with FlashInfer's XQA kernel here: make setup VLLM=0.33",
     ),
@@ -75,11 +75,11 @@ CHOICES = {
         backend="FLASHINFER",
         bf16=(
             "FlashInfer: XQA decode, FA2 prefill with sinks. Not measured on this GPU. Measured on an H200: 0.74-1.14"
-            " times the time of FlashAttention 3, relative error 3.4-4.8e-3"
+            " times the time of FlashAttention 3, relative error 3.4-4.7e-3"
         ),
         fp8=(
             "FlashInfer: XQA decode, FA2 prefill with sinks, BF16 query: twice the KV capacity. Not measured on this"
-            " GPU. Measured on an H200, where XQA computes in FP8: 0.36-1.30 times the time of its own BF16, slower"
+            " GPU. Measured on an H200, where XQA computes in FP8: 0.37-1.33 times the time of its own BF16, slower"
             " for few requests at long context, relative error 3.6-3.9e-2"
         ),
         cubins=True,

@@ -54,9 +54,9 @@ def servers(monkeypatch):
     return pretended
 
 
-def plans():
-    tiny = model.find(str(model.EMBEDDED))
-    return [SimpleNamespace(profile=name, model=tiny) for name in (gate.REFERENCE, gate.CANDIDATE)]
+def plans(family="sm90"):
+    fields = {"model": model.find(str(model.EMBEDDED)), "machine": SimpleNamespace(family=family)}
+    return [SimpleNamespace(profile=name, **fields) for name in (gate.REFERENCE, gate.CANDIDATE)]
 
 
 def judged(tmp_path, seconds=60.0):
@@ -126,6 +126,8 @@ def test_obstacles(monkeypatch, tmp_path):
     assert gate.obstacle(tmp_path, "lowp") is None
     monkeypatch.setattr(preflight, "problems", lambda plan, folder: [Problem("memory", "no memory", "end programs")])
     assert gate.obstacle(tmp_path, "lowp") == "no memory; end programs"
+    monkeypatch.setattr(gate, "plan_servers", lambda decoder: plans("sm12x"))
+    assert "FlashAttention 3" in gate.obstacle(tmp_path, "lowp")
 
     def none_installed():
         raise Problem("software", "vLLM: none installed", "run: make setup")
