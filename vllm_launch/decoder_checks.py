@@ -17,8 +17,8 @@ def check_gpu(plan: Plan) -> None:
     if plan.decoder != "stock" and plan.machine.family != "sm90" and certificate.decoder() is None:
         raise Problem(
             "software",
-            f"decoder {plan.decoder} on {plan.machine.name} ({plan.machine.family}): tested on sm90, and this GPU has no"
-            " valid certificate",
+            f"decoder {plan.decoder} on {plan.machine.name} ({plan.machine.family}): tested on sm90, and this GPU has"
+            " no valid certificate",
             f"run: fp8-sinks certify; or {STOCK}",
         )
 
