@@ -1,6 +1,7 @@
 """Find the installed vLLM and its device, and check what it needs of the system. Imports nothing heavy."""
 
 import ctypes
+import functools
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -74,16 +75,22 @@ def check_python() -> None:
 
 def check_installed(environment: Mapping[str, str]) -> None:
     """Raise Problem("software") if a process with `environment`, in any other folder, does not find fp8-sinks."""
-    process = subprocess.run(
-        [sys.executable, "-c", INSTALLED], env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True
-    )
-    if process.returncode:
-        lines = process.stderr.decode(errors="replace").strip().splitlines()
+    deciding = {name: value for name, value in environment.items() if name == "HOME" or name.startswith("PYTHON")}
+    if error := _import_error(tuple(sorted(deciding.items()))):
         raise Problem(
             "software",
-            f"fp8-sinks is not installed in this Python ({lines[-1] if lines else f'exit code {process.returncode}'})",
+            f"fp8-sinks is not installed in this Python ({error})",
             "install it, in its checkout: pip install --no-deps -e .; or from its wheel",
         )
+
+
+@functools.cache
+def _import_error(environment: tuple[tuple[str, str], ...]) -> str | None:
+    """Why a process with these variables does not find fp8-sinks; None if it does."""
+    command = [sys.executable, "-c", INSTALLED]
+    process = subprocess.run(command, env=dict(environment), cwd="/", stdin=subprocess.DEVNULL, capture_output=True)
+    lines = process.stderr.decode(errors="replace").strip().splitlines()
+    return (lines[-1] if lines else f"exit code {process.returncode}") if process.returncode else None
 
 
 def check_libraries(device: Device) -> None:
