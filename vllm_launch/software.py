@@ -76,7 +76,7 @@ def check_python() -> None:
 def check_installed(environment: Mapping[str, str]) -> None:
     """Raise Problem("software") if a process with `environment`, in any other folder, does not find fp8-sinks."""
     deciding = {name: value for name, value in environment.items() if name == "HOME" or name.startswith("PYTHON")}
-    if error := _import_error(tuple(sorted(deciding.items()))):
+    if error := _import_error(sys.executable, tuple(sorted(deciding.items()))):
         raise Problem(
             "software",
             f"fp8-sinks is not installed in this Python ({error})",
@@ -85,9 +85,9 @@ def check_installed(environment: Mapping[str, str]) -> None:
 
 
 @functools.cache
-def _import_error(environment: tuple[tuple[str, str], ...]) -> str | None:
-    """Why a process with these variables does not find fp8-sinks; None if it does."""
-    command = [sys.executable, "-c", INSTALLED]
+def _import_error(python: str, environment: tuple[tuple[str, str], ...]) -> str | None:
+    """Why a process of `python` with these variables does not find fp8-sinks; None if it does."""
+    command = [python, "-c", INSTALLED]
     process = subprocess.run(command, env=dict(environment), cwd="/", stdin=subprocess.DEVNULL, capture_output=True)
     lines = process.stderr.decode(errors="replace").strip().splitlines()
     return (lines[-1] if lines else f"exit code {process.returncode}") if process.returncode else None
