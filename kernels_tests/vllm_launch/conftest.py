@@ -83,3 +83,17 @@ def scale_file(tmp_path, served):
     path, k, v = tmp_path / "scales.safetensors", torch.ones(2), torch.ones(2)
     written = scale_files.write(path, (served / "config.json").read_bytes(), [k], [v])
     return SimpleNamespace(path=path, sha256=written.sha256)
+
+
+@pytest.fixture
+def make_plan(monkeypatch, tmp_path, model_folder):
+    """A function that plans a server on a simulated machine with a simulated vLLM build."""
+
+    def make(machine=HOST, build=("cpu", "0.32.0"), folder=None, name="fp8", **options):
+        monkeypatch.setattr(plan, "detect", lambda device: machine)
+        monkeypatch.setattr(plan.software, "vllm_build", lambda: build)
+        monkeypatch.setattr(plan.software, "check_libraries", lambda _device: None)
+        options = {"port": 0, "cache_root": tmp_path / "cache"} | options
+        return plan.make(profile.load(name), model_path=str(folder or model_folder()), **options)
+
+    return make

@@ -25,20 +25,6 @@ CHECK_LIBRARIES = software.check_libraries
 H200 = machines.H200.model_copy(update={"gpu_processes": [GpuProcess(pid=os.getpid(), used_bytes=60 * GIB)]})
 
 
-@pytest.fixture
-def make_plan(monkeypatch, tmp_path, model_folder):
-    """A function that plans a server on a simulated machine with a simulated vLLM build."""
-
-    def make(machine=CPU, build=("cpu", "0.32.0"), folder=None, name="fp8", **options):
-        monkeypatch.setattr(plan, "detect", lambda device: machine)
-        monkeypatch.setattr(plan.software, "vllm_build", lambda: build)
-        monkeypatch.setattr(plan.software, "check_libraries", lambda _device: None)
-        options = {"port": 0, "cache_root": tmp_path / "cache"} | options
-        return plan.make(profile.load(name), model_path=str(folder or model_folder()), **options)
-
-    return make
-
-
 def kinds(problems):
     return [problem.kind for problem in problems]
 

