@@ -17,12 +17,11 @@ from bench.engine.models import SHAPES
 from bench.engine.request import EngineRequest, EngineRun, resolve
 from bench.engine.result import Compilation, EngineResult, Routing
 from bench.record import run_folder
-from bench.record.command import run_in_folder
+from bench.record.command import run_in_folder, run_options
 from flashinfer_patches.errors import Problem
 from vllm_launch import software
 from vllm_launch.terminal import exit_on_problems
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
 SECONDS = 540.0
 STARTS, STEPS = 2, 40
 # Assumed of an H200 with gpt-oss-120b's shape, for --dry-run; starts by compilation: with empty caches, and after.
@@ -57,19 +56,9 @@ def _cells(_context, _option, text: str | None) -> list[str]:
 )
 @click.option("--prefill", is_flag=True, help="Prefill each prompt, instead of assuming it in the cache.")
 @click.option("--profile", is_flag=True, help="Also list the kernels of a step at the cell that gains least.")
-@click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>.")
-@click.option("--resume", type=FOLDER, help="Go on with the run in this folder; takes what it measures from it.")
-@click.option(
-    "--join",
-    "pieces",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Join the results of several pieces, files or run folders, in --run-dir; measures nothing. Repeat.",
-)
-@click.option("--dry-run", is_flag=True, help="Print what would be measured and about how long; start nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@run_options("several pieces")
 @click.pass_obj
-def engine_command(write_report, run_dir, resume, pieces, dry_run, as_json, seconds, **options):
+def engine_command(write_report, run_dir, resume, joined, dry_run, as_json, seconds, **options):
     """Time decode steps of vLLM's engine with a model's shape and dummy weights: VARIANTs against stock BF16.
 
     All of a run is one piece: stock BF16 and the variants on one machine, whose ratios hold. Without a variant all are
@@ -77,10 +66,10 @@ def engine_command(write_report, run_dir, resume, pieces, dry_run, as_json, seco
     """
     folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
     named = any(options.values())
-    if pieces:
+    if joined:
         if named or resume or dry_run:
             raise click.UsageError("--join takes results and --run-dir alone")
-        joining.write(pieces, folder)
+        joining.write(joined, folder)
         click.echo(f"result: {folder / 'result.json'}\nreport: {write_report(folder)}")
         return
     if resume and (named or run_dir):

@@ -17,13 +17,11 @@ from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRequest, KernelsRun, part_of, resolve
 from bench.kernels.result import GridName, KernelsResult
 from bench.record import run_folder
-from bench.record.command import run_in_folder
+from bench.record.command import run_in_folder, run_options
 from bench.record.files import write
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from vllm_launch.terminal import exit_on_problems
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 def _part(_context, _option, text: str | None) -> str | None:
@@ -55,24 +53,14 @@ def _part(_context, _option, text: str | None) -> str | None:
     help="A name that --dry-run prints, or BATCHxCONTEXT, instead of the whole grid; repeat.",
 )
 @click.option("--part", callback=_part, metavar="I/N", help="Part I of N of the grids; --join makes one result of all.")
-@click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>.")
-@click.option("--resume", type=FOLDER, help="Finish the run in this folder; takes what it measures from it.")
-@click.option(
-    "--join",
-    "parts",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Join the results of all parts, files or run folders, in --run-dir; measures nothing. Repeat.",
-)
 @click.option(
     "--validate",
     is_flag=True,
     help="Time nothing: the error of attention with an E4M3 cache, unscaled against scaled, on a CPU.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be measured and about how long; start nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@run_options("all parts")
 @click.pass_obj
-def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume, parts, validate, dry_run, as_json):
+def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume, joined, validate, dry_run, as_json):
     """Time decode attention kernels on this GPU, all on the same inputs, each time with its error; minutes.
 
     The run's own kernel cache is wiped and every kernel built anew. fa2-sinks needs a patched FlashInfer; vLLM's
@@ -81,14 +69,14 @@ def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume,
     folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
     named = bool(kernels or grids or shapes or part)
     if validate:
-        if named or resume or parts or dry_run:
+        if named or resume or joined or dry_run:
             raise click.UsageError("--validate takes --run-dir and --json alone")
         _validate(folder, as_json)
         return
-    if parts:
+    if joined:
         if named or resume or dry_run:
             raise click.UsageError("--join takes results and --run-dir alone")
-        joining.write(parts, folder)
+        joining.write(joined, folder)
         click.echo(f"result: {folder / 'result.json'}\nreport: {write_report(folder)}")
         return
     if resume and (named or run_dir):

@@ -2,14 +2,31 @@
 
 import shlex
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar
+
+import click
 
 from bench.record import run_folder
 from flashinfer_patches.strict import Strict
 from vllm_launch.terminal import Display, console, progress, signals_as_exit
 
 R = TypeVar("R", bound=Strict)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def run_options(parts: str) -> Callable[[Callable], Callable]:
+    """Add the options of a bench whose run can be resumed, and joined out of `parts`, as the help calls them."""
+    join_help = f"Join the results of {parts}, files or run folders, in --run-dir; measures nothing. Repeat."
+    options = [
+        click.option("--run-dir", type=FOLDER, help="Where everything is written; default runs/<time>."),
+        click.option("--resume", type=FOLDER, help="Finish the run in this folder; takes what it measures from it."),
+        click.option("--join", "joined", multiple=True, type=click.Path(path_type=Path), help=join_help),
+        click.option("--dry-run", is_flag=True, help="Print what would be measured and about how long; start nothing."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    ]
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
 def run_in_folder(
