@@ -9,7 +9,6 @@ from flashinfer_patches.errors import Problem
 from kernels_tests.flashinfer_patches.engine.worlds import APPLIED, DECODE, install, write
 from kernels_tests.vllm_launch.machines import about, on_gpu
 from vllm_launch import plan, profile, provenance, server, software
-from vllm_launch.doctor import facts as doctor_facts
 from vllm_launch.machine import detect
 from vllm_launch.model import EMBEDDED
 
@@ -67,7 +66,7 @@ def test_results_record_the_patch_set(installed, monkeypatch):
 
 def test_the_doctor_reports_the_state_of_flashinfer(installed):
     def finding(topic="FlashInfer", **packages):
-        (result,) = about(on_gpu(patch=doctor_facts._patch(), extra_packages=packages), topic)
+        (result,) = about(on_gpu(patch=engine.status(), extra_packages=packages), topic)
         return result
 
     assert finding().value["patch"] == "clean"
