@@ -4,8 +4,9 @@ from pathlib import Path
 
 from flashinfer_patches import engine, package
 from flashinfer_patches.errors import Problem
-from vllm_launch import certificate, decoder
-from vllm_launch.contract import HEAD_DIMS, KV_CACHE_DTYPES, VLLM_RELEASES
+from vllm_launch import certificate
+from vllm_launch.decoder import choice
+from vllm_launch.decoder.contract import HEAD_DIMS, KV_CACHE_DTYPES, VLLM_RELEASES
 from vllm_launch.plan import Plan
 
 STOCK = "serve with `decoder: stock`, as profile fp8-stock does"
@@ -58,7 +59,7 @@ def check_scales(plan: Plan) -> None:
     if not plan.kv_cache_dtype.startswith("fp8"):
         message = f"kv_scales: a KV cache of dtype {plan.kv_cache_dtype} has none"
         raise Problem("profile", message, "take it out of the profile, or write `kv-cache-dtype: fp8`")
-    decoder.scales_hash(plan.kv_scales)  # a file that can be read
+    choice.scales_hash(plan.kv_scales)  # a file that can be read
     from vllm_launch.scales import file  # imports torch
 
     scales = file.load(plan.kv_scales, plan.model.layers, plan.model.kv_heads)

@@ -10,7 +10,8 @@ from pathlib import Path
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.strict import Strict
-from vllm_launch import arguments, certificate, contract, decoder, guard, model, software
+from vllm_launch import arguments, certificate, guard, model, software
+from vllm_launch.decoder import choice, contract
 from vllm_launch.machine import Machine, detect
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
@@ -51,7 +52,7 @@ DROPPED = (
     *("VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST", "VLLM_MEDIA_CONNECTOR"),
     "VLLM_MODEL_REDIRECT_PATH",
     *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # how the server ends
-    *decoder.VARIABLES,  # the profile alone names the decoder
+    *choice.VARIABLES,  # the profile alone names the decoder
 )
 # Holds the environment's ninja, which FlashInfer's builds look up on PATH.
 PROGRAMS = Path(sys.executable).parent
@@ -117,13 +118,13 @@ def make(
     settings = profile.device_settings(device)
     served = model.find(model_path or model.of_default(settings.default_model))
     layers = (profile.vllm, settings.vllm, profile.model_settings(served.name).vllm, arguments.parse(overrides or []))
-    chosen, reason = decoder.choose(profile, machine.family, certificate.decoder)
+    chosen, reason = choice.choose(profile, machine.family, certificate.decoder)
     requested = _checked(arguments.merge(*layers))
     merged = arguments.merge(requested, _backend_argument(requested, chosen), extra or {})
-    guard.check_environment(settings.env, {*FIXED_ENVIRONMENT, *CACHE_VARIABLES, *decoder.VARIABLES})
+    guard.check_environment(settings.env, {*FIXED_ENVIRONMENT, *CACHE_VARIABLES, *choice.VARIABLES})
     nonce = f"fp8-sinks-{secrets.token_hex(8)}"
     # A path in the server's working directory, the run folder; a name of its own for every start.
-    ours = decoder.environment(chosen, profile.kv_scales, record=f"{nonce}.json")
+    ours = choice.environment(chosen, profile.kv_scales, record=f"{nonce}.json")
     return Plan(
         profile=profile.name,
         device=device,
@@ -146,7 +147,7 @@ def make(
         ],
         environment=settings.env | FIXED_ENVIRONMENT | _caches(cache_root) | ours | {NONCE_VARIABLE: nonce},
         cache_root=str(cache_root),
-        expected_backends=[decoder.BACKEND]
+        expected_backends=[choice.BACKEND]
         if chosen != "stock"
         else profile.expected_backends(machine.family, vllm_version),
         start_timeout_s=settings.start_timeout_s,
@@ -211,10 +212,10 @@ def _backend_argument(requested: dict[str, Argument], chosen: Decoder) -> dict[s
     if chosen != "stock" and named is not None:
         message = f"--attention-backend {named}: decoder {chosen} has a backend of its own"
         raise Problem("profile", message, "leave it out, or serve with `decoder: stock`, as profile fp8-stock does")
-    if str(named).upper() == decoder.BACKEND:
+    if str(named).upper() == choice.BACKEND:
         message = f"--attention-backend {named} is set by the launcher"
         raise Problem("profile", message, "leave it out, and write `decoder: lowp` or `decoder: flashinfer`")
-    return {} if chosen == "stock" else {"attention-backend": decoder.BACKEND}
+    return {} if chosen == "stock" else {"attention-backend": choice.BACKEND}
 
 
 def _caches(root: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import re
 from typing import Literal, NamedTuple
 
 from flashinfer_patches.strict import Record
-from vllm_launch.decoder_record import DecoderRecord
+from vllm_launch.decoder.record import DecoderRecord
 from vllm_launch.profile import Decoder
 
 SUPPORTED_VERSIONS = ("0.26.0", "0.32.0", "0.33.0")

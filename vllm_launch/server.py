@@ -13,7 +13,8 @@ import requests
 
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
-from vllm_launch import contract, decoder, decoder_record, marks, resolved
+from vllm_launch import marks, resolved
+from vllm_launch.decoder import choice, contract, record
 from vllm_launch.failure_hint import failure_hint
 from vllm_launch.plan import CACHE_VARIABLES, KERNEL_CACHE, Plan, child_environment
 
@@ -135,14 +136,12 @@ def authorization(plan: Plan) -> dict[str, str]:
 def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
     text = _log_text(log, offset)
     try:
-        record = (
-            decoder_record.read(log.parent / plan.environment[contract.RECORD]) if plan.decoder != "stock" else None
-        )
+        ours = record.read(log.parent / plan.environment[contract.RECORD]) if plan.decoder != "stock" else None
     except ValueError as error:
         remedy = f"see the lines of fp8-sinks in {log}, or serve with `decoder: stock`, as profile fp8-stock does"
         raise Problem("resolved", str(error), remedy) from error
     try:
-        settings = resolved.read(text, plan.vllm_version, record)
+        settings = resolved.read(text, plan.vllm_version, ours)
     except ValueError as error:
         raise Problem("resolved", str(error), f"see {log}; is this vLLM release supported?") from error
     differences = resolved.mismatches(
@@ -151,7 +150,7 @@ def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
         plan.kv_cache_dtype,
         plan.kv_skip_layers,
         plan.decoder,
-        decoder.scales_hash(plan.kv_scales),
+        choice.scales_hash(plan.kv_scales),
     )
     if differences:
         raise Problem(

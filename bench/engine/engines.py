@@ -25,7 +25,7 @@ START_LIMIT_S, CELL_LIMIT_S = 900.0, 300.0
 CELL_S = 15.0  # no cell starts in a run's last seconds
 OVER_S = 30.0  # after the run's end, for the last cell to end
 GRACE_S, POLL_S = 10.0, 0.2
-PROCESS = "bench.engine.process"
+PROCESS = "bench.engine.inside.process"
 REASON_CHARACTERS = 300
 # A traceback's last line; torch.distributed puts the rank before each line of the last one.
 ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)")

@@ -14,7 +14,7 @@ from bench.record import run_folder
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from vllm_launch import machine, provenance, software
-from vllm_launch.contract import PLUGIN, RECORD
+from vllm_launch.decoder.contract import PLUGIN, RECORD
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT, KERNEL_CACHE, inherited_environment
 from vllm_launch.redaction import REPO

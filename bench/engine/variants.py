@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from vllm_launch.contract import DECODER, PLUGIN
+from vllm_launch.decoder.contract import DECODER, PLUGIN
 
 FP8 = {"kv_cache_dtype": "fp8"}
 SKIP_SLIDING = {"kv_cache_dtype_skip_layers": ["sliding_window"]}

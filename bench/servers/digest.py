@@ -11,7 +11,8 @@ from bench.servers.client import Endpoint
 from bench.suite import Suite
 from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
-from vllm_launch import contract, decoder, provenance, redaction
+from vllm_launch import provenance, redaction
+from vllm_launch.decoder import choice, contract
 from vllm_launch.machine import Machine
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.model import Model
@@ -34,7 +35,7 @@ def compute(plan: Plan, suite: Suite) -> dict[str, str]:
     digest |= {f"variable {name}": value for name, value in plan.environment.items() if name not in PER_RUN}
     digest |= {f"inherited {name}": value for name, value in provenance.inherited(plan).items()}
     digest |= {"FlashInfer patch set": provenance.patch(), "attention backends": plan.expected_backends}
-    digest |= {"KV scales": scales} if (scales := decoder.scales_hash(plan.kv_scales)) else {}
+    digest |= {"KV scales": scales} if (scales := choice.scales_hash(plan.kv_scales)) else {}
     return _as_texts(digest | _of_run(plan.machine, plan.model, suite), plan.model)
 
 

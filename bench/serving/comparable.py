@@ -6,13 +6,14 @@ from bench.report.provenance import GIB
 from bench.report.provenance import commit as commit_text
 from bench.servers.result import RESOLVED_FIGURES, Requested
 from bench.serving.result import ServingResult, ServingRow
-from vllm_launch import arguments, contract, decoder
+from vllm_launch import arguments
+from vllm_launch.decoder import choice, contract
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT
 
 COMPARED = ("kv-cache-dtype", "kv-cache-dtype-skip-layers")  # the arguments that may differ
 # Variables that are ours: paths of caches, a nonce, what every server of a commit gets, and what names the decoder.
-OURS = (*CACHE_VARIABLES, NONCE_VARIABLE, *FIXED_ENVIRONMENT, *decoder.VARIABLES)
+OURS = (*CACHE_VARIABLES, NONCE_VARIABLE, *FIXED_ENVIRONMENT, *choice.VARIABLES)
 VARYING = ("total_bytes", "free_bytes", "gpu_processes")  # of a machine; the first is compared in whole GiB
 # Prefixes of resolved settings that follow from the KV cache: its dtype, layers and block sizes, our CPU cache and
 # attention, and FlashInfer's kernel, which vLLM chooses by the cache's dtype.

@@ -3,7 +3,7 @@
 from flashinfer_patches.errors import Problem
 from vllm_launch import profile
 from vllm_launch.certificate import COMMAND, Status
-from vllm_launch.decoder import choose
+from vllm_launch.decoder.choice import choose
 from vllm_launch.doctor.backends import choice
 from vllm_launch.doctor.facts import Build, Failure, Folder, Need, Release
 from vllm_launch.doctor.finding import Finding, error, ok, warning

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 
-from vllm_launch.contract import PLUGIN
+from vllm_launch.decoder.contract import PLUGIN
 
 SPIN_SLEEP_S = 50e-6
 CUDA_BACKEND = "vllm_launch.plugin.attention.installed.SinkBackend"

@@ -1,4 +1,4 @@
-"""In place of bench.engine.process: rows of made-up figures, and the faults that FAKE_ENGINE describes, as JSON.
+"""In place of bench.engine.inside.process: rows of made-up figures, and the faults that FAKE_ENGINE describes, as JSON.
 
 FAKE_ENGINE: variant, or "variant cell" -> a fault: "exit", "raise", "hang", "error"; a variant's is one of its start.
 """

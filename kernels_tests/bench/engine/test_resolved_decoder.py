@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from bench.engine import process
+from bench.engine.inside import process
 from bench.engine.variants import named
-from vllm_launch import contract
+from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import record
 
 RECORD = record.Record("lowp", "fa3", "fp8-sinks", "e4m3", "e4m3", None, "0.26.0", 36, 18, "9.0")

@@ -20,7 +20,7 @@ from kernels_tests.vllm_launch.plugin.steps import (
     run,
     serve,
 )
-from vllm_launch import contract
+from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import decode_flashinfer
 
 

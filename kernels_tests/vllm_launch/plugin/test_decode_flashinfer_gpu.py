@@ -6,7 +6,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, make_step, run, serve
 from kernels_tests.vllm_launch.plugin.test_impl_gpu import GPT_OSS, LARGE_STEPS
-from vllm_launch import contract
+from vllm_launch.decoder import contract
 
 pytestmark = pytest.mark.gpu
 

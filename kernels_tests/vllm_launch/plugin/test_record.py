@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.steps import Setup, serve
-from vllm_launch import contract
+from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import record
 from vllm_launch.plugin.attention.record import Record
 

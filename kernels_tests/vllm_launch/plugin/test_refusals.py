@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.steps import Setup, make_impl, make_step, serve
-from vllm_launch import contract
+from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import buffers, prefill, settings
 from vllm_launch.plugin.attention.buffers import Geometry, Limits
 from vllm_launch.plugin.attention.impl import SinkImpl

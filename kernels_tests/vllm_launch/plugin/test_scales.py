@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from flashinfer_patches.errors import Problem
 from kernels_tests.vllm_launch import scale_files
 from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, dense_attention, make_step, run, serve
-from vllm_launch import contract
+from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import scales, settings
 from vllm_launch.plugin.attention.scales import Heads, HeadScales
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from vllm.v1.attention.backend import AttentionBackend
 
-from vllm_launch.contract import HEAD_DIMS, KV_CACHE_DTYPES
+from vllm_launch.decoder.contract import HEAD_DIMS, KV_CACHE_DTYPES
 from vllm_launch.plugin.attention.builder import SinkBuilder
 from vllm_launch.plugin.attention.impl import SinkImpl
 

@@ -8,7 +8,7 @@ from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionImpl, AttentionMetadata, AttentionType
 
 from lowp.cache_write import cache_write
-from vllm_launch.contract import KV_CACHE_DTYPES
+from vllm_launch.decoder.contract import KV_CACHE_DTYPES
 from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, settings
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry
 from vllm_launch.plugin.attention.metadata import Decodes

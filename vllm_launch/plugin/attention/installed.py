@@ -5,7 +5,7 @@ import importlib
 import vllm
 
 from flashinfer_patches.errors import Problem
-from vllm_launch.contract import VLLM_RELEASES
+from vllm_launch.decoder.contract import VLLM_RELEASES
 
 
 def load_backend(version: str) -> type:

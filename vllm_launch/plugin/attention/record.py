@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vllm.logger import init_logger
 
 from flashinfer_patches import files
-from vllm_launch.contract import RECORD
+from vllm_launch.decoder.contract import RECORD
 
 VERSION = 1
 

@@ -14,7 +14,7 @@ import torch
 from vllm.logger import init_logger
 
 from flashinfer_patches.errors import Problem
-from vllm_launch.contract import KV_SCALES
+from vllm_launch.decoder.contract import KV_SCALES
 
 POLL_PERIOD = 64  # engine steps between two readings of the saturation counts
 

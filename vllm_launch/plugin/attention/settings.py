@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from vllm.config import VllmConfig
 
-from vllm_launch.contract import DECODER, DECODERS
+from vllm_launch.decoder.contract import DECODER, DECODERS
 from vllm_launch.plugin.attention import buffers
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry, Limits, scratch_rows
 from vllm_launch.plugin.attention.decode import MOST_QUERY_TOKENS

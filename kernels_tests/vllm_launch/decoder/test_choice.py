@@ -15,7 +15,8 @@ from kernels_tests.processes import free_port
 from kernels_tests.vllm_launch.certificates import certified
 from kernels_tests.vllm_launch.machines import ADA, B200, H200, HOST, RTX, about, on_cpu, on_gpu
 from kernels_tests.vllm_launch.refusals import refused
-from vllm_launch import contract, decoder, guard, plan, profile
+from vllm_launch import guard, plan, profile
+from vllm_launch.decoder import choice, contract
 
 VARIABLES = {"FP8_SINKS_DECODER", "FP8_SINKS_KV_SCALES", "FP8_SINKS_RECORD"}
 
@@ -85,7 +86,7 @@ def test_a_decoder_that_is_none(profile_file, value):
 
 def test_a_choice_says_why():
     choices = {
-        (name, family, certified): decoder.choose(profile.load(name), family, lambda certified=certified: certified)
+        (name, family, certified): choice.choose(profile.load(name), family, lambda certified=certified: certified)
         for name, family, certified in (("fp8", "sm12x", None), ("fp8", "sm12x", "lowp"), ("fp8", "sm90", None))
     }
     reasons = [choice.reason for choice in choices.values()]
@@ -142,7 +143,7 @@ def test_inherited_variables_do_not_name_the_decoder(plan_with, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(VARIABLES))
 def test_a_profile_does_not_set_our_variables(plan_with, profile_file, name):
-    assert {*decoder.VARIABLES} == VARIABLES
+    assert {*choice.VARIABLES} == VARIABLES
     path = profile_file(f"extends: fp8\ndevices: {{gpu: {{env: {{{name}: lowp}}}}}}\n")
     problem = refused(plan_with, path)
     assert problem.kind == "profile" and f"{name} is set by the launcher" in problem.message
@@ -208,4 +209,4 @@ def test_the_path_of_scales_is_relative_to_the_file_that_names_it(profile_file, 
 def test_scales_reach_the_server(plan_with, profile_file, scale_file):
     planned = plan_with(profile_file("extends: fp8\nkv_scales: scales.safetensors\n"))
     assert planned.kv_scales == planned.environment[contract.KV_SCALES] == str(scale_file.path)
-    assert decoder.scales_hash(planned.kv_scales) == scale_file.sha256 and decoder.scales_hash(None) is None
+    assert choice.scales_hash(planned.kv_scales) == scale_file.sha256 and choice.scales_hash(None) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashinfer_patches.errors import Problem
-from vllm_launch.contract import DECODER, KV_SCALES, RECORD
+from vllm_launch.decoder.contract import DECODER, KV_SCALES, RECORD
 from vllm_launch.profile import Decoder, Profile
 
 BACKEND = "CUSTOM"  # vLLM's name of a backend from a plugin

@@ -9,11 +9,12 @@ import pytest
 from flashinfer_patches.errors import EXIT_CODES
 from kernels_tests.vllm_launch.machines import HOST, RTX
 from kernels_tests.vllm_launch.refusals import refused
-from vllm_launch import cli, contract, server
-from vllm_launch.decoder_record import DecoderRecord
+from vllm_launch import cli, server
+from vllm_launch.decoder import contract
+from vllm_launch.decoder.record import DecoderRecord
 from vllm_launch.resolved import Mismatch, mismatches, read
 
-LOG = Path(__file__).parent / "logs" / "gpu-0.33.0-sm90-custom.log"
+LOG = Path(__file__).parents[1] / "logs" / "gpu-0.33.0-sm90-custom.log"
 RECORD = {
     "version": 1,
     "decoder": "lowp",

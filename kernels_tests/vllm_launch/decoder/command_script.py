@@ -1,4 +1,4 @@
-"""Run by test_decoder.py: parse command lines with the installed vLLM's parser (stdin: JSON list of word lists).
+"""Run by test_choice.py: parse command lines with the installed vLLM's parser (stdin: JSON list of word lists).
 
 Prints a JSON list: the values of SETTINGS that each sets, as text.
 """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.engine import weights
+from bench.engine.inside import weights
 
 HIDDEN, EXPERTS, TOP = 64, 32, 4
 

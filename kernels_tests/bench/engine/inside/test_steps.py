@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip("vllm")
-from bench.engine import steps
 from bench.engine.cells import parse
-from bench.engine.connector import AssumedCache
+from bench.engine.inside import steps
+from bench.engine.inside.connector import AssumedCache
 
 BLOCK, WINDOW = 16, 128
 

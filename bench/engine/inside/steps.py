@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from bench.engine.cells import Cell, lengths
-from bench.engine.connector import AssumedCache
+from bench.engine.inside.connector import AssumedCache
 from bench.engine.result import KernelTime
 
 WARMUP_STEPS = 8

@@ -1,4 +1,4 @@
-"""`python -m bench.engine.process TASK`: start an engine in this process and measure its cells, a file each.
+"""`python -m bench.engine.inside.process TASK`: start an engine in this process and measure its cells, a file each.
 
 An exception ends the process: the cell without a file is the one that failed.
 """
@@ -14,14 +14,14 @@ import psutil
 from vllm import LLM
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
 
-from bench.engine import steps, weights
 from bench.engine.cells import Cell
-from bench.engine.connector import KV_TRANSFER
+from bench.engine.inside import steps, weights
+from bench.engine.inside.connector import KV_TRANSFER
 from bench.engine.result import EngineRow, StepProfile
 from bench.engine.task import PROFILE, READY, Task, cell_path, cells_of, row
 from bench.record import files
-from vllm_launch import decoder_record
-from vllm_launch.contract import RECORD
+from vllm_launch.decoder import record
+from vllm_launch.decoder.contract import RECORD
 
 
 def main(task: Task) -> None:
@@ -63,7 +63,7 @@ def decoder(task: Task) -> str:
     """The decoder that runs: of our plugin, as its record names it. Raises without a record, or for another decoder."""
     if (expected := task.variant.decoder) == "stock":
         return expected
-    actual = decoder_record.read(Path(os.environ[RECORD])).decoder
+    actual = record.read(Path(os.environ[RECORD])).decoder
     if actual != expected:
         raise RuntimeError(f"decoder: expected {expected}, got {actual}")
     return actual

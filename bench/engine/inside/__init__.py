@@ -1,0 +1,1 @@
+"""Run in an engine's process."""

@@ -1,0 +1,1 @@
+"""A server's decoder: who computes its decode attention."""
