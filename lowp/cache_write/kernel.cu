@@ -11,7 +11,6 @@ constexpr bool kHalves = kRotate || kKvBytes == 2;
 constexpr unsigned kFirst = kHalves ? 8 : 16;                 // values from one thread's first chunk to the next thread's
 constexpr int kApart = kHalves ? kHeadDim / 2 : 8;            // values from a thread's first chunk to its second
 constexpr int kTableBytes = kTableFloat ? 4 : 2;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kLargestFloat = 3.40282346638528859812e38f, kSmallestNormal = 1.17549435082228750797e-38f;
 
 struct Params {

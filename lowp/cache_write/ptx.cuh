@@ -3,6 +3,8 @@
 
 #include "../jit/ptx.cuh"
 
+constexpr unsigned kAllLanes = 0xffffffffu;
+
 DEVICE long long load_index(const long long* p) {
   long long r;
   asm volatile("ld.global.s64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
