@@ -12,10 +12,12 @@ import torch
 
 from kernels_tests.lowp import host_kernel
 from kernels_tests.lowp.cache_writes import cases, check, on_each_device, problems, write
+from lowp.cache_read import cache_read
 from lowp.cache_write.cases import SCALES_IN_PAGE, Case, build
 from lowp.formats import FORMATS
 from lowp.paged.layouts import in_nhd
 from lowp.paged.memory import moved
+from lowp.sink_decode import sink_decode
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++; none here")
 
@@ -76,6 +78,31 @@ def test_the_computed_scale_of_a_row(edge, device):
 @pytest.mark.parametrize("edge", EDGES)
 def test_the_kernels_scale_of_a_row(edge, kernel_on_cpu):
     check_edge(edge, "cpu")
+
+
+def test_readers_take_the_computed_scales():
+    """The same views, as `cache_read` and `sink_decode` take them: every value within half a step, and its rounding."""
+    case = Case(48, 48, 0.0, 3, kv_heads=2, kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE)
+    arguments = build(case)
+    random = torch.Generator().manual_seed(1)
+    for name in ("k", "v"):
+        arguments[name].copy_(torch.randn(48, 2, 64, generator=random))
+    arguments["slot_mapping"] = torch.arange(48)
+    write(arguments)
+    cache = {name: arguments[name] for name in ("k_cache", "v_cache", "k_scale", "v_scale", "layout")}
+    table = {"block_table": torch.arange(3, dtype=torch.int32)[None]}
+    outputs = {f"{name}_out": torch.empty(48, 2, 64, dtype=torch.bfloat16) for name in ("k", "v")}
+    cu_out = torch.tensor([0, 48], dtype=torch.int32)
+    cache_read(**cache, **table, ends=cu_out[1:], cu_out=cu_out, **outputs)
+    for name in ("k", "v"):
+        x = arguments[name].float()
+        step = x.abs().amax(-1, keepdim=True) / 127
+        assert ((outputs[f"{name}_out"].float() - x).abs() <= 0.51 * step + 2.0**-8 * x.abs()).all()
+    call = table | {"seq_lens": cu_out[1:], "sinks": torch.zeros(8), "sm_scale": 0.125, "layout": "HND"}
+    call["q"] = torch.randn(1, 8, 64, generator=random).bfloat16()
+    pages = {f"{name}_cache": arguments[name].reshape(3, 16, 2, 64).transpose(1, 2).contiguous() for name in ("k", "v")}
+    result, exact = sink_decode(**call | cache).float(), sink_decode(**call | pages).float()
+    assert (result - exact).norm() < 0.02 * exact.norm()
 
 
 def test_a_single_slot_gets_its_scale():
