@@ -41,8 +41,8 @@ def cache_write(
     Values are rounded to nearest, ties to even, and clamped to the format's finite range: as by
     `lowp.formats.quantize`, bit for bit but for the sign of NaN; in int8 NaN is 0.
     Slots and scales are read on the device only: a call allocates nothing, does not synchronise, and can be captured in
-    a CUDA graph. The first call of a configuration (formats, heads, head_dim) loads its kernel and may have to compile
-    it: make that call before the capture.
+    a CUDA graph. The first call of a configuration (formats, scales, heads, head_dim) loads its kernel and may have to
+    compile it: make that call before the capture.
     Raises TypeError (dtype), ValueError (shape, stride, device) or NotImplementedError (a combination not built).
     """
     _run(Call(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale, layout, saturated, overlap))
