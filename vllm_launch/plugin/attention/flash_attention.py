@@ -84,7 +84,7 @@ def fa2(
 
 
 def warm_up(attention: Attention, query_heads: int, scratch: torch.Tensor, window_left: int) -> None:
-    """Load the kernels that calls with this window take: the driver may have to compile them, for minutes.
+    """Load the kernels that calls with this window take: the driver may have to compile them, for half a minute.
 
     scratch: [K and V, rows, kv_heads, head_dim] of finite values.
     """
