@@ -5,6 +5,7 @@ PLUGIN = "FP8_SINKS_PLUGIN"  # with any value the plugin is on
 DECODER = "FP8_SINKS_DECODER"  # one of DECODERS
 KV_SCALES = "FP8_SINKS_KV_SCALES"  # a scale file
 RECORD = "FP8_SINKS_RECORD"  # the JSON file that the plugin writes: what its backend resolved to
+CERTIFYING = "FP8_SINKS_CERTIFYING"  # set by `certify` for its own servers: they run without a certificate
 
 # What the backend takes.
 VLLM_RELEASES = ("0.26", "0.33")

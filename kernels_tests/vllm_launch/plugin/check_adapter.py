@@ -41,6 +41,7 @@ from kernels_tests.vllm_launch.plugin.steps import (  # noqa: E402
     run,
 )
 from vllm_launch import plugin  # noqa: E402
+from vllm_launch.decoder.contract import CERTIFYING  # noqa: E402
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny_gpt_oss"
 CUSTOM = AttentionBackendEnum.CUSTOM
@@ -106,13 +107,18 @@ def check_selection() -> str:
             reasons[name] = str(error).partition("Reason: ")[2]
         assert reasons.get(name), name
     platform = type(current_platform)
-    platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(12, 0))
-    try:
-        select()
-    except ValueError as error:
-        reasons["SM120"] = str(error).partition("Reason: ")[2]
+    for name, capability in (("SM75", (7, 5)), ("SM120", (12, 0))):
+        capability = DeviceCapability(*capability)
+        platform.get_device_capability = classmethod(lambda cls, device_id=0, made=capability: made)
+        try:
+            select()
+        except ValueError as error:
+            reasons[name] = str(error).partition("Reason: ")[2]
+    assert "FA2" in reasons["SM75"] and "fp8-sinks certify" in reasons["SM120"]
+    os.environ[CERTIFYING] = "1"
+    assert select().endswith(".SinkBackend")
+    del os.environ[CERTIFYING]
     platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(9, 0))
-    assert "FlashAttention 3" in reasons["SM120"]
     return f"refused: {reasons}"
 
 
@@ -143,6 +149,7 @@ def make_layer(config, window: int | None, setup: Setup) -> Attention:
     )
     torch.set_default_dtype(torch.float32)
     layer.process_weights_after_loading(torch.bfloat16)
+    layer.impl.attention = dense_attention
     return layer
 
 
@@ -158,7 +165,6 @@ def check_steps(kv_dtype: str) -> str:
             group.create_metadata_builders(config, torch.device("cpu"), kernel_block_size=PAGE)
             builder = group.get_metadata_builder(0)
             support = builder.get_cudagraph_support(config, spec)
-            layer.impl.attention = dense_attention
             setup = Setup(window, kv_dtype)
             dtype = spec.dtype
             size = (8 * 128 + 1, setup.kv_heads, PAGE, 2 * setup.head_dim)

@@ -43,6 +43,8 @@ ENGINES = {
     "fp8-eager": CUSTOM | {"kv_cache_dtype": "fp8", "enforce_eager": True},
     "fp8-skip-sliding": CUSTOM | {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["sliding_window"]},
     "fp8-ngram": CUSTOM | {"kv_cache_dtype": "fp8", "speculative_config": NGRAM},
+    "bf16-fa2": CUSTOM,  # the prefills of other GPUs
+    "fp8-fa2": CUSTOM | {"kv_cache_dtype": "fp8"},
 }
 # Mean |log p difference| of generated tokens up to the first one that differs, and of prompt tokens; measured: 0.0105
 # and 0 in BF16, 0.042 and 0.076 in FP8.
@@ -55,6 +57,8 @@ COMPARISONS = (
     ("bf16-eager", "bf16", BF16_BOUNDS),
     ("fp8-eager", "fp8", BF16_BOUNDS),
     ("fp8-ngram", "fp8", BF16_BOUNDS),
+    ("bf16-fa2", "bf16", BF16_BOUNDS),
+    ("fp8-fa2", "fp8", BF16_BOUNDS),
 )
 PATHS_BOUNDS = {"bf16": 0.04, "fp8": 0.09}  # decode against own prefill, by the largest of the scored answers
 
@@ -71,6 +75,10 @@ def serve(name: str, out: Path, compiled: bool) -> None:
 
     if "attention_backend" in ENGINES[name]:
         plugin.register()
+    if name.endswith("-fa2"):
+        from vllm_launch.plugin.attention import flash_attention
+
+        flash_attention.choose = lambda device: flash_attention.fa2
     started = time.time()
     sizes = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
     uncompiled = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"} if not compiled else {}
