@@ -84,10 +84,10 @@ class Bench:
         name, count = shape.kv_format, math.ceil(max(ROTATE_BYTES / shape.kv_bytes, LEAST_US / self.law_us(shape), 4))
         data = from_cache(shape.sizes, min(MOST_CALLS, count), {name: self.caches[name]})
         shared = (data.block_table, data.seq_lens, data.sinks, data.sm_scale, shape.window_left)
-        rest = {"layout": "HND", "lse": None, "workspace": self.workspace}
+        options = {"layout": "HND", "lse": None, "workspace": self.workspace}
         scales = [{"k_scale": None, "v_scale": None} | data.layer_scales(name, layer) for layer in range(len(data.q))]
         layers = zip(data.q, data.caches[name], data.out, scales, strict=True)
-        return [Call(q, k, v, *shared, out=out, **scale, **rest) for q, (k, v), out, scale in layers]
+        return [Call(q, k, v, *shared, out=out, **scale, **options) for q, (k, v), out, scale in layers]
 
     def graph(self, calls: list[Call], launch: Launch) -> torch.cuda.CUDAGraph:
         """Capture the calls as `torch.cuda.graph` does, without its garbage collection."""
