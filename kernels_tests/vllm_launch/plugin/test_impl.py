@@ -5,7 +5,16 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, dense_attention, make_step, run, serve
+from kernels_tests.vllm_launch.plugin.steps import (
+    KV_DTYPES,
+    Setup,
+    assert_close,
+    dense_attention,
+    make_step,
+    run,
+    serve,
+    setup_of,
+)
 
 STEPS = {
     "decode": [(1, 5), (1, 1), (1, 700), (1, 129)],
@@ -18,10 +27,11 @@ STEPS = {
 
 
 @pytest.mark.parametrize("window", [None, 32])
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
 @pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS)
-def test_a_step_is_attention_of_each_request(monkeypatch, requests, kv_dtype, window):
-    server = serve(monkeypatch, Setup(window, kv_dtype), attention=dense_attention)
+def test_a_step_is_attention_of_each_request(monkeypatch, tmp_path, requests, kv_format, window):
+    server = serve(monkeypatch, setup_of(monkeypatch, tmp_path, kv_format, window), attention=dense_attention)
+    assert server.impl.kv_format == kv_format
     step = make_step(server, requests)
     assert_close(run(server, step), step.expected)
 
