@@ -25,7 +25,8 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm.v1.kv_cache_interface import AttentionSpec, KVQuantMode
 
 from vllm_launch.decoder.contract import INT8
-from vllm_launch.plugin.cpu_storage import FP8_DTYPES, SCALE_BYTES, storage_of
+from vllm_launch.plugin.attention import formats
+from vllm_launch.plugin.cpu_storage import FP8_DTYPES, storage_of
 
 logger = init_logger("vllm.fp8_sinks")
 
@@ -110,12 +111,10 @@ class WideningCpuImpl(CPUAttentionBackendImpl):
             logger.info_once("fp8-sinks: CPU attention reads the %s cache: widened", self.storage.name)
 
     def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
-        """key, value: [tokens, kv_heads, head_dim], rows past the slots ignored; kv_cache: see `cpu_storage`."""
+        """key, value, kv_cache: see `cpu_storage`."""
         if self.storage is None:
             return super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-        tokens = slot_mapping >= 0
-        key, value = (x[: len(tokens)][tokens] for x in (key, value))
-        self.storage.write(layer, key, value, kv_cache, slot_mapping[tokens])
+        self.storage.write(layer, key, value, kv_cache, slot_mapping)
 
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs):
         if self.storage is not None and attn_metadata is not None:
@@ -143,7 +142,7 @@ class WideningCpuBackend(CPUAttentionBackend):
         """Give a token and head of int8 the bytes of its two scales too."""
         if spec.kv_quant_mode != KVQuantMode.INT8_PER_TOKEN_HEAD:
             return spec
-        return replace(spec, state_content_bytes=spec.head_size + spec.head_size_v + 2 * SCALE_BYTES)
+        return replace(spec, state_content_bytes=formats.line_size(spec.head_size, with_scales=True))
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:
