@@ -257,14 +257,14 @@ def mismatches(
     kv_cache_dtype: str,
     kv_skip_layers: list[str],
     decoder: Decoder = "stock",
-    kv_format: str | None = None,
     kv_scales: str | None = None,
+    kv_format: str | None = None,
 ) -> list[Mismatch]:
     """Compare the server's settings with the request; an empty list means they agree.
 
     Every expected backend must be in use, and no other; a cache of codes on a CPU must be written by our rounding
-    writer, since vLLM's own truncates, and the kernel that reads it must be logged. kv_format: None where vLLM serves
-    it by itself. kv_scales: the sha256 of the scale file.
+    writer, since vLLM's own truncates, and the kernel that reads it must be logged. kv_scales: the sha256 of the scale
+    file. kv_format: None where our plugin records none.
     Raises ValueError if `expected_backends` is empty.
     """
     if not expected_backends:
@@ -275,10 +275,10 @@ def mismatches(
         pairs.append(Mismatch("attention backend", *backends))
     if resolved.decoder != decoder:
         pairs.append(Mismatch("decoder", decoder, resolved.decoder))
-    if resolved.kv_format != kv_format:
-        pairs.append(Mismatch("KV format", kv_format or "vLLM's own", resolved.kv_format or "vLLM's own"))
     if resolved.kv_scales != kv_scales:
         pairs.append(Mismatch("KV scales", kv_scales or "none", resolved.kv_scales or "none"))
+    if kv_format not in (None, resolved.kv_format):
+        pairs.append(Mismatch("KV format", kv_format, resolved.kv_format or "none recorded"))
     expected = canonical_kv_dtype(kv_cache_dtype, resolved.model_dtype)
     actual = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
     if expected != actual:

@@ -150,8 +150,8 @@ def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
         plan.kv_cache_dtype,
         plan.kv_skip_layers,
         plan.decoder,
-        plan.kv_format,
         choice.scales_hash(plan.kv_scales),
+        plan.kv_format,
     )
     if differences:
         raise Problem(
