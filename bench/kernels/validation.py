@@ -192,10 +192,9 @@ def _scales(case: Case, cache: str) -> tuple[torch.Tensor | None, torch.Tensor |
 
 
 def _quantised_attention(case: Case, cache: str) -> torch.Tensor:
-    scales = _scales(case, cache)
-    stored = States(
-        *(_stored(part, cache.split("-")[0], scale) for part, scale in zip(case.states, scales, strict=True))
-    )
+    scales, kv_format = _scales(case, cache), cache.split("-")[0]
+    pairs = zip(case.states, scales, strict=True)
+    stored = States(*(_stored(part, kv_format, scale) for part, scale in pairs))
     return _attention(case, stored, k_scale=scales[0], v_scale=scales[1])
 
 

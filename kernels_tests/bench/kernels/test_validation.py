@@ -1,4 +1,4 @@
-"""`bench kernels --validate`: E4M3 without scales against scales, and int8, on the embedded model and on synthetic data."""
+"""`bench kernels --validate`: E4M3 with and without scales, and int8, on the embedded model and on synthetic data."""
 
 import json
 
@@ -61,7 +61,9 @@ def test_int8_is_closer_than_e4m3(synthetic):
     """On every data set and in every head; scales per token and head are closer than calibrated ones."""
     for rows in synthetic.values():
         dynamic, static, e4m3 = (errors(rows, cache) for cache in ("int8", "int8-static", "e4m3-head"))
-        assert all(0.001 < one < other < 0.6 * third for one, other, third in zip(dynamic, static, e4m3, strict=True))
+        assert all(
+            0.001 < token < channel < 0.6 * head for token, channel, head in zip(dynamic, static, e4m3, strict=True)
+        )
 
 
 def test_large_heads_need_scales(synthetic):
@@ -105,6 +107,7 @@ def test_a_forgotten_scale_shows(monkeypatch, mutant, cache):
     monkeypatch.setattr(
         validation, "_attention", lambda case, stored, **scales: attention(case, stored, **(scales | {mutant: None}))
     )
+    monkeypatch.setattr(validation, "CACHES", (cache,))
     case = next(validation.synthetic())
     assert min(errors(validation.validate(case), cache)) > 0.3
 
@@ -129,6 +132,6 @@ def test_mixed_up_scales_of_int8_show(synthetic, monkeypatch, mutant):
 
     monkeypatch.setattr(validation, "_attention", mixed_up)
     monkeypatch.setattr(validation, "CACHES", ("int8-static",))
-    case = [case for case in validation.synthetic() if case.data == "uneven"][0]
+    case = next(case for case in validation.synthetic() if case.data == "uneven")
     wrong, right = errors(validation.validate(case), "int8-static"), errors(synthetic["uneven"], "int8-static")
     assert max(wrong) > 5 * max(right)

@@ -107,7 +107,7 @@ def test_the_norm_of_a_pair_is_the_bound_of_its_channels_at_every_position():
     assert (largest >= 0.99 * bound).all()  # and no larger than it must be
 
 
-def test_channels_of_one_position_are_no_bound():
+def test_the_channels_of_a_position_are_no_bound_of_another():
     """Keys that point along the first channel of each pair at one position point along the second at another."""
     keys = torch.cat([STATES[..., :32], STATES[..., 32:] / 8], dim=-1)
     of_channels = keys.abs().float().amax(dim=(0, 2))
