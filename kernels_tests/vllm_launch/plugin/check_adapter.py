@@ -77,7 +77,7 @@ REFUSED = {
 
 
 SKIP = {"kv_cache_dtype_skip_layers": ["sliding_window"]}
-TINY_PAIRS = 2  # a layer with a window and one without
+LAYERS = 4  # of MODEL
 CAPACITIES: dict[str, int] = {}  # tokens of each KV format in the same memory
 
 
@@ -216,11 +216,11 @@ def check_pages(layer_impl, cache: torch.Tensor, spec) -> None:
 
 
 def check_int8_static(**arguments) -> str:
-    """Serve with a scale file; the same in a model of two tensor-parallel ranks is in test_scales."""
+    """Serve with a scale file whose layers differ."""
     with tempfile.TemporaryDirectory() as folder:
-        path, (k, v) = Path(folder) / "scales.safetensors", uneven_scales(Setup())
-        layers = 2 * TINY_PAIRS
-        scale_files.write(path, (MODEL / "config.json").read_bytes(), [k] * layers, [v] * layers)
+        path, scales = Path(folder) / "scales.safetensors", uneven_scales(Setup())
+        k, v = ([scale * (1 + n / 8) for n in range(LAYERS)] for scale in scales)
+        scale_files.write(path, (MODEL / "config.json").read_bytes(), k, v)
         os.environ |= {contract.KV_FORMAT: "int8", contract.KV_SCALES: str(path)}
         try:
             return check_steps("int8-static", **arguments)

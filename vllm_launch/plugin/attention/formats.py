@@ -49,7 +49,9 @@ def check(kv_cache_dtype: str, decoder: str, environment: Mapping[str, str]) -> 
         raise Problem("profile", message, "correct it, or unset it for e4m3")
     server_format = layer_format(kv_cache_dtype, environment)
     if requested == "int8" and server_format != "int8-static":
-        message = f"{KV_FORMAT}=int8 with --kv-cache-dtype {kv_cache_dtype}: expected fp8, whose bytes it stores as int8"
+        message = (
+            f"{KV_FORMAT}=int8 with --kv-cache-dtype {kv_cache_dtype}: expected fp8, whose bytes it stores as int8"
+        )
         raise Problem("profile", message, f"serve with --kv-cache-dtype fp8, or unset {KV_FORMAT}")
     if server_format.startswith("int8") and decoder != "lowp":
         message = f"KV format {server_format} with decoder {decoder}: expected lowp, the only one that reads int8"
