@@ -155,6 +155,7 @@ def make_layer(config, window: int | None, setup: Setup) -> Attention:
     )
     torch.set_default_dtype(torch.float32)
     layer.process_weights_after_loading(torch.bfloat16)
+    layer.impl.attention = dense_attention
     return layer
 
 
@@ -176,7 +177,6 @@ def check_steps(kv_format: str, **arguments) -> str:
             assert layer.impl.kv_format == ("bf16" if skipped else kv_format)
             check_pages(layer.impl, cache, spec)
             poison(layer.impl, cache)
-            layer.impl.attention = dense_attention
             setup = Setup(layer.sliding_window, layer.kv_cache_dtype)
             server = Server(setup, layer.impl, builder, layer, cache, torch.Generator().manual_seed(0))
             for requests in ([(1, 300), (1, 5)], [(1, 200), (30, 230), (40, 40)]):
