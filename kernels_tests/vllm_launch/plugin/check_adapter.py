@@ -77,7 +77,7 @@ REFUSED = {
 
 
 SKIP = {"kv_cache_dtype_skip_layers": ["sliding_window"]}
-TINY_PAIRS = 2  # a layer with a window and one without
+LAYERS = 4  # of MODEL
 CAPACITIES: dict[str, int] = {}  # tokens of each KV format in the same memory
 
 
@@ -155,6 +155,7 @@ def make_layer(config, window: int | None, setup: Setup) -> Attention:
     )
     torch.set_default_dtype(torch.float32)
     layer.process_weights_after_loading(torch.bfloat16)
+    layer.impl.attention = dense_attention
     return layer
 
 
@@ -176,7 +177,6 @@ def check_steps(kv_format: str, **arguments) -> str:
             assert layer.impl.kv_format == ("bf16" if skipped else kv_format)
             check_pages(layer.impl, cache, spec)
             poison(layer.impl, cache)
-            layer.impl.attention = dense_attention
             setup = Setup(layer.sliding_window, layer.kv_cache_dtype)
             server = Server(setup, layer.impl, builder, layer, cache, torch.Generator().manual_seed(0))
             for requests in ([(1, 300), (1, 5)], [(1, 200), (30, 230), (40, 40)]):
@@ -216,11 +216,11 @@ def check_pages(layer_impl, cache: torch.Tensor, spec) -> None:
 
 
 def check_int8_static(**arguments) -> str:
-    """Serve with a scale file; the same in a model of two tensor-parallel ranks is in test_scales."""
+    """Serve with a scale file whose layers differ."""
     with tempfile.TemporaryDirectory() as folder:
-        path, (k, v) = Path(folder) / "scales.safetensors", uneven_scales(Setup())
-        layers = 2 * TINY_PAIRS
-        scale_files.write(path, (MODEL / "config.json").read_bytes(), [k] * layers, [v] * layers)
+        path, scales = Path(folder) / "scales.safetensors", uneven_scales(Setup())
+        k, v = ([scale * (1 + n / 8) for n in range(LAYERS)] for scale in scales)
+        scale_files.write(path, (MODEL / "config.json").read_bytes(), k, v)
         os.environ |= {contract.KV_FORMAT: "int8", contract.KV_SCALES: str(path)}
         try:
             return check_steps("int8-static", **arguments)

@@ -36,6 +36,35 @@ def test_a_step_is_attention_of_each_request(monkeypatch, tmp_path, requests, kv
     assert_close(run(server, step), step.expected)
 
 
+# What a reader would have that takes wrong scales.
+MUTANTS = {
+    "the neighbour token's scales": ("int8", lambda x: rolled(x, -1)),
+    "the neighbour head's scales": ("int8", lambda x: rolled(x, 1)),
+    "K's and V's scales swapped": ("int8", lambda x: x._replace(k_scale=x.v_scale, v_scale=x.k_scale)),
+    "K's scales per head": ("int8-static", lambda x: x._replace(k_scale=x.k_scale.mean(-1))),
+    "the neighbour channel's scale": ("int8-static", lambda x: x._replace(k_scale=x.k_scale.roll(1, -1))),
+    "the neighbour head's scales per channel": ("int8-static", lambda x: x._replace(k_scale=x.k_scale.flip(0))),
+    "the neighbour head's scale of V": ("int8-static", lambda x: x._replace(v_scale=x.v_scale.flip(0))),
+    "scales of 1.0": ("int8-static", lambda x: x._replace(k_scale=torch.ones_like(x.k_scale))),
+}
+
+
+def rolled(views, axis: int):
+    return views._replace(k_scale=views.k_scale.roll(1, axis), v_scale=views.v_scale.roll(1, axis))
+
+
+@pytest.mark.parametrize(("kv_format", "mutate"), MUTANTS.values(), ids=MUTANTS)
+def test_wrong_scales_give_wrong_attention(monkeypatch, tmp_path, kv_format, mutate):
+    server = serve(monkeypatch, setup_of(monkeypatch, tmp_path, kv_format), attention=dense_attention)
+    for requests in (STEPS["decode"], STEPS["with context"]):
+        step, views = make_step(server, requests), server.impl.views
+        assert_close(run(server, step), step.expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.impl, "views", lambda cache, views=views: mutate(views(cache)))
+            with pytest.raises(AssertionError):
+                assert_close(run(server, step), step.expected)
+
+
 def test_padding_is_zero(monkeypatch):
     server = serve(monkeypatch, Setup(kv_dtype="fp8"), attention=dense_attention)
     step = make_step(server, [(1, 33), (30, 60)], padded_tokens=40, padded_requests=6)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.attention.backends import utils as backend_utils
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.worker.gpu import attn_utils
@@ -27,6 +28,7 @@ def allocate(config: VllmConfig) -> tuple[dict[str, LayerCache], int]:
 
     Returns the cache of each layer, and vLLM's capacity in tokens.
     """
+    current_platform.update_block_size_for_backend(config)
     device, specs = torch.device("cpu"), attn_utils.get_kv_cache_spec(config)
     plan = make_plan(config, specs)
     by_cache_group, _, pages = attn_utils.init_attn_backend(plan, config, device)

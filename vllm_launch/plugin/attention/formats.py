@@ -24,7 +24,7 @@ SCALE_BYTES = torch.float32.itemsize
 
 
 class Views(NamedTuple):
-    """K and V of a cache, [pages, kv_heads, page, head_dim], and their scales if the pages hold them, without head_dim."""
+    """K and V of a cache, [pages, kv_heads, page, head_dim], and the scales in its pages, without head_dim, if any."""
 
     k: torch.Tensor
     v: torch.Tensor

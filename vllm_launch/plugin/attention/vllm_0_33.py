@@ -1,4 +1,4 @@
-"""The backend for vLLM 0.33: the layout of the KV cache is one of an enumeration, its lines are sized by their bytes."""
+"""The backend for vLLM 0.33: the layout of the KV cache is one of an enumeration, a line has a size in bytes."""
 
 from dataclasses import replace
 
