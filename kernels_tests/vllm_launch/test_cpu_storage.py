@@ -26,7 +26,7 @@ def config(served, monkeypatch):
     """A function that makes a vLLM config of the served model, and sets the plugin's variables."""
     cpu_storage._read_scales.cache_clear()
 
-    def made(cache_dtype="fp8", dtype=torch.bfloat16, page=128, kv_format="", kv_scales=""):
+    def make(cache_dtype="fp8", dtype=torch.bfloat16, page=128, kv_format="", kv_scales=""):
         monkeypatch.setenv(KV_FORMAT, kv_format)
         monkeypatch.setenv(KV_SCALES, str(kv_scales))
         text = SimpleNamespace(num_hidden_layers=1, num_key_value_heads=2)
@@ -36,7 +36,7 @@ def config(served, monkeypatch):
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
         )
 
-    return made
+    return make
 
 
 @pytest.mark.parametrize(

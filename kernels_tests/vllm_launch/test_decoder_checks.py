@@ -99,8 +99,8 @@ def test_static_int8_needs_scales_for_int8(
     path = profile_file("extends: int8-static\nkv_scales: scales.safetensors\n")
     (problem,) = preflight.problems(plan_with(path, machine, version), tmp_path)
     assert problem.kind == "scales" and "e4m3" in problem.message and "--kv-format int8" in problem.remedy
-    other = model_folder(name="other", rope_theta=7.0)
-    (problem,) = preflight.problems(plan_with(profile_file(STATIC), machine, version, folder=other), tmp_path)
+    foreign = model_folder(name="other", rope_theta=7.0)
+    (problem,) = preflight.problems(plan_with(profile_file(STATIC), machine, version, folder=foreign), tmp_path)
     assert problem.kind == "scales" and str(int8_scale_file.path) in problem.message
 
 
