@@ -118,13 +118,18 @@ def check_selection() -> str:
             reasons[name] = str(error).partition("Reason: ")[2]
         assert reasons.get(name), name
     platform = type(current_platform)
-    platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(12, 0))
-    try:
-        select()
-    except ValueError as error:
-        reasons["SM120"] = str(error).partition("Reason: ")[2]
+    for name, capability in (("SM75", (7, 5)), ("SM120", (12, 0))):
+        capability = DeviceCapability(*capability)
+        platform.get_device_capability = classmethod(lambda cls, device_id=0, made=capability: made)
+        try:
+            select()
+        except ValueError as error:
+            reasons[name] = str(error).partition("Reason: ")[2]
+    assert "FA2" in reasons["SM75"] and "fp8-sinks certify" in reasons["SM120"]
+    os.environ[contract.CERTIFYING] = "1"
+    assert select().endswith(".SinkBackend")
+    del os.environ[contract.CERTIFYING]
     platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(9, 0))
-    assert "FlashAttention 3" in reasons["SM120"]
     return f"refused: {reasons}"
 
 
