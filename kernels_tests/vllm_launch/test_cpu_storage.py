@@ -99,6 +99,15 @@ def test_int8_is_widened_where_fp8_is_read_natively(config, monkeypatch, kv_cach
     assert classes == ((WideningCpuImpl, WideningBuilder) if is_widened else native)
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", INT8])
+def test_an_unknown_format_is_refused(config, monkeypatch, kv_cache_dtype):
+    server = config(kv_cache_dtype, kv_format="int4")
+    monkeypatch.setattr(cpu_cache, "get_current_vllm_config", lambda: server)
+    for choose in (lambda: storage_of(kv_cache_dtype, server), RoundingCpuBackend.get_impl_cls):
+        with pytest.raises(ValueError, match="int4: expected e4m3 or int8"):
+            choose()
+
+
 @pytest.mark.parametrize("backend", [RoundingCpuBackend, WideningCpuBackend])
 @pytest.mark.parametrize("kind", [FullAttentionSpec, SlidingWindowSpec])
 def test_a_page_of_int8_has_room_for_its_scales(backend, kind):

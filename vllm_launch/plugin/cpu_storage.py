@@ -51,9 +51,11 @@ def storage_of(kv_cache_dtype: str, config: VllmConfig) -> "Storage | None":
 
 
 def is_int8(kv_cache_dtype: str) -> bool:
-    """Whether a KV cache of this dtype stores int8 in this process."""
-    is_static = kv_cache_dtype in FP8_DTYPES and os.environ.get(contract.KV_FORMAT) == "int8"
-    return is_static or kv_cache_dtype == contract.INT8
+    """Whether a KV cache of this dtype stores int8 in this process. Raises ValueError for an unknown KV_FORMAT."""
+    stored = os.environ.get(contract.KV_FORMAT) or "e4m3"
+    if stored not in contract.KV_FORMATS:
+        raise ValueError(f"{contract.KV_FORMAT}={stored}: expected {' or '.join(contract.KV_FORMATS)}")
+    return kv_cache_dtype == contract.INT8 or (kv_cache_dtype in FP8_DTYPES and stored == "int8")
 
 
 def _static_scales(config: VllmConfig) -> tuple[HeadScales, ...]:
