@@ -6,6 +6,7 @@ from typing import NamedTuple
 from bench.accuracy.gate_words import FIGURES, times
 from bench.accuracy.result import AccuracyRow
 from bench.accuracy.tables import shown_profile
+from bench.accuracy.verdicts import RelativeGate
 from bench.report import markdown as md
 from vllm_launch.model import Model
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
@@ -34,7 +35,7 @@ SIZES = {
 def table(rows: Sequence[AccuracyRow], model: Model, speed: Callable[[AccuracyRow], str] = lambda row: "") -> list[str]:
     """A row for each profile with log-probabilities; no block for fewer than two. speed: over the base's, or ""."""
     scored = [row for row in rows if row.accuracy]
-    headers = ["profile", "KV format", *(FIGURES[name] for name in SHOWN), "over", "bytes a token", "decode speed"]
+    headers = ["profile", "KV format", *(FIGURES[name] for name in SHOWN), "ratio", "bytes a token", "decode speed"]
     lines = [[*_cells(row, model), speed(row)] for row in scored]
     return [md.table(headers, lines), NOTE] if len(scored) > 1 else []
 
@@ -57,12 +58,16 @@ def _cells(row: AccuracyRow, model: Model) -> list[str]:
     record, resolved = row.accuracy, row.resolved
     agreement = getattr(record, record.main_path)
     size = bytes_per_token(model, resolved) if resolved else None
-    ratios = record.relative.ratios if record.relative else []
-    over = [f"{FIGURES[each.figure]} {times(each, each.value)} {record.relative.to}" for each in ratios]
     return [
         md.text(shown_profile(row)),
         md.text(kv_format(resolved)) if resolved else "not known",
         *(md.text(f"{getattr(agreement, name).value:.3g}") for name in SHOWN),
-        md.text(", ".join(over)) or "-",
+        md.verdict(_ratios(record.relative)) if record.relative else "-",
         f"{size:,}" if size else "-",
     ]
+
+
+def _ratios(gate: RelativeGate) -> str:
+    """Such as `passed, KL 0.08x fp8, mean |Δ log p| 0.2x fp8`."""
+    ratios = [f"{FIGURES[each.figure]} {times(each, each.value)} {gate.to}" for each in gate.ratios]
+    return ", ".join([gate.status, *ratios])

@@ -30,6 +30,8 @@ VARIABLES = {"FP8_SINKS_DECODER", "FP8_SINKS_KV_SCALES", "FP8_SINKS_RECORD"}
         ("fp8", H200, None, "lowp"),
         ("fp8", H200, "flashinfer", "lowp"),
         ("fp8-skip-sliding", H200, None, "lowp"),
+        ("bf16-lowp", H200, None, "lowp"),
+        ("bf16-lowp", RTX, None, "stock"),
         ("fp8-stock", H200, "lowp", "stock"),
         *(("fp8", machine, None, "stock") for machine in (RTX, B200)),
         *(("fp8", RTX, winner, winner) for winner in ("lowp", "flashinfer", "stock")),
