@@ -8,10 +8,10 @@ import torch
 
 from kernels_tests.lowp.cache_writes import cases, problems, saturated
 from lowp.cache_write import cache_write, rope_cache_write
-from lowp.cache_write.cases import Case, build
+from lowp.cache_write.cases import SCALES_IN_PAGE, Case, build
 from lowp.formats import FORMATS, quantize
 from lowp.jit.launcher import captured
-from lowp.paged.layouts import as_bits
+from lowp.paged.layouts import as_bits, in_nhd
 from lowp.paged.memory import canonical, moved
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -34,6 +34,51 @@ def check(arguments, **options):
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: "-".join(map(str, dataclasses.astuple(case))))
 def test_every_byte(case, device):
     check(build(case, device))
+
+
+# Of a row of bf16, the scale and the first codes that it must get.
+SUBNORMAL = 2.0**-133
+EDGES = {
+    "zeros": ([0.0, -0.0], 1.0, [0, 0]),
+    "ties": ([127.0, 0.5, 1.5, -2.5, 126.5], 1.0, [127, 0, 2, -2, 126]),
+    "NaN": ([math.nan, 127.0, -64.0], 1.0, [0, 127, -64]),
+    "NaN alone": ([math.nan, 0.0], 1.0, [0, 0]),
+    "infinities": ([math.inf, -math.inf, 254.0, 3.0], 2.0, [127, -127, 127, 2]),
+    "infinities alone": ([math.inf, -math.inf, 0.0], 1.0, [127, -127, 0]),
+    "largest": ([FORMATS["bf16"].largest, 0.0], FORMATS["bf16"].largest / 127, [127, 0]),
+    "negative": ([-FORMATS["bf16"].largest, 0.0], FORMATS["bf16"].largest / 127, [-127, 0]),
+    "subnormal": ([SUBNORMAL, -SUBNORMAL * 127], 2.0**-126, [0, -1]),
+    "smallest scale": ([2.0**-120, 2.0**-126, 2.0**-127], 2.0**-126, [64, 1, 0]),
+}
+
+
+@on_each_device
+@pytest.mark.parametrize("edge", EDGES)
+def test_the_computed_scale_of_a_row(edge, device):
+    """In one row of K; the other rows of the call are ones."""
+    row, scale, codes = EDGES[edge]
+    arguments = build(Case(kv_format="int8", granularity="token_head", skipped=0.0))
+    for name in ("k", "v"):
+        arguments[name].fill_(1.0)
+    arguments["k"][7, 1] = 0.0
+    arguments["k"][7, 1, -len(row) :] = torch.tensor(row)
+    arguments = moved(arguments, device)
+    counts = torch.zeros(2, dtype=torch.int64, device=device)
+    check(arguments, saturated=counts)
+    slot = int(arguments["slot_mapping"][7])
+    page, slot = slot // 16, slot % 16
+    assert arguments["k_scale"][page, 1, slot].item() == torch.tensor(scale).item()
+    assert arguments["k_cache"][page, 1, slot, -len(row) :].tolist() == codes
+    assert arguments["k_cache"][page, 0, slot].tolist() == [127] * 64
+    assert counts.tolist() == [sum(map(math.isinf, row)), 0]
+
+
+def test_a_single_slot_gets_its_scale():
+    """Scales of one element are computed where the cache has one slot and head."""
+    arguments = build(Case(1, 1, 0.0, 1, 1, kv_heads=1, kv_format="int8", granularity="token_head", head_dim=16))
+    arguments["k"].fill_(254.0)
+    check(arguments)
+    assert arguments["k_scale"].item() == 2.0
 
 
 HEAD_SCALES = [(1.0,), (0.37,), (1.0, 2.0**-9, 1.125, 7.0, 0.1, 1e-3, 448.0, 3.3)]
@@ -62,7 +107,16 @@ def test_every_input_pattern(kv_format, inputs, head_scales, device):
 
 
 @on_each_device
-@pytest.mark.parametrize("case", [Case(), Case(kv_format="int8", granularity="head"), Case(kv_format="fp16")])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(),
+        Case(kv_format="int8", granularity="head"),
+        Case(kv_format="int8", granularity="channel", v_granularity="head"),
+        Case(kv_format="int8", granularity="token_head"),
+        Case(kv_format="fp16"),
+    ],
+)
 @pytest.mark.parametrize("layout", ["HND", "interleaved"])
 def test_saturated_values_are_counted(case, layout, device):
     arguments = build(dataclasses.replace(case, layout=layout), device)
@@ -91,6 +145,19 @@ def test_slots_and_rows_that_are_left_alone(device):
     check(build(Case(slots=0), device))
     check(build(Case(tokens=50, slots=3, rope="table"), device))
     check(build(Case(skipped=1.0, rope="inputs", kv_format="bf16"), device))
+    int8 = Case(kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE)
+    check(build(dataclasses.replace(int8, skipped=1.0), device))
+    check(build(dataclasses.replace(int8, tokens=50, slots=3, rope="table"), device))
+
+
+@on_each_device
+def test_a_repeated_write_changes_nothing(device):
+    """Scales that were written before are not read."""
+    arguments = build(Case(kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE), device)
+    write(arguments)
+    check(arguments)
+    arguments["k_scale"].fill_(math.nan)
+    check(arguments)
 
 
 @on_each_device
@@ -164,6 +231,45 @@ def test_mutants_are_noticed(mutant, layout, rope, device):
     assert bool(problems(before, arguments)) == (mutant != "none")
 
 
+def neighbours_scales(arguments):
+    """Write, and give each token the scale of the one before it in the call."""
+    write(arguments)
+    slots = arguments["slot_mapping"][arguments["slot_mapping"] >= 0]
+    page, slot = slots // 16, slots % 16
+    for name in ("k_scale", "v_scale"):
+        scales = in_nhd(arguments[name], arguments["layout"])
+        scales[page, slot] = scales[page, slot].roll(1, 0)
+
+
+SCALE_MUTANTS = {
+    "none": ("token_head", write),
+    "scale of the neighbour token": ("token_head", neighbours_scales),
+    "scale of the neighbour head": (
+        "token_head",
+        lambda a: write(a | {name: a[name].flip(a["layout"].index("H")) for name in ("k_scale", "v_scale")}),
+    ),
+    "K and V scales swapped": ("token_head", lambda a: write(a | {"k_scale": a["v_scale"], "v_scale": a["k_scale"]})),
+    "scale per head for per channel": ("channel", lambda a: write(a | {"k_scale": a["k_scale"].amax(1)})),
+    "channel of the neighbour": ("channel", lambda a: write(a | {"k_scale": a["k_scale"].roll(1, 1)})),
+    "channels of the neighbour head": ("channel", lambda a: write(a | {"k_scale": a["k_scale"].roll(1, 0)})),
+}
+
+
+@pytest.mark.parametrize("mutant", SCALE_MUTANTS)
+@pytest.mark.parametrize("layout", ["NHD", "interleaved", SCALES_IN_PAGE])
+@pytest.mark.parametrize("rope", ["", "table"])
+def test_mutants_of_int8_scales_are_noticed(mutant, layout, rope):
+    granularity, mutate = SCALE_MUTANTS[mutant]
+    if granularity == "channel" and layout == SCALES_IN_PAGE:
+        layout = "HND"
+    case = Case(kv_format="int8", granularity=granularity, v_granularity="head", layout=layout, rope=rope)
+    case = dataclasses.replace(case, v_granularity=None) if granularity == "token_head" else case
+    arguments = build(case)
+    before = moved(arguments, "cpu")
+    mutate(arguments)
+    assert bool(problems(before, arguments)) == (mutant != "none")
+
+
 # ---- on a GPU alone
 
 
@@ -190,8 +296,46 @@ def test_quotients_are_rounded_as_by_a_division(kv_format, inputs):
 
 
 @pytest.mark.gpu
-def test_slots_and_positions_out_of_range_touch_no_other_memory():
-    arguments = build(Case(rope="table"), "cuda")
+@pytest.mark.parametrize("inputs", ["bf16", "fp16"])
+@pytest.mark.parametrize("granularity", ["channel", "token_head"])
+def test_int8_quotients_of_many_scales(inputs, granularity):
+    """All inputs with scales over the whole range: as K per channel, or of rows of 64 with random largest values."""
+    random = torch.Generator().manual_seed(0)
+    patterns = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(FORMATS[inputs].dtype)
+    for seed in range(8):
+        k = patterns[torch.randperm(2**16, generator=random)].view(128, 8, 64)
+        arguments = build(
+            Case(
+                128,
+                128,
+                0.0,
+                kv_heads=8,
+                kv_format="int8",
+                inputs=inputs,
+                granularity=granularity,
+                v_granularity="head" if granularity == "channel" else None,
+                seed=seed,
+            )
+        )
+        arguments["k"], arguments["v"] = k, k.flip(0).contiguous()
+        if granularity == "channel":
+            exponents = torch.randint(-125, 127, (8, 64), generator=random)
+            arguments["k_scale"] = torch.ldexp(1 + torch.rand(8, 64, generator=random), exponents)
+        check(moved(arguments, "cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(rope="table"),
+        Case(rope="table", kv_format="int8", granularity="token_head"),
+        Case(rope="table", kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE),
+    ],
+    ids=["e4m3", "int8 computed", "int8 computed in the page"],
+)
+def test_slots_and_positions_out_of_range_touch_no_other_memory(case):
+    arguments = build(case, "cuda")
     slots, positions = arguments["slot_mapping"], arguments["positions"]
     slots[3:6] = torch.tensor([9 * 16, 2**40, -(2**40)])
     positions[7:9] = torch.tensor([2**40, -1])
@@ -206,8 +350,17 @@ def test_slots_and_positions_out_of_range_touch_no_other_memory():
 @pytest.mark.gpu
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("rope", ["", "inputs"])
-def test_a_graph_sees_other_values_slots_and_scales(overlap, rope):
-    case = Case(granularity="head", rope=rope, layout="interleaved")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(granularity="head", layout="interleaved"),
+        Case(kv_format="int8", granularity="channel", v_granularity="head", layout="interleaved"),
+        Case(kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE),
+    ],
+    ids=["e4m3", "int8 static", "int8 computed"],
+)
+def test_a_graph_sees_other_values_slots_and_scales(overlap, rope, case):
+    case = dataclasses.replace(case, rope=rope)
     arguments = build(case, "cuda")
     graph = captured(lambda: write(arguments, overlap=overlap))
     for seed in (1, 2):

@@ -63,9 +63,9 @@ def test_the_kernel_that_reads_an_fp8_cache_on_a_cpu(name, attention):
 
 
 def test_an_fp8_cache_on_a_cpu_without_a_logged_reader_is_a_mismatch():
-    text = without(log("cpu-0.32.0-fp8"), "attention reads the FP8 cache")
+    text = without(log("cpu-0.32.0-fp8"), "attention reads the e4m3 cache")
     (difference,) = mismatches(read(text, "0.32.0"), ["CPU_ATTN"], "fp8", [])
-    assert difference.setting == "CPU attention over the FP8 cache"
+    assert difference.setting == "CPU attention over the KV cache"
 
 
 def test_settings_of_older_results_are_still_read():
@@ -207,7 +207,7 @@ def test_skipped_layers_are_checked():
 def test_a_truncating_cache_writer_is_a_mismatch():
     resolved = read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0")
     settings = [difference.setting for difference in mismatches(resolved, ["CPU_ATTN"], "fp8", [])]
-    assert settings == ["CPU cache writer", "CPU attention over the FP8 cache"]
+    assert settings == ["CPU cache writer", "CPU attention over the KV cache"]
 
 
 def test_canonical_kv_dtype():

@@ -25,6 +25,8 @@ def variant_of(call: Call) -> Variant:
 
 def run(call: Call) -> None:
     """Launch the kernel for a checked call."""
+    if call.computed_scales or call.channel_scales:
+        raise NotImplementedError("scales per token or per channel; this kernel has them on a CPU")
     device = device_of(call.k.device)
     variant = variant_of(call)
     ctas = -(-call.tokens * variant.token_threads // build.THREADS)
