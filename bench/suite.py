@@ -166,13 +166,13 @@ class SinkBounds(Strict):
 
 
 class RelativeBounds(Strict):
-    """Bounds on a profile's decode figures over those of profile `to`, in the same run; None: not judged.
+    """Bounds on a profile's decode figures over those of another profile, in the same run; None: not judged.
 
     One figure within its bound passes. A figure is judged where the noise, the reference scored again in another
-    order, is under max_noise times that of `to`.
+    order, is under max_noise times that profile's.
     """
 
-    to: str
+    profile: str
     kl: Positive | None = None
     mean_abs_delta: Positive | None = None
     max_noise: Positive = 0.1
@@ -218,7 +218,7 @@ class Suite(Strict):
     def check_thresholds(self, profiles: Iterable[Profile]) -> None:
         """Raise Problem("suite") for thresholds of or to what is no shipped profile and in no lineage of `profiles`."""
         known = {*profile_names(), *(name for profile in profiles for name in profile.lineage)}
-        compared = {entry.relative.to for entry in self.thresholds.values() if entry.relative}
+        compared = {entry.relative.profile for entry in self.thresholds.values() if entry.relative}
         if unknown := sorted(({*self.thresholds} | compared) - known):
             message = f"suite {self.name} has thresholds of or to {unknown[0]}, which is no profile of this run"
             raise Problem("suite", message, f"known: {', '.join(sorted(known))}")

@@ -69,5 +69,5 @@ def _cells(row: AccuracyRow, model: Model) -> list[str]:
 
 def _ratios(gate: RelativeGate) -> str:
     """Such as `passed, KL 0.08x fp8, mean |Δ log p| 0.2x fp8`."""
-    ratios = [f"{FIGURES[each.figure]} {times(each, each.value)} {gate.to}" for each in gate.ratios]
+    ratios = [f"{FIGURES[each.figure]} {times(each, each.value)} {gate.profile}" for each in gate.ratios]
     return ", ".join([gate.status, *ratios])

@@ -77,9 +77,9 @@ def relative_words(gate: RelativeGate) -> str:
         + (f", undecided from {each.max_noise:g}x)" if each.status == "undecided" else ")")
         for each in gate.ratios
     )
-    return f"decode over {gate.to}, {gate.status}: {gate.reason or '; '.join(ratios)}"
+    return f"decode over {gate.profile}, {gate.status}: {gate.reason or '; '.join(ratios)}"
 
 
 def times(ratio: Ratio, value: float) -> str:
     """A figure over that of the other profile, such as `0.08x`; `-` over nothing."""
-    return f"{value / ratio.other:.2g}x" if ratio.other > 0 else "-"
+    return f"{value / ratio.yardstick:.2g}x" if ratio.yardstick > 0 else "-"

@@ -66,14 +66,14 @@ def judge(
 
 
 def judge_relative(
-    bounds: RelativeBounds, reference: Answers, repeated: Answers, other: Answers, candidate: Answers
+    bounds: RelativeBounds, reference: Answers, repeated: Answers, yardstick: Answers, candidate: Answers
 ) -> RelativeGate:
-    """Hold a profile's distance from the reference in decode against that of profile `bounds.to`.
+    """Hold a profile's distance from the reference in decode against that of the profile of the bounds.
 
-    repeated: the reference's second answers, in another order: the noise. other: the answers of `bounds.to`. All four
-    are of the same texts, or nothing is judged.
+    repeated: the reference's second answers, in another order: the noise. yardstick: the answers of the profile of the
+    bounds. All four are of the same texts, or nothing is judged.
     """
-    compared = {"value": candidate, "other": other, "noise": repeated}
+    compared = {"value": candidate, "yardstick": yardstick, "noise": repeated}
     if any(_contexts(answers) != _contexts(reference) for answers in compared.values()):
         return not_judged(bounds, "not all answers are of the same texts")
     distances = {name: _agreement(reference, each, "decode") for name, each in compared.items()}
@@ -85,11 +85,11 @@ def judge_relative(
         limits = {"bound": bound, "max_noise": bounds.max_noise}
         ratios.append(Ratio(figure=figure, **values, **limits, status=ratio_status(**values, **limits)))
     status = relative_status([ratio.status for ratio in ratios])
-    return RelativeGate(to=bounds.to, status=status, reason=None, ratios=ratios)
+    return RelativeGate(profile=bounds.profile, status=status, reason=None, ratios=ratios)
 
 
 def not_judged(bounds: RelativeBounds, reason: str) -> RelativeGate:
-    return RelativeGate(to=bounds.to, status="not judged", reason=reason, ratios=[])
+    return RelativeGate(profile=bounds.profile, status="not judged", reason=reason, ratios=[])
 
 
 def _contexts(answers: Answers) -> list[int]:

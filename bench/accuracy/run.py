@@ -219,7 +219,7 @@ def record(run: Run, entry: Entry) -> AccuracyRecord | None:
 def _compared(run: Run, entry: Entry) -> list[Entry]:
     """The profile of the run that an entry's relative gate names; none without such a gate or profile."""
     bounds = entry.thresholds.relative
-    return [each for each in run.in_order() if bounds and each.name == bounds.to]
+    return [each for each in run.in_order() if bounds and each.name == bounds.profile]
 
 
 def _relative(run: Run, entry: Entry, reference: Answers, candidate: Answers) -> RelativeGate | None:
@@ -228,7 +228,7 @@ def _relative(run: Run, entry: Entry, reference: Answers, candidate: Answers) ->
     if bounds is None:
         return None
     if not (compared := _compared(run, entry)):
-        return not_judged(bounds, f"{bounds.to} is not in this run")
+        return not_judged(bounds, f"{bounds.profile} is not in this run")
     decoders = {each.name: row_settings(each)["decoder"] for each in (run.reference, *compared, entry)}
     if len({*decoders.values()}) > 1:
         return not_judged(bounds, "decoders differ: " + ", ".join(f"{name} {each}" for name, each in decoders.items()))

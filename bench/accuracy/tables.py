@@ -69,7 +69,7 @@ def answers(row: AccuracyRow, base: AccuracyRow) -> str | None:
     if record.sinks and record.sinks.status in ("FAILED", "not run"):
         parts.append(f"sinks {record.sinks.status}")
     if record.relative and record.relative.status == "not judged":
-        parts.append(f"over {record.relative.to} not judged")
+        parts.append(f"over {record.relative.profile} not judged")
     mean = getattr(record, record.main_path).mean_abs_delta.value
     parts.append(f"mean |Δ log p| {mean:.3f}" + ("" if record.decode else " in prefill"))
     return ", ".join([*parts, *([f"judged after the run, {record.judged_at:%Y-%m-%d}"] if record.judged_at else [])])
@@ -139,7 +139,7 @@ def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
     if (record := row.accuracy) and record.sinks and record.sinks.status == "not run":
         parts.append(f"sink check ({record.sinks.reason})")
     if record and record.relative and record.relative.reason:
-        parts.append(f"gate over {record.relative.to} ({record.relative.reason})")
+        parts.append(f"gate over {record.relative.profile} ({record.relative.reason})")
     return [f"{row.profile}: {', '.join(parts)}"] if parts else []
 
 

@@ -43,11 +43,11 @@ def sink_status(distances: dict[str, float], bound: float | None, factor: float 
     return "FAILED" if False in passed else "not judged" if None in passed else "passed"
 
 
-def ratio_status(value: float, other: float, noise: float, bound: float, max_noise: float) -> RatioStatus:
-    """Passed if `value` is at most `bound` times `other`; undecided unless `noise` is under max_noise times `other`."""
-    if other <= 0 or noise >= max_noise * other:
+def ratio_status(value: float, yardstick: float, noise: float, bound: float, max_noise: float) -> RatioStatus:
+    """Passed if `value` is at most bound times `yardstick`; undecided unless `noise` is under max_noise times it."""
+    if yardstick <= 0 or noise >= max_noise * yardstick:
         return "undecided"
-    return "passed" if value <= bound * other else "FAILED"
+    return "passed" if value <= bound * yardstick else "FAILED"
 
 
 def relative_status(statuses: Sequence[RatioStatus]) -> RatioStatus:
@@ -194,7 +194,7 @@ class Ratio(Strict):
 
     figure: RatioFigure
     value: float
-    other: float
+    yardstick: float
     noise: float
     bound: Positive
     max_noise: Positive
@@ -202,17 +202,17 @@ class Ratio(Strict):
 
     @model_validator(mode="after")
     def _status_by_its_figures(self):
-        status = ratio_status(self.value, self.other, self.noise, self.bound, self.max_noise)
+        status = ratio_status(self.value, self.yardstick, self.noise, self.bound, self.max_noise)
         if self.status != status:
-            against = f"{self.figure} {self.value:g} over {self.other:g} with the noise {self.noise:g}"
+            against = f"{self.figure} {self.value:g} over {self.yardstick:g} with the noise {self.noise:g}"
             raise ValueError(f"status is {self.status}, but {against} makes it {status}")
         return self
 
 
 class RelativeGate(Strict):
-    """A profile's decode figures over those of profile `to`. reason: why there are none."""
+    """A profile's decode figures over those of `profile`. reason: why there are none."""
 
-    to: str
+    profile: str
     status: RelativeStatus
     reason: str | None
     ratios: list[Ratio]

@@ -138,12 +138,12 @@ NOT_RUN = a_sink_check(
 )
 
 
-def a_relative_gate(value=0.02, other=0.1, noise=0.001) -> RelativeGate:
+def a_relative_gate(value=0.02, yardstick=0.1, noise=0.001) -> RelativeGate:
     """Over profile fp8, by the mean |Δ log p| alone."""
-    figures = {"value": value, "other": other, "noise": noise, "bound": 0.25, "max_noise": 0.1}
+    figures = {"value": value, "yardstick": yardstick, "noise": noise, "bound": 0.25, "max_noise": 0.1}
     status = ratio_status(**figures)
     ratio = Ratio(figure="mean_abs_delta", **figures, status=status)
-    return RelativeGate(to="fp8", status=status, reason=None, ratios=[ratio])
+    return RelativeGate(profile="fp8", status=status, reason=None, ratios=[ratio])
 
 
 def a_record(delta=0.1, bound: float | None = 0.125, contexts=(128, 1024, 3960), **changes) -> AccuracyRecord:

@@ -16,17 +16,17 @@ from kernels_tests.bench.accuracy.test_judge import answers, changed, shifted
 from kernels_tests.bench.conftest import rows
 
 NO_BOUNDS = Thresholds()
-BOUNDS = RelativeBounds(to="fp8", mean_abs_delta=0.25)
+BOUNDS = RelativeBounds(profile="fp8", mean_abs_delta=0.25)
 
 
-def gate(mine: float, other: float, noise: float, bounds=BOUNDS) -> RelativeGate:
-    """The gate of a profile `mine` nats off, where profile fp8 is `other` nats off, and the reference `noise`."""
+def gate(mine: float, yardstick: float, noise: float, bounds=BOUNDS) -> RelativeGate:
+    """The gate of a profile `mine` nats off, where profile fp8 is `yardstick` nats off, and the reference `noise`."""
     reference = answers((128,))
-    return judge_relative(bounds, reference, *(changed(reference, shifted(nats)) for nats in (noise, other, mine)))
+    return judge_relative(bounds, reference, *(changed(reference, shifted(nats)) for nats in (noise, yardstick, mine)))
 
 
 @pytest.mark.parametrize(
-    ("mine", "other", "noise", "expected"),
+    ("mine", "yardstick", "noise", "expected"),
     [
         (0.020, 0.1, 0.005, "passed"),
         (0.030, 0.1, 0.005, "FAILED"),
@@ -36,16 +36,16 @@ def gate(mine: float, other: float, noise: float, bounds=BOUNDS) -> RelativeGate
         (0.0, 0.0, 0.0, "undecided"),
     ],
 )
-def test_figures_that_pass_fail_and_are_undecided(mine, other, noise, expected):
-    relative = gate(mine, other, noise)
+def test_figures_that_pass_fail_and_are_undecided(mine, yardstick, noise, expected):
+    relative = gate(mine, yardstick, noise)
     (ratio,) = relative.ratios
-    assert (relative.to, relative.status, ratio.status) == ("fp8", expected, expected)
-    assert (ratio.value, ratio.other, ratio.noise) == pytest.approx((mine, other, noise), abs=1e-12)
+    assert (relative.profile, relative.status, ratio.status) == ("fp8", expected, expected)
+    assert (ratio.value, ratio.yardstick, ratio.noise) == pytest.approx((mine, yardstick, noise), abs=1e-12)
     assert (ratio.figure, ratio.bound, ratio.max_noise) == ("mean_abs_delta", 0.25, 0.1)
 
 
 @pytest.mark.parametrize(
-    ("value", "other", "noise", "expected"),
+    ("value", "yardstick", "noise", "expected"),
     [
         (25.0, 100.0, 9.9, "passed"),
         (25.1, 100.0, 9.9, "FAILED"),
@@ -54,8 +54,8 @@ def test_figures_that_pass_fail_and_are_undecided(mine, other, noise, expected):
         (-1e-9, 100.0, -1e-9, "passed"),
     ],
 )
-def test_the_edges_of_a_ratio(value, other, noise, expected):
-    assert ratio_status(value, other, noise, 0.25, 0.1) == expected
+def test_the_edges_of_a_ratio(value, yardstick, noise, expected):
+    assert ratio_status(value, yardstick, noise, 0.25, 0.1) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_edges_of_a_ratio(value, other, noise, expected):
         ([], "undecided"),
     ],
 )
-def test_one_ratio_within_its_bound_passes(statuses, expected):
+def test_a_single_ratio_within_its_bound_passes(statuses, expected):
     assert relative_status(statuses) == expected
 
 
@@ -91,14 +91,14 @@ def test_the_verdict_of_a_record_counts_its_relative_gate():
         record = judged(gate(nats, 0.1, noise), nats, bounds)
         assert record.passed is expected and bool(failures(record)) is (expected is False)
     assert judged(gate(0.02, 0.1, 0.001), 0.02).passed is True, "no other gate is needed"
-    not_scored = RelativeGate(to="fp8", status="not judged", reason="fp8 is not in this run", ratios=[])
+    not_scored = RelativeGate(profile="fp8", status="not judged", reason="fp8 is not in this run", ratios=[])
     assert judged(not_scored, 0.02, bounds).passed is True and judged(not_scored, 0.02).passed is None
 
 
-@pytest.mark.parametrize("field", ["value", "other", "noise", "bound", "max_noise", "status"])
+@pytest.mark.parametrize("field", ["value", "yardstick", "noise", "bound", "max_noise", "status"])
 def test_a_ratio_that_its_figures_contradict_is_refused(field):
     (ratio,) = gate(0.020, 0.1, 0.005).ratios
-    worse = {"value": 0.5, "other": 0.01, "noise": 0.05, "bound": 0.01, "max_noise": 0.01, "status": "FAILED"}
+    worse = {"value": 0.5, "yardstick": 0.01, "noise": 0.05, "bound": 0.01, "max_noise": 0.01, "status": "FAILED"}
     with pytest.raises(ValueError, match="makes it"):
         Ratio(**ratio.model_dump() | {field: worse[field]})
 
@@ -142,7 +142,7 @@ def test_the_gate_in_words():
 SUITE = """extends: default
 grid: {prompt: [64], output: [2], runs: 1}
 texts: {source: heldout, contexts: [{context: 16, texts: 8, tokens: 4}, {context: 64, texts: 8, tokens: 4}]}
-thresholds: {mine: {relative: {to: fp8, kl: BOUND, mean_abs_delta: BOUND}}}
+thresholds: {mine: {relative: {profile: fp8, kl: BOUND, mean_abs_delta: BOUND}}}
 """
 
 
@@ -197,11 +197,11 @@ def measure(bench, small, scores, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "serving"])
-def test_a_run_judges_a_profile_over_the_named_one(measure, scores, kind):
+def test_a_run_judges_a_profile_over_that_of_its_bounds(measure, scores, kind):
     relative = measure("other", "mine", "fp8", kind=kind).relative
     assert relative.status == "passed"
     mean = next(ratio for ratio in relative.ratios if ratio.figure == "mean_abs_delta")
-    assert (mean.value, mean.other, mean.noise) == pytest.approx((0.02, 0.1, 0.001))
+    assert (mean.value, mean.yardstick, mean.noise) == pytest.approx((0.02, 0.1, 0.001))
     first, repeated = scores.contexts("baseline")
     assert first == [16] * 8 + [64] * 8 and repeated == first[::-1], "every text again, in another order"
     assert [len(scores.contexts(name)) for name in ("fp8", "mine", "other")] == [1, 1, 1]

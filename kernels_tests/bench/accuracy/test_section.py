@@ -18,7 +18,7 @@ from kernels_tests.bench.samples import NOT_RUN, a_match, a_record, a_relative_g
 LATER = datetime(2026, 7, 9, 8, 0, tzinfo=UTC)
 MEAN = "mean |Δ log p|"
 MISSED, UNDECIDED = a_relative_gate(0.1, 0.3), a_relative_gate(0.1, 0.3, noise=0.2)
-NOT_JUDGED = RelativeGate(to="fp8", status="not judged", reason="fp8 is not in this run", ratios=[])
+NOT_JUDGED = RelativeGate(profile="fp8", status="not judged", reason="fp8 is not in this run", ratios=[])
 
 
 def rows(**of_fp8):
