@@ -69,7 +69,7 @@ def check_scales(plan: Plan) -> None:
         if is_static_int8:
             message = "KV format int8-static needs `kv_scales`, a scale file for int8"
             make = "fp8-sinks scales calibrate MODEL --kv-format int8 --text FILE --out FILE.safetensors"
-            remedy = f"{make}; and write a profile with `extends: {plan.profile}` and `kv_scales: FILE.safetensors`"
+            remedy = f"make one: {make}; and add `kv_scales: FILE.safetensors` to the profile"
             raise Problem("profile", message, remedy)
         return
     if not plan.kv_cache_dtype.startswith("fp8"):

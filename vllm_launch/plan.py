@@ -53,6 +53,7 @@ DROPPED = (
     "VLLM_MODEL_REDIRECT_PATH",
     *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # how the server ends
     *choice.VARIABLES,  # the profile alone names the decoder
+    contract.CERTIFYING,
 )
 # Holds the environment's ninja, which FlashInfer's builds look up on PATH.
 PROGRAMS = Path(sys.executable).parent

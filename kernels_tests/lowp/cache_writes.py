@@ -7,14 +7,30 @@ goes through the tokens in a loop. It is computed on a CPU for tensors of any de
 import dataclasses
 import itertools
 
+import pytest
 import torch
 
+from lowp.cache_write import cache_write, rope_cache_write
 from lowp.cache_write.cases import SCALES_IN_PAGE, Case
 from lowp.formats import FORMATS
 from lowp.paged.layouts import as_bits, in_nhd
 from lowp.paged.memory import LAYOUTS, canonical, memory_of, moved
 
 MARGIN = 2.0**-21  # of fp32 arithmetic: rotation and division, relative to the terms
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+on_each_device = pytest.mark.parametrize("device", DEVICES)
+
+
+def write(arguments, **options):
+    function = rope_cache_write if "q" in arguments else cache_write
+    return function(**arguments, **options)
+
+
+def check(arguments, **options):
+    """Write, and compare all memory with what it had to become."""
+    before = moved(arguments, "cpu")
+    write(arguments, **options)
+    assert problems(before, arguments) == []
 
 
 def problems(before: dict, after: dict) -> list[str]:

@@ -95,6 +95,9 @@ def test_static_int8_needs_scales_for_int8(
 ):
     version = "0.32.0" if machine is HOST else "0.33.0"
     (problem,) = preflight.problems(plan_with("int8-static", machine, version), tmp_path)
+    assert problem.kind == "scales" and "tiny_gpt_oss" in problem.message, "the shipped file is the tiny model's"
+    path = profile_file("extends: int8-static\nkv_scales: null\n")
+    (problem,) = preflight.problems(plan_with(path, machine, version), tmp_path)
     assert problem.kind == "profile" and "kv_scales" in problem.message and "--kv-format int8" in problem.remedy
     path = profile_file("extends: int8-static\nkv_scales: scales.safetensors\n")
     (problem,) = preflight.problems(plan_with(path, machine, version), tmp_path)

@@ -10,6 +10,8 @@ from vllm_launch.resolved import Mismatch, Resolved, canonical_kv_dtype, mismatc
 LOGS = Path(__file__).parent / "logs"
 STOCK = {"decoder": "stock", "prefill": None, "cache_writer": None, "kv_format": None, "kv_scales": None}
 
+STATIC_SCALES = "ef979674eb664890f8253bb4c03a0b09f54f8d80fda4a7552e32d5d44a7b8b82"
+
 
 def log(name: str) -> str:
     return (LOGS / f"{name}.log").read_text(encoding="utf-8")
@@ -66,6 +68,33 @@ def test_an_fp8_cache_on_a_cpu_without_a_logged_reader_is_a_mismatch():
     text = without(log("cpu-0.32.0-fp8"), "attention reads the e4m3 cache")
     (difference,) = mismatches(read(text, "0.32.0"), ["CPU_ATTN"], "fp8", [])
     assert difference.setting == "CPU attention over the KV cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "requested", "kv_format", "scales", "capacity"),
+    [
+        ("int8", "int8_per_token_head", "int8", None, 1038821),
+        ("int8-static", "fp8", "int8-static", STATIC_SCALES, 1103764),
+    ],
+)
+def test_int8_on_a_cpu_is_read_back(name, requested, kv_format, scales, capacity):
+    """Recorded beside a BF16 cache of 551,882 tokens: 1.88 and 2.00 times as many."""
+    resolved = read(log(f"cpu-0.32.0-{name}"), "0.32.0")
+    assert (resolved.kv_format, resolved.kv_scales, resolved.kv_cache_dtype) == (kv_format, scales, requested)
+    assert (resolved.cpu_attention, resolved.cpu_cache_writer) == ("widened", True)
+    assert resolved.kv_capacity_tokens == capacity
+    request = (["CPU_ATTN"], requested, [], "stock")
+    assert mismatches(resolved, *request, scales, kv_format) == []
+    for mismatch in ("e4m3", "int8" if kv_format == "int8-static" else "int8-static"):
+        assert mismatches(resolved, *request, scales, mismatch) == [Mismatch("KV format", mismatch, kv_format)]
+    (difference,) = mismatches(resolved, *request, "b" * 64, kv_format)
+    assert difference.setting == "KV scales"
+
+
+def test_a_kv_format_that_is_not_logged_is_a_mismatch():
+    resolved = read(without(log("cpu-0.32.0-int8"), "KV cache writer rounds to"), "0.32.0")
+    differences = mismatches(resolved, ["CPU_ATTN"], "int8_per_token_head", [], "stock", None, "int8")
+    assert [difference.setting for difference in differences] == ["KV format", "CPU cache writer"]
 
 
 def test_settings_of_older_results_are_still_read():

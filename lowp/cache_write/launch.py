@@ -20,13 +20,13 @@ def variant_of(call: Call) -> Variant:
         kv_dtype=call.k_cache.dtype,
         table_dtype=call.rotation.cos_sin.dtype if call.rotation else call.k.dtype,
         count=call.saturated is not None,
+        computed_scales=call.computed_scales,
+        channel_scales=call.channel_scales,
     )
 
 
 def run(call: Call) -> None:
     """Launch the kernel for a checked call."""
-    if call.computed_scales or call.channel_scales:
-        raise NotImplementedError("scales per token or per channel; this kernel has them on a CPU")
     device = device_of(call.k.device)
     variant = variant_of(call)
     ctas = -(-call.tokens * variant.token_threads // build.THREADS)

@@ -6,6 +6,7 @@ DECODER = "FP8_SINKS_DECODER"  # one of DECODERS
 KV_SCALES = "FP8_SINKS_KV_SCALES"  # a scale file
 KV_FORMAT = "FP8_SINKS_KV_FORMAT"  # one of KV_FORMATS: what --kv-cache-dtype fp8 stores; e4m3 if unset
 RECORD = "FP8_SINKS_RECORD"  # the JSON file that the plugin writes: what its backend resolved to
+CERTIFYING = "FP8_SINKS_CERTIFYING"  # set by `certify` for its own servers: they run without a certificate
 
 # What the backend takes.
 VLLM_RELEASES = ("0.26", "0.33")

@@ -2,4 +2,4 @@
 
 # Default factor on the largest magnitude of the text. E4M3 keeps its precision down to 448 / 2^14; int8 loses a bit for
 # each factor of 2.
-HEADROOM = {"e4m3": 2.0, "int8": 1.0}
+HEADROOM = {"e4m3": 2.0, "int8": 1.1}

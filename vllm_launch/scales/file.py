@@ -96,17 +96,14 @@ def check_model(scales: Scales, path: str | Path, config: Path | None) -> None:
     """Raise Problem("scales") unless the scales of `path` were made with this config.json, the served model's."""
     if config is None or hashlib.sha256(config.read_bytes()).hexdigest() != scales.origin.config_sha256:
         message = f"{path} was made for {scales.origin.model}, with another config.json than the served model's"
-        raise Problem("scales", f"{message}, {config or 'which was not found'}", REMEDY)
+        raise Problem("scales", f"{message}, {config or 'which was not found'}", _remedy(scales.kv_format))
 
 
 def check_format(scales: Scales, path: str | Path, kv_format: str) -> None:
     """Raise Problem("scales") unless the scales of `path` are for this format of the served KV cache, e4m3 or int8."""
     if scales.kv_format != kv_format:
         message = f"{path} has scales for {scales.kv_format}, the KV cache stores {kv_format}"
-        remedy = (
-            f"make them: fp8-sinks scales calibrate MODEL --kv-format {kv_format} --text FILE --out FILE.safetensors"
-        )
-        raise Problem("scales", message, remedy)
+        raise Problem("scales", message, _remedy(kv_format))
 
 
 def check_target(path: Path) -> None:
@@ -185,6 +182,11 @@ def _origin(data: bytes, path: Path) -> Origin:
         key = ".".join(map(str, first["loc"]))
         message = f"{path}: metadata {key}: {first['msg']} (got {str(first['input'])[:60]!r})"
         raise Problem("scales", message, REMEDY) from error
+
+
+def _remedy(kv_format: str) -> str:
+    command = f"fp8-sinks scales calibrate MODEL --kv-format {kv_format} --text FILE --out FILE.safetensors"
+    return f"make a file for this model ({command}) and name it in the profile: `kv_scales: FILE.safetensors`"
 
 
 def _shapes(origin: Origin, name: str, kv_heads: int) -> tuple[tuple[int, ...], ...]:

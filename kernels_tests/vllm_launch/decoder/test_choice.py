@@ -50,7 +50,7 @@ def test_the_decoder_of_the_shipped_profiles(plan_with, name, machine, certified
     assert planned.arguments.get("attention-backend") == (None if expected == "stock" else "CUSTOM")
     variables = set() if expected == "stock" else {"FP8_SINKS_DECODER", "FP8_SINKS_RECORD"}
     if name == "int8-static" and (machine is HOST or expected != "stock"):
-        variables.add("FP8_SINKS_KV_FORMAT")
+        variables |= {"FP8_SINKS_KV_FORMAT", "FP8_SINKS_KV_SCALES"}
     assert VARIABLES & planned.environment.keys() == variables
 
 

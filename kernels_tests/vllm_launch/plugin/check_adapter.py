@@ -118,13 +118,18 @@ def check_selection() -> str:
             reasons[name] = str(error).partition("Reason: ")[2]
         assert reasons.get(name), name
     platform = type(current_platform)
-    platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(12, 0))
-    try:
-        select()
-    except ValueError as error:
-        reasons["SM120"] = str(error).partition("Reason: ")[2]
+    for name, capability in (("SM75", (7, 5)), ("SM120", (12, 0))):
+        capability = DeviceCapability(*capability)
+        platform.get_device_capability = classmethod(lambda cls, device_id=0, made=capability: made)
+        try:
+            select()
+        except ValueError as error:
+            reasons[name] = str(error).partition("Reason: ")[2]
+    assert "FA2" in reasons["SM75"] and "fp8-sinks certify" in reasons["SM120"]
+    os.environ[contract.CERTIFYING] = "1"
+    assert select().endswith(".SinkBackend")
+    del os.environ[contract.CERTIFYING]
     platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(9, 0))
-    assert "FlashAttention 3" in reasons["SM120"]
     return f"refused: {reasons}"
 
 
@@ -194,7 +199,7 @@ def check_steps(kv_format: str, **arguments) -> str:
 
 def check_pages(layer_impl, cache: torch.Tensor, spec) -> None:
     """The views of a page are the bytes that vLLM budgets for it, each one once, in whole lines; and no other bytes."""
-    views = [view for view in layer_impl.views(cache) if view is not None and view.shape[0] == len(cache)]
+    views = [view for view in layer_impl.views(cache) if view is not None and view.dim() > 2]
     memory = torch.empty(0, dtype=torch.uint8).set_(cache.untyped_storage())
     memory.zero_()
     for view in views:
@@ -206,8 +211,8 @@ def check_pages(layer_impl, cache: torch.Tensor, spec) -> None:
     budget = spec.unpadded_page_size_bytes // blocks
     for page in (0, 1, len(cache) - 1):
         start = first + page * stride
-        content, rest = memory[start : start + budget], memory[start + budget : start + stride]
-        assert (content == 1).all() and not rest.any(), f"page {page}"
+        content, padding = memory[start : start + budget], memory[start + budget : start + stride]
+        assert (content == 1).all() and not padding.any(), f"page {page}"
     assert int(memory.sum()) == len(cache) * budget and stride * blocks == spec.page_size_bytes
     k = views[0]
     line = 2 * k.shape[-1] * k.itemsize

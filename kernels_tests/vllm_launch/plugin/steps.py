@@ -111,7 +111,7 @@ def uploaded(values, dtype, device):
 def dense_attention(
     q, k, v, out, *, cu_queries, cu_keys, longest_query, longest_key, sm_scale, causal, window_left, sinks, with_lse
 ):
-    """What `prefill.flash_attention_3` computes, in fp64."""
+    """What `flash_attention.fa3` computes, in fp64."""
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
     queries, keys = cu_queries.tolist(), cu_keys.tolist()
     assert max(b - a for a, b in pairwise(queries)) == longest_query
@@ -158,8 +158,8 @@ def serve(monkeypatch, setup: Setup, *, seed: int = 0, attention=None) -> Server
     """Start one layer: profiling run, builder, and a cache of NaN, or of scales that are. attention: for prefills."""
     device, config = torch.device(setup.device, 0) if setup.device == "cuda" else torch.device("cpu"), setup.config()
     layer_impl = make_impl(monkeypatch, setup, config)
-    if attention is not None:
-        layer_impl.attention = attention
+    if attention is not None or setup.device == "cpu":
+        layer_impl.attention = attention or dense_attention
     layer_impl.process_weights_after_loading(torch.bfloat16)
     layer = SimpleNamespace(
         impl=layer_impl, **{f"_{x}_scale_float": 1.0 for x in "kv"}, **{f"_{x}_scale": torch.ones(()) for x in "kv"}

@@ -48,6 +48,8 @@ ENGINES = {
     "int8-eager": CUSTOM | {"kv_cache_dtype": INT8, "enforce_eager": True},
     "int8-skip-sliding": CUSTOM | {"kv_cache_dtype": INT8, "kv_cache_dtype_skip_layers": ["sliding_window"]},
     "int8-static": CUSTOM | {"kv_cache_dtype": "fp8"},
+    "bf16-fa2": CUSTOM,  # the prefills of other GPUs
+    "fp8-fa2": CUSTOM | {"kv_cache_dtype": "fp8"},
 }
 SCALES = "int8.safetensors"  # of int8-static, in --out; calibrated on SCALES_TEXT
 SCALES_TEXT = MODEL / "passages.py"
@@ -68,6 +70,8 @@ COMPARISONS = (
     ("int8-skip-sliding", "bf16", INT8_BOUNDS),
     ("int8-eager", "int8", BF16_BOUNDS),
     ("int8-static", "bf16", INT8_STATIC_BOUNDS),
+    ("bf16-fa2", "bf16", BF16_BOUNDS),
+    ("fp8-fa2", "fp8", BF16_BOUNDS),
 )
 # Decode against own prefill, by the largest of the scored answers; those of int8 set before the first run.
 PATHS_BOUNDS = {"bf16": 0.04, "e4m3": 0.09, "int8": 0.05, "int8-static": 0.06}
@@ -91,6 +95,10 @@ def serve(name: str, out: Path, compiled: bool) -> None:
 
     if "attention_backend" in ENGINES[name]:
         plugin.register()
+    if name.endswith("-fa2"):
+        from vllm_launch.plugin.attention import flash_attention
+
+        flash_attention.choose = lambda device: flash_attention.fa2
     started = time.time()
     sizes = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
     uncompiled = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"} if not compiled else {}

@@ -7,7 +7,16 @@ import vllm
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 
-from vllm_launch.plugin.attention import decode, decode_flashinfer, formats, prefill, record, scales, settings
+from vllm_launch.plugin.attention import (
+    decode,
+    decode_flashinfer,
+    flash_attention,
+    formats,
+    prefill,
+    record,
+    scales,
+    settings,
+)
 from vllm_launch.plugin.attention.impl import SinkImpl, SinkMetadata
 from vllm_launch.plugin.attention.metadata import Decodes, Plan, plan_batch
 
@@ -32,6 +41,8 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
         self.wrappers = self._make_wrappers()
         longest = vllm_config.model_config.max_model_len
         self._prebuild(-(-longest // TABLE_ALIGNMENT) * TABLE_ALIGNMENT // kv_cache_spec.block_size)
+        for window, impl in {impl.window_left: impl for impl in self.impls.values()}.items():
+            flash_attention.warm_up(impl.attention, impl.num_heads, self.buffers.scratch, window)
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config, kv_cache_spec) -> AttentionCGSupport:
@@ -144,7 +155,7 @@ def _record(impls: list[SinkImpl], kv_scales: str | None, device: torch.device) 
     full = [impl for impl in impls if impl.window_left < 0] or window
     return record.Record(
         decoder=full[0].decoder,
-        prefill=prefill.NAME,
+        prefill=full[0].attention.__name__,
         cache_writer="fp8-sinks",
         kv_format=full[0].kv_format,
         window_kv_format=(window or full)[0].kv_format,

@@ -1,5 +1,6 @@
 """The attention of a layer: writes the cache, then computes a planned step."""
 
+import functools
 import os
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionMetadata, Attentio
 
 from lowp.cache_write import cache_write
 from vllm_launch.decoder.contract import KV_CACHE_DTYPES
-from vllm_launch.plugin.attention import decode, decode_flashinfer, formats, prefill, settings
+from vllm_launch.plugin.attention import decode, decode_flashinfer, flash_attention, formats, prefill, settings
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry
 from vllm_launch.plugin.attention.metadata import Decodes
 from vllm_launch.plugin.attention.scales import HeadScales
@@ -35,8 +36,6 @@ class SinkMetadata(AttentionMetadata):
 
 class SinkImpl(AttentionImpl):
     """A layer's attention."""
-
-    attention: prefill.Attention = staticmethod(prefill.flash_attention_3)
 
     def __init__(
         self,
@@ -83,6 +82,12 @@ class SinkImpl(AttentionImpl):
         self.kv_scales = HeadScales()
         self.number_scales = (1.0, 1.0)  # those of decoder flashinfer
         self.saturated: torch.Tensor | None = None
+        self.has_reserved = False
+
+    @functools.cached_property
+    def attention(self) -> flash_attention.Attention:
+        """What computes the prefills."""
+        return flash_attention.choose(self.sinks.device)
 
     @property
     def storage_dtype(self) -> torch.dtype:
@@ -168,7 +173,10 @@ class SinkImpl(AttentionImpl):
         return torch.zeros((pages, self.num_kv_heads, page, line), dtype=self.storage_dtype, device=device)
 
     def reserve(self, device: torch.device) -> None:
-        """Allocate what all steps share, and what merging takes if a request can need it."""
+        """Allocate what all steps share, and what merging takes if a request can need it; at the first call only."""
+        if self.has_reserved:
+            return
+        self.has_reserved = True
         allocated = settings.allocate(self.config, self.limits, self.geometry, device)
         if self.decoder == "flashinfer":
             decode_flashinfer.workspace(device)
