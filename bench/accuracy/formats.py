@@ -33,11 +33,11 @@ SIZES = {
 
 
 def table(rows: Sequence[AccuracyRow], model: Model, speed: Callable[[AccuracyRow], str] = lambda row: "") -> list[str]:
-    """A row for each profile with log-probabilities; no block for fewer than two. speed: over the base's, or ""."""
+    """A row for each scored profile; no block without a relative gate. speed: over the base's, or ""."""
     scored = [row for row in rows if row.accuracy]
     headers = ["profile", "KV format", *(FIGURES[name] for name in SHOWN), "ratio", "bytes a token", "decode speed"]
     lines = [[*_cells(row, model), speed(row)] for row in scored]
-    return [md.table(headers, lines), NOTE] if len(scored) > 1 else []
+    return [md.table(headers, lines), NOTE] if any(row.accuracy.relative for row in scored) else []
 
 
 def kv_format(resolved: Resolved) -> str:

@@ -44,8 +44,8 @@ def test_layers_that_differ_and_unknown_formats_have_no_size():
         assert formats.bytes_per_token(MODEL, resolved) is None
 
 
-def test_a_single_profile_has_no_table():
-    assert formats.table(profiles()[:1], MODEL) == formats.table([], MODEL) == []
+def test_without_a_relative_gate_there_is_no_table():
+    assert formats.table(profiles()[:2], MODEL) == formats.table([], MODEL) == []
 
 
 @pytest.mark.parametrize("widened", [False, True])
