@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench.accuracy import tables
+from bench.accuracy import formats, tables
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.report import markdown as md
 from bench.report.document import Section
@@ -20,7 +20,7 @@ def section(result: AccuracyResult) -> Section:
         id=result.id,
         source=result.provenance,
         subject=f"Answers of {subject(result)}",
-        page=[table, *tables.not_known(rows), *tables.failed(rows)],
+        page=[table, *formats.table(rows, result.model), *tables.not_known(rows), *tables.failed(rows)],
         not_measured=[line for row in rows for line in tables.missing(row, [])],
         details=tables.details(rows),
         glance=glance(result, lambda row: "no speed"),
