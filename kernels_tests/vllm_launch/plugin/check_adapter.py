@@ -120,7 +120,7 @@ def check_selection() -> str:
     platform = type(current_platform)
     for name, capability in (("SM75", (7, 5)), ("SM120", (12, 0))):
         capability = DeviceCapability(*capability)
-        platform.get_device_capability = classmethod(lambda cls, device_id=0, made=capability: made)
+        platform.get_device_capability = classmethod(lambda cls, device_id=0, current=capability: current)
         try:
             select()
         except ValueError as error:
