@@ -1,17 +1,17 @@
-"""The table of KV cache formats: error, bytes and speed of each profile, on one screen."""
+"""The table of KV cache formats: error and bytes of each profile, with its speed or capacity, on one screen."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench.accuracy.gate_words import FIGURES, times
 from bench.accuracy.result import AccuracyRow
-from bench.accuracy.tables import shown_profile
+from bench.accuracy.tables import base_of, first_cells
 from bench.accuracy.verdicts import RelativeGate
 from bench.report import markdown as md
 from vllm_launch.model import Model
 from vllm_launch.resolved import Resolved, canonical_kv_dtype
 
-SHOWN = ("mean_abs_delta", "kl", "top1")  # of FIGURES
+SHOWN = ("kl", "top1")  # of FIGURES, beside the mean |Δ log p| of the answers
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "fp8_e4m3": "e4m3", "int8_per_token_head": "int8"}
 NOTE = "Error against the reference profile, nats a token; bytes of keys and values in all layers, with their scales."
 
@@ -32,11 +32,11 @@ SIZES = {
 }
 
 
-def table(rows: Sequence[AccuracyRow], model: Model, speed: Callable[[AccuracyRow], str] = lambda row: "") -> list[str]:
-    """A row for each scored profile; no block without a relative gate. speed: over the base's, or ""."""
+def table(rows: Sequence[AccuracyRow], model: Model, last: str, last_cell: Callable[[AccuracyRow], str]) -> list[str]:
+    """A row for each scored profile; no block without a relative gate. last: the header of the last column."""
     scored = [row for row in rows if row.accuracy]
-    headers = ["profile", "KV format", *(FIGURES[name] for name in SHOWN), "ratio", "bytes a token", "decode speed"]
-    lines = [[*_cells(row, model), speed(row)] for row in scored]
+    headers = ["profile", "answers", "KV format", *(FIGURES[name] for name in SHOWN), "ratio", "bytes a token", last]
+    lines = [[*_cells(row, base_of(rows), model), last_cell(row)] for row in scored]
     return [md.table(headers, lines), NOTE] if any(row.accuracy.relative for row in scored) else []
 
 
@@ -54,12 +54,12 @@ def bytes_per_token(model: Model, resolved: Resolved) -> int | None:
     return 2 * model.layers * model.kv_heads * (model.head_dim * size.value + size.scale)
 
 
-def _cells(row: AccuracyRow, model: Model) -> list[str]:
+def _cells(row: AccuracyRow, base: AccuracyRow, model: Model) -> list[str]:
     record, resolved = row.accuracy, row.resolved
     agreement = getattr(record, record.main_path)
     size = bytes_per_token(model, resolved) if resolved else None
     return [
-        md.text(shown_profile(row)),
+        *first_cells(row, base)[:2],
         md.text(kv_format(resolved)) if resolved else "not known",
         *(md.text(f"{getattr(agreement, name).value:.3g}") for name in SHOWN),
         md.verdict(_ratios(record.relative)) if record.relative else "-",

@@ -24,7 +24,7 @@ def profiles():
 
 
 def test_each_profile_has_its_error_and_its_bytes():
-    text = "\n\n".join(formats.table(profiles(), MODEL))
+    text = "\n\n".join(formats.table(profiles(), MODEL, "KV capacity", lambda row: "as much"))
     shown = {name: cells_of(text, name) for name in ("baseline", "fp8", "int8", "int8-static")}
     values = 6 * 2 * 2 * 64
     assert {name: (each["KV format"], each["bytes a token"]) for name, each in shown.items()} == {
@@ -33,9 +33,10 @@ def test_each_profile_has_its_error_and_its_bytes():
         "int8": ("int8", f"{values + 6 * 2 * 2 * 4:,}"),
         "int8-static": ("int8-static", f"{values:,}"),
     }
-    assert (shown["fp8"][MEAN], shown["fp8"]["KL"], shown["fp8"]["top-1 agreement"]) == ("0.1", "0.007", "0.95")
+    assert (shown["fp8"]["KL"], shown["fp8"]["top-1 agreement"]) == ("0.007", "0.95")
+    assert f"{MEAN} 0.100" in shown["fp8"]["answers"]
     assert [each["ratio"] for each in shown.values()] == ["-", "-", f"passed, {MEAN} 0.2x fp8", "-"]
-    assert "quick" not in text and {each["decode speed"] for each in shown.values()} == {""}
+    assert "quick" not in text and {each["KV capacity"] for each in shown.values()} == {"as much"}
 
 
 def test_layers_that_differ_and_unknown_formats_have_no_size():
@@ -45,7 +46,7 @@ def test_layers_that_differ_and_unknown_formats_have_no_size():
 
 
 def test_without_a_relative_gate_there_is_no_table():
-    assert formats.table(profiles()[:2], MODEL) == formats.table([], MODEL) == []
+    assert formats.table(profiles()[:2], MODEL, "", str) == formats.table([], MODEL, "", str) == []
 
 
 @pytest.mark.parametrize("widened", [False, True])
