@@ -111,13 +111,18 @@ def test_a_relative_gate_is_inherited_and_taken_away(tmp_path, suite_of):
     assert without.thresholds_of(a).relative and without.thresholds_of(b).relative is None
 
 
-def test_int8_is_judged_over_fp8_on_top_of_the_gates_of_fp8():
+def test_int8_is_judged_over_fp8_and_by_tighter_bounds():
     loaded = suite.load(None, "tiny_gpt_oss")
     fp8, int8, static = (loaded.thresholds_of(profile.load(name)) for name in ("fp8", "int8", "int8-static"))
     assert fp8.relative is None and {int8.relative.profile, static.relative.profile} == {"fp8"}
     assert int8.relative.figures == {"kl": 0.12, "mean_abs_delta": 0.25}
     assert static.relative.figures == {"kl": 0.3, "mean_abs_delta": 0.45}
-    assert [each.model_copy(update={"relative": None}) for each in (int8, static)] == [fp8, fp8]
+    assert int8.sinks == static.sinks == fp8.sinks
+    for path in ("decode", "prefill", "decode_at_context", "paths"):
+        bounds = [getattr(each, path) for each in (int8, static, fp8)]
+        deltas, divergences = zip(*((each.mean_abs_delta, each.kl) for each in bounds), strict=True)
+        assert list(deltas) == sorted(deltas) and list(divergences) == sorted(divergences)
+        assert deltas[1] < deltas[2] and divergences[1] < divergences[2]
 
 
 def test_the_reference_of_a_suite_for_a_gpu_has_the_decoder_of_fp8():
