@@ -1,65 +1,22 @@
-"""apply_mx: accuracy of each format, the audit, and the errors of calls and models that it cannot convert."""
+"""apply_mx: the accuracy of each format, the audit, and a torchao that does not convert."""
 
 import dataclasses
 import inspect
-import logging
 import math
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from lowp.mx_linear import apply_mx, checks
-from lowp.mx_linear.backend import config, load_torchao
-from lowp.mx_linear.recipes import RECIPES, recipe_for
-
-WIDTH = 64
-
-
-class Block(nn.Module):
-    """A block as world models name its layers."""
-
-    def __init__(self):
-        super().__init__()
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(WIDTH, 3 * WIDTH), "out": nn.Linear(WIDTH, WIDTH)})
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(WIDTH, 2 * WIDTH), "fc2": nn.Linear(2 * WIDTH, WIDTH, bias=False)})
-        self.gate = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x):
-        q, _, v = self.attn["qkv"](x).chunk(3, -1)
-        x = x + self.attn["out"](q * v)
-        return self.gate(x + self.mlp["fc2"](self.mlp["fc1"](x).relu()))
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.core = nn.Module()
-        self.core.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.final_proj = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x):
-        for block in self.core.blocks:
-            x = block(x)
-        return self.final_proj(x)
+from kernels_tests.lowp.mx_models import LINEAR_LAYERS, WIDTH, make_model, plain, weight_types
+from lowp.mx_linear import apply_mx
+from lowp.mx_linear.backend import load_torchao
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    return Model().bfloat16()
-
-
-def weight_types(model):
-    return {name: type(m.weight).__name__ for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
-def plain(model):
-    return [name for name, kind in weight_types(model).items() if kind == "Parameter"]
+    return make_model()
 
 
 @pytest.mark.parametrize(
@@ -88,10 +45,10 @@ def test_a_coarser_format_is_no_better():
     assert sqnr == sorted(sqnr, reverse=True)
 
 
-def test_the_audit_names_what_is_converted(model):
+def test_the_audit_names_the_converted_layers(model):
     audit = apply_mx(model, 8, "all", "emulated")
     assert plain(model) == [] and {row.name for row in audit.layers} == set(weight_types(model))
-    assert audit.count == 16 and audit.categories == {"attn": 6, "mlp": 6, "other": 4}
+    assert audit.count == LINEAR_LAYERS and audit.categories == {"attn": 6, "mlp": 6, "other": 4}
     shapes = {(row.in_features, row.out_features) for row in audit.layers if row.category == "mlp"}
     assert shapes == {(WIDTH, 2 * WIDTH), (2 * WIDTH, WIDTH)}
     assert (audit.format, audit.kernel, audit.scope, audit.late_layers) == ("mxfp8", "emulated", "all", 0)
@@ -110,7 +67,7 @@ def test_a_scope_leaves_the_rest(model, scope):
 def test_scopes_can_be_added(model):
     apply_mx(model, 4, "mlp", "emulated", late_layers=1)
     apply_mx(model, 8, "attn", "emulated")
-    assert len(plain(model)) == 16 - 2 - 6
+    assert len(plain(model)) == LINEAR_LAYERS - 2 - 6
 
 
 def test_zero_weights_are_exact(model):
@@ -130,13 +87,13 @@ def test_a_swallowed_transform_is_an_error(monkeypatch):
     """The mutants: torchao does nothing, or converts all but one."""
     real = load_torchao().quantize_
 
-    def all_but_one(model, configuration, filter_fn):
+    def all_except_fc2(model, configuration, filter_fn):
         real(model, configuration, lambda module, name: filter_fn(module, name) and "0.mlp.fc2" not in name)
 
-    for quantize in (lambda *_args, **_kwargs: None, all_but_one):
+    for quantize in (lambda *_args, **_kwargs: None, all_except_fc2):
         monkeypatch.setattr("lowp.mx_linear.api.load_torchao", mutated_torchao(quantize_=quantize))
         with pytest.raises(RuntimeError, match=r"unconverted .*mlp\.fc2"):
-            apply_mx(Model().bfloat16(), 8, "mlp", "emulated")
+            apply_mx(make_model(), 8, "mlp", "emulated")
 
 
 def test_an_output_that_is_not_finite_is_an_error(model):
@@ -145,192 +102,11 @@ def test_an_output_that_is_not_finite_is_an_error(model):
         apply_mx(model, 8, "mlp", "emulated")
 
 
-@pytest.mark.parametrize("name", ["torchao.prototype.mx_formats", "torchao.quantization"])
-def test_a_failed_import_is_an_error(model, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install torchao==0\.18\.0"):
-        apply_mx(model, 8, "mlp", "emulated")
-    assert len(plain(model)) == 16
-
-
-def test_a_name_that_torchao_lacks_is_an_error(model, monkeypatch):
-    """As of a release that renamed one: the mistake behind a transform that never ran."""
-    load_torchao()
-    formats = sys.modules["torchao.prototype.mx_formats"]
-    monkeypatch.delattr(formats, "MXDynamicActivationMXWeightConfig")
-    with pytest.raises(ImportError, match="MXDynamicActivationMXWeightConfig"):
-        apply_mx(model, 8, "mlp", "emulated")
-
-
-def test_torchao_is_imported_late_and_quietly():
-    code = (
-        "import sys, torch, lowp.mx_linear; assert 'torchao' not in sys.modules\n"
-        "lowp.mx_linear.apply_mx(torch.nn.Linear(32, 32).bfloat16(), 8, 'all', 'emulated')\n"
-        "import logging; assert logging.getLogger('torchao').level == logging.NOTSET; print('converted')"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "converted\n", "")
-
-
-def test_log_levels_are_restored(caplog):
-    logging.getLogger("torchao").setLevel(logging.INFO)
-    load_torchao()
-    assert logging.getLogger("torchao").level == logging.INFO
-    logging.getLogger("torchao").setLevel(logging.NOTSET)
-
-
-def compiled(model):
-    return torch.compile(model)
-
-
-def compiled_in_place(model):
-    model.core.blocks[1].compile()
-    return model
-
-
-def compiled_forward(model):
-    model.core.blocks[1].forward = torch.compile(model.core.blocks[1].forward)
-    return model
-
-
-@pytest.mark.parametrize("compile_model", [compiled, compiled_in_place, compiled_forward])
-def test_a_compiled_model_is_refused(model, compile_model):
-    with pytest.raises(ValueError, match=r"before torch\.compile"):
-        apply_mx(compile_model(model), 8, "mlp", "emulated")
-    assert len(plain(model)) == 16
-
-
-def test_compiled_afterwards_it_gives_the_same(model):
-    apply_mx(model, 8, "all", "emulated")
-    x = torch.randn(4, WIDTH).bfloat16()
-    with torch.no_grad():
-        assert torch.equal(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
-
-
-def change(path, make):
-    def changed(model):
-        owner, _, child = path.rpartition(".")
-        parent = model.get_submodule(owner)
-        if isinstance(parent, nn.ModuleDict):
-            parent[child] = make()
-        else:
-            setattr(parent, child, make())
-        return model
-
-    return changed
-
-
-FC1 = "core.blocks.1.mlp.fc1"
-MODELS = {
-    "fp32": (lambda model: model.float(), {}, TypeError, r"fc1 has torch.float32 weights.*bfloat16"),
-    "one fp16": (change(FC1, lambda: nn.Linear(64, 128).half()), {}, TypeError, r"1\.mlp\.fc1 has torch.float16"),
-    "K % 32": (change(FC1, lambda: nn.Linear(100, 128).bfloat16()), {}, ValueError, r"1\.mlp\.fc1 has 100 .* of 32"),
-    "nvfp4 N % 16": (
-        change(FC1, lambda: nn.Linear(64, 120).bfloat16()),
-        {"bits": 4, "format": "nvfp4"},
-        ValueError,
-        r"120 out_features; nvfp4 needs .* of 16",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_that_cannot_be_converted_is_refused_whole(model, name):
-    make, arguments, error, message = MODELS[name]
-    with pytest.raises(error, match=message) as refusal:
-        apply_mx(make(model), **{"kernel": "emulated", **arguments})
-    assert "\n" not in str(refusal.value) and len(plain(model)) == 16
-
-
-def test_a_second_conversion_is_refused(model):
-    apply_mx(model, 8, "mlp", "emulated")
-    with pytest.raises(ValueError, match="MXTensor"):
-        apply_mx(model, 8, "all", "emulated")
-
-
-ARGUMENTS = [
-    ({"bits": 6}, ValueError),
-    ({"scope": "ffn"}, ValueError),
-    ({"kernel": "cuda"}, ValueError),
-    ({"kernel": "triton"}, NotImplementedError),
-    ({"format": "fp6"}, ValueError),
-    ({"format": "nvfp4"}, ValueError),  # has 4 bits
-    ({"bits": 4, "format": "mxfp8"}, ValueError),
-    ({"bits": 4, "kernel": "float8-row"}, ValueError),
-    ({"format": "mxfp8", "kernel": "float8-row"}, ValueError),
-    ({"skip": "mlp"}, TypeError),
-    ({"skip": ("mlpp",)}, ValueError),
-    ({"skip": ("mlp",)}, ValueError),  # leaves nothing
-    ({"late_layers": 4}, ValueError),  # of 3 blocks
-    ({"late_layers": -1}, ValueError),
-]
-
-
-@pytest.mark.parametrize(("arguments", "error"), ARGUMENTS, ids=str)
-def test_mistaken_arguments(model, arguments, error):
-    with pytest.raises(error) as refusal:
-        apply_mx(model, **{"kernel": "emulated", **arguments})
-    assert "\n" not in str(refusal.value) and len(plain(model)) == 16
-
-
-def test_kernels_by_their_old_names():
-    assert recipe_for(8, "cutlass", None) == recipe_for(8, "auto", None) == RECIPES["mxfp8", "auto"]
-    with pytest.raises(NotImplementedError, match="no Triton kernel"):
-        recipe_for(8, "triton", None)
-
-
-H200, B200, B300, RTX_5090, L40, A100 = (9, 0), (10, 0), (10, 3), (12, 0), (8, 9), (8, 0)
-
-
-@pytest.mark.parametrize(
-    ("format", "kernel", "gpus"),
-    [
-        ("mxfp8", "auto", [B200, B300, RTX_5090]),
-        ("mxfp4", "auto", [B200, B300]),
-        ("nvfp4", "auto", [B200, B300, RTX_5090]),
-        ("float8", "float8-row", [L40, H200, B200, B300, RTX_5090]),
-        ("mxfp8", "emulated", [A100, L40, H200, B200, B300, RTX_5090]),
-    ],
-)
-def test_a_kernel_runs_where_its_units_are(monkeypatch, format, kernel, gpus):
-    for capability in (A100, L40, H200, B200, B300, RTX_5090):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, sm=capability: sm)
-        check = lambda: checks.check_device(torch.device("cuda"), RECIPES[format, kernel])  # noqa: E731
-        if capability in gpus:
-            check()
-            continue
-        with pytest.raises(NotImplementedError, match="kernel='emulated'") as refusal:
-            check()
-        offers_float8 = "float8-row" in str(refusal.value).split(";")[-1]
-        assert offers_float8 == (kernel == "auto" and capability >= (8, 9)), "the remedy has to run there"
-
-
-@pytest.mark.parametrize("kernel", ["auto", "cutlass", "float8-row"])
-def test_a_cpu_has_no_units(model, kernel):
-    with pytest.raises(NotImplementedError, match="a CPU; use kernel='emulated'"):
-        apply_mx(model, kernel=kernel)
-    assert len(plain(model)) == 16
-
-
-def test_configurations_of_gpu_kernels():
-    """What torchao is given where no test can run it."""
-    torchao = load_torchao()
-    before = torch._inductor.config.coordinate_descent_tuning
-    float8 = config(torchao, RECIPES["float8", "float8-row"])
-    assert isinstance(float8.granularity[1], torchao.PerRow) and not float8.set_inductor_config
-    assert torch._inductor.config.coordinate_descent_tuning == before
-    for format, dtype in (("mxfp8", torch.float8_e4m3fn), ("mxfp4", torch.float4_e2m1fn_x2)):
-        mx = config(torchao, RECIPES[format, "auto"])
-        assert (mx.kernel_preference, mx.weight_dtype, mx.block_size) == (torchao.KernelPreference.AUTO, dtype, 32)
-    assert config(torchao, RECIPES["nvfp4", "auto"]).use_dynamic_per_tensor_scale
-
-
 def test_the_audit_is_plain_data(model):
     row = dataclasses.asdict(apply_mx(model, 8, "mlp", "emulated"))["layers"][0]
     assert {type(value) for value in row.values()} <= {str, int, float, type(None)}
 
 
-def test_the_signature_is_the_one_documented():
+def test_the_signature():
     parameters = inspect.signature(apply_mx).parameters
     assert list(parameters) == ["model", "bits", "scope", "kernel", "late_layers", "skip", "format"]

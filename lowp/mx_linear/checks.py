@@ -32,11 +32,11 @@ def check_layers(layers: Mapping[str, nn.Linear], recipe: Recipe) -> None:
                 f"{name} has {layer.weight.dtype} weights; expected torch.bfloat16, as of model.to(torch.bfloat16)"
             )
         if layer.in_features % recipe.k_multiple or layer.out_features % recipe.n_multiple:
-            wanted = f"in_features a multiple of {recipe.k_multiple}"
-            wanted += f", out_features of {recipe.n_multiple}" if recipe.n_multiple > 1 else ""
+            expected = f"in_features a multiple of {recipe.k_multiple}"
+            expected += f", out_features of {recipe.n_multiple}" if recipe.n_multiple > 1 else ""
             raise ValueError(
                 f"{name} has {layer.in_features} in_features and {layer.out_features} out_features; {recipe.format} "
-                f"needs {wanted}; name it in skip"
+                f"needs {expected}; name it in skip"
             )
         check_device(layer.weight.device, recipe)
 
