@@ -29,8 +29,8 @@ GLIBC = {"x86_64": 31, "aarch64": 34}
 GB = 10**9
 # Disk space of an environment, disk space for downloads, memory of a server with the small model. For a GPU they are
 # estimated from the size of its wheels, 4.3 GB.
-ENVIRONMENT_BYTES = {"cpu": 29 * GB // 10, "gpu": 12 * GB}
-DOWNLOAD_BYTES = {"cpu": 8 * GB // 10, "gpu": 5 * GB}
+ENVIRONMENT_BYTES = {"cpu": 22 * GB // 10, "gpu": 12 * GB}
+DOWNLOAD_BYTES = {"cpu": 5 * GB // 10, "gpu": 5 * GB}
 SERVER_BYTES = {"cpu": 28 * GB // 10, "gpu": 0}
 # Standard library modules that distributions package separately, or that a Python built from source may lack.
 MODULES = ("venv", "ensurepip", "ssl", "zlib", "bz2", "lzma", "ctypes", "sqlite3")
