@@ -1,0 +1,119 @@
+"""K or V of one layer as stored: codes and scales. Encode a frame, decode slots."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lowp.formats import FORMATS, Quantized, amax_scale, dequantize, quantize
+
+MOMENTUM = 0.99
+SCALES = ("none", "token_head", "ema")
+DTYPES = {name: chosen.dtype for name, chosen in FORMATS.items()} | {"fp32": torch.float32}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Codes and scales of K or V: value ~ code * scale.
+
+    codes: [batch, heads, slots, head_dim], the format's dtype. scale: fp32, [batch, heads, slots, 1] per slot,
+    [1, heads, 1, 1] fixed per head, or None for 1. running_amax: fp32 [batch, heads, 1, 1] of scales by EMA, or None.
+    percentile: of magnitudes, which the scale of a token or frame maps onto the format's largest; 100 is the maximum.
+    """
+
+    kv_format: str
+    codes: torch.Tensor
+    scale: torch.Tensor | None = None
+    running_amax: torch.Tensor | None = None
+    percentile: float = 100.0
+
+    @property
+    def scale_per_slot(self) -> bool:
+        return self.scale is not None and self.scale.shape[2] > 1
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [x for x in (self.codes, self.scale, self.running_amax) if x is not None]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a layer is stored: formats of K and V, their scales (see `make_store`), and the percentile of V's scales."""
+
+    k_format: str
+    v_format: str
+    k_scale: str | torch.Tensor = "none"
+    v_scale: str | torch.Tensor = "none"
+    v_percentile: float = 100.0
+
+
+def make_store(shape, kv_format: str, scale: str | torch.Tensor, percentile: float, device) -> Store:
+    """Allocate the store of `shape` [batch, heads, slots, head_dim].
+
+    scale: none, token_head (largest magnitude of each token and head), ema (running largest magnitude of each sequence
+    and head, momentum 0.99; a slot keeps the scale of its commit), or an fp32 tensor [heads]. 16 and 32 bits have none.
+    """
+    batch, heads, slots, _ = shape
+    codes = torch.zeros(shape, dtype=DTYPES[kv_format], device=device)
+    if not is_quantized(kv_format):
+        return Store(kv_format, codes)
+    if isinstance(scale, torch.Tensor):
+        return Store(kv_format, codes, scale.to(device).view(1, heads, 1, 1).clone())
+    if scale == "none":
+        return Store(kv_format, codes)
+    slot_scale = torch.ones(batch, heads, slots, 1, device=device)
+    running_amax = torch.zeros(batch, heads, 1, 1, device=device) if scale == "ema" else None
+    return Store(kv_format, codes, slot_scale, running_amax, percentile)
+
+
+def is_quantized(kv_format: str) -> bool:
+    return DTYPES[kv_format].itemsize == 1
+
+
+def encode(store: Store, x: torch.Tensor) -> tuple[Quantized, torch.Tensor | None]:
+    """Round a frame x [batch, heads, tokens, head_dim] to the store's format; return it with its scales per token.
+
+    NaN is stored as 0, infinities as the format's largest. Updates the running amax of scales by EMA.
+    """
+    x = torch.where(x.isnan(), 0, x)
+    if store.kv_format == "fp32":
+        limit = torch.finfo(torch.float32).max
+        infinite = x.isinf().sum()
+        return Quantized(x.float().clamp(-limit, limit), infinite, torch.zeros_like(infinite)), None
+    if not store.scale_per_slot:
+        return quantize(x, store.kv_format, store.scale), None
+    scale = _ema_scale(store, x) if store.running_amax is not None else _token_scale(store, x)
+    return quantize(x, store.kv_format, scale), scale
+
+
+def decode(store: Store, slots: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the values of `slots` (int64 [n]), or of all slots, in fp32."""
+    if slots is None:
+        return dequantize(store.codes, store.scale)
+    scale = store.scale[:, :, slots] if store.scale_per_slot else store.scale
+    return dequantize(as_bytes(store.codes).index_select(2, slots).view(store.codes.dtype), scale)
+
+
+def as_bytes(codes: torch.Tensor) -> torch.Tensor:
+    """View 8-bit codes as uint8: indexed copies of float8 are not implemented on a CPU."""
+    return codes.view(torch.uint8) if codes.element_size() == 1 else codes
+
+
+def _token_scale(store: Store, x: torch.Tensor) -> torch.Tensor:
+    limit = _magnitude(x, store.percentile, axes=1)
+    return amax_scale(x.float().clamp(-limit, limit), store.kv_format, "token_head", "HND")
+
+
+def _ema_scale(store: Store, x: torch.Tensor) -> torch.Tensor:
+    amax = _magnitude(x, store.percentile, axes=2)
+    running = store.running_amax
+    running.copy_(torch.where(running > 0, MOMENTUM * running + (1 - MOMENTUM) * amax, amax))
+    return amax_scale(running, store.kv_format, "token_head", "HND").expand(*x.shape[:3], 1)
+
+
+def _magnitude(x: torch.Tensor, percentile: float, axes: int) -> torch.Tensor:
+    """Return the percentile of finite magnitudes over the last `axes` axes, kept with length 1."""
+    magnitudes = torch.where(x.isfinite(), x, 0).float().abs().flatten(-axes)
+    rank = max(1, round(magnitudes.shape[-1] * percentile / 100))
+    amax = magnitudes.amax(-1) if rank == magnitudes.shape[-1] else magnitudes.kthvalue(rank, -1).values
+    return amax.view(*x.shape[:-axes], *[1] * axes)
