@@ -37,9 +37,7 @@ def check_storage(side: str, kv_format: str, scale: str | torch.Tensor, percenti
     elif scale not in SCALES:
         raise ValueError(f"{side}_scale {scale!r} is unknown; expected {', '.join(SCALES)} or a tensor [heads]")
     elif is_quantized(kv_format) and scale == "none" and "none" not in FORMATS[kv_format].granularities:
-        raise NotImplementedError(
-            f"{kv_format} needs scales; expected {side}_scale token_head, ema or [heads]"
-        )
+        raise NotImplementedError(f"{kv_format} needs scales; expected {side}_scale token_head, ema or [heads]")
     if not 0 < percentile <= 100:
         raise ValueError(f"{side}_percentile is {percentile}; expected more than 0, at most 100")
     if percentile < 100 and (isinstance(scale, torch.Tensor) or scale == "none"):

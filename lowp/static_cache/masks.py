@@ -1,7 +1,7 @@
 """FlexAttention's block mask over a ring: built once, changed in place when a frame is committed.
 
 All queries of a frame see the whole history and the frame itself, and slots fill in order: the written blocks are the
-first ones, and a mask depends on their count alone. Blocks divide the window, not the frame, since short frames are read
+first ones, and a mask depends on their count alone. Blocks divide the window, not the frame: short frames are read
 many at a time. While the window fills, one block may be written in part; no other block of the history evaluates
 `mask_mod`, and a full window has none.
 """
