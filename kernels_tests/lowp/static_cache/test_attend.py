@@ -29,7 +29,7 @@ def test_a_ring_equals_a_rolled_cache_over_three_windows(backend):
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
-def test_a_quantized_ring_equals_a_rolled_cache_of_what_its_format_keeps(name, backend):
+def test_quantized_ring_equals_rolled_dequantised_cache(name, backend):
     assert error_of(name, backend) < BOUND
 
 
@@ -64,7 +64,7 @@ def test_unwritten_slots_change_nothing(name, backend, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["reference", "flex"])
-def test_a_reset_cache_is_an_empty_one(backend):
+def test_reset_empties_a_cache(backend):
     k_storage, v_storage, _ = STORAGES["K int8 token, V int8 head"]
     cache = quantized_as(k_storage, v_storage)
     assert worst_error(cache, backend, 5, k_storage, v_storage) < BOUND
@@ -79,7 +79,7 @@ def test_the_mixed_layers_of_a_model_each_keep_their_format():
     assert formats == [("fp32", "e4m3"), ("int8", "int8")]
 
 
-def test_late_layers_are_quantized_and_early_ones_are_exact():
+def test_only_late_layers_are_quantized():
     cache = quantized(k_format="int8", v_format="e4m3", kv_late_layers=1)
     formats = [(layer["k_format"], layer["v_format"]) for layer in cache.memory()["layers"]]
     assert formats == [("fp32", "fp32"), ("int8", "e4m3")]
@@ -93,8 +93,8 @@ def test_tail_only_attends_to_the_newest_tokens():
         q, k, v = frame(number)
         for layer in LAYERS:
             assert relative_error(attend(q, cache, layer, k, v), attend(q, local, layer, k, v).double()) < BOUND
-            for other in (cache, local):
-                other.update(k, v, layer)
+            for each_cache in (cache, local):
+                each_cache.update(k, v, layer)
     with pytest.raises(NotImplementedError, match="reference with tail_only"):
         attend(q, cache, 0, k, v, "flex")
 
@@ -132,7 +132,7 @@ def shifted_positions(slots, end, window):
         ("masks.slot_positions", shifted_positions, "flex"),
     ],
 )
-def test_a_slot_map_off_by_one_frame_fails(monkeypatch, function, mutant, backend):
+def test_slot_map_shifted_by_a_frame_fails(monkeypatch, function, mutant, backend):
     monkeypatch.setattr(f"lowp.static_cache.{function}", mutant)
     assert error_of("K int8 token, V int8 head", backend) > MUTANT_BOUND
 

@@ -79,7 +79,7 @@ def check_frames(name: str, compiler: str, frames: int, atol: float) -> None:
         ("tail, ema, reference", 300),
     ],
 )
-def test_a_compiled_step_equals_an_eager_one_and_never_recompiles(name, frames):
+def test_compiled_step_equals_eager_without_recompiles(name, frames):
     check_frames(name, "aot_eager", frames, atol=1e-5)
 
 

@@ -27,7 +27,7 @@ def test_each_slot_holds_the_newest_position_that_was_written_to_it(window, fram
     ("window", "frame_tokens", "tail"),
     [(384, 16, 16), (384, 16, 0), (512, 64, 64), (512, 256, 256), (24, 8, 8), (20, 4, 0)],
 )
-def test_blocks_cover_what_is_written_and_nothing_else(window, frame_tokens, tail):
+def test_blocks_cover_the_written_slots_alone(window, frame_tokens, tail):
     end = torch.zeros((), dtype=torch.int64)
     mask = build_block_mask(window, frame_tokens, tail, end)
     tensors = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
@@ -63,9 +63,9 @@ def test_get_returns_the_history_and_the_current_frame(make):
             positions = slot_positions(torch.arange(window), cache.get_offset(layer), window)
             order = positions.argsort()[(positions < 0).sum() :]
             written = cache.written(layer)
-            got = cache.get(layer, k, v)
+            values = cache.get(layer, k, v)
             exact = truth[layer].concatenate(k, v)
-            for x, expected, bound in zip(got, exact, (0, 0 if make is plain else 2e-2), strict=True):
+            for x, expected, bound in zip(values, exact, (0, 0 if make is plain else 2e-2), strict=True):
                 assert x.shape[2] == window + FRAME_TOKENS
                 ordered = torch.cat([x[:, :, order], x[:, :, window:]], 2)
                 assert (ordered - expected).abs().max() <= bound * expected.abs().max()

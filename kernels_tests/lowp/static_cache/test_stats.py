@@ -119,7 +119,7 @@ def test_gets_and_their_bytes():
     assert plain(torch.bfloat16).stats()["layers"][0]["dequantised_bytes"] == 0
 
 
-def test_times_are_recorded_if_asked_for():
+def test_times_are_recorded_when_timed():
     cache = quantized(timed=True)
     committed(cache, frames=2)
     cache.get(0)
@@ -129,7 +129,7 @@ def test_times_are_recorded_if_asked_for():
     assert quantized().stats()["ms"] is None
 
 
-def test_every_format_of_one_byte_can_be_stored():
+def test_every_8_bit_format_is_stored():
     for name, chosen in FORMATS.items():
         if chosen.bytes == 1:
             cache = quantized(k_format=name, v_format=name)
