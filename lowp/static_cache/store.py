@@ -9,6 +9,7 @@ from lowp.formats import FORMATS, Quantized, amax_scale, dequantize, quantize
 MOMENTUM = 0.99
 SCALES = ("none", "token_head", "ema")
 DTYPES = {name: chosen.dtype for name, chosen in FORMATS.items()} | {"fp32": torch.float32}
+STORAGE_WORDS = {("i8_scale", 8): "int8", ("mxfp", 8): "e4m3"}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -16,20 +17,22 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class Store:
     """Codes and scales of K or V: value ~ code * scale.
 
-    codes: [batch, heads, slots, head_dim], the format's dtype. scale: fp32, [batch, heads, slots, 1] per slot,
-    [1, heads, 1, 1] fixed per head, or None for 1. running_amax: fp32 [batch, heads, 1, 1] of scales by EMA, or None.
-    percentile: of magnitudes, which the scale of a token or frame maps onto the format's largest; 100 is the maximum.
+    codes: [batch, heads, slots, head_dim], the format's dtype. scaling: none, token_head, ema or fixed.
+    scale: fp32, [batch, heads, slots, 1] of token_head and ema, [1, heads, 1, 1] of fixed, None for 1.
+    running_amax: fp32 [batch, heads, 1, 1] of ema, or None. percentile: of a token's (token_head) or frame's (ema)
+    magnitudes, which the scale maps onto the format's largest; 100 is the maximum.
     """
 
     kv_format: str
     codes: torch.Tensor
+    scaling: str = "none"
     scale: torch.Tensor | None = None
     running_amax: torch.Tensor | None = None
     percentile: float = 100.0
 
     @property
     def scale_per_slot(self) -> bool:
-        return self.scale is not None and self.scale.shape[2] > 1
+        return self.scaling in ("token_head", "ema")
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -58,12 +61,20 @@ def make_store(shape, kv_format: str, scale: str | torch.Tensor, percentile: flo
     if not is_quantized(kv_format):
         return Store(kv_format, codes)
     if isinstance(scale, torch.Tensor):
-        return Store(kv_format, codes, scale.to(device).view(1, heads, 1, 1).clone())
+        return Store(kv_format, codes, "fixed", scale.to(device).view(1, heads, 1, 1).clone())
     if scale == "none":
         return Store(kv_format, codes)
     slot_scale = torch.ones(batch, heads, slots, 1, device=device)
     running_amax = torch.zeros(batch, heads, 1, 1, device=device) if scale == "ema" else None
-    return Store(kv_format, codes, slot_scale, running_amax, percentile)
+    return Store(kv_format, codes, scale, slot_scale, running_amax, percentile)
+
+
+def storage_format(kv_storage: str, kv_bits: int) -> str:
+    """Return the format that a rollout's configuration calls kv_storage and kv_bits."""
+    if (kv_storage, kv_bits) not in STORAGE_WORDS:
+        expected = ", ".join(f"{name} with {bits}" for name, bits in STORAGE_WORDS)
+        raise ValueError(f"kv_storage {kv_storage!r} with kv_bits {kv_bits} is not supported; expected {expected}")
+    return STORAGE_WORDS[kv_storage, kv_bits]
 
 
 def is_quantized(kv_format: str) -> bool:
@@ -82,7 +93,7 @@ def encode(store: Store, x: torch.Tensor) -> tuple[Quantized, torch.Tensor | Non
         return Quantized(x.float().clamp(-limit, limit), infinite, torch.zeros_like(infinite)), None
     if not store.scale_per_slot:
         return quantize(x, store.kv_format, store.scale), None
-    scale = _ema_scale(store, x) if store.running_amax is not None else _token_scale(store, x)
+    scale = amax_scale(_frame_amax(store, x), store.kv_format, "token_head", "HND").expand(*x.shape[:3], 1)
     return quantize(x, store.kv_format, scale), scale
 
 
@@ -99,16 +110,12 @@ def as_bytes(codes: torch.Tensor) -> torch.Tensor:
     return codes.view(torch.uint8) if codes.element_size() == 1 else codes
 
 
-def _token_scale(store: Store, x: torch.Tensor) -> torch.Tensor:
-    limit = _magnitude(x, store.percentile, axes=1)
-    return amax_scale(x.float().clamp(-limit, limit), store.kv_format, "token_head", "HND")
-
-
-def _ema_scale(store: Store, x: torch.Tensor) -> torch.Tensor:
-    amax = _magnitude(x, store.percentile, axes=2)
-    running = store.running_amax
-    running.copy_(torch.where(running > 0, MOMENTUM * running + (1 - MOMENTUM) * amax, amax))
-    return amax_scale(running, store.kv_format, "token_head", "HND").expand(*x.shape[:3], 1)
+def _frame_amax(store: Store, x: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude that a token's scale covers, [batch, heads, tokens or 1, 1]."""
+    if store.scaling == "token_head":
+        return _magnitude(x, store.percentile, axes=1)
+    amax, running = _magnitude(x, store.percentile, axes=2), store.running_amax
+    return running.copy_(torch.where(running > 0, MOMENTUM * running + (1 - MOMENTUM) * amax, amax))
 
 
 def _magnitude(x: torch.Tensor, percentile: float, axes: int) -> torch.Tensor:

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from kernels_tests.lowp.static_cache.frames import FRAME_TOKENS, LAYERS, WINDOWS, frame, plain, quantized
+from kernels_tests.lowp.static_cache.frames import (
+    BATCH,
+    FRAME_TOKENS,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    WINDOWS,
+    frame,
+    plain,
+    quantized,
+)
 from kernels_tests.lowp.static_cache.rolled import RolledCache
 from lowp.static_cache.masks import build_block_mask, refresh_block_mask
 from lowp.static_cache.ring import state
@@ -110,3 +120,11 @@ def test_disabled_updates_change_nothing():
 def test_a_local_layer_holds_its_own_window_only():
     sizes = [layer["bytes"] for layer in plain().memory()["layers"]]
     assert sizes[0] / sizes[1] == WINDOWS[0] / WINDOWS[1]
+
+
+def test_one_slot_has_its_own_scale():
+    cache = quantized(frame_tokens=1, windows=(1, 1), v_format="int8")
+    for value in (3.0, 0.5):
+        v = torch.full((BATCH, HEADS, 1, HEAD_DIM), value)
+        cache.update(v, v, 0)
+        assert torch.equal(cache.get(0)[1], v)
