@@ -75,9 +75,13 @@ def commit(ring: Ring, k: torch.Tensor, v: torch.Tensor) -> None:
 
 
 def write_tail(ring: Ring, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Write the current frame behind the window of a ring that has a tail."""
-    ring.k.codes[:, :, ring.window :].copy_(k)
-    ring.v.codes[:, :, ring.window :].copy_(v)
+    """Write the current frame behind the window of a ring that has a tail.
+
+    By index: compiled code would copy the whole ring for an assignment to a slice that attention reads.
+    """
+    slots = ring.window + torch.arange(ring.frame_tokens, device=ring.end.device)
+    ring.k.codes.index_copy_(2, slots, k)
+    ring.v.codes.index_copy_(2, slots, v)
 
 
 def history(ring: Ring, newest: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

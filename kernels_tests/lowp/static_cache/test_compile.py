@@ -1,10 +1,12 @@
 """Compiled steps: no graph break, two graphs (updates enabled or not), and nothing that grows over the frames."""
 
 import gc
+import re
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from kernels_tests.lowp.static_cache.frames import FRAME, FRAME_TOKENS, LAYERS, plain, quantized, quantized_as
 from kernels_tests.lowp.static_cache.rolled import STORAGES
@@ -88,3 +90,27 @@ def test_compiled_step_equals_eager_without_recompiles(name, frames):
 def test_a_thousand_frames_of_generated_code(name):
     """Not flex over stored codes: torch compiles mixed dtypes on GPU alone. A rounding may differ by a step of int8."""
     check_frames(name, "inductor", 1000, atol=5e-2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("updates", [True, False])
+@pytest.mark.parametrize("name", ["plain, flex", "K int8, V int8, reference"])
+def test_generated_code_copies_no_ring(name, updates):
+    """Writes to the tail and to the ring are in place: no buffer has a store's slots and dtype."""
+    make, backend = CASES[name]
+    cache = make()
+    cache.updates_enabled = updates
+    store = cache.rings[0].k
+
+    def step(x):
+        for layer in LAYERS:
+            x = attend(x, cache, layer, x, x, backend)
+            cache.update(x, x, layer)
+        return x
+
+    _, code = run_and_get_code(torch.compile(step, fullgraph=True), torch.randn(FRAME))
+    buffers = re.findall(r"= empty_strided_cpu\(\(([\d, ]*)\), .*, (torch\.\w+)\)", "\n".join(code))
+    shapes = [(tuple(int(axis) for axis in re.findall(r"\d+", shape)), dtype) for shape, dtype in buffers]
+    assert shapes, "the pattern finds buffers"
+    assert (tuple(store.codes.shape), str(store.codes.dtype)) not in shapes
+    assert "torch.uint8" not in {dtype for _, dtype in shapes}
