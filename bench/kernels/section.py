@@ -28,6 +28,7 @@ def section(result: KernelsResult) -> Section:
     failed = [row for row in result.rows if row.error]
     failures = [(f"{row.kernel} {row.kv_format}", row.shape.words, md.text(row.error)) for row in failed]
     left_out = [(entry.kernel, entry.shape, entry.reason) for entry in result.left_out]
+    by_design = md.listing("Not measured, by design:", by_reason([entry for entry in left_out if entry[1]]))
     ceiling = result.read_ceiling_bytes_per_s
     page = page_table(standard, ceiling) if standard else []
     page += served.page(result, served_rows) if served_rows else []
@@ -39,8 +40,13 @@ def section(result: KernelsResult) -> Section:
         source=source,
         subject=f"{measured} on {source.machine.name}, FlashInfer {version}{part}",
         page=[*page, _conditions(result), *md.listing("Failed:", by_reason(failures))],
-        not_measured=by_reason(left_out),
-        details=[*times, *served.details(result, served_rows), *([NOTE] if standard else [])],
+        not_measured=by_reason([entry for entry in left_out if entry[1] is None]),
+        details=[
+            *by_design,
+            *times,
+            *served.details(result, served_rows),
+            *([NOTE] if standard else []),
+        ],
         glance=[*_glance(result, standard), *served.glance(result, served_rows)],
         draw=partial(_draw, result, standard) if any(row.error is None for row in standard) else None,
         glance_plot=True,

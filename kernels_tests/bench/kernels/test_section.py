@@ -123,7 +123,9 @@ def test_kernels_left_out_for_the_same_reason_share_a_line():
     entries = [left_out(kernel, shape, "cannot") for kernel in "ab" for shape in ("1x2", "3x4")]
     entries.append(left_out("vllm-fa3", None, "no vLLM"))
     result = KernelsResult.model_validate(a_kernels_result().model_dump() | {"left_out": entries})
-    assert section.section(result).not_measured == ["a, b at 2 shapes: cannot", "vllm-fa3: no vLLM"]
+    shown = section.section(result)
+    assert shown.not_measured == ["vllm-fa3: no vLLM"]
+    assert "Not measured, by design:\n\n- a, b at 2 shapes: cannot" in shown.details
 
 
 def test_the_times_of_every_format_are_in_the_details():

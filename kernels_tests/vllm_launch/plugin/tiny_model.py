@@ -3,8 +3,8 @@
     python -m kernels_tests.vllm_launch.plugin.tiny_model [--compiled] [--jobs N] [--out FOLDER] [NAME ...]
 
 Prints a verdict a line; exits with 1 if one is FAIL. About 3 minutes on an H200 with 3 engines at a time. --compiled:
-vLLM's default compilation and piecewise graphs in place of none. NAME: of ENGINES, all if none is given; stock-bf16 is
-always run. FOLDER: logs and answers.
+vLLM's default compilation and piecewise graphs in place of none. NAME: of ENGINES, all if none is given; stock-bf16 and
+what they are compared with are always run. FOLDER: logs and answers.
 
 Each engine fills the GPU's free memory with NaN first, then answers 28 prompts of 5 to 12,000 tokens in chunks of 512:
 mixed batches, chunked prefills; some again with their prefix cached; and scores what it has generated as a prompt.
@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.engine.engines import reason
+from vllm_launch.decoder.contract import INT8, KV_FORMAT, KV_SCALES
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny_gpt_oss"
 # vLLM looks for a free port from VLLM_PORT on, and opens it much later: engines that start at once get ranges of their
@@ -43,12 +44,20 @@ ENGINES = {
     "fp8-eager": CUSTOM | {"kv_cache_dtype": "fp8", "enforce_eager": True},
     "fp8-skip-sliding": CUSTOM | {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["sliding_window"]},
     "fp8-ngram": CUSTOM | {"kv_cache_dtype": "fp8", "speculative_config": NGRAM},
+    "int8": CUSTOM | {"kv_cache_dtype": INT8},
+    "int8-eager": CUSTOM | {"kv_cache_dtype": INT8, "enforce_eager": True},
+    "int8-skip-sliding": CUSTOM | {"kv_cache_dtype": INT8, "kv_cache_dtype_skip_layers": ["sliding_window"]},
+    "int8-static": CUSTOM | {"kv_cache_dtype": "fp8"},
     "bf16-fa2": CUSTOM,  # the prefills of other GPUs
     "fp8-fa2": CUSTOM | {"kv_cache_dtype": "fp8"},
 }
+SCALES = "int8.safetensors"  # of int8-static, in --out; calibrated on SCALES_TEXT
+SCALES_TEXT = MODEL / "passages.py"
 # Mean |log p difference| of generated tokens up to the first one that differs, and of prompt tokens; measured: 0.0105
 # and 0 in BF16, 0.042 and 0.076 in FP8.
 BF16_BOUNDS, FP8_BOUNDS = (0.02, 0.02), (0.06, 0.10)
+# Set before the first run: the share of FP8's bounds that the formats' errors on a CPU allow.
+INT8_BOUNDS, INT8_STATIC_BOUNDS = (tuple(share * bound for bound in FP8_BOUNDS) for share in (0.25, 0.45))
 # (candidate, reference, bounds)
 COMPARISONS = (
     ("bf16", "stock-bf16", BF16_BOUNDS),
@@ -57,10 +66,21 @@ COMPARISONS = (
     ("bf16-eager", "bf16", BF16_BOUNDS),
     ("fp8-eager", "fp8", BF16_BOUNDS),
     ("fp8-ngram", "fp8", BF16_BOUNDS),
+    ("int8", "bf16", INT8_BOUNDS),
+    ("int8-skip-sliding", "bf16", INT8_BOUNDS),
+    ("int8-eager", "int8", BF16_BOUNDS),
+    ("int8-static", "bf16", INT8_STATIC_BOUNDS),
     ("bf16-fa2", "bf16", BF16_BOUNDS),
     ("fp8-fa2", "fp8", BF16_BOUNDS),
 )
-PATHS_BOUNDS = {"bf16": 0.04, "fp8": 0.09}  # decode against own prefill, by the largest of the scored answers
+# Decode against own prefill, by the largest of the scored answers; those of int8 set before the first run.
+PATHS_BOUNDS = {"bf16": 0.04, "e4m3": 0.09, "int8": 0.05, "int8-static": 0.06}
+
+
+def kv_format(name: str) -> str:
+    """The KV format of an engine, as its record names it."""
+    formats = {"fp8": "int8-static" if name == "int8-static" else "e4m3", INT8: "int8"}
+    return formats.get(ENGINES[name].get("kv_cache_dtype"), "bf16")
 
 
 def serve(name: str, out: Path, compiled: bool) -> None:
@@ -142,6 +162,8 @@ def run_engine(name: str, out: Path, compiled: bool) -> dict | str:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    if name == "int8-static":
+        environment |= {KV_FORMAT: "int8", KV_SCALES: str(out / SCALES)}
     command = [sys.executable, "-m", __spec__.name, "--serve", name, "--out", str(out)]
     log = out / f"{name}.log"
     with log.open("w") as stream:
@@ -153,6 +175,12 @@ def run_engine(name: str, out: Path, compiled: bool) -> dict | str:
             timeout=580,
         ).returncode
     return json.loads((out / f"{name}.json").read_text()) if code == 0 else f"{reason(log, 0, code)}; log: {log}"
+
+
+def calibrate(path: Path) -> None:
+    """Write the scale file of int8-static; raises CalledProcessError."""
+    options = ["--kv-format", "int8", "--text", str(SCALES_TEXT), "--out", str(path)]
+    subprocess.run([sys.executable, "-m", "fp8_sinks", "scales", "calibrate", str(MODEL), *options], check=True)
 
 
 def distance(candidate: list[float], reference: list[float]) -> list[float]:
@@ -189,7 +217,8 @@ def judge(results: dict[str, dict], out: Path) -> list[tuple[bool, str]]:
         record = out / f"{name}.record.json"
         if "attention_backend" in ENGINES[name]:
             content = json.loads(record.read_text()) if record.exists() else {}
-            verdicts.append((content.get("decoder") == "lowp", f"{name}: record {content}"))
+            resolved = (content.get("decoder"), content.get("kv_format"))
+            verdicts.append((resolved == ("lowp", kv_format(name)), f"{name}: record {content}"))
     for candidate, reference, (generated_bound, prompt_bound) in COMPARISONS:
         if candidate in results and reference in results:
             generated, prompt, texts = compare(results[candidate], results[reference])
@@ -203,7 +232,7 @@ def judge(results: dict[str, dict], out: Path) -> list[tuple[bool, str]]:
         verdicts.append((passes, f"fp8 no further from stock-bf16 than stock-fp8 (within 10%): {figures}"))
     for name, answers in results.items():
         means = [mean(distance(answers["paths"][str(i)], answers["answers"][i]["logprobs"])) for i in SCORED]
-        bound = PATHS_BOUNDS["fp8" if "fp8" in name else "bf16"]
+        bound = PATHS_BOUNDS[kv_format(name)]
         figures = ", ".join(f"{value:.4f}" for value in means)
         passes = max(means) <= bound or name.startswith("stock")
         verdicts.append((passes, f"{name}: decode against own prefill: {figures} (<= {bound})"))
@@ -233,7 +262,10 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; expected {', '.join(ENGINES)}")
     out = arguments.out or Path(tempfile.mkdtemp(prefix="fp8-sinks-tiny-"))
     out.mkdir(parents=True, exist_ok=True)
-    names = list(ENGINES) if not arguments.names else list(dict.fromkeys(["stock-bf16", *arguments.names]))
+    references = [reference for name, reference, _ in COMPARISONS if name in arguments.names]
+    names = list(dict.fromkeys(["stock-bf16", *references, *arguments.names])) if arguments.names else list(ENGINES)
+    if "int8-static" in names:
+        calibrate(out / SCALES)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         ended = dict(zip(names, pool.map(lambda name: run_engine(name, out, arguments.compiled), names), strict=True))
     verdicts = [(False, f"{name}: {failure}") for name, failure in ended.items() if isinstance(failure, str)]
