@@ -7,6 +7,9 @@ import torch
 # The values that share a scale, in a tensor of tokens x heads x head_dim; block: 32 neighbours along head_dim.
 GRANULARITIES = ("none", "tensor", "head", "token_head", "channel", "block")
 BLOCK_VALUES = 32
+# Share of the validation's outputs that may be outside allclose(rtol=5e-3, atol=5e-3). Stated before the run, after a
+# trial on other values: there 0.2% with E4M3 storage and 1.4% with every operand in E4M3, P scaled.
+OUTSIDE_BOUND = 0.01
 BLOCK_SCALE_DTYPE = torch.float8_e8m0fnu  # a power of two in one byte
 
 
@@ -21,6 +24,9 @@ class Format:
     Sources: OCP 8-bit Floating Point 1.0 for e4m3 (torch's e4m3fn: no infinity) and e5m2; OCP Microscaling (MX) 1.0 for
     mxfp8 (E4M3 elements; with E5M2 elements it is e5m2 with scales of granularity block) and mxfp4 (E2M1 elements).
     int8 leaves out -128 and int4 -8, so that they are symmetric.
+    rel_l2_bound: of the attention output of a head with K and V in the format, against exact K and V. ships: whether
+    storage in the format met it in `bench kernels --validate`, with at most OUTSIDE_BOUND of the outputs outside
+    allclose.
     """
 
     name: str
@@ -31,6 +37,8 @@ class Format:
     has_nan: bool
     granularities: tuple[str, ...]
     bits: int
+    rel_l2_bound: float
+    ships: bool
 
     @property
     def bytes(self) -> int:
@@ -42,18 +50,30 @@ class Format:
         return 8 * self.dtype.itemsize // self.bits
 
 
+BF16_LARGEST = torch.finfo(torch.bfloat16).max
 FLOAT8_SCALES = ("none", "tensor", "head", "token_head")
 FORMATS = {
     kv_format.name: kv_format
     for kv_format in (
-        Format("bf16", torch.bfloat16, torch.finfo(torch.bfloat16).max, 2.0**-133, 2.0**-7, True, ("none",), 16),
-        Format("fp16", torch.float16, 65504.0, 2.0**-24, 2.0**-10, True, ("none",), 16),
-        Format("e4m3", torch.float8_e4m3fn, 448.0, 2.0**-9, 2.0**-3, True, FLOAT8_SCALES, 8),
-        Format("e5m2", torch.float8_e5m2, 57344.0, 2.0**-16, 2.0**-2, True, (*FLOAT8_SCALES, "block"), 8),
-        Format("int8", torch.int8, 127.0, 1.0, 0.0, False, ("tensor", "head", "token_head", "channel"), 8),
-        Format("int4", torch.uint8, 7.0, 1.0, 0.0, False, ("token_head", "block"), 4),
-        Format("mxfp8", torch.float8_e4m3fn, 448.0, 2.0**-9, 2.0**-3, True, ("block",), 8),
-        Format("mxfp4", torch.uint8, 6.0, 0.5, 0.5, False, ("block",), 4),
+        Format(
+            "bf16",
+            torch.bfloat16,
+            torch.finfo(torch.bfloat16).max,
+            2.0**-133,
+            2.0**-7,
+            True,
+            ("none",),
+            16,
+            0.005,
+            True,
+        ),
+        Format("fp16", torch.float16, 65504.0, 2.0**-24, 2.0**-10, True, ("none",), 16, 0.005, True),
+        Format("e4m3", torch.float8_e4m3fn, 448.0, 2.0**-9, 2.0**-3, True, FLOAT8_SCALES, 8, 0.10, True),
+        Format("e5m2", torch.float8_e5m2, 57344.0, 2.0**-16, 2.0**-2, True, (*FLOAT8_SCALES, "block"), 8, 0.10, False),
+        Format("int8", torch.int8, 127.0, 1.0, 0.0, False, ("tensor", "head", "token_head", "channel"), 8, 0.02, True),
+        Format("int4", torch.uint8, 7.0, 1.0, 0.0, False, ("token_head", "block"), 4, 0.10, False),
+        Format("mxfp8", torch.float8_e4m3fn, 448.0, 2.0**-9, 2.0**-3, True, ("block",), 8, 0.10, True),
+        Format("mxfp4", torch.uint8, 6.0, 0.5, 0.5, False, ("block",), 4, 0.10, False),
     )
 }
 
