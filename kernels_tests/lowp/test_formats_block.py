@@ -99,7 +99,7 @@ def test_error_of_a_normal_distribution(kv_format):
 
 @pytest.mark.parametrize("exponent", [-1, 1])
 @pytest.mark.parametrize("kv_format", BLOCK_FORMATS)
-def test_a_scale_off_by_one_exponent_shows(monkeypatch, exponent, kv_format):
+def test_a_scale_with_a_wrong_exponent_shows(monkeypatch, exponent, kv_format):
     right = convert._power_of_two
 
     def wrong(*arguments):
@@ -110,7 +110,7 @@ def test_a_scale_off_by_one_exponent_shows(monkeypatch, exponent, kv_format):
         test_the_scale_is_the_least_power_of_two_that_saturates_nothing(kv_format)
 
 
-def test_a_scale_decoded_off_by_one_exponent_shows(monkeypatch):
+def test_a_scale_decoded_to_twice_its_power_shows(monkeypatch):
     right = convert._factor
     x = draw(1, 8, 4, 64)
     scale = amax_scale(x, "mxfp8", "block")

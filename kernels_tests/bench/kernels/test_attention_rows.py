@@ -38,7 +38,7 @@ def test_a_profile_can_choose_no_kernel_format_that_does_not_ship():
     assert all(FORMATS[cache.values].ships for cache in CACHES.values())
 
 
-def test_scales_of_q_k_v_do_not_help_without_one_of_p(rows):
+def test_scales_of_q_k_v_do_not_help_with_unscaled_p(rows):
     for granularity in ("tensor", "head"):
         assert rows[f"e4m3 Q, K, V scaled per {granularity}"].rel_l2 > 0.5
         assert 0.04 < rows[f"e4m3 P scaled too, per {granularity}"].rel_l2 < 0.07
@@ -95,7 +95,7 @@ def test_unscaled_p_shows():
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_a_scale_off_by_one_exponent_shows(monkeypatch, index):
+def test_a_scale_with_a_wrong_exponent_shows(monkeypatch, index):
     """Of Q, K or V, when it is folded in."""
     right, calls = convert.amax_scale, []
 
