@@ -64,7 +64,7 @@ def _part(_context, _option, text: str | None) -> str | None:
 @click.option(
     "--validate",
     is_flag=True,
-    help="Time nothing: the error of attention with an E4M3 cache, unscaled against scaled, on a CPU.",
+    help="Time nothing: the error of attention by storage format and scales, and whether each ships, on a CPU.",
 )
 @run_options("all parts")
 @click.pass_obj
@@ -131,10 +131,10 @@ def _request(kernels, kv_formats, grids, shapes, part: str | None) -> KernelsReq
 
 
 def _validate(folder: Path, as_json: bool) -> None:
-    """Write folder/validation.json and print its rows."""
+    """Write folder/validation.json and its plot, and print its rows."""
     if missing := [name for name in ("torch", "transformers") if not find_spec(name)]:
         raise Problem("software", f"not installed: {', '.join(missing)}", "make setup; vLLM brings it")
-    from bench.kernels import validation
+    from bench.kernels import attention_rows, validation
 
     path = folder / "validation.json"
     if path.exists():
@@ -143,7 +143,9 @@ def _validate(folder: Path, as_json: bool) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write(result, path)
-    click.echo(result.model_dump_json(indent=1) if as_json else "\n".join(validation.lines(result.rows)))
+        attention_rows.plot(result.attention, folder / "validation.png")
+    table = [*validation.lines(result.rows), "", *attention_rows.lines(result.attention)]
+    click.echo(result.model_dump_json(indent=1) if as_json else "\n".join(table))
     click.echo(f"result: {path}", err=True)
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 
+from bench.kernels import attention_rows
+from bench.kernels.attention_rows import AttentionRow
 from flashinfer_patches.strict import NotNegative, Strict
 from lowp.formats import amax_scale, quantize
 from lowp.paged.reference import reference
@@ -53,12 +55,16 @@ class ValidationRow(Strict):
 
 
 class Validation(Strict):
-    """The rows, and where they come from. headroom: by format, factor of the scales on the largest magnitude."""
+    """The rows, and where they come from. headroom: by format, factor of the scales on the largest magnitude.
+
+    attention: attention in low precision, against float64, with its verdicts.
+    """
 
     provenance: Provenance
     tokens: int = TOKENS
     headroom: dict[str, float] = HEADROOM
     rows: list[ValidationRow]
+    attention: list[AttentionRow]
 
 
 class States(NamedTuple):
@@ -84,7 +90,8 @@ class Case:
 def run(command: list[str]) -> Validation:
     """Validate on the tiny model and on synthetic data; seconds on a CPU. Needs transformers."""
     rows = [row for cases in (tiny_model(), synthetic()) for case in cases for row in validate(case)]
-    return Validation(provenance=provenance.collect(machine.detect("cpu"), command), rows=rows)
+    attention = list(attention_rows.rows())
+    return Validation(provenance=provenance.collect(machine.detect("cpu"), command), rows=rows, attention=attention)
 
 
 def lines(rows: list[ValidationRow]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from bench.kernels import validation
 from fp8_sinks.cli import main
+from lowp.formats import FORMATS
 from vllm_launch import model
 from vllm_launch.scales import collect
 
@@ -83,7 +84,11 @@ def test_the_command_writes_rows_of_both(tmp_path):
     assert result.exit_code == 0, result.stderr
     written = (tmp_path / "run" / "validation.json").read_text()
     assert json.loads(result.stdout)["rows"] == json.loads(written)["rows"]
-    rows = validation.Validation.model_validate_json(written).rows
+    result = validation.Validation.model_validate_json(written)
+    assert {row.kv_format for row in result.attention} == set(FORMATS) and (
+        tmp_path / "run" / "validation.png"
+    ).exists()
+    rows = result.rows
     tiny = [row for row in rows if row.data == model.EMBEDDED.name]
     assert len(tiny) == 8 and len(rows) == 8 + 3 * 8
     for row in tiny:
