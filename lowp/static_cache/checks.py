@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lowp.formats import FORMATS
-from lowp.static_cache.store import NAMES, SCALES, is_quantized
+from lowp.static_cache.store import NAMES, SCALES, STORED, is_quantized
 
 
 def check_windows(layers: int, frame_tokens: int, windows: Sequence[int]) -> None:
@@ -29,6 +29,8 @@ def check_storage(side: str, kv_format: str, scale: str | torch.Tensor, percenti
     """Check the format and the scales of K or V (`side` names it) of one layer."""
     if kv_format not in FORMATS and kv_format != "fp32":
         raise ValueError(f"{side}_format {kv_format!r} is unknown; expected one of {', '.join(FORMATS)}, fp32")
+    if kv_format not in STORED:
+        raise NotImplementedError(f"a ring does not store {side}_format {kv_format}; expected {', '.join(STORED)}")
     if isinstance(scale, torch.Tensor):
         if scale.dtype != torch.float32 or scale.shape != (heads,):
             raise ValueError(f"{side}_scale is {scale.dtype} {tuple(scale.shape)}; expected torch.float32 ({heads},)")

@@ -10,7 +10,8 @@ MOMENTUM = 0.99
 SCALES = ("none", "token_head", "ema")
 DTYPES = {name: chosen.dtype for name, chosen in FORMATS.items()} | {"fp32": torch.float32}
 STORAGE_WORDS = {("i8_scale", 8): "int8", ("mxfp", 8): "e4m3"}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+STORED = ("fp32", "bf16", "fp16", "e4m3", "e5m2", "int8")  # not yet: scales of blocks, and two values in a byte
+NAMES = {DTYPES[name]: name for name in STORED}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,17 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, attention, make_step, run, serve
 from kernels_tests.vllm_launch.plugin.test_impl import STEPS
-from kernels_tests.vllm_launch.plugin.test_impl_gpu import LARGE_STEPS, gpt_oss, poisoned_memory  # noqa: F401
+from kernels_tests.vllm_launch.plugin.test_impl_gpu import GPT_OSS, LARGE_STEPS, poisoned_memory  # noqa: F401
 from vllm_launch.plugin.attention import buffers
 from vllm_launch.plugin.attention.flash_attention import fa2, fa3
 
 pytestmark = pytest.mark.gpu
 
 PREFILLS = {name: requests for name, requests in (STEPS | LARGE_STEPS).items() if any(new > 1 for new, _ in requests)}
+
+
+def gpt_oss(window: int | None = None, kv_dtype: str = "auto", **changes) -> Setup:
+    return Setup(window, kv_dtype, **GPT_OSS | changes)
 
 
 @pytest.mark.parametrize("window", [None, 128])
