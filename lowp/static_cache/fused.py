@@ -4,6 +4,7 @@ One operator of torch, opaque to the compiler: no graph break, and a launch that
 """
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +32,11 @@ def attention(q, ring: Ring, new_k, new_v) -> torch.Tensor:
     """Return the attention of q [batch, heads, frame_tokens, head_dim] in BF16; see `reference`."""
     if ring.dtype != torch.bfloat16:
         raise NotImplementedError(f"triton computes in torch.bfloat16; got a cache of {ring.dtype}")
-    if ring.k.head_dim not in HEAD_DIMS:
-        raise NotImplementedError(f"triton has no head_dim {ring.k.head_dim}; expected {', '.join(map(str, HEAD_DIMS))}")
+    head_dim = ring.k.head_dim
+    if head_dim not in HEAD_DIMS:
+        raise NotImplementedError(
+            f"triton has no head_dim {head_dim}; expected one of {', '.join(map(str, HEAD_DIMS))}"
+        )
     for store in (ring.k, ring.v):
         if store.kv_format in ("fp16", "fp32"):
             raise NotImplementedError(f"triton does not read {store.kv_format}; expected bf16 or 8 bits or less")
@@ -83,7 +87,11 @@ def ring_attention(
     k_scaling: str,
     v_scaling: str,
 ) -> torch.Tensor:
-    from lowp.static_cache import triton_kernel as kernels  # triton is not installed where no GPU is
+    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NotImplementedError(f"triton needs a GPU; got tensors on {q.device}")
+    from lowp.static_cache import (
+        triton_kernel as kernels,  # not at import: where no GPU is, triton may not be installed
+    )
 
     batch, heads, frame_tokens, head_dim = q.shape
     rows = batch * heads

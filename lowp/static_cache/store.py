@@ -74,8 +74,8 @@ def make_store(shape, kv_format: str, scale: str | torch.Tensor, percentile: flo
     if scale == "none":
         return Store(kv_format, codes)
     if scale == "block":
-        ones = torch.full((*rows, head_dim // BLOCK_VALUES), 127, dtype=torch.uint8, device=device)  # 2^0 in E8M0
-        return Store(kv_format, codes, scale, ones.view(BLOCK_SCALE_DTYPE))
+        powers = torch.full((*rows, head_dim // BLOCK_VALUES), 127, dtype=torch.uint8, device=device)  # 2^0 in E8M0
+        return Store(kv_format, codes, scale, powers.view(BLOCK_SCALE_DTYPE))
     slot_scale = torch.ones(*rows, 1, device=device)
     running_amax = torch.zeros(batch, heads, 1, 1, device=device) if scale == "ema" else None
     return Store(kv_format, codes, scale, slot_scale, running_amax, percentile)

@@ -12,8 +12,10 @@ current frame, which is not in the ring. Scores are in units of log2.
 import triton
 import triton.language as tl
 
-HEADROOM = tl.constexpr(12.0)  # probabilities reach 2^12, so that in FP16 those under 2^-26 of the largest have full bits
-EMPTY = tl.constexpr(-1e38)  # maximum of no scores: finite, so that a difference of two is not NaN
+# Probabilities reach 2^12: in FP16 those from 2^-26 of the largest on have all of their bits.
+HEADROOM = tl.constexpr(12.0)
+# The maximum of no scores: finite, so that the difference of two is not NaN.
+EMPTY = tl.constexpr(-1e38)
 
 
 @triton.jit
@@ -51,10 +53,10 @@ def attend_split(
     dims = tl.arange(0, HEAD_DIM)
     frame = row * frame_tokens * HEAD_DIM
     in_frame = tokens < frame_tokens
-    places = frame + tokens[:, None] * HEAD_DIM + dims[None, :]
-    queries = tl.load(q + places, mask=in_frame[:, None], other=0.0)
+    elements = frame + tokens[:, None] * HEAD_DIM + dims[None, :]
+    queries = tl.load(q + elements, mask=in_frame[:, None], other=0.0)
     k_queries, unit = queries.to(K_TYPE), 1.0
-    if K_TYPE == tl.float16:
+    if tl.float16 == K_TYPE:
         unit = power_of_two(queries.to(tl.float32))
         k_queries = (queries.to(tl.float32) / unit).to(tl.float16)
 
@@ -66,41 +68,43 @@ def attend_split(
     length = tl.cdiv(tl.cdiv(written, BLOCK_N), SPLITS) * BLOCK_N
     first = tl.minimum(split * length, written)
     limit = tl.minimum(first + length, written)
-    whole = first + (limit - first) // BLOCK_N * BLOCK_N
+    full_end = first + (limit - first) // BLOCK_N * BLOCK_N
 
     head_k_scale = log2_scale * unit
     if K_SCALING == "fixed":
         head_k_scale *= tl.load(k_scale + row % heads)
-    for start in range(first, whole, BLOCK_N):
+    for start in range(first, full_end, BLOCK_N):
         k = load_tile(k_codes, k_scale, row * slots + start, None, K_FORMAT, K_SCALING, HEAD_DIM, BLOCK_N, K_TYPE)
         v = load_tile(v_codes, v_scale, row * slots + start, None, V_FORMAT, V_SCALING, HEAD_DIM, BLOCK_N, V_TYPE)
         k_factor = load_factor(k_scale, row * slots + start, None, K_SCALING, BLOCK_N)
         v_factor = load_factor(v_scale, row * slots + start, None, V_SCALING, BLOCK_N)
         acc, top, total = accumulate(k_queries, k, v, head_k_scale, k_factor, v_factor, None, acc, top, total, BLOCK_N)
-    if whole < limit:
-        left = limit - whole
-        k = load_tile(k_codes, k_scale, row * slots + whole, left, K_FORMAT, K_SCALING, HEAD_DIM, BLOCK_N, K_TYPE)
-        v = load_tile(v_codes, v_scale, row * slots + whole, left, V_FORMAT, V_SCALING, HEAD_DIM, BLOCK_N, V_TYPE)
-        k_factor = load_factor(k_scale, row * slots + whole, left, K_SCALING, BLOCK_N)
-        v_factor = load_factor(v_scale, row * slots + whole, left, V_SCALING, BLOCK_N)
+    if full_end < limit:
+        left = limit - full_end
+        k = load_tile(k_codes, k_scale, row * slots + full_end, left, K_FORMAT, K_SCALING, HEAD_DIM, BLOCK_N, K_TYPE)
+        v = load_tile(v_codes, v_scale, row * slots + full_end, left, V_FORMAT, V_SCALING, HEAD_DIM, BLOCK_N, V_TYPE)
+        k_factor = load_factor(k_scale, row * slots + full_end, left, K_SCALING, BLOCK_N)
+        v_factor = load_factor(v_scale, row * slots + full_end, left, V_SCALING, BLOCK_N)
         acc, top, total = accumulate(k_queries, k, v, head_k_scale, k_factor, v_factor, left, acc, top, total, BLOCK_N)
     if V_SCALING == "fixed":
         acc *= tl.load(v_scale + row % heads)
     if split == SPLITS - 1:
         for start in range(0, frame_tokens, BLOCK_NEW):
-            place, left = row * frame_tokens + start, frame_tokens - start
-            k = load_tile(new_k, None, place, left, "bf16", "none", HEAD_DIM, BLOCK_NEW, BF16)
-            v = load_tile(new_v, None, place, left, "bf16", "none", HEAD_DIM, BLOCK_NEW, BF16)
-            one = load_factor(None, place, None, "none", BLOCK_NEW)
-            acc, top, total = accumulate(queries.to(BF16), k, v, log2_scale, one, one, left, acc, top, total, BLOCK_NEW)
+            base, left = row * frame_tokens + start, frame_tokens - start
+            k = load_tile(new_k, None, base, left, "bf16", "none", HEAD_DIM, BLOCK_NEW, BF16)
+            v = load_tile(new_v, None, base, left, "bf16", "none", HEAD_DIM, BLOCK_NEW, BF16)
+            unscaled = load_factor(None, base, None, "none", BLOCK_NEW)
+            acc, top, total = accumulate(
+                queries.to(BF16), k, v, log2_scale, unscaled, unscaled, left, acc, top, total, BLOCK_NEW
+            )
 
     result = acc / tl.where(total > 0, total, 1)[:, None]
     if SPLITS == 1:
-        tl.store(out + places, result.to(out.dtype.element_ty), mask=in_frame[:, None])
+        tl.store(out + elements, result.to(out.dtype.element_ty), mask=in_frame[:, None])
     else:
         rows = tl.num_programs(2)
         plane = split.to(tl.int64) * rows * frame_tokens
-        tl.store(out + plane * HEAD_DIM + places, result, mask=in_frame[:, None])
+        tl.store(out + plane * HEAD_DIM + elements, result, mask=in_frame[:, None])
         tl.store(lse + plane + row * frame_tokens + tokens, log2_sum(top, total), mask=in_frame)
 
 
@@ -108,20 +112,20 @@ def attend_split(
 def merge_splits(parts, lse, out, tokens, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
     """Weigh the splits' outputs [SPLITS, tokens, HEAD_DIM] by their share of the softmax's sum."""
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    places = token[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    elements = token[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     exists = token < tokens
     acc = tl.zeros([BLOCK, HEAD_DIM], tl.float32)
     top = tl.full([BLOCK], EMPTY, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for split in range(SPLITS):
         part_lse = tl.load(lse + split * tokens + token, mask=exists, other=0.0)
-        part = tl.load(parts + split * tokens * HEAD_DIM + places, mask=exists[:, None], other=0.0)
+        part = tl.load(parts + split * tokens * HEAD_DIM + elements, mask=exists[:, None], other=0.0)
         new_top = tl.maximum(top, part_lse)
         shrink, weight = tl.exp2(top - new_top), tl.exp2(part_lse - new_top)
         acc = acc * shrink[:, None] + part * weight[:, None]
         total = total * shrink + weight
         top = new_top
-    tl.store(out + places, (acc / total[:, None]).to(out.dtype.element_ty), mask=exists[:, None])
+    tl.store(out + elements, (acc / total[:, None]).to(out.dtype.element_ty), mask=exists[:, None])
 
 
 @triton.jit
@@ -157,22 +161,22 @@ def log2_sum(top, total):
 
 
 @triton.jit
-def load_factor(scale, place, left, SCALING: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return the scales [BLOCK_N] of tokens from `place` on; 1 if they have none of their own."""
+def load_factor(scale, base, left, SCALING: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return the scales [BLOCK_N] of tokens from `base` on; 1 if they have none of their own."""
     slots = tl.arange(0, BLOCK_N)
     if SCALING != "token":
         return tl.full([BLOCK_N], 1.0, tl.float32)
     elif left is None:
-        return tl.load(scale + place + slots)
+        return tl.load(scale + base + slots)
     else:
-        return tl.load(scale + place + slots, mask=slots < left, other=0.0)
+        return tl.load(scale + base + slots, mask=slots < left, other=0.0)
 
 
 @triton.jit
 def load_tile(
     codes,
     scale,
-    place,
+    base,
     left,
     FORMAT: tl.constexpr,
     SCALING: tl.constexpr,
@@ -180,25 +184,19 @@ def load_tile(
     BLOCK_N: tl.constexpr,
     TYPE: tl.constexpr,
 ):
-    """Return codes of BLOCK_N slots from `place` on, times scales of blocks if any, [BLOCK_N, HEAD_DIM].
+    """Return codes of BLOCK_N slots from `base` on, times scales of blocks if any, [BLOCK_N, HEAD_DIM].
 
     Slots from `left` on are not read, and are 0.
     """
     WIDTH: tl.constexpr = HEAD_DIM // 2 if FORMAT == "int4" or FORMAT == "mxfp4" else HEAD_DIM
     slots = tl.arange(0, BLOCK_N)
-    pointers = codes + place * WIDTH + slots[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    if left is None:
-        stored = tl.load(pointers)
-    else:
-        stored = tl.load(pointers, mask=(slots < left)[:, None], other=0)
+    pointers = codes + base * WIDTH + slots[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    stored = tl.load(pointers) if left is None else tl.load(pointers, mask=(slots < left)[:, None], other=0)
     tile = widen(stored, FORMAT)
     if SCALING == "block":
         BLOCKS: tl.constexpr = HEAD_DIM // 32
-        pointers = scale + place * BLOCKS + slots[:, None] * BLOCKS + tl.arange(0, BLOCKS)[None, :]
-        if left is None:
-            powers = tl.load(pointers)
-        else:
-            powers = tl.load(pointers, mask=(slots < left)[:, None], other=127)
+        pointers = scale + base * BLOCKS + slots[:, None] * BLOCKS + tl.arange(0, BLOCKS)[None, :]
+        powers = tl.load(pointers) if left is None else tl.load(pointers, mask=(slots < left)[:, None], other=127)
         # The exponent of fp32 has E8M0's bias.
         powers = (powers.to(tl.int32) << 23).to(tl.float32, bitcast=True)
         tile = tl.reshape(tl.reshape(tile, [BLOCK_N, BLOCKS, 32]) * powers[:, :, None], [BLOCK_N, HEAD_DIM])

@@ -115,6 +115,7 @@ def test_a_frame_is_refused(change, error, message):
 
 def test_a_call_is_refused():
     q, k, v = frame(0)
+    bf16 = frame(0, torch.bfloat16)
     cache = plain()
     for call in (
         cache.get,
@@ -130,6 +131,8 @@ def test_a_call_is_refused():
         attend(q, cache, 0, k, v, "sdpa")
     with pytest.raises(NotImplementedError, match="flex has no V scales per slot; expected v_scale none or one fixed"):
         attend(q, quantized(v_scale="token_head"), 0, k, v, "flex")
+    with pytest.raises(NotImplementedError, match="triton needs a GPU; got tensors on cpu"):
+        attend(*bf16[:1], quantized(torch.bfloat16), 0, *bf16[1:], "triton")
     for k_format, scale in (("mxfp8", "block"), ("int4", torch.ones(2))):
         cache = quantized(k_format=k_format, k_scale=scale, v_scale="none")
         with pytest.raises(NotImplementedError, match=f"flex does not read {k_format}; expected 8 bits or more"):
