@@ -9,12 +9,17 @@ from dataclasses import dataclass
 
 import torch
 
+from lowp.jit.device import device_of
 from lowp.static_cache.ring import Ring
 from lowp.static_cache.store import as_bytes
 
 SCALING = {"token_head": "token", "ema": "token"}  # as the kernel sees it, where the store's word differs
 HEAD_DIMS = (32, 64, 128)
+BLOCK_N = 128  # slots of a tile
 MERGED = 4  # tokens of a program that merges splits
+SPLIT_TILES = 3
+MAX_SPLITS = 64
+LARGE_SHARED_BYTES = 128 << 10  # of a block: SM90 has more, SM120 less
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,23 @@ def attention(q, ring: Ring, new_k, new_v) -> torch.Tensor:
     )
 
 
-def choose_launch(rows: int, frame_tokens: int, window: int, multiprocessors: int) -> Launch:
-    """Return the launch for a shape: tiles by the length of a frame, splits to fill the GPU.
+def choose_launch(rows: int, frame_tokens: int, window: int, sms: int, shared_bytes: int) -> Launch:
+    """Return the launch for a shape: tiles by the length of a frame, splits by the time that they are expected to take.
 
-    A split has 4 tiles or more: each costs an output in fp32 that is written, read and merged.
+    Programs run in waves of those that an SM holds, limited by registers. A program takes the time of its tiles, and of
+    SPLIT_TILES more for its start and its output in fp32, which is read again. All outputs together are under a tenth
+    of the window in BF16.
     """
     block_m = min(128, max(16, 1 << (frame_tokens - 1).bit_length()))
-    block_n, warps, stages, resident = (128, 4, 4, 4) if block_m == 16 else (128, 4, 3, 2)
-    if block_m == 128:
-        warps = 8
-    programs = rows * -(-frame_tokens // block_m)
-    splits = min(resident * multiprocessors // programs, window // (4 * block_n))
-    return Launch(block_m, block_n, max(1, splits), warps, stages)
+    warps, resident = {16: (4, 3), 32: (4, 3), 64: (4, 2), 128: (8, 1)}[block_m]
+    programs, tiles = rows * -(-frame_tokens // block_m), -(-window // BLOCK_N)
+
+    def time(splits: int) -> int:
+        return -(-programs * splits // (resident * sms)) * (-(-tiles // splits) + SPLIT_TILES)
+
+    most = max(1, min(MAX_SPLITS, tiles // SPLIT_TILES, window // (11 * frame_tokens)))
+    stages = 3 if shared_bytes >= LARGE_SHARED_BYTES else 2
+    return Launch(block_m, BLOCK_N, min(range(1, most + 1), key=time), warps, stages)
 
 
 @torch.library.custom_op("lowp::ring_attention", mutates_args=())
@@ -95,7 +105,7 @@ def ring_attention(
 
     batch, heads, frame_tokens, head_dim = q.shape
     rows = batch * heads
-    launch = choose_launch(rows, frame_tokens, window, multiprocessors(q.device))
+    launch = choose_launch(rows, frame_tokens, window, *device_limits(q.device))
     out = torch.empty_like(q, dtype=q.dtype if q.is_cuda else torch.float32)  # the interpreter truncates to BF16
     parts, lse = out, None
     if launch.splits > 1:
@@ -156,6 +166,9 @@ def product_types(on_gpu: bool, k_storage: tuple[str, str], v_storage: tuple[str
     return [k_type, v_type, bf16]
 
 
-def multiprocessors(device: torch.device) -> int:
-    """Return the multiprocessors of a GPU; 1 of a CPU, where Triton interprets."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def device_limits(device: torch.device) -> tuple[int, int]:
+    """Return the SMs of a GPU and the shared memory of a block; those of a small one on a CPU, which interprets."""
+    if device.type != "cuda":
+        return 1, LARGE_SHARED_BYTES
+    properties = device_of(device)
+    return properties.sms, properties.shared_per_cta

@@ -89,7 +89,7 @@ def attend_split(
     if V_SCALING == "fixed":
         acc *= tl.load(v_scale + row % heads)
     if split == SPLITS - 1:
-        for start in range(0, frame_tokens, BLOCK_NEW):
+        for start in tl.range(0, frame_tokens, BLOCK_NEW, num_stages=1):
             base, left = row * frame_tokens + start, frame_tokens - start
             k = load_tile(new_k, None, base, left, "bf16", "none", HEAD_DIM, BLOCK_NEW, BF16)
             v = load_tile(new_v, None, base, left, "bf16", "none", HEAD_DIM, BLOCK_NEW, BF16)
