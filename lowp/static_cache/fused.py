@@ -15,7 +15,6 @@ from lowp.static_cache.store import as_bytes
 
 SCALING = {"token_head": "token", "ema": "token"}  # as the kernel sees it, where the store's word differs
 HEAD_DIMS = (32, 64, 128)
-BLOCK_N = 128  # slots of a tile
 MERGED = 4  # tokens of a program that merges splits
 SPLIT_TILES = 3
 MAX_SPLITS = 64
@@ -71,14 +70,14 @@ def choose_launch(rows: int, frame_tokens: int, window: int, sms: int, shared_by
     """
     block_m = min(128, max(16, 1 << (frame_tokens - 1).bit_length()))
     warps, resident = {16: (4, 3), 32: (4, 3), 64: (4, 2), 128: (8, 1)}[block_m]
-    programs, tiles = rows * -(-frame_tokens // block_m), -(-window // BLOCK_N)
+    block_n, stages = (128, 3) if shared_bytes >= LARGE_SHARED_BYTES else (64, 2)
+    programs, tiles = rows * -(-frame_tokens // block_m), -(-window // block_n)
 
     def time(splits: int) -> int:
         return -(-programs * splits // (resident * sms)) * (-(-tiles // splits) + SPLIT_TILES)
 
     most = max(1, min(MAX_SPLITS, tiles // SPLIT_TILES, window // (11 * frame_tokens)))
-    stages = 3 if shared_bytes >= LARGE_SHARED_BYTES else 2
-    return Launch(block_m, BLOCK_N, min(range(1, most + 1), key=time), warps, stages)
+    return Launch(block_m, block_n, min(range(1, most + 1), key=time), warps, stages)
 
 
 @torch.library.custom_op("lowp::ring_attention", mutates_args=())
