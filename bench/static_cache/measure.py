@@ -150,7 +150,7 @@ def full_cache(point: Point, name: str) -> QuantizedStaticCache:
             quantized, scale = encode(store, x)
             as_bytes(store.codes)[:, :, : point.window] = as_bytes(quantized.values)
             if scale is not None:
-                as_bytes(store.scale).copy_(as_bytes(scale))
+                store.scale.copy_(as_bytes(scale))
         ring.end.fill_(point.window)
         refresh_block_mask(ring.block_mask, ring.window, ring.end)
     return cache

@@ -21,7 +21,8 @@ class Store:
 
     codes: [batch, heads, slots, head_dim], the format's dtype; formats of 4 bits have head_dim / 2 bytes.
     scaling: none, token_head, ema, fixed or block. scale: fp32, [batch, heads, slots, 1] of token_head and ema,
-    [1, heads, 1, 1] of fixed; E8M0 [batch, heads, slots, head_dim / 32] of block; None for 1.
+    [1, heads, 1, 1] of fixed; bytes of E8M0 [batch, heads, slots, head_dim / 32] of block, since torch compiles no E8M0
+    on a CPU; None for 1.
     running_amax: fp32 [batch, heads, 1, 1] of ema, or None. percentile: of a token's (token_head) or frame's (ema)
     magnitudes, which the scale maps onto the format's largest; 100 is the maximum.
     """
@@ -75,7 +76,7 @@ def make_store(shape, kv_format: str, scale: str | torch.Tensor, percentile: flo
         return Store(kv_format, codes)
     if scale == "block":
         powers = torch.full((*rows, head_dim // BLOCK_VALUES), 127, dtype=torch.uint8, device=device)  # 2^0 in E8M0
-        return Store(kv_format, codes, scale, powers.view(BLOCK_SCALE_DTYPE))
+        return Store(kv_format, codes, scale, powers)
     slot_scale = torch.ones(*rows, 1, device=device)
     running_amax = torch.zeros(batch, heads, 1, 1, device=device) if scale == "ema" else None
     return Store(kv_format, codes, scale, slot_scale, running_amax, percentile)
@@ -111,14 +112,19 @@ def encode(store: Store, x: torch.Tensor) -> tuple[Quantized, torch.Tensor | Non
 def decode(store: Store, slots: torch.Tensor | None = None) -> torch.Tensor:
     """Return the values of `slots` (int64 [n]), or of all slots, in fp32."""
     if slots is None:
-        return dequantize(store.codes, store.scale, store.kv_format)
+        return dequantize(store.codes, _typed(store.scale), store.kv_format)
     scale = _select(store.scale, slots) if store.scale_per_slot else store.scale
-    return dequantize(_select(store.codes, slots), scale, store.kv_format)
+    return dequantize(_select(store.codes, slots), _typed(scale), store.kv_format)
 
 
 def as_bytes(x: torch.Tensor) -> torch.Tensor:
     """View 8-bit codes and scales as uint8: indexed copies of float8 are not implemented on a CPU."""
     return x.view(torch.uint8) if x.element_size() == 1 else x
+
+
+def _typed(scale: torch.Tensor | None) -> torch.Tensor | None:
+    """View stored bytes of E8M0 as such."""
+    return scale.view(BLOCK_SCALE_DTYPE) if scale is not None and scale.dtype == torch.uint8 else scale
 
 
 def _select(x: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,9 @@ def test_compiled_step_equals_eager_without_recompiles(name, frames):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["plain, flex", "K int8, V int8, reference", "tail, ema, reference"])
+@pytest.mark.parametrize(
+    "name", ["plain, flex", "K int8, V int8, reference", "K mxfp8, V mxfp4, reference", "tail, ema, reference"]
+)
 def test_a_thousand_frames_of_generated_code(name):
     """Not flex over stored codes: torch compiles mixed dtypes on GPU alone. A rounding may differ by a step of int8."""
     check_frames(name, "inductor", 1000, atol=5e-2)
