@@ -10,7 +10,7 @@ import torch
 from lowp.formats import amax_scale, quantize
 
 
-@dataclass
+@dataclass(frozen=True)
 class RolledSide:
     """K or V of a layer, oldest token first. codes: BF16 or int8 [1, heads, window, head_dim]. scale: BF16 or None."""
 
@@ -32,8 +32,8 @@ def concatenate(side: RolledSide, new: torch.Tensor) -> torch.Tensor:
     return torch.cat([past, new], 2)
 
 
-def commit(side: RolledSide, new: torch.Tensor, kv_format: str) -> None:
+def commit(side: RolledSide, new: torch.Tensor, kv_format: str) -> RolledSide:
+    """Return the window without its oldest frame, followed by a new one."""
     tokens, frame = new.shape[2], make(new, kv_format)
-    side.codes = torch.cat([side.codes[:, :, tokens:], frame.codes], 2)
-    if side.scale is not None:
-        side.scale = torch.cat([side.scale[:, :, tokens:], frame.scale], 2)
+    codes = torch.cat([side.codes[:, :, tokens:], frame.codes], 2)
+    return RolledSide(codes, None if side.scale is None else torch.cat([side.scale[:, :, tokens:], frame.scale], 2))

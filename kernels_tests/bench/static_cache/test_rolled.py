@@ -12,7 +12,7 @@ def test_a_commit_drops_the_oldest_frame(kv_format, bound):
     frames = torch.randn(7, 1, 2, 4, 32, generator=generator).bfloat16()
     side = rolled.make(torch.cat(list(frames[:3]), 2), kv_format)
     for frame in frames[3:6]:
-        rolled.commit(side, frame, kv_format)
+        side = rolled.commit(side, frame, kv_format)
     tokens = rolled.concatenate(side, frames[6])
     expected = torch.cat(list(frames[3:7]), 2)
     assert tokens.dtype == torch.bfloat16
