@@ -136,12 +136,15 @@ def written_slots(end, window):
 
 @triton.jit
 def accumulate(q, k, v, scale, k_factor, v_factor, left, acc, top, total, BLOCK_N: tl.constexpr):
-    """Add a tile of keys and values to the softmax. left: its slots that count; None for all."""
-    scores = tl.dot(q, tl.trans(k)) * (k_factor * scale)[None, :]
+    """Add a tile of keys and values to the softmax. left: its slots that count; None for all.
+
+    scale: positive, so that it is applied after the maximum, in the same instruction as the difference.
+    """
+    scores = tl.dot(q, tl.trans(k)) * k_factor[None, :]
     if left is not None:
         scores = tl.where((tl.arange(0, BLOCK_N) < left)[None, :], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1) - HEADROOM)
-    p = tl.exp2(scores - new_top[:, None])
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale - HEADROOM)
+    p = tl.exp2(scores * scale - new_top[:, None])
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(p, 1)
     acc = tl.dot((p * v_factor[None, :]).to(v.dtype), v, acc * shrink[:, None])
@@ -150,9 +153,9 @@ def accumulate(q, k, v, scale, k_factor, v_factor, left, acc, top, total, BLOCK_
 
 @triton.jit
 def power_of_two(x):
-    """Return the power of two at or under the largest magnitude of x; 2^-126 where that is smaller."""
+    """Return the power of two at or under the largest magnitude of x; 2^-60 where that is smaller."""
     bits = tl.max(tl.max(tl.abs(x), 1), 0).to(tl.int32, bitcast=True)
-    return tl.maximum(bits & 0x7F800000, 1 << 23).to(tl.float32, bitcast=True)
+    return tl.maximum(bits & 0x7F800000, (127 - 60) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

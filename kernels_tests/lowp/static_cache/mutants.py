@@ -13,11 +13,11 @@ def written_a_frame_early(end, window):
 
 @triton.jit
 def v_scale_in_the_denominator(q, k, v, scale, k_factor, v_factor, left, acc, top, total, BLOCK_N: tl.constexpr):
-    scores = tl.dot(q, tl.trans(k)) * (k_factor * scale)[None, :]
+    scores = tl.dot(q, tl.trans(k)) * k_factor[None, :]
     if left is not None:
         scores = tl.where((tl.arange(0, BLOCK_N) < left)[None, :], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1) - HEADROOM)
-    p = tl.exp2(scores - new_top[:, None]) * v_factor[None, :]
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale - HEADROOM)
+    p = tl.exp2(scores * scale - new_top[:, None]) * v_factor[None, :]
     shrink = tl.exp2(top - new_top)
     return tl.dot(p.to(v.dtype), v, acc * shrink[:, None]), new_top, total * shrink + tl.sum(p, 1)
 
