@@ -6,12 +6,22 @@ from statistics import median
 
 import torch
 from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from bench.kernels.measure import message
 from bench.kernels.timing import graph_us
 from bench.static_cache import rolled, shapes
 from bench.static_cache.result import StaticCacheRow
-from bench.static_cache.shapes import FRAME_POINTS, FRAME_STORAGES, HEAD_DIM, HEADS, STEPS, STORAGES, Point
+from bench.static_cache.shapes import (
+    FRAME_DESIGNS,
+    FRAME_POINTS,
+    FRAME_STORAGES,
+    HEAD_DIM,
+    HEADS,
+    STEPS,
+    STORAGES,
+    Point,
+)
 from lowp.static_cache import QuantizedStaticCache, attend, reference
 from lowp.static_cache.masks import refresh_block_mask
 from lowp.static_cache.store import as_bytes, encode
@@ -32,8 +42,8 @@ def rows(point: Point, ceiling: float, report: Report) -> list[StaticCacheRow]:
         report(line(measured[-1]))
     if point in FRAME_POINTS:
         for name in FRAME_STORAGES:
-            for design, backend, measurement in (("rolled", "flex", _rolled_frame), ("ring", "triton", _ring_frame)):
-                case = partial(measurement, point, name)
+            for design, backend in FRAME_DESIGNS:
+                case = partial(_ring_frame if design == "ring" else _rolled_frame, point, backend, name)
                 measured.append(_row(case, point, "frame", design, backend, name, ceiling))
                 report(line(measured[-1]))
     return measured
@@ -76,15 +86,15 @@ def _attention(point: Point, backend: str, name: str) -> dict:
     def layers():
         return [attend(q, cache, layer, k, v, backend) for layer in range(len(cache.rings))]
 
-    compiled = torch.compile(layers, fullgraph=True)
-    error = _rel_l2(compiled()[0], reference.attention(q.float(), cache.rings[0], k, v))
-    figures = _times(compiled, len(cache.rings)) | {"rel_l2": error}
+    call = torch.compile(layers, fullgraph=True) if backend == "flex" else layers
+    error = _rel_l2(call()[0], reference.attention(q.float(), cache.rings[0], k, v))
+    figures = _times(call, len(cache.rings)) | {"rel_l2": error}
     if backend == "triton":
         figures["peak_bytes"] = _peak_bytes(lambda: attend(q, cache, 0, k, v, backend))
     return figures
 
 
-def _ring_frame(point: Point, name: str) -> dict:
+def _ring_frame(point: Point, backend: str, name: str) -> dict:
     """Two steps through all layers, each layer's output the next one's query; the second step commits."""
     cache = full_cache(point, name)
     q, k, v = draw(point)
@@ -93,7 +103,7 @@ def _ring_frame(point: Point, name: str) -> dict:
         x = q
         for step in range(STEPS):
             for layer in range(len(cache.rings)):
-                x = attend(x, cache, layer, k, v, "triton")
+                x = attend(x, cache, layer, k, v, backend)
                 if step == STEPS - 1:
                     cache.update(k, v, layer)
         return x
@@ -106,13 +116,13 @@ def _ring_frame(point: Point, name: str) -> dict:
     return _times(compiled, len(cache.rings)) | {"rel_l2": error, "peak_bytes": _peak_bytes(compiled)}
 
 
-def _rolled_frame(point: Point, name: str) -> dict:
+def _rolled_frame(point: Point, backend: str, name: str) -> dict:
     storage = STORAGES[name]
     q, k, v = draw(point)
     sides = [
         [rolled.make(x, x_format) for x, x_format in _windows(point, storage)] for _ in range(_layers(point, name))
     ]
-    attention = torch.compile(flex_attention)
+    attention = torch.compile(flex_attention) if backend == "flex" else scaled_dot_product_attention
 
     def frame():
         x = q
@@ -127,7 +137,7 @@ def _rolled_frame(point: Point, name: str) -> dict:
     exact = q.float()
     for k_side, v_side in sides * STEPS:
         tokens = [rolled.concatenate(side, x).float() for side, x in ((k_side, k), (v_side, v))]
-        exact = torch.nn.functional.scaled_dot_product_attention(exact, *tokens)
+        exact = scaled_dot_product_attention(exact, *tokens)
     error = _rel_l2(frame(), exact)
     return _times(frame, len(sides)) | {"rel_l2": error}
 

@@ -1,4 +1,4 @@
-"""Shapes and storages that are measured, their bytes, and the time that the roofline predicts. Imports no torch."""
+"""Shapes and storages that are measured, their bytes and the roofline's prediction. Imports no torch."""
 
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ BITS = {"bf16": 16, "e4m3": 8, "e5m2": 8, "int8": 8, "mxfp8": 8, "mxfp4": 4}
 SCALE_BYTES = {"none": 0, "head": 0, "token_head": 4, "block": HEAD_DIM // 32}  # of a token and head
 STEPS = 2  # sampling steps of a frame; the last one commits
 
-Backend = Literal["flex", "triton"]
+Backend = Literal["flex", "sdpa", "triton"]
 
 
 class Storage(NamedTuple):
@@ -42,19 +42,20 @@ STORAGES = {
     "K, V mxfp8": Storage("mxfp8", "block", "mxfp8", "block"),
 }
 POINTS = [Point(tokens, window) for window in WINDOWS for tokens in FRAME_TOKENS]
-# FlexAttention reads mixed formats where the installed torch can. It compiles for seconds, so not at each point.
-FLEX_STORAGES = {65536: (BF16, "V e4m3", "K e5m2, V e4m3")}
-FRAME_POINTS = [
-    Point(16, 65536),
-    Point(64, 65536),
-]  # whole frames: attention, update and mask, against the rolled cache
+MAIN_WINDOW = 65536  # where every storage is measured, by FlexAttention too if it reads the formats
+FLEX_STORAGES = (BF16, "V e4m3", "K e5m2, V e4m3")
+FUSED_STORAGES = ("V e4m3", V_INT8, "K, V e4m3", INT8)
+# Whole frames, attention with update and mask, against the rolled cache.
+FRAME_POINTS = [Point(16, MAIN_WINDOW), Point(64, MAIN_WINDOW)]
 FRAME_STORAGES = (V_INT8, INT8)
+FRAME_DESIGNS = (("rolled", "flex"), ("rolled", "sdpa"), ("ring", "triton"))
 
 
 def attention_cases(point: Point) -> list[tuple[Backend, str]]:
     """List the backends and storages whose attention is measured at a point; BF16 with FlexAttention comes first."""
-    flex = FLEX_STORAGES.get(point.window, (BF16,))
-    return [*(("flex", name) for name in flex), *(("triton", name) for name in STORAGES)]
+    every = point.window == MAIN_WINDOW
+    flex, fused = (FLEX_STORAGES, STORAGES) if every else ((BF16,), FUSED_STORAGES)
+    return [*(("flex", name) for name in flex), *(("triton", name) for name in fused)]
 
 
 def window_bytes(storage: Storage, window: int) -> int:

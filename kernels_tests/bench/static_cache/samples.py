@@ -1,7 +1,15 @@
 """A made-up result of kind `static-cache` for tests: no figure in it was measured."""
 
 from bench.static_cache.result import StaticCacheResult, StaticCacheRow
-from bench.static_cache.shapes import BF16, FRAME_POINTS, FRAME_STORAGES, POINTS, STORAGES, window_bytes
+from bench.static_cache.shapes import (
+    BF16,
+    FRAME_POINTS,
+    FRAME_STORAGES,
+    POINTS,
+    STORAGES,
+    attention_cases,
+    window_bytes,
+)
 from kernels_tests.bench.samples import a_result
 
 CEILING = 4.4e12
@@ -33,11 +41,13 @@ def rows() -> list[StaticCacheRow]:
     attention += [
         a_row("attention", "ring", "triton", name, point, us=60.0, peak_bytes=1 << 20)
         for point in POINTS
-        for name in STORAGES
+        for backend, name in attention_cases(point)
+        if backend == "triton"
     ]
     for point in FRAME_POINTS:
         for name in FRAME_STORAGES:
             attention.append(a_row("frame", "rolled", "flex", name, point, us=1000.0))
+            attention.append(a_row("frame", "rolled", "sdpa", name, point, us=1100.0))
             attention.append(a_row("frame", "ring", "triton", name, point, us=200.0))
     return attention
 

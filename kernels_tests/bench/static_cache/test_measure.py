@@ -30,13 +30,14 @@ def rows(monkeypatch):
     monkeypatch.setattr(measure, "_peak_bytes", peak_bytes)
     monkeypatch.setattr(measure, "attend", attend_on_cpu)
     monkeypatch.setattr(measure, "FRAME_POINTS", [POINT])
-    monkeypatch.setattr(shapes, "FLEX_STORAGES", {POINT.window: (BF16, "V e4m3", "V int8")})
+    monkeypatch.setattr(shapes, "MAIN_WINDOW", POINT.window)
+    monkeypatch.setattr(shapes, "FLEX_STORAGES", (BF16, "V e4m3", "V int8"))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     return measure.rows(POINT, CEILING, lambda _: None)
 
 
 def test_every_case_is_a_row_with_its_error(rows):
-    assert len(rows) == 3 + len(STORAGES) + 2 * len(FRAME_STORAGES)
+    assert len(rows) == 3 + len(STORAGES) + 3 * len(FRAME_STORAGES)
     failed = [row for row in rows if row.error]
     assert [(row.backend, row.storage) for row in failed] == [("flex", "V int8")]
     assert "no V scales per slot" in failed[0].error
