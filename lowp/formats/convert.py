@@ -50,7 +50,8 @@ def amax_scale(x: torch.Tensor, kv_format: str, granularity: str, layout: str = 
     if granularity == "block":
         return _power_of_two(_blocks(magnitude).amax(-1), chosen)
     amax = magnitude.amax(dim=scale_axes(granularity, layout, x.dim()), keepdim=True)
-    scale = (amax / chosen.largest).clamp(min=torch.finfo(torch.float32).tiny)
+    # By a tensor: a GPU multiplies by the reciprocal of a number; off by one bit, a scale turns ties to another code.
+    scale = (amax / torch.full_like(amax, chosen.largest)).clamp(min=torch.finfo(torch.float32).tiny)
     # A scale rounded down would put the largest magnitude itself out of range.
     scale = torch.where(amax / scale > chosen.largest, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
     return torch.where(amax > 0, scale, 1.0)
