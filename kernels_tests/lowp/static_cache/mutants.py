@@ -1,4 +1,4 @@
-"""Wrong parts of the kernel, each of which must fail: by name, the function that it replaces, and a storage."""
+"""Parts of the kernel to be replaced: wrong ones, each of which must fail, and one that rounds as a GPU does."""
 
 import triton
 import triton.language as tl
@@ -41,6 +41,28 @@ def swapped_nibbles(stored, FORMAT: tl.constexpr):
         return stored
 
 
+@triton.jit
+def to_bf16(x):
+    """Round fp32 to the nearest value of BF16, ties to even: the interpreter truncates."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def probabilities_in_bf16(q, k, v, scale, k_factor, v_factor, left, acc, top, total, BLOCK_N: tl.constexpr):
+    scores = tl.dot(q, tl.trans(k)) * k_factor[None, :]
+    if left is not None:
+        scores = tl.where((tl.arange(0, BLOCK_N) < left)[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale - HEADROOM)
+    p = tl.exp2(scores * scale - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    weights = p * v_factor[None, :]
+    if v.dtype == tl.float32:  # stands for BF16
+        weights = to_bf16(weights)
+    return tl.dot(weights.to(v.dtype), v, acc * shrink[:, None]), new_top, total * shrink + tl.sum(p, 1)
+
+
+# By name: the function that a mutant replaces, and a storage.
 MUTANTS = {
     "slots": ("written_slots", written_a_frame_early, "K int8 token, V int8 token"),
     "denominator": ("accumulate", v_scale_in_the_denominator, "K bf16, V int8 token"),

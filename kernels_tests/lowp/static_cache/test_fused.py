@@ -4,6 +4,7 @@ Triton's interpreter must be chosen before triton is imported: `test_fused_inter
 """
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"
 MUTANT_BOUND = 1e-2
-FRAMES = 6  # one and a half windows
-WINDOW = 4 * FRAME_TOKENS  # two tiles of slots
-SINGLE_SPLIT, SPLITS = Launch(16, 16, 1, 4, 2), Launch(16, 16, 3, 4, 2)
+WINDOW = 8 * FRAME_TOKENS  # two tiles of slots
+SINGLE_SPLIT, SPLITS = Launch(16, 32, 1, 4, 2), Launch(16, 32, 3, 4, 2)
+# A frame fills a part of a large tile of slots, three frames one and a half.
+FRAMES_OF_64 = {"frame_tokens": 64, "windows": (192,)}
+LARGE = {16: Launch(16, 128, 1, 4, 3), 64: Launch(64, 128, 1, 4, 3), 128: Launch(128, 128, 1, 8, 3)}
 
 STORAGES = {
     "bf16": (("bf16", "none"), ("bf16", "none")),
@@ -45,8 +48,8 @@ def launch(monkeypatch):
     return lambda chosen: monkeypatch.setattr(fused, "choose_launch", lambda *_: chosen)
 
 
-def outputs(storage, numbers=(0, 1, 5), query_scale: float = 1.0, draw=frame, **changes):
-    """Yield the output and the exact one of some of FRAMES frames in one layer: empty, filling and full."""
+def outputs(storage, numbers=(0, 1, 5, 9), query_scale: float = 1.0, draw=frame, **changes):
+    """Yield the output and the exact one of some frames in one layer: empty, part of a tile, more than one, full."""
     cache = quantized_as(*storage, torch.bfloat16, **{"layers": 1, "windows": (WINDOW,), "device": DEVICE} | changes)
     truth = RolledCache(cache.rings[0].window)
     for number in range(max(numbers) + 1):
@@ -87,15 +90,31 @@ def test_splits_merge(name, launch):
 
 @pytest.mark.parametrize("chosen", [SINGLE_SPLIT, SPLITS])
 def test_tokens_that_are_no_multiple_of_a_tile(chosen, launch):
-    """20 tokens are two tiles of queries, 60 slots four of the history; both end within one."""
-    tokens = 20
-
-    def draw(number, dtype):
-        parts = (frame(3 * number + part, dtype) for part in range(3))
-        return [torch.cat([x, y, z[:, :, :4]], 2) for x, y, z in zip(*parts, strict=True)]
-
+    """20 tokens are two tiles of queries, 60 slots two of the history; both end within one."""
     launch(chosen)
-    check(INT8, numbers=(0, 1, 3), draw=draw, frame_tokens=tokens, windows=(3 * tokens,))
+    check(INT8, numbers=(0, 1, 3), draw=partial(frame, tokens=20), frame_tokens=20, windows=(60,))
+
+
+@pytest.mark.parametrize("block_m", [64] if INTERPRETED else LARGE)
+@pytest.mark.parametrize("name", ["K int8 token, V int8 token"] if INTERPRETED else STORAGES)
+def test_tiles_of_a_large_gpu(name, block_m, launch):
+    launch(LARGE[block_m])
+    check(STORAGES[name], numbers=(1, 3), draw=partial(frame, tokens=64), **FRAMES_OF_64)
+
+
+@pytest.mark.parametrize("head_dim", [32, 128])
+@pytest.mark.parametrize("name", ["K int8 token, V int8 token", "K mxfp8, V mxfp4", "K int4 block, V int4 token"])
+def test_other_heads(name, head_dim, launch):
+    launch(LARGE[64 if INTERPRETED else 16])
+    draw = partial(frame, tokens=64, head_dim=head_dim)
+    check(STORAGES[name], numbers=(1, 3), draw=draw, head_dim=head_dim, **FRAMES_OF_64)
+
+
+def test_short_tiles_of_4_bits_are_refused(launch):
+    """Triton 3.6 multiplies 8 of 16 slots twice, the others not at all."""
+    launch(Launch(16, 16, 1, 4, 2))
+    with pytest.raises(Exception, match="inner axes of 32 or more"):
+        check(STORAGES["K mxfp8, V mxfp4"])
 
 
 @pytest.mark.parametrize("query_scale", [1e-30, 1e-4, 30.0])
@@ -145,7 +164,7 @@ def test_a_frame_written_to_the_wrong_slots_fails(launch, monkeypatch):
 
 
 if INTERPRETED:  # a compiled kernel does not see a patched function
-    from kernels_tests.lowp.static_cache.mutants import MUTANTS
+    from kernels_tests.lowp.static_cache.mutants import MUTANTS, probabilities_in_bf16
     from lowp.static_cache import triton_kernel
 
     @pytest.mark.parametrize("mutant", MUTANTS)
@@ -155,6 +174,13 @@ if INTERPRETED:  # a compiled kernel does not see a patched function
         check(STORAGES[storage], numbers=(1, 5))
         monkeypatch.setattr(triton_kernel, name, function)
         assert worst_error(STORAGES[storage], numbers=(1, 5)) > MUTANT_BOUND
+
+    @pytest.mark.parametrize("name", STORAGES)
+    def test_probabilities_rounded_as_on_a_gpu(name, launch, monkeypatch):
+        """Every other operand is exact in BF16 and FP16: codes, and codes times powers of two."""
+        launch(SINGLE_SPLIT)
+        monkeypatch.setattr(triton_kernel, "accumulate", probabilities_in_bf16)
+        check(STORAGES[name])
 
 
 def test_a_call_is_refused(launch):

@@ -34,7 +34,17 @@ def test_shared_memory_suffices_and_hopper_spills_nothing(arch, frame_tokens, st
         assert stack_bytes(compiled.asm["cubin"], tmp_path / "kernel.cubin") == 0
 
 
-def build(arch: int, frame_tokens: int, k_format: str, k_scale: str, v_format: str, v_scale: str):
+@pytest.mark.parametrize("head_dim", [32, 64])
+@pytest.mark.parametrize("storage", STORAGES, ids=" ".join)
+def test_products_read_each_element_once(storage, head_dim):
+    """4 threads side by side hold kWidth neighbours each of a product's inner axis: no more than it has."""
+    assembly = build(90, 16, *storage, head_dim).asm["ttgir"]
+    products = re.findall(r"tt\.dot .*?tensor<\d+x(\d+)x\w+, #ttg\.dot_op<.*?kWidth = (\d+)", assembly)
+    assert len(products) == 6, "two of a whole tile, of a tile's part, of the current frame"
+    assert all(4 * int(width) <= int(inner) for inner, width in products)
+
+
+def build(arch: int, frame_tokens: int, k_format: str, k_scale: str, v_format: str, v_scale: str, head_dim: int = 64):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -57,7 +67,7 @@ def build(arch: int, frame_tokens: int, k_format: str, k_scale: str, v_format: s
         "log2_scale": "fp32",
     }
     types = product_types(True, (k_format, k_scaling), (v_format, v_scaling))
-    tile = (64, launch.block_m, launch.block_n, min(launch.block_m, launch.block_n), launch.splits)
+    tile = (head_dim, launch.block_m, launch.block_n, min(launch.block_m, launch.block_n), launch.splits)
     constants = dict(
         zip(attend_split.arg_names[15:], (k_format, v_format, k_scaling, v_scaling, *tile, *types), strict=True)
     )

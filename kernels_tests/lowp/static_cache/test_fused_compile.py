@@ -7,9 +7,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from kernels_tests.lowp.static_cache.frames import FRAME, FRAME_TOKENS, LAYERS, WINDOWS, quantized
-from lowp.static_cache import attend
+from lowp.paged.tight import problems
+from lowp.static_cache import attend, reference
 from lowp.static_cache.fused import choose_launch
 from lowp.static_cache.ring import state
+from lowp.static_cache.store import as_bytes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -22,16 +24,21 @@ def make_cache():
     return quantized(torch.bfloat16, device=DEVICE, **FORMATS)
 
 
+def keys_and_values(cache, x):
+    """Return K and V of each layer, keys marked by their position. One sum each: compiled code rounds no other way."""
+    position = cache.get_offset(0) + torch.arange(FRAME_TOKENS, device=DEVICE)
+    return [(x + (position % 8).to(x.dtype)[:, None], x + layer) for layer in LAYERS]
+
+
 def make_step(cache):
-    """Return a step: the layers of a model without weights, keys marked by their position."""
+    """Return a step: the layers of a model without weights, which do not depend on each other."""
 
     def step(x):
-        position = cache.get_offset(0) + torch.arange(FRAME_TOKENS, device=DEVICE)
-        for layer in LAYERS:
-            k, v = x + position.to(x.dtype).cos()[:, None], x + layer
-            x = attend(x, cache, layer, k, v, "triton")
+        outputs = []
+        for layer, (k, v) in enumerate(keys_and_values(cache, x)):
+            outputs.append(attend(x, cache, layer, k, v, "triton"))
             cache.update(k, v, layer)
-        return x
+        return torch.stack(outputs)
 
     return step
 
@@ -40,20 +47,23 @@ def draw(number: int) -> torch.Tensor:
     return torch.randn(FRAME, generator=torch.Generator().manual_seed(number)).to(DEVICE, torch.bfloat16)
 
 
-def run(cache, step, frames: int) -> list[torch.Tensor]:
-    """Run two sampling steps for each frame, the second commits; return its outputs."""
-    outputs = []
+def check_frames(cache, step, frames: int) -> None:
+    """Run two sampling steps for each frame, the second commits; compare it with fp32 attention over what is stored."""
     for number in range(frames):
         cache.disable_cache_updates()
-        x = step(draw(number))
+        step(draw(number))
+        x = draw(frames + number)
+        expected = [
+            reference.attention(x.float(), cache.rings[layer], k, v)
+            for layer, (k, v) in enumerate(keys_and_values(cache, x))
+        ]
         cache.enable_cache_updates()
-        outputs.append(step(x).clone())
-    return outputs
+        for out, exact in zip(step(x), expected, strict=True):
+            assert not problems(*(x.transpose(1, 2).flatten(0, 1) for x in (out, exact.double())), rel_l2=5e-3)
 
 
-def check_equal(outputs, expected) -> None:
-    for x, y in zip(outputs, expected, strict=True):
-        assert torch.allclose(x.float(), y.float(), atol=5e-2)
+def codes(cache) -> torch.Tensor:
+    return torch.cat([as_bytes(store.codes).flatten() for ring in cache.rings for store in (ring.k, ring.v)])
 
 
 @pytest.mark.parametrize(
@@ -67,15 +77,17 @@ def test_a_step_has_no_graph_break_and_two_graphs(compiler):
     cache, eager = make_cache(), make_cache()
     addresses = [x.data_ptr() for ring in cache.rings for x in state(ring)]
     step = torch.compile(make_step(cache), backend=compiler, fullgraph=True)
-    check_equal(run(cache, step, FRAMES), run(eager, make_step(eager), FRAMES))
+    check_frames(cache, step, FRAMES)
+    check_frames(eager, make_step(eager), FRAMES)
     assert counters["stats"]["unique_graphs"] == 2
     assert [x.data_ptr() for ring in cache.rings for x in state(ring)] == addresses
+    assert (codes(cache) != codes(eager)).float().mean() < 0.01, "ties alone, as compiled code divides less exactly"
 
 
 @pytest.mark.gpu
 def test_a_thousand_frames_as_cuda_graphs():
     """Captured once for each kind of step; replays allocate nothing."""
-    cache, eager = make_cache(), make_cache()
+    cache = make_cache()
     step = make_step(cache)
     x = draw(0)
     replays = {}
@@ -97,10 +109,8 @@ def test_a_thousand_frames_as_cuda_graphs():
         graph.replay()
         return out.clone()
 
-    outputs = run(cache, replay, 8)
+    check_frames(cache, replay, 8)
     allocated = torch.cuda.memory_allocated()
-    check_equal(outputs, run(eager, make_step(eager), 8))
-    del outputs
     for number in range(1000):
         replay(draw(number))
     assert torch.cuda.memory_allocated() <= allocated
