@@ -19,6 +19,7 @@ LIBRARY = Library("suite", Path(__file__).resolve().parent / "suites", "default"
 
 Depth = Annotated[int, Field(ge=0)]
 Factor = Annotated[float, Field(ge=1)]
+RatioFigure = Literal["kl", "mean_abs_delta"]  # of accuracy.verdicts.Agreement: those that relative gates judge
 
 
 class Greedy(Strict):
@@ -164,11 +165,37 @@ class SinkBounds(Strict):
     factor: Factor | None = None
 
 
+class RelativeBounds(Strict):
+    """Bounds on a profile's decode figures over those of another profile, in the same run; None: not judged.
+
+    One figure within its bound passes. A figure is judged where the noise, the reference scored again in another
+    order, is under max_noise times that profile's.
+    """
+
+    profile: str
+    kl: Positive | None = None
+    mean_abs_delta: Positive | None = None
+    max_noise: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _bounds_a_figure(self) -> "RelativeBounds":
+        if not self.figures:
+            raise ValueError("expected a bound: kl, mean_abs_delta or both")
+        return self
+
+    @property
+    def figures(self) -> dict[RatioFigure, float]:
+        """The bounds by figure."""
+        bounds = {"kl": self.kl, "mean_abs_delta": self.mean_abs_delta}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
+
+
 class Thresholds(Strict):
     """The accuracy gates of a profile. What is not given is measured but not judged.
 
     decode, prefill: against the reference profile, over all contexts; decode_at_context: at each single one. paths:
-    decode against the same server's prefill, which no cache format disturbs. sinks: against transformers.
+    decode against the same server's prefill, which no cache format disturbs. sinks: against transformers. relative:
+    decode over another profile's.
     """
 
     decode: Bounds = Bounds()
@@ -176,6 +203,7 @@ class Thresholds(Strict):
     prefill: Bounds = Bounds()
     paths: Bounds = Bounds()
     sinks: SinkBounds = SinkBounds()
+    relative: RelativeBounds | None = None
 
 
 class Suite(Strict):
@@ -188,10 +216,11 @@ class Suite(Strict):
     thresholds: dict[str, Thresholds]
 
     def check_thresholds(self, profiles: Iterable[Profile]) -> None:
-        """Raise Problem("suite") for thresholds that are neither a shipped profile's nor in a lineage of `profiles`."""
+        """Raise Problem("suite") for thresholds of or to what is no shipped profile and in no lineage of `profiles`."""
         known = {*profile_names(), *(name for profile in profiles for name in profile.lineage)}
-        if unknown := sorted({*self.thresholds} - known):
-            message = f"suite {self.name} has thresholds of {unknown[0]}, which is no profile of this run"
+        compared = {entry.relative.profile for entry in self.thresholds.values() if entry.relative}
+        if unknown := sorted(({*self.thresholds} | compared) - known):
+            message = f"suite {self.name} has thresholds of or to {unknown[0]}, which is no profile of this run"
             raise Problem("suite", message, f"known: {', '.join(sorted(known))}")
 
     def thresholds_of(self, profile: Profile) -> Thresholds:

@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "scales": (
         "vllm_launch.scales.command",
-        "Measure the scales of an FP8 KV cache, for the key `kv_scales` of a profile.",
+        "Measure the scales of an FP8 or int8 KV cache, for the key `kv_scales` of a profile.",
     ),
     "serve": (
         "vllm_launch.cli",

@@ -31,7 +31,8 @@ def test_every_import_is_declared():
     packages = PROJECT["tool"]["setuptools"]["packages"]
     ours = {package.split(".")[0] for package in packages}
     names = {name for package in packages for name in imported(package)} - ours - ENVIRONMENT - sys.stdlib_module_names
-    declared = {plain(re.match(r"[\w.-]+", line)[0]) for line in PROJECT["project"]["dependencies"]}
+    lines = sum(PROJECT["project"]["optional-dependencies"].values(), PROJECT["project"]["dependencies"])
+    declared = {plain(re.match(r"[\w.-]+", line)[0]) for line in lines}
     distributions = packages_distributions()
     providers = {name: {plain(provider) for provider in distributions.get(name, [name])} for name in names}
     undeclared = {name for name in names if not declared & providers[name]}

@@ -97,7 +97,7 @@ def test_it_holds_data_and_no_tools(wheel):
 
 def test_every_module_and_data_file_is_in_it(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    suffixes = (".py", ".cu", ".cuh", ".patch", ".yaml", ".json", "/series", "/manifest")
+    suffixes = (".py", ".cu", ".cuh", ".patch", ".yaml", ".json", ".safetensors", "/series", "/manifest")
     expected = {
         str(path.relative_to(REPO))
         for package in PACKAGES

@@ -15,7 +15,7 @@ else
     device=cpu why="nvidia-smi shows no GPU"
 fi
 case $device in
-cpu) locks=(locks/cpu.txt locks/dev.txt) size="2 GB on disk, about 2 minutes (make bench then takes about 5)" ;;
+cpu) locks=(locks/cpu.txt locks/dev.txt locks/world-model.txt) size="2 GB on disk, about 2 minutes (make bench then takes about 5)" ;;
 gpu) locks=("locks/gpu-vllm-$vllm.txt" locks/dev.txt) size="12 GB on disk, 4 GB to download, 5 minutes or more" ;;
 *) fail "DEVICE=$device is neither cpu nor gpu" "make setup DEVICE=cpu" ;;
 esac

@@ -100,6 +100,8 @@ def resolved_table(running: server.Server) -> Table:
         "attention backend": ", ".join(resolved.attention_backends),
         **decoder_rows(plan, resolved),
         "KV cache": f"{resolved.kv_cache_dtype} (requested: {plan.kv_cache_dtype}), {capacity}",
+        **({"KV format": resolved.kv_format} if resolved.kv_format else {}),
+        **({"KV scales": f"{plan.kv_scales} (sha256 {resolved.kv_scales})"} if resolved.kv_scales else {}),
         "CUDA graphs": resolved.cuda_graphs,
         **({"CPU attention": CPU_ATTENTION[resolved.cpu_attention]} if resolved.cpu_attention else {}),
         "ready after": f"{running.start_s:.1f} s",
@@ -117,5 +119,4 @@ def decoder_rows(plan: plans.Plan, resolved: Resolved) -> dict[str, str]:
     rows = {"decoder": f"{resolved.decoder}: {plan.decoder_reason}"}
     if resolved.decoder != "stock":
         rows["prefill, cache writer"] = f"{resolved.prefill}, {resolved.cache_writer}"
-        rows["KV scales"] = f"{plan.kv_scales} (sha256 {resolved.kv_scales})" if resolved.kv_scales else "none"
     return rows

@@ -9,6 +9,7 @@ from vllm_launch.decoder import choice
 from vllm_launch.decoder.contract import HEAD_DIMS, KV_CACHE_DTYPES, VLLM_RELEASES
 from vllm_launch.plan import Plan
 
+INT8_FORMATS = ("int8", "int8-static")
 STOCK = "serve with `decoder: stock`, as profile fp8-stock does"
 LARGEST_GROUP = 16  # query heads of a KV head, that decoder lowp takes
 
@@ -49,20 +50,39 @@ def check_kv_dtype(plan: Plan) -> None:
         raise Problem("profile", message, f"use one of {', '.join(KV_CACHE_DTYPES)}; or {STOCK}")
 
 
-def check_scales(plan: Plan) -> None:
-    """A scale file needs a decoder that reads it and an FP8 cache, and must be this model's."""
-    if plan.kv_scales is None:
+def check_int8(plan: Plan) -> None:
+    """On a GPU decoder lowp alone reads int8, on a CPU our plugin does."""
+    if plan.kv_format not in INT8_FORMATS or plan.device == "cpu" or plan.decoder == "lowp":
         return
-    if plan.decoder == "stock":
-        message = f"kv_scales: decoder stock does not read them ({plan.decoder_reason})"
-        raise Problem("profile", message, "take kv_scales out (`kv_scales: null`), or choose another decoder")
+    certify = "run: fp8-sinks certify; or " if plan.machine.family != "sm90" else ""
+    raise Problem(
+        "profile",
+        f"KV format {plan.kv_format} needs decoder lowp, got {plan.decoder} ({plan.decoder_reason})",
+        f"{certify}write `decoder: lowp`; or serve with profile fp8",
+    )
+
+
+def check_scales(plan: Plan) -> None:
+    """A scale file needs a KV format with static scales and a reader, and must be of that format and this model's."""
+    is_static_int8 = plan.kv_format == "int8-static"
+    if plan.kv_scales is None:
+        if is_static_int8:
+            message = "KV format int8-static needs `kv_scales`, a scale file for int8"
+            make = "fp8-sinks scales calibrate MODEL --kv-format int8 --text FILE --out FILE.safetensors"
+            remedy = f"make one: {make}; and add `kv_scales: FILE.safetensors` to the profile"
+            raise Problem("profile", message, remedy)
+        return
     if not plan.kv_cache_dtype.startswith("fp8"):
         message = f"kv_scales: a KV cache of dtype {plan.kv_cache_dtype} has none"
         raise Problem("profile", message, "take it out of the profile, or write `kv-cache-dtype: fp8`")
+    if plan.decoder == "stock" and not is_static_int8:
+        message = f"kv_scales: decoder stock does not read them ({plan.decoder_reason})"
+        raise Problem("profile", message, "take kv_scales out (`kv_scales: null`), or choose another decoder")
     choice.scales_hash(plan.kv_scales)  # a file that can be read
     from vllm_launch.scales import file  # imports torch
 
     scales = file.load(plan.kv_scales, plan.model.layers, plan.model.kv_heads)
+    file.check_format(scales, plan.kv_scales, "int8" if is_static_int8 else "e4m3")
     file.check_model(scales, plan.kv_scales, Path(plan.model.path) / "config.json")
 
 
@@ -80,4 +100,4 @@ def patch_state() -> str:
     return engine.status().state if package.installed() else "not installed"
 
 
-CHECKS = (check_gpu, check_vllm, check_heads, check_kv_dtype, check_scales, check_flashinfer)
+CHECKS = (check_gpu, check_vllm, check_heads, check_kv_dtype, check_int8, check_scales, check_flashinfer)

@@ -121,7 +121,7 @@ def check_environment(environment: Mapping[str, str], ours: Collection[str]) -> 
     """
     for name in environment:
         if name in ours:
-            remedy = "take it out of the profile; `decoder` and `kv_scales` are keys of the profile itself"
+            remedy = "take it out of the profile; `decoder`, `kv_format` and `kv_scales` are keys of the profile itself"
             raise Problem("profile", f"env: {name} is set by the launcher", remedy)
         if is_secret(name):
             message = f"env: {name} looks like a secret, and every user can read a profile"

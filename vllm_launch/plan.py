@@ -53,6 +53,7 @@ DROPPED = (
     "VLLM_MODEL_REDIRECT_PATH",
     *("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "VLLM_USE_RUST_FRONTEND"),  # how the server ends
     *choice.VARIABLES,  # the profile alone names the decoder
+    contract.CERTIFYING,
 )
 # Holds the environment's ninja, which FlashInfer's builds look up on PATH.
 PROGRAMS = Path(sys.executable).parent
@@ -62,8 +63,9 @@ class Plan(Strict):
     """One server, ready to be checked and started.
 
     command: the words to execute. environment: the variables to add to the caller's. nonce: a second served model name,
-    which only this server has. decoder: with the reason for it. kv_scales: the path of a scale file.
-    expected_backends: see Profile; our own for a decoder that is not stock.
+    which only this server has. decoder: with the reason for it. kv_format: as our plugin will record it, None if vLLM
+    serves it by itself. kv_scales: the path of a scale file. expected_backends: see Profile; our own for a decoder that
+    is not stock.
     """
 
     profile: str
@@ -76,6 +78,7 @@ class Plan(Strict):
     nonce: str
     decoder: Decoder
     decoder_reason: str
+    kv_format: str | None
     kv_scales: str | None
     arguments: dict[str, Argument]
     command: list[str]
@@ -124,7 +127,8 @@ def make(
     guard.check_environment(settings.env, {*FIXED_ENVIRONMENT, *CACHE_VARIABLES, *choice.VARIABLES})
     nonce = f"fp8-sinks-{secrets.token_hex(8)}"
     # A path in the server's working directory, the run folder; a name of its own for every start.
-    ours = choice.environment(chosen, profile.kv_scales, record=f"{nonce}.json")
+    kv_format = choice.kv_format(machine.family, chosen, str(merged["kv-cache-dtype"]), _stored(profile, merged))
+    ours = choice.environment(machine.family, chosen, kv_format, profile.kv_scales, record=f"{nonce}.json")
     return Plan(
         profile=profile.name,
         device=device,
@@ -136,6 +140,7 @@ def make(
         nonce=nonce,
         decoder=chosen,
         decoder_reason=reason,
+        kv_format=kv_format,
         kv_scales=profile.kv_scales,
         arguments=merged,
         command=[
@@ -201,6 +206,15 @@ def _checked(merged: dict[str, Argument]) -> dict[str, Argument]:
     if not isinstance(layers, str | list):
         raise Problem("profile", f"kv-cache-dtype-skip-layers is {layers!r}, not layers", "write a list of layers")
     return merged
+
+
+def _stored(profile: Profile, merged: dict[str, Argument]) -> str:
+    """The profile's kv_format. Raise Problem("profile") for int8 in a KV cache of another dtype than fp8."""
+    dtype = merged["kv-cache-dtype"]
+    if profile.kv_format == "int8" and dtype not in ("fp8", "fp8_e4m3"):
+        message = f"kv_format: int8 with --kv-cache-dtype {dtype}: int8 takes the bytes of dtype fp8"
+        raise Problem("profile", message, "write `kv-cache-dtype: fp8`, or `kv_format: e4m3`")
+    return profile.kv_format
 
 
 def _backend_argument(requested: dict[str, Argument], chosen: Decoder) -> dict[str, Argument]:

@@ -14,6 +14,7 @@ import psutil
 
 from flashinfer_patches.errors import Problem
 from vllm_launch import decoder_checks, plugin, software
+from vllm_launch.decoder import contract
 from vllm_launch.machine import Machine
 from vllm_launch.plan import Plan, child_environment, is_loopback
 from vllm_launch.profile import Device
@@ -25,7 +26,7 @@ CPU_OVERHEAD_BYTES = int(1.6 * GIB)
 SPACE = "VLLM_CPU_KVCACHE_SPACE"
 RUN_FOLDER_BYTES = GIB // 2
 # With any other dtype the CPU build starts too, answers like BF16, and writes past its buffer.
-CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
+CPU_KV_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", contract.INT8)
 TOO_OLD_CPU = "use an x86-64 CPU with AVX2 and F16C (Intel Haswell or AMD Zen, and later), or a machine with a GPU"
 
 

@@ -41,7 +41,8 @@ class Profile(Strict):
     """lineage: the names of the profile and of those it extends, its own first.
 
     decoder: who computes decode attention, on every GPU or by family, `other` for the rest. "certified": the decoder of
-    this GPU's certificate, stock without one. kv_scales: the path of a scale file.
+    this GPU's certificate, stock without one. kv_format: what a KV cache of dtype fp8 stores. kv_scales: the path of a
+    scale file.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Profile(Strict):
     description: str
     vllm: dict[str, Argument]
     decoder: DecoderRequest | dict[str, DecoderRequest] = "stock"
+    kv_format: Literal["e4m3", "int8"] = "e4m3"
     kv_scales: str | None = None
     devices: dict[Device, DeviceSettings]
     backends: dict[str, Backends | dict[str, Backends]]

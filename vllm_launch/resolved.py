@@ -34,10 +34,10 @@ class Resolved(Record):
     moe_backend: the kernels of the experts, for example "MARLIN".
     cuda_graphs: the mode captured (FULL_AND_PIECEWISE, PIECEWISE, FULL, FULL_DECODE_ONLY) or "none".
     cpu_cache_writer: whether our rounding CPU cache writer is active.
-    cpu_attention: how a CPU reads an FP8 cache: by vLLM's own FP8 kernel, or widened by our plugin for its kernel of
-    model_dtype.
-    decoder, prefill, cache_writer, kv_format, kv_scales: as our plugin recorded them, see DecoderRecord; "stock" and
-    None without its attention backend.
+    cpu_attention: how a CPU reads a cache of codes: by vLLM's own FP8 kernel, or widened by our plugin for its kernel
+    of model_dtype.
+    decoder, prefill, cache_writer, kv_format, kv_scales: as our plugin recorded them, see DecoderRecord, on a CPU as it
+    logged the last two; "stock" and None without its attention backend.
     """
 
     RETIRED = ("max_concurrency", "kv_cache_gib", "weights_gib")
@@ -118,8 +118,9 @@ _GRAPH_CHANGE = _rule("compilation.py", r"; setting cudagraph_mode=(\w+)|CUDA gr
 _MOE = _rule("mxfp4.py unquantized.py", r"Using '?(\w+)'? (?:Mxfp4 MoE backend|Unquantized MoE backend out)")
 # our plugin, cpu_cache.py or cpu_widen.py
 _CPU_PLUGIN = "cpu_cache.py cpu_widen.py"
-_CPU_CACHE_WRITER = _rule(_CPU_PLUGIN, r"fp8-sinks: CPU KV cache writer rounds to")
-_CPU_ATTENTION = _rule(_CPU_PLUGIN, r"fp8-sinks: CPU attention reads the FP8 cache: (native|widened)")
+_CPU_CACHE_WRITER = _rule(_CPU_PLUGIN, r"fp8-sinks: CPU KV cache writer rounds to (\S+)")
+_CPU_ATTENTION = _rule(_CPU_PLUGIN, r"fp8-sinks: CPU attention reads the \S+ cache: (native|widened)")
+_CPU_SCALES = _rule("cpu_storage.py", r"fp8-sinks: CPU KV scales (\w+)")
 
 
 def _records(log_text: str) -> Records:
@@ -212,6 +213,8 @@ def read(log_text: str, vllm_version: str, record: DecoderRecord | None = None) 
         raise ValueError(f"not found in the log of vLLM {version}: {settings}")
     skip = _SKIP_LAYERS.search(arguments)
     blocks = _single(records, _BLOCK_SIZES, "the KV block sizes")
+    writer = _single(records, _CPU_CACHE_WRITER, "the KV format")
+    scales = _single(records, _CPU_SCALES, "the KV scales")
     return Resolved(
         vllm_version=version,
         device=config["device"],
@@ -226,9 +229,9 @@ def read(log_text: str, vllm_version: str, record: DecoderRecord | None = None) 
         kv_block_sizes=None if blocks is None else list(ast.literal_eval(blocks)),
         moe_backend=_single(records, _MOE, "the MoE backend"),
         cuda_graphs=graphs,
-        cpu_cache_writer=bool(_matches(records, _CPU_CACHE_WRITER)),
+        cpu_cache_writer=writer is not None,
         cpu_attention=_single(records, _CPU_ATTENTION, "the CPU attention"),
-        **(record.model_dump(exclude={"version"}) if record else {}),
+        **(record.model_dump(exclude={"version"}) if record else {"kv_format": writer, "kv_scales": scales}),
     )
 
 
@@ -255,11 +258,13 @@ def mismatches(
     kv_skip_layers: list[str],
     decoder: Decoder = "stock",
     kv_scales: str | None = None,
+    kv_format: str | None = None,
 ) -> list[Mismatch]:
     """Compare the server's settings with the request; an empty list means they agree.
 
-    Every expected backend must be in use, and no other; an FP8 cache on a CPU must be written by our rounding writer,
-    since vLLM's own truncates, and the kernel that reads it must be logged. kv_scales: the sha256 of the scale file.
+    Every expected backend must be in use, and no other; a cache of codes on a CPU must be written by our rounding
+    writer, since vLLM's own truncates, and the kernel that reads it must be logged. kv_scales: the sha256 of the scale
+    file. kv_format: None where our plugin records none.
     Raises ValueError if `expected_backends` is empty.
     """
     if not expected_backends:
@@ -272,6 +277,8 @@ def mismatches(
         pairs.append(Mismatch("decoder", decoder, resolved.decoder))
     if resolved.kv_scales != kv_scales:
         pairs.append(Mismatch("KV scales", kv_scales or "none", resolved.kv_scales or "none"))
+    if kv_format not in (None, resolved.kv_format):
+        pairs.append(Mismatch("KV format", kv_format, resolved.kv_format or "none recorded"))
     expected = canonical_kv_dtype(kv_cache_dtype, resolved.model_dtype)
     actual = canonical_kv_dtype(resolved.kv_cache_dtype, resolved.model_dtype)
     if expected != actual:
@@ -280,9 +287,9 @@ def mismatches(
     if resolved.kv_skip_layers != kv_skip_layers:
         layers = (", ".join(names) or "none" for names in (kv_skip_layers, resolved.kv_skip_layers))
         pairs.append(Mismatch("layers with an unquantised KV cache", *layers))
-    fp8_on_cpu = resolved.device == "cpu" and actual.startswith("fp8")
-    if fp8_on_cpu and not resolved.cpu_cache_writer:
+    codes_on_cpu = resolved.device == "cpu" and actual.startswith(("fp8", "int8"))
+    if codes_on_cpu and not resolved.cpu_cache_writer:
         pairs.append(Mismatch("CPU cache writer", "fp8-sinks, which rounds", "vLLM, which truncates"))
-    if fp8_on_cpu and resolved.cpu_attention is None:
-        pairs.append(Mismatch("CPU attention over the FP8 cache", "native or widened", "none logged"))
+    if codes_on_cpu and resolved.cpu_attention is None:
+        pairs.append(Mismatch("CPU attention over the KV cache", "native or widened", "none logged"))
     return pairs

@@ -151,6 +151,7 @@ def _read_back(plan: Plan, log: Path, offset: int) -> resolved.Resolved:
         plan.kv_skip_layers,
         plan.decoder,
         choice.scales_hash(plan.kv_scales),
+        plan.kv_format,
     )
     if differences:
         raise Problem(

@@ -51,17 +51,20 @@ def collect(
     file: Path,
     status: Callable[[str], None],
     paths: Sequence[ScoredPath] = PATHS,
+    last_first: bool = False,
 ) -> Answers:
     """Load `file` (.json.gz), or score the texts on a running server and save it.
 
-    paths: those that the server offers; for decode it needs the arguments of forced.arguments. Raises
-    Problem("requests") where it does not answer, Problem("file") for a damaged `file`.
+    paths: those that the server offers; for decode it needs the arguments of forced.arguments. last_first: send the
+    texts in reverse, for other batches; the answers are in the order of the texts. Raises Problem("requests") where
+    the server does not answer, Problem("file") for a damaged `file`.
     """
     if file.exists():
         return read(file)
-    decode = iter(_score(endpoint, texts if "decode" in paths else [], "decode", status))
+    step = -1 if last_first else 1
+    decode = iter(_score(endpoint, texts[::step] if "decode" in paths else [], "decode", status)[::step])
     with_prefill = [text for text in texts if text.prefill and "prefill" in paths]
-    prefill = iter(_score(endpoint, with_prefill, "prefill", status))
+    prefill = iter(_score(endpoint, with_prefill[::step], "prefill", status)[::step])
     answers = Answers(
         source=source,
         texts=[

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from bench.accuracy import answers, forced, greedy, sink_check
+from bench.accuracy.answers import Answers
 from bench.accuracy.forced import ScoredPath
 from bench.accuracy.greedy import Answer
-from bench.accuracy.judge import judge
+from bench.accuracy.judge import judge, judge_relative, not_judged
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.accuracy.texts import Text, texts_of
-from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch, SinkCheck
+from bench.accuracy.verdicts import AccuracyRecord, GreedyMatch, RelativeGate, SinkCheck
 from bench.record.steps import load, step
 from bench.servers import run as runs
 from bench.servers.client import Endpoint
@@ -117,10 +118,12 @@ def score(
 ) -> None:
     """Score the texts on a running server and check its sinks (steps scores.json.gz, sinks.json).
 
-    The reference is scored twice (REPEATED): its distance from itself is the noise. repeat_contexts: repeat only the
-    first n contexts; None: all. paths: those that the server offers; decode needs the forcer. Transformers runs in a
-    thread meanwhile.
+    The reference is scored again in another order (REPEATED): its distance from itself is the noise. repeat_contexts:
+    repeat only the first n contexts; None: all, as for a relative gate. paths: those that the server offers; decode
+    needs the forcer. Transformers runs in a thread meanwhile.
     """
+    if any(_compared(run, each) for each in run.entries):
+        repeat_contexts = None
     model, settings, bounds = run.model, run.suite.texts, entry.thresholds.sinks
     source, context, status = settings.source, settings.shortest_prefill, status_of(run, entry)
     with in_step("log-probabilities"):
@@ -134,7 +137,7 @@ def score(
             if run.is_reference(entry):
                 contexts = list(dict.fromkeys(text.start for text in texts))[:repeat_contexts]
                 repeated = [text for text in texts if text.start in contexts]
-                answers.collect(endpoint, source, repeated, entry.folder / REPEATED, status, paths)
+                answers.collect(endpoint, source, repeated, entry.folder / REPEATED, status, paths, last_first=True)
         tokens = sum(len(text.ids) - text.start for text in texts)
         run.print_line(f"{entry.name}: log-probabilities of {tokens:,} tokens, through {' and '.join(paths)}")
 
@@ -201,13 +204,38 @@ def record(run: Run, entry: Entry) -> AccuracyRecord | None:
     reference, candidate = (answers.read(path) for path in paths)
     if is_reference:
         reference = reference.at_contexts({text.context for text in candidate.texts})
+    relative = None if is_reference else _relative(run, entry, reference, candidate)
     if not is_scored(entry):
-        return judge(reference, candidate, entry.thresholds, name)
+        return judge(reference, candidate, entry.thresholds, name, relative=relative)
     sinks = sink_check.judged(load(entry.folder / SINKS, SinkCheck), entry.thresholds.sinks)
-    verdict = judge(reference, candidate, entry.thresholds, name, sinks)
+    verdict = judge(reference, candidate, entry.thresholds, name, sinks, relative)
+    if not all(is_scored(each) for each in _compared(run, entry)):
+        return verdict
     if verdict == step(entry.folder / "verdict.json", AccuracyRecord, lambda: verdict):
         return verdict
     return verdict.model_copy(update={"judged_at": datetime.now(UTC).replace(microsecond=0)})
+
+
+def _compared(run: Run, entry: Entry) -> list[Entry]:
+    """The profile of the run that an entry's relative gate names; none without such a gate or profile."""
+    bounds = entry.thresholds.relative
+    return [each for each in run.in_order() if bounds and each.name == bounds.profile]
+
+
+def _relative(run: Run, entry: Entry, reference: Answers, candidate: Answers) -> RelativeGate | None:
+    """The relative gate of an entry; None where its suite has none."""
+    bounds = entry.thresholds.relative
+    if bounds is None:
+        return None
+    if not (compared := _compared(run, entry)):
+        return not_judged(bounds, f"{bounds.profile} is not in this run")
+    decoders = {each.name: row_settings(each)["decoder"] for each in (run.reference, *compared, entry)}
+    if len({*decoders.values()}) > 1:
+        return not_judged(bounds, "decoders differ: " + ", ".join(f"{name} {each}" for name, each in decoders.items()))
+    paths = [run.reference.folder / REPEATED, compared[0].folder / SCORES]
+    if missing := [path for path in paths if not path.exists()]:
+        return not_judged(bounds, f"{missing[0].parent.name} was not scored")
+    return judge_relative(bounds, reference, *(answers.read(path) for path in paths), candidate)
 
 
 def _measure(run: Run, entry: Entry) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench.accuracy import tables
+from bench.accuracy import formats, tables
 from bench.accuracy.result import AccuracyResult, AccuracyRow
 from bench.report import markdown as md
 from bench.report.document import Section
@@ -15,12 +15,15 @@ EXTERNAL = "an external server"
 def section(result: AccuracyResult) -> Section:
     """An accuracy result's part of a report: no speed."""
     rows, base = result.rows, tables.base_of(result.rows)
-    table = md.table(tables.FIRST_HEADERS, [tables.first_cells(row, base) for row in rows])
+    first = [md.table(tables.FIRST_HEADERS, [tables.first_cells(row, base) for row in rows])]
+    compared = formats.table(
+        rows, result.model, tables.FIRST_HEADERS[-1], lambda row: tables.first_cells(row, base)[-1]
+    )
     return Section(
         id=result.id,
         source=result.provenance,
         subject=f"Answers of {subject(result)}",
-        page=[table, *tables.not_known(rows), *tables.failed(rows)],
+        page=[*(compared or first), *tables.not_known(rows), *tables.failed(rows)],
         not_measured=[line for row in rows for line in tables.missing(row, [])],
         details=tables.details(rows),
         glance=glance(result, lambda row: "no speed"),

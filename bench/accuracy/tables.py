@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.accuracy.gate_words import FIGURES, PATHS, failed_gates, sink_words
+from bench.accuracy.gate_words import FIGURES, PATHS, failed_gates, relative_words, sink_words
 from bench.accuracy.result import AccuracyRow
 from bench.accuracy.verdicts import AccuracyRecord, Figure, Gate
 from bench.report import markdown as md
@@ -43,7 +43,7 @@ def is_reference(row: AccuracyRow) -> bool:
 
 
 def outcome(row: AccuracyRow, base: AccuracyRow) -> str | None:
-    """pass, FAILED (all are against a failed reference), not judged or reference; None without an accuracy record."""
+    """pass, FAILED (all are against a failed reference), undecided, not judged or reference; None without a record."""
     record = row.accuracy
     if not has_record(row):
         return None
@@ -51,6 +51,8 @@ def outcome(row: AccuracyRow, base: AccuracyRow) -> str | None:
         return "FAILED"
     if is_reference(row):
         return "reference"
+    if record and record.relative and record.relative.status == "undecided":
+        return "undecided"
     return "not judged" if record and record.passed is None else "pass"
 
 
@@ -66,6 +68,8 @@ def answers(row: AccuracyRow, base: AccuracyRow) -> str | None:
         return ", ".join([*parts, "greedy " + " ".join(f"{match.matched}/{match.tokens}" for match in row.greedy)])
     if record.sinks and record.sinks.status in ("FAILED", "not run"):
         parts.append(f"sinks {record.sinks.status}")
+    if record.relative and record.relative.status == "not judged":
+        parts.append(f"over {record.relative.profile} not judged")
     mean = getattr(record, record.main_path).mean_abs_delta.value
     parts.append(f"mean |Δ log p| {mean:.3f}" + ("" if record.decode else " in prefill"))
     return ", ".join([*parts, *([f"judged after the run, {record.judged_at:%Y-%m-%d}"] if record.judged_at else [])])
@@ -134,6 +138,8 @@ def missing(row: AccuracyRow, measurements: list[str]) -> list[str]:
     parts += [] if has_record(row) else ["accuracy record"]
     if (record := row.accuracy) and record.sinks and record.sinks.status == "not run":
         parts.append(f"sink check ({record.sinks.reason})")
+    if record and record.relative and record.relative.reason:
+        parts.append(f"gate over {record.relative.profile} ({record.relative.reason})")
     return [f"{row.profile}: {', '.join(parts)}"] if parts else []
 
 
@@ -153,12 +159,15 @@ def not_known(rows: Sequence[AccuracyRow]) -> list[str]:
 
 
 def details(rows: Sequence[AccuracyRow]) -> list[str]:
-    """Every figure with its interval and gate, and the sink checks."""
+    """Every figure with its interval and gate, the sink checks and the relative gates."""
     scored = [row for row in rows if row.accuracy]
     lines = [[md.text(row.profile), *cells] for row in scored for cells in _figure_cells(row.accuracy)]
     checks = [md.text(f"{row.profile}: {sink_words(row.accuracy.sinks)}") for row in scored if row.accuracy.sinks]
     table = md.table(["profile", "context", "path", "tokens", *FIGURES.values()], lines)
-    return ["## Accuracy", table, NOTE, *md.listing("Sink check:", checks)] if scored else []
+    relative = [(row.profile, row.accuracy.relative) for row in scored if row.accuracy.relative]
+    ratios = [md.text(f"{name}: {relative_words(gate)}") for name, gate in relative]
+    lists = [*md.listing("Sink check:", checks), *md.listing("Over another profile:", ratios)]
+    return ["## Accuracy", table, NOTE, *lists] if scored else []
 
 
 def _figure_cells(record: AccuracyRecord) -> list[list[str]]:

@@ -1,14 +1,18 @@
 """Figures of a profile's answers, and the verdicts on them. A verdict that its figures contradict raises."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from bench.suite import RatioFigure
 from flashinfer_patches.strict import Count, NotNegative, Positive, Strict
 
 FigureName = Literal["mean_abs_delta", "p99_abs_delta", "kl", "top1", "perplexity_ratio"]
 SinkStatus = Literal["passed", "FAILED", "not judged", "not run"]
+RatioStatus = Literal["passed", "FAILED", "undecided"]
+RelativeStatus = Literal["passed", "FAILED", "undecided", "not judged"]
 TRUE_SINKS = "true"  # among the kinds of sinks in a sink check; every other kind is wrong
 
 
@@ -37,6 +41,18 @@ def sink_status(distances: dict[str, float], bound: float | None, factor: float 
     far = min(value for name, value in distances.items() if name != TRUE_SINKS)
     passed = [None if bound is None else near <= bound, None if factor is None else far >= factor * near]
     return "FAILED" if False in passed else "not judged" if None in passed else "passed"
+
+
+def ratio_status(value: float, yardstick: float, noise: float, bound: float, max_noise: float) -> RatioStatus:
+    """Passed if `value` is at most bound times `yardstick`; undecided unless `noise` is under max_noise times it."""
+    if yardstick <= 0 or noise >= max_noise * yardstick:
+        return "undecided"
+    return "passed" if value <= bound * yardstick else "FAILED"
+
+
+def relative_status(statuses: Sequence[RatioStatus]) -> RatioStatus:
+    """Passed if one ratio passed, else FAILED if one failed; undecided where the noise leaves none to judge."""
+    return next((status for status in ("passed", "FAILED") if status in statuses), "undecided")
 
 
 class GreedyMatch(Strict):
@@ -170,11 +186,53 @@ class Gate(Strict):
         return self
 
 
+class Ratio(Strict):
+    """A decode figure of a profile against the same figure of another; both are distances from the reference.
+
+    noise: the reference's distance from itself, scored again in another order.
+    """
+
+    figure: RatioFigure
+    value: float
+    yardstick: float
+    noise: float
+    bound: Positive
+    max_noise: Positive
+    status: RatioStatus
+
+    @model_validator(mode="after")
+    def _status_by_its_figures(self):
+        status = ratio_status(self.value, self.yardstick, self.noise, self.bound, self.max_noise)
+        if self.status != status:
+            against = f"{self.figure} {self.value:g} over {self.yardstick:g} with the noise {self.noise:g}"
+            raise ValueError(f"status is {self.status}, but {against} makes it {status}")
+        return self
+
+
+class RelativeGate(Strict):
+    """A profile's decode figures over those of `profile`. reason: why there are none."""
+
+    profile: str
+    status: RelativeStatus
+    reason: str | None
+    ratios: list[Ratio]
+
+    @model_validator(mode="after")
+    def _status_by_its_ratios(self):
+        if self.reason is not None and self.ratios:
+            raise ValueError("ratios beside the reason for none")
+        status = "not judged" if self.reason is not None else relative_status([each.status for each in self.ratios])
+        if self.status != status:
+            raise ValueError(f"status is {self.status}, but its ratios make it {status}")
+        return self
+
+
 class AccuracyRecord(Strict):
     """A profile's answers against the reference profile's; the reference's own record compares it with itself.
 
     decode, prefill: None where the path was not scored: an external server may lack forced decode. paths: decode
     against the same server's prefill, where both were scored; on a healthy server they differ by noise alone.
+    relative: the gate over another profile's figures; None where the suite has none.
     judged_at: when the saved scores were judged again, after the run; None for the run's own verdict.
     """
 
@@ -186,6 +244,7 @@ class AccuracyRecord(Strict):
     contexts: Annotated[list[AtContext], Field(min_length=1)]
     gates: list[Gate]
     sinks: SinkCheck | None
+    relative: RelativeGate | None = None
     judged_at: datetime | None = None
 
     @property
@@ -199,11 +258,14 @@ class AccuracyRecord(Strict):
 
     @property
     def passed(self) -> bool | None:
-        """False if any gate or the sink check failed; None if no gate of the main path is judged."""
-        if self.failed_gates or (self.sinks and self.sinks.status == "FAILED"):
+        """False if a gate or the sink check failed; None if no gate of the main path is judged, or one is undecided."""
+        checks = [check.status for check in (self.sinks, self.relative) if check]
+        if self.failed_gates or "FAILED" in checks:
             return False
-        judged = {gate.figure for gate in self.gates if gate.path == self.main_path and gate.passed}
-        return True if judged else None
+        if "undecided" in checks:
+            return None
+        passed = any(gate.passed for gate in self.gates if gate.path == self.main_path)
+        return True if passed or (self.relative and self.relative.status == "passed") else None
 
     @model_validator(mode="after")
     def _has_a_path(self):
@@ -213,6 +275,10 @@ class AccuracyRecord(Strict):
 
     @model_validator(mode="after")
     def _gates_judge_these_figures(self):
+        for ratio in self.relative.ratios if self.relative else ():
+            value = self.decode and getattr(self.decode, ratio.figure).value
+            if value != ratio.value:
+                raise ValueError(f"a ratio has {ratio.figure} {ratio.value:g} in decode, the record {value}")
         by_context = {entry.context: entry for entry in self.contexts}
         for gate in self.gates:
             agreement = getattr(self if gate.context is None else by_context.get(gate.context), gate.path, None)

@@ -25,6 +25,7 @@ from flashinfer_patches.files import writing
 from vllm_launch import plan as plans
 from vllm_launch import preflight, profile, server, software
 from vllm_launch.certificate import Check, Verdict
+from vllm_launch.decoder.contract import CERTIFYING
 from vllm_launch.model import EMBEDDED
 from vllm_launch.plan import Plan
 from vllm_launch.profile import Argument, Decoder
@@ -38,11 +39,14 @@ GPU_ARGUMENTS: dict[str, Argument] = {
 
 
 def plan_servers(decoder: Decoder) -> list[Plan]:
-    """Plan the reference's server and the decoder's, with our token forcer. Raises Problem."""
+    """Plan the reference's server and the decoder's, with our token forcer. Raises Problem.
+
+    They run on a GPU without a certificate.
+    """
     device, version = software.vllm_build()
     extra = forced.arguments(device, version) | (GPU_ARGUMENTS if device == "gpu" else {})
     profiles = [profile.load(REFERENCE), profile.load(CANDIDATE).model_copy(update={"decoder": decoder})]
-    return [
+    planned = [
         plans.make(
             each,
             port=free_port(),
@@ -52,6 +56,7 @@ def plan_servers(decoder: Decoder) -> list[Plan]:
         )
         for each in profiles
     ]
+    return [each.model_copy(update={"environment": each.environment | {CERTIFYING: "1"}}) for each in planned]
 
 
 def obstacle(folder: Path, decoder: Decoder) -> str | None:
@@ -60,8 +65,6 @@ def obstacle(folder: Path, decoder: Decoder) -> str | None:
         if software.vllm_build()[0] != "gpu":
             return "vLLM here is the CPU build; set up one for CUDA: make setup DEVICE=gpu"
         reference, _ = plan_servers(decoder)
-        if reference.machine.family != "sm90":
-            return "our backend's prefill needs FlashAttention 3, which runs on SM90; stay with profile fp8-stock"
         problems = preflight.problems(reference, folder)  # the decoder's would require the certificate
     except Problem as problem:
         problems = [problem]

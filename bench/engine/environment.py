@@ -7,6 +7,7 @@ from pathlib import Path
 import pynvml
 
 from bench.engine import variants
+from bench.engine.models import SCALES
 from bench.engine.request import EngineRun
 from bench.engine.result import Piece
 from bench.engine.variants import Variant
@@ -14,7 +15,7 @@ from bench.record import run_folder
 from flashinfer_patches import jit_cache, package
 from flashinfer_patches.errors import Problem
 from vllm_launch import machine, provenance, software
-from vllm_launch.decoder.contract import PLUGIN, RECORD
+from vllm_launch.decoder.contract import KV_SCALES, PLUGIN, RECORD
 from vllm_launch.marks import NONCE_VARIABLE
 from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT, KERNEL_CACHE, inherited_environment
 from vllm_launch.redaction import REPO
@@ -43,6 +44,8 @@ def environment(run: EngineRun, variant: Variant, nonce: str, record: Path) -> d
     """
     cache = caches(run.folder / run_folder.CACHE)
     plugin = variant.environment and variant.environment | {RECORD: str(record)}
+    if variant.kv_format == "int8-static":
+        plugin |= {KV_SCALES: str(run.folder.resolve() / SCALES)}
     process = {NONCE_VARIABLE: nonce, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return _python_environment() | cache | OF_DEVICE[run.device] | plugin | process
 

@@ -41,6 +41,8 @@ def execute(run: EngineRun, command: list[str]) -> EngineResult:
     if resumed:
         check_unchanged(piece, collect(command, run.device, run.folder.name))
     models.write_folder(run.request.shape, run.folder / "model")
+    if any(variant.kv_format == "int8-static" for variant in run.variants):
+        models.write_scales(run.request.shape, run.folder / models.SCALES)
     for variant, start in run.engines():
         _measure(run, variant, start, end)
     rows = [load(path, EngineRow) for *_, path in _paths(run) if path.exists()]

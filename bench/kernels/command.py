@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import click
+from pydantic import ValidationError
 
 from bench.kernels import estimate, grid, joining, peers, run
 from bench.kernels.environment import problems
@@ -37,7 +38,14 @@ def _part(_context, _option, text: str | None) -> str | None:
     "kernels",
     multiple=True,
     type=click.Choice(peers.names()),
-    help="Only this kernel, in every storage format that it has; repeat for several.",
+    help="Only this kernel; repeat for several.",
+)
+@click.option(
+    "--kv-format",
+    "kv_formats",
+    multiple=True,
+    type=click.Choice(grid.KV_FORMATS),
+    help="Only caches in this storage format; repeat for several.",
 )
 @click.option(
     "--grid",
@@ -56,18 +64,20 @@ def _part(_context, _option, text: str | None) -> str | None:
 @click.option(
     "--validate",
     is_flag=True,
-    help="Time nothing: the error of attention with an E4M3 cache, unscaled against scaled, on a CPU.",
+    help="Time nothing: the error of attention by storage format and scales, and whether each ships, on a CPU.",
 )
 @run_options("all parts")
 @click.pass_obj
-def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume, joined, validate, dry_run, as_json):
+def kernels_command(
+    write_report, kernels, kv_formats, grids, shapes, part, run_dir, resume, joined, validate, dry_run, as_json
+):
     """Time decode attention kernels on this GPU, all on the same inputs, each time with its error; minutes.
 
     The run's own kernel cache is wiped and every kernel built anew. fa2-sinks needs a patched FlashInfer; vLLM's
     kernels are skipped where vLLM is not installed. Finish an interrupted run with --resume.
     """
     folder = (run_dir or resume or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}").resolve()
-    named = bool(kernels or grids or shapes or part)
+    named = bool(kernels or kv_formats or grids or shapes or part)
     if validate:
         if named or resume or joined or dry_run:
             raise click.UsageError("--validate takes --run-dir and --json alone")
@@ -82,7 +92,9 @@ def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume,
     if resume and (named or run_dir):
         raise click.UsageError("--resume takes what it measures, and the folder, from the run; give nothing else")
     request = (
-        run_folder.read_request(resume, "kernels", KernelsRequest) if resume else _request(kernels, grids, shapes, part)
+        run_folder.read_request(resume, "kernels", KernelsRequest)
+        if resume
+        else _request(kernels, kv_formats, grids, shapes, part)
     )
     resolved = resolve(folder, request)
     if dry_run:
@@ -103,7 +115,7 @@ def kernels_command(write_report, kernels, grids, shapes, part, run_dir, resume,
     _check_measured(result)
 
 
-def _request(kernels, grids, shapes, part: str | None) -> KernelsRequest:
+def _request(kernels, kv_formats, grids, shapes, part: str | None) -> KernelsRequest:
     grids = list(dict.fromkeys(grids)) or ["standard"]
     if shapes and part:
         raise click.UsageError("--part is of whole grids; give no --shape")
@@ -111,14 +123,18 @@ def _request(kernels, grids, shapes, part: str | None) -> KernelsRequest:
         names = list(dict.fromkeys(str(grid.parse(name, grids).shape) for name in shapes))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--shape") from error
-    return KernelsRequest(kind="kernels", kernels=sorted(set(kernels)), shapes=names, grids=grids, part=part)
+    names_of = {"kernels": sorted(set(kernels)), "kv_formats": sorted(set(kv_formats)), "shapes": names}
+    try:
+        return KernelsRequest(kind="kernels", **names_of, grids=grids, part=part)
+    except ValidationError as error:
+        raise click.UsageError(error.errors()[0]["msg"]) from error
 
 
 def _validate(folder: Path, as_json: bool) -> None:
-    """Write folder/validation.json and print its rows."""
+    """Write folder/validation.json and its plot, and print its rows."""
     if missing := [name for name in ("torch", "transformers") if not find_spec(name)]:
         raise Problem("software", f"not installed: {', '.join(missing)}", "make setup; vLLM brings it")
-    from bench.kernels import validation
+    from bench.kernels import attention_rows, validation
 
     path = folder / "validation.json"
     if path.exists():
@@ -127,7 +143,9 @@ def _validate(folder: Path, as_json: bool) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write(result, path)
-    click.echo(result.model_dump_json(indent=1) if as_json else "\n".join(validation.lines(result.rows)))
+        attention_rows.plot(result.attention, folder / "validation.png")
+    table = [*validation.lines(result.rows), "", *attention_rows.lines(result.attention)]
+    click.echo(result.model_dump_json(indent=1) if as_json else "\n".join(table))
     click.echo(f"result: {path}", err=True)
 
 

@@ -1,6 +1,7 @@
 """A kernel's time against the floor, the law of our kernel, and other kernels."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from bench.kernels.grid import QUANTISED
 from bench.kernels.peers import OURS
@@ -23,9 +24,9 @@ def law_us(row: KernelRow, ceiling: float, overhead_us: float = LAW_US) -> float
     return overhead_us + floor_us(row, ceiling) / LAW_SHARE
 
 
-def ours(rows: list[KernelRow]) -> list[KernelRow]:
-    """Our kernel's measured rows with an FP8 cache."""
-    return [row for row in rows if (row.kernel, row.kv_format) == (OURS, QUANTISED) and not row.error]
+def ours(rows: list[KernelRow], kv_format: str = QUANTISED) -> list[KernelRow]:
+    """Our kernel's measured rows with one storage format, by default FP8."""
+    return [row for row in rows if (row.kernel, row.kv_format) == (OURS, kv_format) and not row.error]
 
 
 def plain(rows: list[KernelRow]) -> list[KernelRow]:
@@ -33,9 +34,14 @@ def plain(rows: list[KernelRow]) -> list[KernelRow]:
     return [row for row in rows if row.shape.plain] or rows
 
 
-def peers_by_shape(rows: list[KernelRow]) -> dict[Shape, list[KernelRow]]:
-    """Other kernels' measured rows at each shape, with any cache, the fastest first; no entry where there are none."""
-    peers = defaultdict(list)
-    for row in sorted((row for row in rows if row.kernel != OURS and not row.error), key=lambda row: row.time_us):
-        peers[row.shape].append(row)
-    return dict(peers)
+def by_shape(rows: Iterable[KernelRow]) -> dict[Shape, list[KernelRow]]:
+    """The measured rows at each shape, the fastest first; no entry where there are none."""
+    groups = defaultdict(list)
+    for row in sorted((row for row in rows if not row.error), key=lambda row: row.time_us):
+        groups[row.shape].append(row)
+    return dict(groups)
+
+
+def peers_by_shape(rows: Iterable[KernelRow]) -> dict[Shape, list[KernelRow]]:
+    """Other kernels' measured rows at each shape, with any cache, as `by_shape`."""
+    return by_shape(row for row in rows if row.kernel != OURS)

@@ -7,7 +7,7 @@ from random import Random
 from typing import NamedTuple
 
 from bench.kernels.result import Geometry, GridName
-from lowp.paged.shapes import HEAD_DIM, KV_HEADS, LAYOUT, PAGE_SIZE, QUERY_HEADS, Shape, drawn, even
+from lowp.paged.shapes import CACHES, HEAD_DIM, KV_HEADS, LAYOUT, PAGE_SIZE, QUERY_HEADS, Shape, drawn, even
 
 GEOMETRY = Geometry(
     query_heads=QUERY_HEADS,
@@ -17,9 +17,8 @@ GEOMETRY = Geometry(
     layout=LAYOUT,
     query_format="bf16",
 )
-KV_FORMATS = QUANTISED, BASE, INT8 = "e4m3", "bf16", "int8"
-FORMAT_BYTES = {BASE: 2, QUANTISED: 1, INT8: 1}  # of one stored value
-SCALE_BYTES = {INT8: 4}  # of a scale, which every token of a KV head has
+# In int8 every token and head has its scales; in int8-static K has them per channel, V per head.
+KV_FORMATS = QUANTISED, BASE, INT8, INT8_STATIC = "e4m3", "bf16", "int8", "int8-static"
 ROTATE_BYTES = 400_000_000  # several times any GPU's cache, so that no call finds its keys and values there
 MIN_LAYERS = 2
 MIN_TOKENS, MAX_TOKENS = 1 << 10, 1 << 23  # of all requests: fewer need too many layers, more too much memory
@@ -65,7 +64,7 @@ BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24, 32, 48, 64, 96, 128, 192, 
 PEER_BATCHES = BATCHES[::2]
 CONTEXTS = (17, 512, 2048, 8192, 32768, LONGEST)
 SPREADS = ("", "near", "uniform")
-MAX_CACHE_PAGES = 16_000_000_000 // (2 * PAGE_SIZE * KV_HEADS * HEAD_DIM * FORMAT_BYTES[BASE])
+MAX_CACHE_PAGES = 16_000_000_000 // (PAGE_SIZE * KV_HEADS * CACHES[BASE].token_bytes(HEAD_DIM))
 RANDOM_SHAPES, RANDOM_SEED = 200, 16
 # Calls in one graph of a served shape: for so many microseconds at about an H200's speed, within limits.
 GRAPH_US, MIN_SERVED_CALLS, MAX_SERVED_CALLS = 1000.0, 4, 96
@@ -104,9 +103,8 @@ def parse(text: str, grids: Sequence[GridName] = ("standard",)) -> Point:
 
 
 def kv_bytes(shape: Shape, kv_format: str) -> int:
-    """Bytes of keys, values and their scales that a call must read."""
-    vector_bytes = shape.head_dim * FORMAT_BYTES[kv_format] + SCALE_BYTES.get(kv_format, 0)
-    return 2 * shape.tokens * GEOMETRY.kv_heads * vector_bytes
+    """Bytes of keys, values and scales per token that a call must read; other scales are 2 KB at most."""
+    return shape.tokens * GEOMETRY.kv_heads * CACHES[kv_format].token_bytes(shape.head_dim)
 
 
 def layers(shape: Shape) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bench.kernels import grid
 from bench.kernels.grid import Point
-from bench.kernels.peers import SERVED_FORMATS, DecodeKernel
+from bench.kernels.peers import DecodeKernel
 from bench.kernels.request import KernelsRun
 from bench.kernels.result import Build, KernelRow
 from lowp.paged.shapes import Shape
@@ -89,15 +89,16 @@ def _inputs(run: KernelsRun, point: Point, kv_formats: list[str]):
 
     if point.grid == "standard":
         return inputs.build(point.shape, grid.layers(point.shape), kv_formats)
-    return inputs.from_cache(point.shape, grid.served_calls(point.shape), _large_caches(run.cache_pages))
+    caches = {name: _large_cache(run.cache_pages, name) for name in kv_formats}
+    return inputs.from_cache(point.shape, grid.served_calls(point.shape), caches)
 
 
 @cache
-def _large_caches(pages: int) -> dict:
-    """The caches that all served shapes take their pages from: filling them anew would take longer than the calls."""
+def _large_cache(pages: int, kv_format: str):
+    """The cache that all served shapes take their pages from: filling it anew would take longer than the calls."""
     from lowp.paged import inputs
 
-    return {kv_format: inputs.large_cache(pages, kv_format) for kv_format in SERVED_FORMATS}
+    return inputs.large_cache(pages, kv_format)
 
 
 def _figures(kernel: DecodeKernel, data, expected) -> dict:

@@ -18,14 +18,15 @@ from vllm_launch.terminal import Step
 
 
 class KernelsRequest(Strict):
-    """Kernels, grids and shapes by name; no kernel is all of them, no shape all of the grids. Saved in the run's
-    folder, so that --resume does the same.
+    """Kernels, storage formats, grids and shapes by name; no kernel or format is all of them, no shape all of the
+    grids. Saved in the run's folder, so that --resume does the same.
 
     part: which of how many parts of the grids, as 1/2.
     """
 
     kind: Literal["kernels"]
     kernels: list[str]
+    kv_formats: list[str] = Field(default_factory=list)
     shapes: list[str]
     grids: list[GridName] = Field(default_factory=lambda: ["standard"])
     part: str | None = None
@@ -35,11 +36,23 @@ class KernelsRequest(Strict):
         """Raise for unknown names, such as those saved by another version."""
         if unknown := sorted({*self.kernels} - {*peers.names()}):
             raise ValueError(f"no kernels of this bench: {', '.join(unknown)}")
+        if not selected(self):
+            raise ValueError(f"no kernel of those has a cache in {' or '.join(self.kv_formats)}")
         for name in self.shapes:
             grid.parse(name, self.grids)
         if self.part:
             part_of(self.part)
         return self
+
+
+def selected(request: KernelsRequest) -> list[DecodeKernel]:
+    """The kernels that a request names."""
+    return [
+        kernel
+        for kernel in peers.KERNELS
+        if (not request.kernels or kernel.name in request.kernels)
+        and (not request.kv_formats or kernel.kv_format in request.kv_formats)
+    ]
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -75,7 +88,6 @@ class KernelsRun:
 
 def resolve(folder: Path, request: KernelsRequest) -> KernelsRun:
     """Look up the kernels and shapes of a request; writes nothing."""
-    kernels = [kernel for kernel in peers.KERNELS if not request.kernels or kernel.name in request.kernels]
     points = [grid.parse(name, request.grids) for name in request.shapes]
     points = points or grid.points(request.grids, *part_of(request.part or "1/1"))
-    return KernelsRun(folder, request, kernels, points)
+    return KernelsRun(folder, request, selected(request), points)

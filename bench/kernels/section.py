@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.kernels import served
 from bench.kernels.comparison import ACCURATE_REL_L2, LAW, floor_us, law_us, ours, peers_by_shape, plain
-from bench.kernels.grid import KV_FORMATS, QUANTISED
+from bench.kernels.grid import INT8, KV_FORMATS, QUANTISED
 from bench.kernels.peers import OURS
 from bench.kernels.result import KernelRow, KernelsResult
 from bench.report import markdown as md
@@ -28,6 +28,7 @@ def section(result: KernelsResult) -> Section:
     failed = [row for row in result.rows if row.error]
     failures = [(f"{row.kernel} {row.kv_format}", row.shape.words, md.text(row.error)) for row in failed]
     left_out = [(entry.kernel, entry.shape, entry.reason) for entry in result.left_out]
+    by_design = md.listing("Not measured, by design:", by_reason([entry for entry in left_out if entry[1]]))
     ceiling = result.read_ceiling_bytes_per_s
     page = page_table(standard, ceiling) if standard else []
     page += served.page(result, served_rows) if served_rows else []
@@ -39,8 +40,13 @@ def section(result: KernelsResult) -> Section:
         source=source,
         subject=f"{measured} on {source.machine.name}, FlashInfer {version}{part}",
         page=[*page, _conditions(result), *md.listing("Failed:", by_reason(failures))],
-        not_measured=by_reason(left_out),
-        details=[*times, *served.details(result, served_rows), *([NOTE] if standard else [])],
+        not_measured=by_reason([entry for entry in left_out if entry[1] is None]),
+        details=[
+            *by_design,
+            *times,
+            *served.details(result, served_rows),
+            *([NOTE] if standard else []),
+        ],
         glance=[*_glance(result, standard), *served.glance(result, served_rows)],
         draw=partial(_draw, result, standard) if any(row.error is None for row in standard) else None,
         glance_plot=True,
@@ -51,21 +57,29 @@ def page_table(standard: list[KernelRow], ceiling: float) -> list[str]:
     """Our kernel with an FP8 cache, at shapes where another kernel was measured; no block where ours was not.
 
     Beside it floor, share of the ceiling, and the fastest accurate peer with either cache; the ratio is bold where
-    our samples are not all faster than the peer's.
+    our samples are not all faster than the peer's. A last column has our kernel with an int8 cache, if measured.
     """
     lines, rows, peers = [], ours(standard), peers_by_shape(standard)
+    int8 = {row.shape: row for row in ours(standard, INT8)}
     for row in [row for row in rows if row.shape in peers] or rows:
         floor = floor_us(row, ceiling)
         peer = next((peer for peer in peers.get(row.shape, []) if peer.rel_l2 <= ACCURATE_REL_L2), None)
         cells = [row.shape.words, number(floor), number(row.time_us), f"{floor / row.time_us:.0%}"]
-        if peer is None:
-            lines.append([*cells, "-", "-"])
-            continue
-        ratio, faster = f"{peer.time_us / row.time_us:.2f}x", max(row.samples_us) < min(peer.samples_us)
-        cells.append(f"{number(peer.time_us)}, {md.text(peer.kernel)} {peer.kv_format}")
-        lines.append([*cells, ratio if faster else f"**{ratio}, not faster**"])
+        cells += _peer_cells(row, peer) if peer else ["-", "-"]
+        lines.append([*cells, *([_int8_cell(row, int8.get(row.shape))] if int8 else [])])
     headers = [SHAPE, "floor, us", f"{OURS} {QUANTISED}, us", "of ceiling", "best accurate peer, us", "ratio"]
+    headers += [f"{OURS} {INT8}, us (/ {QUANTISED})"] if int8 else []
     return [md.table(headers, lines)] if lines else []
+
+
+def _peer_cells(row: KernelRow, peer: KernelRow) -> list[str]:
+    ratio, faster = f"{peer.time_us / row.time_us:.2f}x", max(row.samples_us) < min(peer.samples_us)
+    name = f"{number(peer.time_us)}, {md.text(peer.kernel)} {peer.kv_format}"
+    return [name, ratio if faster else f"**{ratio}, not faster**"]
+
+
+def _int8_cell(row: KernelRow, int8: KernelRow | None) -> str:
+    return f"{number(int8.time_us)} ({int8.time_us / row.time_us:.2f})" if int8 else "-"
 
 
 def time_table(standard: list[KernelRow], kv_format: str, ceiling: float) -> list[str]:

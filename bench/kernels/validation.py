@@ -1,7 +1,7 @@
-"""What an E4M3 KV cache costs without scales, with one for each tensor, and with one for each KV head.
+"""What an 8-bit KV cache costs: E4M3 without scales and with scales of a tensor or KV head, and int8.
 
 The error of the format, not of a kernel: float64 attention over the cache as stored, against the BF16 cache. The scales
-come from other tokens than those that are attended to.
+come from other tokens than those that are attended to, but for int8 per token and head, whose scales are in the cache.
 """
 
 import json
@@ -13,8 +13,10 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 
+from bench.kernels import attention_rows
+from bench.kernels.attention_rows import AttentionRow
 from flashinfer_patches.strict import NotNegative, Strict
-from lowp.formats import quantize
+from lowp.formats import amax_scale, quantize
 from lowp.paged.reference import reference
 from lowp.paged.shapes import HEAD_DIM, KV_HEADS, PAGE_SIZE, QUERY_HEADS
 from lowp.paged.tables import sinks_near
@@ -26,7 +28,8 @@ from vllm_launch.scales import HEADROOM, magnitudes
 TOKENS = 1024  # of each of the two texts, whole pages
 QUERY_TOKENS = 128
 SEED = 17
-GRANULARITIES = ("none", "tensor", "head")
+# The caches: E4M3 with scale 1.0 and with scales of `scales calibrate`, int8 per token and head, int8 with such scales.
+CACHES = ("e4m3", "e4m3-tensor", "e4m3-head", "int8", "int8-static")
 # Standard deviation of each KV head's keys and values; 448 is E4M3's largest value, 0.002 its smallest.
 SYNTHETIC = {
     "randn": (1.0,) * KV_HEADS,
@@ -38,8 +41,8 @@ SYNTHETIC = {
 class ValidationRow(Strict):
     """One KV head. data: the model's name, or a key of SYNTHETIC. k_amax, v_amax: of the tokens attended to.
 
-    saturated: share of keys and values out of range with scale 1.0. rel_l2: |out - exact| / |exact| of the attention
-    output of the head's query heads, by granularity of the scales: none (scale 1.0), tensor, head.
+    saturated: share of keys and values out of E4M3's range with scale 1.0. rel_l2: |out - exact| / |exact| of the
+    attention output of the head's query heads, by cache.
     """
 
     data: str
@@ -52,12 +55,16 @@ class ValidationRow(Strict):
 
 
 class Validation(Strict):
-    """The rows, and where they come from. headroom: factor of the scales on the largest magnitude."""
+    """The rows, and where they come from. headroom: by format, factor of the scales on the largest magnitude.
+
+    attention: attention in low precision, against float64, with its verdicts.
+    """
 
     provenance: Provenance
     tokens: int = TOKENS
-    headroom: float = HEADROOM
+    headroom: dict[str, float] = HEADROOM
     rows: list[ValidationRow]
+    attention: list[AttentionRow]
 
 
 class States(NamedTuple):
@@ -83,15 +90,16 @@ class Case:
 def run(command: list[str]) -> Validation:
     """Validate on the tiny model and on synthetic data; seconds on a CPU. Needs transformers."""
     rows = [row for cases in (tiny_model(), synthetic()) for case in cases for row in validate(case)]
-    return Validation(provenance=provenance.collect(machine.detect("cpu"), command), rows=rows)
+    attention = list(attention_rows.rows())
+    return Validation(provenance=provenance.collect(machine.detect("cpu"), command), rows=rows, attention=attention)
 
 
 def lines(rows: list[ValidationRow]) -> Iterator[str]:
     """A table: a line for each row."""
-    headers = ("K amax", "V amax", "saturated", "unscaled", "tensor", "head")
-    yield " ".join([f"{'relL2 against a BF16 cache':28}", *(f"{header:>9}" for header in headers)])
+    headers = ("K amax", "V amax", "saturated", *CACHES)
+    yield " ".join([f"{'relL2 against a BF16 cache':28}", *(f"{header:>{_width(header)}}" for header in headers)])
     for row in rows:
-        errors = [f"{row.rel_l2[granularity]:9.4f}" for granularity in GRANULARITIES]
+        errors = [f"{row.rel_l2[cache]:{_width(cache)}.4f}" for cache in CACHES]
         cells = [f"{row.k_amax:9.3g}", f"{row.v_amax:9.3g}", f"{row.saturated:9.2%}", *errors]
         yield " ".join([f"{f'{row.data} layer {row.layer} head {row.kv_head}':28}", *cells])
 
@@ -99,10 +107,10 @@ def lines(rows: list[ValidationRow]) -> Iterator[str]:
 def validate(case: Case) -> Iterator[ValidationRow]:
     """Yield a row for each KV head of a case."""
     exact = _attention(case, case.states)
-    errors = {name: _rel_l2(_e4m3_attention(case, name), exact, case) for name in GRANULARITIES}
+    errors = {cache: _rel_l2(_quantised_attention(case, cache), exact, case) for cache in CACHES}
     k, v = (_counts(states) for states in case.states)
     amax = [magnitudes.percentile(counts, 100).tolist() for counts in (k, v)]
-    shares = (magnitudes.saturated(k + v, 1.0) / (k + v).sum(-1)).tolist()
+    shares = (magnitudes.saturated(k + v, 1.0, "e4m3") / (k + v).sum(-1)).tolist()
     for head, share in enumerate(shares):
         yield ValidationRow(
             data=case.data,
@@ -163,17 +171,47 @@ def tiny_model() -> Iterator[Case]:
         yield Case(model.name, index, calibration[index], states[index], queries[index], sinks, window_left)
 
 
+def _width(header: str) -> int:
+    return max(9, len(header))
+
+
 def _counts(states: torch.Tensor) -> torch.Tensor:
     return magnitudes.count(states.transpose(0, 1)[None])
 
 
-def _e4m3_attention(case: Case, granularity: str) -> torch.Tensor:
-    if granularity == "none":
-        return _attention(case, States(*(quantize(part, "e4m3").values for part in case.states)))
-    scales = [magnitudes.e4m3_scales(_counts(part), 100, HEADROOM, granularity) for part in case.calibration]
+def _scales(case: Case, cache: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The scales of K and of V of a cache as the reference takes them."""
+    kv_format = cache.split("-")[0]
+    match cache:
+        case "e4m3":
+            return None, None
+        case "int8":
+            scales = (amax_scale(part, kv_format, "token_head") for part in case.states)
+            k, v = (scale.view(-1, PAGE_SIZE, scale.shape[1]) for scale in scales)
+            return k, v
+    counts = [_counts(part) for part in case.calibration]
+    if cache == "e4m3-tensor":
+        counts = [rows.sum(0, keepdim=True) for rows in counts]
+    elif cache == "int8-static":
+        counts[0] = magnitudes.count_pairs(case.calibration.k.transpose(0, 1)[None])
+    k, v = (magnitudes.scales(rows, kv_format, 100, HEADROOM[kv_format]) for rows in counts)
+    return (k.repeat(1, 2), v) if cache == "int8-static" else (k, v)
+
+
+def _quantised_attention(case: Case, cache: str) -> torch.Tensor:
+    scales, kv_format = _scales(case, cache), cache.split("-")[0]
     pairs = zip(case.states, scales, strict=True)
-    stored = States(*(quantize(part, "e4m3", scale[:, None]).values for part, scale in pairs))
+    stored = States(*(_stored(part, kv_format, scale) for part, scale in pairs))
     return _attention(case, stored, k_scale=scales[0], v_scale=scales[1])
+
+
+def _stored(states: torch.Tensor, kv_format: str, scale: torch.Tensor | None) -> torch.Tensor:
+    """Quantise [tokens, kv_heads, head_dim]. scale: [1], [kv_heads], [kv_heads, head_dim] or of each token and head."""
+    if scale is not None and scale.dim() == 3:
+        scale = scale.flatten(0, 1)[..., None]
+    elif scale is not None and scale.dim() == 1:
+        scale = scale[:, None]
+    return quantize(states, kv_format, scale).values
 
 
 def _attention(case: Case, stored: States, **scales: torch.Tensor) -> torch.Tensor:

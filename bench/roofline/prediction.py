@@ -12,6 +12,8 @@ from bench.roofline.shape import ModelShape
 
 # Bytes of a stored value, in full-attention and in sliding-window layers; one scale a tensor counts as nothing.
 KV_FORMATS = {"bf16": (2, 2), "fp8": (1, 1), "fp8-skip-sliding": (1, 2)}
+# As well: int8 with a scale of 4 bytes for the 64 values of a token and head of gpt-oss.
+VALUE_BYTES = KV_FORMATS | {"int8": (1 + 4 / 64, 1 + 4 / 64)}
 GAINS = (1.01, 1.05, 1.10)  # FP8 pays from here: rates over BF16's
 
 
@@ -40,7 +42,7 @@ def weight_bytes(shape: ModelShape, batch: int) -> float:
 
 def kv_bytes(shape: ModelShape, kv_format: str, context: int, batch: int) -> float:
     """KV cache that a step reads, in bytes: `context` tokens a request in full layers, at most the window in others."""
-    full, sliding = KV_FORMATS[kv_format]
+    full, sliding = VALUE_BYTES[kv_format]
     windowed = min(context, shape.window)
     return batch * (shape.full_values * context * full + shape.sliding_values * windowed * sliding)
 

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from bench.accuracy import formats
 from bench.accuracy import section as accuracy
 from bench.accuracy import tables as answers
 from bench.report import markdown as md
@@ -26,14 +27,20 @@ def section(result: ServingResult) -> Section:
     notes += [UNFINISHED] if is_unfinished(result) else []
     rates, points = tables.rate_table(rows, base), tables.page_points(rows)[-1:]
     latencies = tables.latency_table(rows, result.slo)
+    speeds = partial(_speed, base=base, points=points)
+    compared = formats.table(rows, result.model, "decode speed", speeds)
     return part._replace(
         subject=accuracy.subject(result),
-        page=[*tables.profile_table(rows, base), *answers.not_known(rows), *notes, *answers.failed(rows)],
+        page=[*tables.profile_table(rows, base), *compared, *answers.not_known(rows), *notes, *answers.failed(rows)],
         not_measured=missing(result),
         details=[*part.details, *rates, *latencies],
         glance=accuracy.glance(result, lambda row: tables.rate_cell(row, base, *points) if points else "no speed"),
         draw=partial(_draw, result) if rates or part.draw else None,
     )
+
+
+def _speed(row, base, points):
+    return tables.ratio_at(row, base, *points) if points else ""
 
 
 def highest_load(result: ServingResult) -> float | None:

@@ -116,6 +116,12 @@ def rate_cell(row: ServingRow, base: ServingRow, where: GridPoint) -> str:
     return f"{rate}, {comparison}" if comparison else rate
 
 
+def ratio_at(row: ServingRow, base: ServingRow, where: GridPoint) -> str:
+    """The decode rate over the base's at a point; "" where they are not compared."""
+    ratio = ratios(row, base).get(where)
+    return ratio_cell(ratio) if ratio else ""
+
+
 def _start_cell(row: ServingRow) -> str:
     if row.requested is None:
         return "not known"

@@ -4,7 +4,19 @@ import random
 from datetime import UTC, datetime
 
 from bench.accuracy.gate_words import FIGURES
-from bench.accuracy.verdicts import AccuracyRecord, Agreement, AtContext, Figure, Gate, GreedyMatch, SinkCheck, holds
+from bench.accuracy.verdicts import (
+    AccuracyRecord,
+    Agreement,
+    AtContext,
+    Figure,
+    Gate,
+    GreedyMatch,
+    Ratio,
+    RelativeGate,
+    SinkCheck,
+    holds,
+    ratio_status,
+)
 from bench.record.envelope import Wiped
 from bench.servers.result import Requested, Start
 from bench.serving.load.failures import counted
@@ -124,6 +136,14 @@ def a_sink_check(**changes) -> SinkCheck:
 NOT_RUN = a_sink_check(
     status="not run", reason="transformers in FP32 needs 491.0 GiB | 22.0 GiB free", mean_abs_delta={}
 )
+
+
+def a_relative_gate(value=0.02, yardstick=0.1, noise=0.001) -> RelativeGate:
+    """Over profile fp8, by the mean |Δ log p| alone."""
+    figures = {"value": value, "yardstick": yardstick, "noise": noise, "bound": 0.25, "max_noise": 0.1}
+    status = ratio_status(**figures)
+    ratio = Ratio(figure="mean_abs_delta", **figures, status=status)
+    return RelativeGate(profile="fp8", status=status, reason=None, ratios=[ratio])
 
 
 def a_record(delta=0.1, bound: float | None = 0.125, contexts=(128, 1024, 3960), **changes) -> AccuracyRecord:

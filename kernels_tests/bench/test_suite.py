@@ -98,9 +98,47 @@ def test_a_reference_is_relative_to_the_file_that_names_it(tmp_path, monkeypatch
     assert suite.load(None, "any").greedy.reference == "baseline"
 
 
+def test_a_relative_gate_is_inherited_and_taken_away(tmp_path, suite_of):
+    (tmp_path / "a.yaml").write_text("extends: fp8\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    a, b = (profile.load(str(tmp_path / f"{name}.yaml")) for name in "ab")
+    gate = "{relative: {profile: fp8, kl: 0.12, mean_abs_delta: 0.25}}"
+    loaded = suite_of(f"extends: tiny_gpt_oss\nthresholds: {{a: {gate}}}\n")
+    assert loaded.thresholds_of(a).relative == loaded.thresholds_of(b).relative
+    assert loaded.thresholds_of(a).relative.figures == {"kl": 0.12, "mean_abs_delta": 0.25}
+    assert loaded.thresholds_of(a).decode == loaded.thresholds_of(profile.load("fp8")).decode
+    without = suite_of(f"extends: tiny_gpt_oss\nthresholds: {{a: {gate}, b: {{relative: null}}}}\n")
+    assert without.thresholds_of(a).relative and without.thresholds_of(b).relative is None
+
+
+def test_int8_is_judged_over_fp8_and_by_tighter_bounds():
+    loaded = suite.load(None, "tiny_gpt_oss")
+    fp8, int8, static = (loaded.thresholds_of(profile.load(name)) for name in ("fp8", "int8", "int8-static"))
+    assert fp8.relative is None and {int8.relative.profile, static.relative.profile} == {"fp8"}
+    assert int8.relative.figures == {"kl": 0.12, "mean_abs_delta": 0.25}
+    assert static.relative.figures == {"kl": 0.3, "mean_abs_delta": 0.45}
+    assert int8.sinks == static.sinks == fp8.sinks
+    for path in ("decode", "prefill", "decode_at_context", "paths"):
+        bounds = [getattr(each, path) for each in (int8, static, fp8)]
+        deltas, divergences = zip(*((each.mean_abs_delta, each.kl) for each in bounds), strict=True)
+        assert list(deltas) == sorted(deltas) and list(divergences) == sorted(divergences)
+        assert deltas[1] < deltas[2] and divergences[1] < divergences[2]
+
+
+def test_the_reference_of_a_suite_for_a_gpu_has_the_decoder_of_fp8():
+    loaded = suite.load("tiny_gpt_oss-lowp", "tiny_gpt_oss")
+    assert loaded.texts == suite.load(None, "tiny_gpt_oss").texts
+    reference, fp8 = profile.load(loaded.greedy.reference), profile.load("fp8")
+    assert reference.decoder == fp8.decoder and reference.vllm == profile.load("baseline").vllm
+    assert loaded.thresholds_of(reference) == loaded.thresholds_of(profile.load("baseline"))
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
+        ("extends: default\nthresholds: {fp8: {relative: {profile: baseline}}}\n", "thresholds.fp8.relative"),
+        ("extends: default\nthresholds: {fp8: {relative: {kl: 0.1}}}\n", "thresholds.fp8.relative.profile"),
+        ("extends: default\nthresholds: {fp8: {relative: {profile: x, kl: 0}}}\n", "thresholds.fp8.relative.kl"),
         ("extends: default\ngreedy: {min_match: 1.5}\n", "greedy.min_match"),
         ("extends: default\ngreedy: {prompts: []}\n", "greedy.prompts"),
         ("extends: default\ngrid: {runs: 0}\n", "grid.runs"),
@@ -139,4 +177,7 @@ def test_thresholds_of_a_misspelled_profile_are_refused(tmp_path, suite_of):
     with pytest.raises(Problem) as caught:
         loaded.check_thresholds([profile.load("fp8"), child])
     assert caught.value.kind == "suite" and "fp8_skip_sliding" in caught.value.message
+    loaded = suite_of("extends: default\nthresholds: {fp8: {relative: {profile: fp_8, kl: 1}}}\n")
+    with pytest.raises(Problem, match="fp_8"):
+        loaded.check_thresholds([profile.load("fp8")])
     suite_of("extends: tiny_gpt_oss\nthresholds: {child: {decode: {kl: 2}}}\n").check_thresholds([child])

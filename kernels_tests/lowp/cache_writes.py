@@ -7,14 +7,30 @@ goes through the tokens in a loop. It is computed on a CPU for tensors of any de
 import dataclasses
 import itertools
 
+import pytest
 import torch
 
-from lowp.cache_write.cases import Case
+from lowp.cache_write import cache_write, rope_cache_write
+from lowp.cache_write.cases import SCALES_IN_PAGE, Case
 from lowp.formats import FORMATS
-from lowp.paged.layouts import as_bits
+from lowp.paged.layouts import as_bits, in_nhd
 from lowp.paged.memory import LAYOUTS, canonical, memory_of, moved
 
 MARGIN = 2.0**-21  # of fp32 arithmetic: rotation and division, relative to the terms
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+on_each_device = pytest.mark.parametrize("device", DEVICES)
+
+
+def write(arguments, **options):
+    function = rope_cache_write if "q" in arguments else cache_write
+    return function(**arguments, **options)
+
+
+def check(arguments, **options):
+    """Write, and compare all memory with what it had to become."""
+    before = moved(arguments, "cpu")
+    write(arguments, **options)
+    assert problems(before, arguments) == []
 
 
 def problems(before: dict, after: dict) -> list[str]:
@@ -22,6 +38,8 @@ def problems(before: dict, after: dict) -> list[str]:
     before, after = moved(before, "cpu"), moved(after, "cpu")
     count = len(before["slot_mapping"])
     messages = []
+    if computed(before):
+        messages += [message for name in ("k", "v") for message in scale_problems(before, after, name)]
     bounds = {name: expected(before, name) for name in ("k", "v")}
     for name, (low, high) in bounds.items():
         result, initial = after[f"{name}_cache"], before[f"{name}_cache"]
@@ -29,15 +47,47 @@ def problems(before: dict, after: dict) -> list[str]:
         if wrong.any():
             messages.append(f"{name}_cache: {int(wrong.sum())} values")
         as_bits(initial).copy_(as_bits(result))
-    for name in ("k_cache", "v_cache"):
-        if not memory_of(before[name]).equal(memory_of(after[name])):
-            messages.append(f"{name}: memory outside of the cache")
+    for name in ("k_cache", "v_cache", "k_scale", "v_scale"):
+        if before[name] is not None and not memory_of(before[name]).equal(memory_of(after[name])):
+            messages.append(f"{name}: other memory has changed")
     if "q" in before:
         messages += query_problems(before, after, count)
     for name in ("k", "v", "slot_mapping", "positions", "cos_sin"):
         if name in before and not bits_of(before[name]).equal(bits_of(after[name])):
             messages.append(f"{name}: an input has changed")
     return messages
+
+
+def computed(arguments: dict) -> bool:
+    """Whether the call computes the scales."""
+    return arguments["k_scale"] is not None and arguments["k_scale"].dim() == 3
+
+
+def scale_problems(before: dict, after: dict, name: str) -> list[str]:
+    """Compare the scales of the written tokens with their rows', and take them over: the codes are judged by them."""
+    low, high = (largest_scale(x) for x in row_bounds(before, name))
+    scale, result = (in_nhd(arguments[f"{name}_scale"], before["layout"]) for arguments in (before, after))
+    wrong = 0
+    for token, slot in enumerate(before["slot_mapping"].tolist()):
+        if slot >= 0:
+            index = slot // scale.shape[1], slot % scale.shape[1]
+            wrong += int((~((low[token] <= result[index]) & (result[index] <= high[token]))).sum())
+            scale[index] = result[index]
+    return [f"{name}_scale: {wrong} values"] if wrong else []
+
+
+def largest_scale(bounds: torch.Tensor) -> torch.Tensor:
+    """The scale of each row whose magnitudes are `bounds`. A float64 quotient rounded to fp32 is rounded as if once."""
+    amax = torch.where(bounds.isfinite(), bounds, 0.0).amax(dim=-1)
+    return torch.where(amax > 0, (amax.double() / 127).clamp(min=2.0**-126), 1.0).float()
+
+
+def row_bounds(before: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lowest and highest magnitudes of the rows to write, fp32: one tensor but for rotated keys."""
+    x, margin = exact_rows(before, name)
+    if margin is None:
+        return x.abs(), x.abs()
+    return (x.abs() - margin).clamp(min=0).float(), (x.abs() + margin).float()
 
 
 def query_problems(before: dict, after: dict, count: int) -> list[str]:
@@ -58,13 +108,20 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype in (torch.int64, torch.float32) else as_bits(tensor)
 
 
-def expected(before: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cache after the call: its lowest and highest allowed values, one cache but for rotated keys."""
+def exact_rows(before: dict, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows to write, rotated keys in float64; and by how much fp32 arithmetic may miss those, None of others."""
     count = len(before["slot_mapping"])
     if name == "v" or "q" not in before:
-        exact = written(before, name, before[name][:count].float())
+        return before[name][:count].float(), None
+    return rotated(before["k"][:count], before["positions"][:count], before["cos_sin"])
+
+
+def expected(before: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cache after the call: its lowest and highest allowed values, one cache but for rotated keys."""
+    x, margin = exact_rows(before, name)
+    if margin is None:
+        exact = written(before, name, x)
         return exact, exact
-    x, margin = rotated(before["k"][:count], before["positions"][:count], before["cos_sin"])
     return written(before, name, (x - margin).float()), written(before, name, (x + margin).float())
 
 
@@ -72,13 +129,25 @@ def written(before: dict, name: str, x: torch.Tensor) -> torch.Tensor:
     """A copy of the cache with the rows of x, fp32, at their slots."""
     kv_cache, scale_of = before[f"{name}_cache"], before[f"{name}_scale"]
     kv_format = next(f for f in FORMATS.values() if f.dtype == kv_cache.dtype)
-    quotient = x if scale_of is None else x / scale_of.view(-1, 1)
-    codes = nearest(quotient.double(), kv_format)
+    codes = nearest((x if scale_of is None else x / divisors(before, name)).double(), kv_format)
     result = moved({"cache": kv_cache}, "cpu")["cache"]
     slots = result if before["layout"] == "NHD" else result.transpose(1, 2)
     for token, slot in enumerate(before["slot_mapping"].tolist()):
         if slot >= 0:
             as_bits(slots)[slot // slots.shape[1], slot % slots.shape[1]] = as_bits(codes[token])
+    return result
+
+
+def divisors(before: dict, name: str) -> torch.Tensor:
+    """The scales, to divide [tokens, heads, head_dim]; of tokens without a slot NaN, if they have their own."""
+    scale = before[f"{name}_scale"]
+    if scale.dim() < 3:
+        return scale if scale.dim() == 2 else scale.view(-1, 1)
+    slots, scale = before["slot_mapping"], in_nhd(scale, before["layout"])
+    result = torch.full((len(slots), scale.shape[2], 1), torch.nan)
+    for token, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            result[token, :, 0] = scale[slot // scale.shape[1], slot % scale.shape[1]]
     return result
 
 
@@ -125,24 +194,32 @@ def outside(result: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torc
 
 
 def saturated(before: dict) -> list[int]:
-    """How many values of K and V, written to a slot, are over the format's largest magnitude."""
+    """How many values of K and V, written to a slot, are over the format's largest magnitude, or infinite where the
+    call computes the scales."""
     counts = []
     for name in ("k", "v"):
         kv_format = next(f for f in FORMATS.values() if f.dtype == before[f"{name}_cache"].dtype)
-        x = before[name][: len(before["slot_mapping"])].float()
-        if before[f"{name}_scale"] is not None:
-            x = x / before[f"{name}_scale"].view(-1, 1)
-        counts.append(int((x[before["slot_mapping"] >= 0].abs() > kv_format.largest).sum()))
+        x, largest = before[name][: len(before["slot_mapping"])].float(), kv_format.largest
+        if computed(before):
+            largest = torch.finfo(torch.float32).max
+        elif before[f"{name}_scale"] is not None:
+            x = x / divisors(before, name)
+        counts.append(int((x[before["slot_mapping"] >= 0].abs() > largest).sum()))
     return counts
+
+
+SIZES = ((37, 37, 16, 2, 8, 128), (1, 1, 1, 1, 1, 16), (33, 30, 64, 8, 64, 64), (9, 5, 2, 3, 5, 80))
+# Of scales that the call computes: a row's head_dim a power of two, and in a page more than one row.
+AMAX_SIZES = ((37, 37, 16, 2, 8, 128), (3, 3, 2, 1, 1, 16), (33, 30, 64, 8, 64, 64), (9, 5, 2, 3, 5, 512))
+NAMES = ("tokens", "slots", "page_size", "kv_heads", "query_heads", "head_dim")
+ROPES = ("", "table", "inputs")
 
 
 def cases():
     """Every format, input, granularity, layout and rotation, with odd sizes in turn."""
-    sizes = itertools.cycle(
-        [(37, 37, 16, 2, 8, 128), (1, 1, 1, 1, 1, 16), (33, 30, 64, 8, 64, 64), (9, 5, 2, 3, 5, 80)]
-    )
+    sizes, amax_sizes = itertools.cycle(SIZES), itertools.cycle(AMAX_SIZES)
     for number, (kv_format, inputs, layout, rope) in enumerate(
-        itertools.product(("e4m3", "int8", "bf16", "fp16"), ("bf16", "fp16"), LAYOUTS, ("", "table", "inputs"))
+        itertools.product(("e4m3", "int8", "bf16", "fp16"), ("bf16", "fp16"), LAYOUTS, ROPES)
     ):
         granularities = {"e4m3": ("none", "tensor", "head"), "int8": ("tensor", "head")}.get(kv_format, ("none",))
         case = Case(
@@ -153,5 +230,14 @@ def cases():
             granularity=granularities[number % len(granularities)],
             seed=number,
         )
-        names = ("tokens", "slots", "page_size", "kv_heads", "query_heads", "head_dim")
-        yield dataclasses.replace(case, pages=70, **dict(zip(names, next(sizes), strict=True)))
+        yield dataclasses.replace(case, pages=70, **dict(zip(NAMES, next(sizes), strict=True)))
+    for number, (inputs, layout, rope) in enumerate(
+        itertools.product(("bf16", "fp16"), (*LAYOUTS, SCALES_IN_PAGE), ROPES)
+    ):
+        case = Case(kv_format="int8", inputs=inputs, layout=layout, rope=rope, pages=70, seed=number)
+        size = dict(zip(NAMES, next(amax_sizes), strict=True))
+        yield dataclasses.replace(case, granularity="token_head", **size)
+        if layout in LAYOUTS:
+            v_granularity = ("tensor", "head")[number % 2]
+            size = dict(zip(NAMES, next(sizes), strict=True))
+            yield dataclasses.replace(case, granularity="channel", v_granularity=v_granularity, **size)

@@ -6,28 +6,13 @@ import math
 import pytest
 import torch
 
-from kernels_tests.lowp.cache_writes import cases, problems, saturated
+from kernels_tests.lowp.cache_writes import cases, check, on_each_device, problems, saturated, write
 from lowp.cache_write import cache_write, rope_cache_write
-from lowp.cache_write.cases import Case, build
+from lowp.cache_write.cases import SCALES_IN_PAGE, Case, build
 from lowp.formats import FORMATS, quantize
 from lowp.jit.launcher import captured
 from lowp.paged.layouts import as_bits
 from lowp.paged.memory import canonical, moved
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-on_each_device = pytest.mark.parametrize("device", DEVICES)
-
-
-def write(arguments, **options):
-    function = rope_cache_write if "q" in arguments else cache_write
-    return function(**arguments, **options)
-
-
-def check(arguments, **options):
-    """Write, and compare all memory with what it had to become."""
-    before = moved(arguments, "cpu")
-    write(arguments, **options)
-    assert problems(before, arguments) == []
 
 
 @on_each_device
@@ -62,7 +47,16 @@ def test_every_input_pattern(kv_format, inputs, head_scales, device):
 
 
 @on_each_device
-@pytest.mark.parametrize("case", [Case(), Case(kv_format="int8", granularity="head"), Case(kv_format="fp16")])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(),
+        Case(kv_format="int8", granularity="head"),
+        Case(kv_format="int8", granularity="channel", v_granularity="head"),
+        Case(kv_format="int8", granularity="token_head"),
+        Case(kv_format="fp16"),
+    ],
+)
 @pytest.mark.parametrize("layout", ["HND", "interleaved"])
 def test_saturated_values_are_counted(case, layout, device):
     arguments = build(dataclasses.replace(case, layout=layout), device)
@@ -91,6 +85,9 @@ def test_slots_and_rows_that_are_left_alone(device):
     check(build(Case(slots=0), device))
     check(build(Case(tokens=50, slots=3, rope="table"), device))
     check(build(Case(skipped=1.0, rope="inputs", kv_format="bf16"), device))
+    int8 = Case(kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE)
+    check(build(dataclasses.replace(int8, skipped=1.0), device))
+    check(build(dataclasses.replace(int8, tokens=50, slots=3, rope="table"), device))
 
 
 @on_each_device
@@ -190,8 +187,17 @@ def test_quotients_are_rounded_as_by_a_division(kv_format, inputs):
 
 
 @pytest.mark.gpu
-def test_slots_and_positions_out_of_range_touch_no_other_memory():
-    arguments = build(Case(rope="table"), "cuda")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(rope="table"),
+        Case(rope="table", kv_format="int8", granularity="token_head"),
+        Case(rope="table", kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE),
+    ],
+    ids=["e4m3", "int8 computed", "int8 computed in the page"],
+)
+def test_slots_and_positions_out_of_range_touch_no_other_memory(case):
+    arguments = build(case, "cuda")
     slots, positions = arguments["slot_mapping"], arguments["positions"]
     slots[3:6] = torch.tensor([9 * 16, 2**40, -(2**40)])
     positions[7:9] = torch.tensor([2**40, -1])
@@ -206,8 +212,17 @@ def test_slots_and_positions_out_of_range_touch_no_other_memory():
 @pytest.mark.gpu
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("rope", ["", "inputs"])
-def test_a_graph_sees_other_values_slots_and_scales(overlap, rope):
-    case = Case(granularity="head", rope=rope, layout="interleaved")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(granularity="head", layout="interleaved"),
+        Case(kv_format="int8", granularity="channel", v_granularity="head", layout="interleaved"),
+        Case(kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE),
+    ],
+    ids=["e4m3", "int8 static", "int8 computed"],
+)
+def test_a_graph_sees_other_values_slots_and_scales(overlap, rope, case):
+    case = dataclasses.replace(case, rope=rope)
     arguments = build(case, "cuda")
     graph = captured(lambda: write(arguments, overlap=overlap))
     for seed in (1, 2):

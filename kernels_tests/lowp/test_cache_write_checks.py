@@ -80,6 +80,65 @@ def test_scales_that_a_format_lacks_or_needs_raise():
         check(build(INT8) | {name: None}, ValueError, f"{name} is None with a cache in int8")
 
 
+COMPUTED = Case(kv_format="int8", granularity="token_head", rope="table")
+CHANNEL = Case(kv_format="int8", granularity="channel", v_granularity="head", rope="table")
+SCALE_MISTAKES = {
+    "static beside computed": (
+        COMPUTED,
+        lambda a: {"v_scale": torch.ones(2)},
+        NotImplementedError,
+        "this kernel computes both, of equal strides",
+    ),
+    "computed beside static": (COMPUTED, lambda a: {"k_scale": torch.ones(1)}, NotImplementedError, "computes both"),
+    "unequal strides": (
+        COMPUTED,
+        lambda a: {"v_scale": a["v_scale"].contiguous()},
+        NotImplementedError,
+        "of equal strides",
+    ),
+    "shared scales": (
+        COMPUTED,
+        lambda a: {name: torch.ones(9, 2, 1).expand(9, 2, 16) for name in ("k_scale", "v_scale")},
+        ValueError,
+        "expected an element for each token and head",
+    ),
+    "order of axes": (
+        COMPUTED,
+        lambda a: {name: a[name].transpose(1, 2) for name in ("k_scale", "v_scale")},
+        ValueError,
+        "k_scale has shape .9, 16, 2.; expected one element, .* or .9, 2, 16.",
+    ),
+    "computed in e4m3": (
+        Case(rope="table"),
+        lambda a: {name: torch.ones(9, 2, 16) for name in ("k_scale", "v_scale")},
+        NotImplementedError,
+        "scales per token of a cache in e4m3",
+    ),
+    "head_dim of no power of two": (
+        Case(kv_format="int8", granularity="token_head", rope="table", head_dim=96),
+        lambda a: {},
+        NotImplementedError,
+        "head_dim 96 with scales per token; .* powers of two up to 512",
+    ),
+    "channels of V": (
+        CHANNEL,
+        lambda a: {"v_scale": a["k_scale"]},
+        NotImplementedError,
+        "v_scale has a scale",
+    ),
+    "channels in e4m3": (Case(rope="table"), lambda a: {"k_scale": torch.ones(2, 64)}, NotImplementedError, "in e4m3"),
+    "channel strides": (CHANNEL, lambda a: {"k_scale": strided(a["k_scale"])}, ValueError, "contiguous"),
+    "channel address": (CHANNEL, lambda a: {"k_scale": torch.ones(129)[1:].view(2, 64)}, ValueError, "not aligned"),
+}
+
+
+@pytest.mark.parametrize("mistake", SCALE_MISTAKES)
+def test_mistakes_in_int8_scales_raise(mistake):
+    case, change, error, words = SCALE_MISTAKES[mistake]
+    arguments = build(case)
+    check(arguments | change(arguments), error, words)
+
+
 def test_too_many_tokens_raise():
     """On tensors without memory."""
     arguments = build(Case(kv_heads=8))

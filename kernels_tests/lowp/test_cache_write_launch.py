@@ -7,7 +7,7 @@ import torch
 
 from kernels_tests.lowp.stand_ins import A100, H200, launches_of, without_memory
 from lowp.cache_write import cache_write, launch, rope_cache_write
-from lowp.cache_write.cases import Case, build
+from lowp.cache_write.cases import SCALES_IN_PAGE, Case, build
 
 CASE = Case(tokens=40, slots=37, granularity="head", layout="interleaved", kv_heads=8, query_heads=64)
 
@@ -44,6 +44,24 @@ def test_a_write_with_rotation(launched):
     assert (params.table_stride, params.last_position) == (256, 199)
     assert (params.page_stride, params.head_stride, params.slot_stride) == (8 * 16 * 64, 64, 8 * 64)
     assert (params.k_scale_head, params.v_scale_head) == (0, 0)
+
+
+def test_scales_that_the_call_computes(launched):
+    case = dataclasses.replace(CASE, kv_format="int8", granularity="token_head", layout=SCALES_IN_PAGE)
+    (_, variant), _, params, _ = launched(case, H200)
+    assert (variant.computed_scales, variant.channel_scales) == (True, False)
+    page_floats = 8 * 16 * 2 * (64 + 4) // 4
+    assert (params.scale_page, params.scale_head, params.scale_slot) == (page_floats, 16, 1)
+    assert (params.page_stride, params.head_stride, params.slot_stride) == (4 * page_floats, 16 * 128, 128)
+    (_, variant), _, params, _ = launched(dataclasses.replace(case, layout="NHD"), H200)
+    assert (params.scale_page, params.scale_head, params.scale_slot) == (16 * 8 * 3, 3, 8 * 3)
+
+
+def test_scales_per_channel(launched):
+    case = dataclasses.replace(CASE, kv_format="int8", granularity="channel", v_granularity="head")
+    (_, variant), _, params, _ = launched(case, H200)
+    assert (variant.computed_scales, variant.channel_scales) == (False, True)
+    assert (params.k_scale_head, params.v_scale_head) == (0, 1) and not hasattr(params, "scale_page")
 
 
 def test_dependent_launch_needs_sm_90(launched):

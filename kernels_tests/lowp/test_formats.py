@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowp.formats import FORMATS, amax_scale, dequantize, quantize
+from lowp.formats.table import GRANULARITIES
 
 NAMES = sorted(FORMATS)
+PACKED = ["int4", "mxfp4"]
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 WITHIN = st.floats(-120, 120, width=32)
 name = st.sampled_from(NAMES)
@@ -17,12 +19,15 @@ untimed = settings(deadline=None)  # a busy machine is no failure
 
 
 def stored(value: float, kv_format: str) -> float:
-    return dequantize(quantize(torch.tensor([value]), kv_format).values).item()
+    return dequantize(quantize(torch.tensor([value] * 2), kv_format).values, None, kv_format)[0].item()
 
 
 def every_value(kv_format: str) -> torch.Tensor:
     """Every finite value of the format."""
     chosen = FORMATS[kv_format]
+    if kv_format in PACKED:
+        values = dequantize(torch.arange(16, dtype=torch.uint8), None, kv_format)[::2]
+        return values[values.abs() <= chosen.largest]
     bits = torch.arange(2 ** (8 * chosen.bytes), dtype=torch.int32)
     values = bits.to(torch.uint8 if chosen.bytes == 1 else torch.uint16).view(chosen.dtype).float()
     return values[values.isfinite() & (values.abs() <= chosen.largest)]
@@ -30,9 +35,10 @@ def every_value(kv_format: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kv_format", NAMES)
 def test_a_stored_value_survives(kv_format):
-    values = every_value(kv_format)
+    values = every_value(kv_format).repeat(2)
     rounded = quantize(values, kv_format)
-    assert torch.equal(dequantize(rounded.values), values)
+    assert torch.equal(dequantize(rounded.values, None, kv_format), values)
+    assert rounded.values.nbytes * 8 == FORMATS[kv_format].bits * len(values)
     assert rounded.saturated == 0 and rounded.nan == 0
     assert values.max() == FORMATS[kv_format].largest
     assert values[values > 0].min() == FORMATS[kv_format].smallest
@@ -82,7 +88,7 @@ def test_the_edge_of_e4m3(value, expected, saturated, sign):
 def test_infinities_and_nan(kv_format):
     chosen = FORMATS[kv_format]
     result = quantize(torch.tensor([math.inf, -math.inf, math.nan, 1.0]), kv_format)
-    back = dequantize(result.values)
+    back = dequantize(result.values, None, kv_format)
     assert back[:2].tolist() == [chosen.largest, -chosen.largest]
     assert math.isnan(back[2]) if chosen.has_nan else back[2] == 0
     assert (result.saturated.item(), result.nan.item()) == (2, 1)
@@ -96,13 +102,13 @@ def test_subnormals(kv_format):
 
 
 @untimed
-@given(name, st.lists(FLOAT32, min_size=1, max_size=12), st.sampled_from(["tensor", "head", "token_head", "channel"]))
+@given(name, st.lists(FLOAT32, min_size=1, max_size=12), st.sampled_from(GRANULARITIES[1:]))
 def test_amax_scale_never_saturates(kv_format, values, granularity):
     if granularity not in FORMATS[kv_format].granularities:
         return
-    x = torch.tensor(values).view(1, 1, -1)
+    x = torch.nn.functional.pad(torch.tensor(values), (0, 32 - len(values))).view(1, 1, -1)
     scale = amax_scale(x, kv_format, granularity)
-    assert (scale >= torch.finfo(torch.float32).tiny).all() and scale.isfinite().all()
+    assert (scale.float() >= torch.finfo(torch.float32).tiny).all() and scale.float().isfinite().all()
     assert quantize(x, kv_format, scale).saturated == 0
 
 
@@ -147,6 +153,11 @@ def test_scales_of_zeros_and_of_infinities():
         (lambda: amax_scale(torch.ones(1, 1, 1), "e4m3", "row"), ValueError, "'row' is unknown"),
         (lambda: amax_scale(torch.ones(1, 1, 1), "e4m3", "head", "DHN"), ValueError, "layout 'DHN' is unknown"),
         (lambda: amax_scale(torch.ones(1, 1), "e4m3", "head"), ValueError, "2 axes"),
+        (lambda: amax_scale(torch.ones(1, 1, 32), "e4m3", "block"), NotImplementedError, "e4m3 has no scales"),
+        (lambda: amax_scale(torch.ones(1, 1, 48), "mxfp8", "block"), ValueError, "head_dim is 48; expected a multiple"),
+        (lambda: quantize(torch.ones(3), "mxfp4"), ValueError, "3 values of 4 bits; expected an even number"),
+        (lambda: quantize(torch.ones(32), "mxfp8", torch.ones(1)), TypeError, "float32; expected torch.float8_e8m0fnu"),
+        (lambda: dequantize(torch.ones(1, dtype=torch.uint8)), ValueError, "expected mxfp4 or int4"),
     ],
 )
 def test_mistakes_raise(action, error, words):
@@ -156,7 +167,7 @@ def test_mistakes_raise(action, error, words):
 
 def test_every_format_fits_its_dtype():
     for chosen in FORMATS.values():
-        if chosen.dtype != torch.int8:
+        if chosen.dtype not in (torch.int8, torch.uint8):
             info = torch.finfo(chosen.dtype)
             assert (info.max, info.smallest_normal * info.eps) == (chosen.largest, chosen.smallest), chosen.name
             assert chosen.step == info.eps

@@ -59,6 +59,8 @@ VARIANTS = [
     Variant(128, 8, True, torch.int8, True, True, query_tokens=3),
     Variant(128, 16, True, torch.int8, True, True, query_tokens=2),
     Variant(64, 10, True, torch.int8, True, True, query_tokens=4),
+    Variant(64, 8, True, torch.int8, True, False, interleaved=True),
+    Variant(64, 8, True, torch.int8, False, False, channel_scales=True, interleaved=True),
 ]
 
 

@@ -86,6 +86,18 @@ def scale_file(tmp_path, served):
 
 
 @pytest.fixture
+def int8_scale_file(tmp_path, served):
+    """A scale file of int8 for the served model."""
+    import torch
+
+    from kernels_tests.vllm_launch import scale_files
+
+    path, k, v = tmp_path / "int8.safetensors", torch.rand(2, 64) + 0.01, torch.rand(2) + 0.01
+    written = scale_files.write(path, (served / "config.json").read_bytes(), [k], [v])
+    return SimpleNamespace(path=path, sha256=written.sha256, k=k, v=v)
+
+
+@pytest.fixture
 def make_plan(monkeypatch, tmp_path, model_folder):
     """A function that plans a server on a simulated machine with a simulated vLLM build."""
 

@@ -13,7 +13,8 @@ if not current_platform.is_cpu():
     pytest.skip("vLLM here is not the CPU build", allow_module_level=True)
 current_platform.import_kernels()
 
-from vllm_launch.plugin.cpu_cache import FP8_DTYPES, RoundingCpuImpl, round_to_grid  # noqa: E402
+from vllm_launch.plugin.cpu_cache import RoundingCpuImpl, round_to_grid  # noqa: E402
+from vllm_launch.plugin.cpu_storage import FP8_DTYPES  # noqa: E402
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 16, 2, 64, 128
 LAYER = SimpleNamespace(_k_scale_float=1.0, _v_scale_float=1.0, _k_scale=1.0, _v_scale=1.0, isa="vec")

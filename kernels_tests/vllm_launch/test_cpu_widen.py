@@ -1,103 +1,28 @@
 """The widened FP8 cache against FP64 attention on the stored values, through vLLM's own kernel for BF16."""
 
-import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-ops = pytest.importorskip("vllm._custom_ops", reason="vLLM for the CPU is not installed")
-from vllm.platforms import current_platform  # noqa: E402
-
-if not current_platform.is_cpu():
-    pytest.skip("vLLM here is not the CPU build", allow_module_level=True)
-current_platform.import_kernels()
-
-from vllm.v1.attention.backends.cpu_attn import _get_attn_isa  # noqa: E402
-
-from vllm_launch import plugin  # noqa: E402
-from vllm_launch.plugin import cpu_widen  # noqa: E402
-from vllm_launch.plugin.cpu_cache import to_fp8  # noqa: E402
-from vllm_launch.plugin.cpu_widen import WideningBuilder, WideningCpuImpl, plan_scratch, widen  # noqa: E402
-
-HEADS, KV_HEADS, HEAD_DIM, BLOCK, PAGES, WINDOW = 16, 2, 64, 128, 64, 128
-# The window of the one with 255 begins with the last token of a page.
-SEQ_LENS, QUERY_LENS = [300, 1000, 1, 129, 640, 257, 255], [1, 301, 1, 129, 1, 2, 1]
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-NAN_CODE = 0x7F  # of both formats
-ERROR = 6e-3  # relative, of BF16 arithmetic
-
-
-class Batch:
-    """Decode and prefill in one batch over an FP8 cache whose unwritten bytes are NaNs; the pages are in no order.
-
-    texts: each request's K and V as stored, [tokens, kv_heads, head_dim] in FP64.
-    """
-
-    def __init__(self, fp8=E4M3, scales=(1.0, 1.0), window=-1, sinks=None):
-        torch.manual_seed(0)
-        self.window = window
-        self.sinks = torch.randn(HEADS).bfloat16() + 4 if sinks is None else torch.full((HEADS,), sinks).bfloat16()
-        isa = _get_attn_isa(torch.bfloat16, BLOCK, HEAD_DIM)
-        self.layer = SimpleNamespace(_k_scale_float=scales[0], _v_scale_float=scales[1], isa=isa)
-        self.impl = object.__new__(WideningCpuImpl)
-        vars(self.impl).update(
-            fp8_dtype=fp8, kv_cache_dtype="auto", attn_type="decoder", sinks=self.sinks, scale=HEAD_DIM**-0.5,
-            alibi_slopes=None, sliding_window=window, logits_soft_cap=0, use_zentorch_sdpa=False,
-        )  # fmt: skip
-        self.cache = torch.full((PAGES, KV_HEADS, BLOCK, 2 * HEAD_DIM), NAN_CODE, dtype=torch.uint8)
-        free = iter((torch.randperm(PAGES - 1) + 1).tolist())  # page 0 is vLLM's null page
-        self.table = torch.zeros(len(SEQ_LENS), max(SEQ_LENS) // BLOCK + 2, dtype=torch.int32)
-        self.texts = []
-        for row, tokens in zip(self.table, SEQ_LENS, strict=True):
-            row[: math.ceil(tokens / BLOCK)] = torch.tensor([next(free) for _ in range(math.ceil(tokens / BLOCK))])
-            key_value = [torch.randn(tokens, KV_HEADS, HEAD_DIM).bfloat16() for _ in range(2)]
-            position = torch.arange(tokens)
-            self.impl.do_kv_cache_update(
-                self.layer, *key_value, self.cache, row[position // BLOCK].long() * BLOCK + position % BLOCK
-            )
-            self.texts.append(
-                [to_fp8(x, scale, fp8).double() * scale for x, scale in zip(key_value, scales, strict=True)]
-            )
-        self.starts = torch.tensor([0, *itertools.accumulate(QUERY_LENS)], dtype=torch.int32)
-        self.query = torch.randn(int(self.starts[-1]), HEADS, HEAD_DIM).bfloat16()
-
-    def metadata(self):
-        """The metadata that our builder makes of the batch."""
-        builder = object.__new__(WideningBuilder)
-        vars(builder).update(
-            num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, dtype=torch.bfloat16, block_size=BLOCK,
-            window_size=self.window, isa=self.layer.isa, kv_cache_dtype="auto", is_cross_attention=False,
-            is_encoder_only_attention=False, kv_cache_spec=SimpleNamespace(dtype=torch.uint8),
-        )  # fmt: skip
-        common = SimpleNamespace(
-            num_reqs=len(SEQ_LENS), num_actual_tokens=len(self.query), max_query_len=max(QUERY_LENS),
-            max_seq_len=max(SEQ_LENS), query_start_loc=self.starts, causal=True, block_table_tensor=self.table,
-            seq_lens=torch.tensor(SEQ_LENS, dtype=torch.int32), slot_mapping=None,
-        )  # fmt: skip
-        return builder.build(0, common)
-
-    def error(self) -> float:
-        """The largest relative error of a query token's output; of prefills, only some tokens are compared."""
-        out = torch.full_like(self.query, float("nan"))
-        self.impl.forward(self.layer, self.query, None, None, self.cache, self.metadata(), out)
-        errors = []
-        for start, tokens, queries, text in zip(
-            self.starts[:-1].tolist(), SEQ_LENS, QUERY_LENS, self.texts, strict=True
-        ):
-            for i in {*range(0, queries, 37), queries - 1}:
-                right = self.attention(self.query[start + i], text, tokens - queries + i + 1)
-                errors.append(((out[start + i].double() - right).norm() / right.norm()).item())
-        return max(errors, key=lambda value: math.inf if math.isnan(value) else value)
-
-    def attention(self, query, text, end):
-        """One token's attention in FP64 over the stored values before `end`."""
-        seen = slice(0 if self.window < 0 else max(0, end - self.window), end)
-        key, value = (x[seen].repeat_interleave(HEADS // KV_HEADS, 1) for x in text)
-        scores = torch.einsum("hd,khd->hk", query.double(), key) * HEAD_DIM**-0.5
-        weights = torch.cat([scores, self.sinks.double()[:, None]], -1).softmax(-1)[:, :-1]
-        return torch.einsum("hk,khd->hd", weights, value)
+from kernels_tests.vllm_launch.cpu_batch import (
+    BLOCK,
+    E4M3,
+    E5M2,
+    ERROR,
+    FP8,
+    HEAD_DIM,
+    INT8,
+    KV_HEADS,
+    NAN_CODE,
+    WINDOW,
+    Batch,
+    empty_cache,
+)
+from vllm_launch import plugin
+from vllm_launch.plugin import cpu_storage, cpu_widen
+from vllm_launch.plugin.cpu_storage import Fp8, to_fp8, widen
+from vllm_launch.plugin.cpu_widen import plan_scratch
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -113,13 +38,14 @@ def test_every_code_widens_to_its_value_and_nan_to_nan(fp8, dtype):
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 0.25)])
 @pytest.mark.parametrize("fp8", [E4M3, E5M2])
 def test_a_ragged_batch_over_poisoned_pages(fp8, scales, window):
-    assert Batch(fp8, scales, window).error() < ERROR
+    assert Batch(Fp8(fp8), scales, window).error() < ERROR
 
 
+@pytest.mark.parametrize("storage", [FP8, *INT8], ids=lambda storage: storage.name)
 @pytest.mark.parametrize("sinks", [-1e4, 0.0, 12.0])
-def test_extreme_sinks(sinks):
+def test_extreme_sinks(sinks, storage):
     """No sink at all, one of an average key's weight, one that takes nearly all the weight."""
-    assert Batch(sinks=sinks).error() < ERROR
+    assert Batch(storage, sinks=sinks).error() < ERROR
 
 
 def test_a_nan_that_was_stored_comes_out():
@@ -138,18 +64,18 @@ def late_window(table, seq_lens, query_lens, block, window):
 
 
 @pytest.mark.parametrize(
-    ("window", "name", "mutant"),
+    ("window", "module", "name", "mutant"),
     [
-        (-1, "plan_scratch", shifted_pages),
-        (WINDOW, "plan_scratch", late_window),
-        (-1, "widen", lambda codes, fp8, dtype, scale: widen(codes, fp8, dtype, 1.0)),
-        (-1, "widen", lambda codes, fp8, dtype, scale: widen(codes, E5M2, dtype, scale)),
-        (-1, "to_fp8", lambda x, scale, fp8: to_fp8(x, scale * 1.5, fp8)),
+        (-1, cpu_widen, "plan_scratch", shifted_pages),
+        (WINDOW, cpu_widen, "plan_scratch", late_window),
+        (-1, cpu_storage, "widen", lambda codes, fp8, dtype, scale: widen(codes, fp8, dtype, 1.0)),
+        (-1, cpu_storage, "widen", lambda codes, fp8, dtype, scale: widen(codes, E5M2, dtype, scale)),
+        (-1, cpu_storage, "to_fp8", lambda x, scale, fp8: to_fp8(x, scale * 1.5, fp8)),
     ],
     ids=["pages shifted", "window too short", "scale lost", "other format", "written at another scale"],
 )
-def test_a_mutant_is_seen(monkeypatch, window, name, mutant):
-    monkeypatch.setattr(cpu_widen, name, mutant)
+def test_a_mutant_is_seen(monkeypatch, window, module, name, mutant):
+    monkeypatch.setattr(module, name, mutant)
     assert not Batch(scales=(0.5, 0.25), window=window).error() < 2 * ERROR
 
 
@@ -174,7 +100,7 @@ def test_only_the_pages_in_a_window_are_read_once_and_no_more():
 def test_the_cache_holds_the_rounded_codes_and_padding_is_not_written():
     batch = Batch()
     key, value = (torch.randn(3, KV_HEADS, HEAD_DIM).bfloat16() * 300 for _ in range(2))
-    cache = torch.zeros(2, KV_HEADS, BLOCK, 2 * HEAD_DIM, dtype=torch.uint8)
+    cache = empty_cache(batch.impl.storage, 2, 0)
     batch.impl.do_kv_cache_update(batch.layer, key, value, cache, torch.tensor([BLOCK + 7, -1]))
     stored = cache.view(2, BLOCK, 2, KV_HEADS, HEAD_DIM)[1, 7].view(E4M3).float()
     right = torch.stack([key[0], value[0]]).float().clamp(-448, 448).to(E4M3).float()

@@ -59,13 +59,13 @@ def test_a_broken_model_folder(model_folder):
         model.find(str(folder))
 
 
-@pytest.mark.parametrize("dtype", ["int8_per_token_head", "nvfp4", "fp8_per_token_head", "float16"])
+@pytest.mark.parametrize("dtype", ["int4_per_token_head", "nvfp4", "fp8_per_token_head", "float16"])
 def test_kv_dtypes_that_write_past_the_cpu_buffer_are_refused(make_plan, tmp_path, dtype):
     (problem,) = preflight.problems(make_plan(overrides=["--kv-cache-dtype", dtype]), tmp_path)
     assert problem.kind == "profile" and dtype in problem.message
 
 
-@pytest.mark.parametrize("name", ["baseline", "fp8", "fp8-skip-sliding"])
+@pytest.mark.parametrize("name", ["baseline", "fp8", "fp8-skip-sliding", "int8"])
 def test_a_cpu_without_fp8_kernels_has_an_fp8_cache(make_plan, tmp_path, name):
     assert preflight.problems(make_plan(CPU.model_copy(update={"fp8_kernels": False}), name=name), tmp_path) == []
 

@@ -6,13 +6,16 @@ from flashinfer_patches.errors import Problem
 from vllm_launch import arguments, profile
 
 
-def test_the_three_profiles_differ_in_the_kv_cache_alone():
-    base, fp8, skip = (profile.load(name) for name in ("baseline", "fp8", "fp8-skip-sliding"))
+def test_the_profiles_differ_in_the_kv_cache_alone():
+    names = ("baseline", "fp8", "fp8-skip-sliding", "int8", "int8-static")
+    base, fp8, skip, int8, static = (profile.load(name) for name in names)
     assert base.vllm["kv-cache-dtype"] == "auto"
     assert fp8.vllm["kv-cache-dtype"] == "fp8"
     assert skip.vllm["kv-cache-dtype-skip-layers"] == ["sliding_window"]
     kv_keys = {"kv-cache-dtype", "kv-cache-dtype-skip-layers"}
-    for variant in (fp8, skip):
+    assert int8.vllm["kv-cache-dtype"] == "int8_per_token_head" and static.vllm == fp8.vllm
+    assert [variant.kv_format for variant in (base, fp8, int8, static)] == ["e4m3", "e4m3", "e4m3", "int8"]
+    for variant in (fp8, skip, int8, static):
         assert (variant.models, variant.devices, variant.backends) == (base.models, base.devices, base.backends)
         assert {k: v for k, v in variant.vllm.items() if k not in kv_keys} == {
             k: v for k, v in base.vllm.items() if k not in kv_keys

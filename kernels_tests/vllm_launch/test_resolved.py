@@ -1,71 +1,10 @@
 """Reading vLLM's log: recorded CPU and H200 logs, and GPU logs composed from vLLM's own format strings."""
 
-from pathlib import Path
-
 import pytest
 from pydantic import ValidationError
 
+from kernels_tests.vllm_launch.server_logs import STOCK, log, replaced, without
 from vllm_launch.resolved import Mismatch, Resolved, canonical_kv_dtype, mismatches, read
-
-LOGS = Path(__file__).parent / "logs"
-STOCK = {"decoder": "stock", "prefill": None, "cache_writer": None, "kv_format": None, "kv_scales": None}
-
-
-def log(name: str) -> str:
-    return (LOGS / f"{name}.log").read_text(encoding="utf-8")
-
-
-def without(text: str, *needles: str) -> str:
-    """Remove every line that contains one of `needles`; each must occur."""
-    assert all(needle in text for needle in needles)
-    return "\n".join(line for line in text.splitlines() if not any(needle in line for needle in needles))
-
-
-def replaced(text: str, old: str, new: str) -> str:
-    assert old in text
-    return text.replace(old, new)
-
-
-def test_cpu_auto():
-    resolved = read(log("cpu-0.32.0-auto"), "0.32.0")
-    assert resolved.model_dump() == {
-        "vllm_version": "0.32.0",
-        "device": "cpu",
-        "model_dtype": "bfloat16",
-        "max_model_len": 4096,
-        "attention_backends": ["CPU_ATTN"],
-        "flash_attention_version": None,
-        "flashinfer": [],
-        "kv_cache_dtype": "auto",
-        "kv_skip_layers": [],
-        "kv_capacity_tokens": 671088,
-        "kv_block_sizes": [128, 128],
-        "moe_backend": "CPU",
-        "cuda_graphs": "none",
-        "cpu_cache_writer": False,
-        "cpu_attention": None,
-        **STOCK,
-    }
-
-
-def test_cpu_fp8():
-    resolved = read(log("cpu-0.32.0-fp8"), "0.32.0")
-    assert (resolved.kv_cache_dtype, resolved.kv_capacity_tokens, resolved.cpu_cache_writer) == ("fp8", 1342177, True)
-    assert mismatches(resolved, ["CPU_ATTN"], "fp8_e4m3", []) == []
-    assert not read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0").cpu_cache_writer
-
-
-@pytest.mark.parametrize(("name", "attention"), [("fp8", "native"), ("fp8-widened", "widened"), ("auto", None)])
-def test_the_kernel_that_reads_an_fp8_cache_on_a_cpu(name, attention):
-    resolved = read(log(f"cpu-0.32.0-{name}"), "0.32.0")
-    assert (resolved.cpu_attention, resolved.cpu_cache_writer) == (attention, attention is not None)
-    assert mismatches(resolved, ["CPU_ATTN"], resolved.kv_cache_dtype, resolved.kv_skip_layers) == []
-
-
-def test_an_fp8_cache_on_a_cpu_without_a_logged_reader_is_a_mismatch():
-    text = without(log("cpu-0.32.0-fp8"), "attention reads the FP8 cache")
-    (difference,) = mismatches(read(text, "0.32.0"), ["CPU_ATTN"], "fp8", [])
-    assert difference.setting == "CPU attention over the FP8 cache"
 
 
 def test_settings_of_older_results_are_still_read():
@@ -75,17 +14,6 @@ def test_settings_of_older_results_are_still_read():
     for name in ("cpu_attention", *STOCK):
         del older[name]
     assert Resolved.model_validate(older).model_dump() == resolved.model_dump() | STOCK | {"cpu_attention": None}
-
-
-def test_cpu_ignores_a_requested_backend():
-    resolved = read(log("cpu-0.32.0-fp8-skip"), "0.32.0")
-    assert resolved.kv_skip_layers == ["sliding_window"]
-    assert resolved.kv_block_sizes == [128, 256]
-    assert resolved.kv_capacity_tokens == 986895
-    assert resolved.cuda_graphs == "none"
-    assert mismatches(resolved, ["FLASHINFER"], "fp8", ["sliding_window"]) == [
-        Mismatch("attention backend", "FLASHINFER", "CPU_ATTN")
-    ]
 
 
 def test_gpu_026_fp8():
@@ -202,12 +130,6 @@ def test_skipped_layers_are_checked():
     assert (difference.expected, difference.actual) == ("none", "sliding_window")
     plain = read(log("cpu-0.32.0-fp8"), "0.32.0")
     assert len(mismatches(plain, ["CPU_ATTN"], "fp8", ["sliding_window"])) == 1
-
-
-def test_a_truncating_cache_writer_is_a_mismatch():
-    resolved = read(log("cpu-0.32.0-fp8-no-plugin"), "0.32.0")
-    settings = [difference.setting for difference in mismatches(resolved, ["CPU_ATTN"], "fp8", [])]
-    assert settings == ["CPU cache writer", "CPU attention over the FP8 cache"]
 
 
 def test_canonical_kv_dtype():

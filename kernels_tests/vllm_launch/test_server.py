@@ -60,18 +60,19 @@ def by_role(process, supervisor_pid, live):
 
 
 @pytest.mark.parametrize(
-    ("name", "kv_cache_dtype"),
+    ("name", "kv_cache_dtype", "kv_format"),
     [
-        pytest.param("baseline", "auto", marks=pytest.mark.long),
-        pytest.param("fp8", "fp8", marks=pytest.mark.fp8_cache),
+        pytest.param("baseline", "auto", None, marks=pytest.mark.long),
+        pytest.param("fp8", "fp8", "e4m3", marks=pytest.mark.fp8_cache),
+        pytest.param("int8", "int8_per_token_head", "int8", marks=[pytest.mark.long, pytest.mark.fp8_cache]),
     ],
 )
-def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path, name, kv_cache_dtype):
+def test_serve_answers_and_a_killed_launcher_leaves_nothing(tmp_path, name, kv_cache_dtype, kv_format):
     with serve(tmp_path, name) as (process, port, live):
         resolved = ready(process)["resolved"]
         assert resolved["attention_backends"] == ["CPU_ATTN"]
         assert resolved["kv_cache_dtype"] == kv_cache_dtype
-        assert resolved["cpu_cache_writer"] is (name == "fp8")
+        assert resolved["cpu_cache_writer"] is (name != "baseline") and resolved["kv_format"] == kv_format
         base = f"http://127.0.0.1:{port}/v1"
         chat = {
             "model": "tiny_gpt_oss",

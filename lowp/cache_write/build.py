@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from lowp.cache_write.params import Params
+from lowp.cache_write.params import params_type
 from lowp.jit import compiler, launcher
 
-SOURCE = compiler.Source("cache_write", Path(__file__).parent, ("kernel.cu", "convert.cuh", "../jit/ptx.cuh"))
+SOURCE = compiler.Source(
+    "cache_write", Path(__file__).parent, ("kernel.cu", "convert.cuh", "ptx.cuh", "../jit/ptx.cuh")
+)
 THREADS = 256  # of a CTA
 VALUES = 16  # that a thread writes
 
@@ -26,6 +28,8 @@ class Variant:
     kv_dtype: torch.dtype
     table_dtype: torch.dtype
     count: bool
+    computed_scales: bool = False
+    channel_scales: bool = False
 
     @property
     def token_threads(self) -> int:
@@ -44,9 +48,11 @@ def defines(variant: Variant) -> dict[str, int]:
         "KV_INT8": int(variant.kv_dtype == torch.int8),
         "KV_BF16": int(variant.kv_dtype == torch.bfloat16),
         "TABLE_FLOAT": int(variant.table_dtype == torch.float32),
+        "COMPUTED_SCALES": int(variant.computed_scales),
+        "CHANNEL_SCALES": int(variant.channel_scales),
         "COUNT": int(variant.count),
         "THREADS": THREADS,
-        "PARAMS_BYTES": ctypes.sizeof(Params),
+        "PARAMS_BYTES": ctypes.sizeof(params_type(variant.computed_scales)),
     }
 
 

@@ -54,6 +54,16 @@ class Call(PagedCall):
         return self.rotation.q.shape[1] if self.rotation else 0
 
     @property
+    def computed_scales(self) -> bool:
+        """Whether the call computes the scales, one per token and head, and writes them."""
+        return self.k_scale is not None and self.k_scale.shape == self.k_cache.shape[:3]
+
+    @property
+    def channel_scales(self) -> bool:
+        """Whether K has a scale for each channel."""
+        return self.k_granularity == "channel"
+
+    @property
     def cache_slots(self) -> int:
         """Slots of all pages."""
         return self.pages * self.page_size

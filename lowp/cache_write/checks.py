@@ -7,6 +7,7 @@ from lowp.cache_write.call import Call
 from lowp.paged.checks import KV_FORMATS, check_caches, check_index, check_rows, check_scale
 
 MOST_THREADS = 2**31  # a thread's number has 32 bits, past the last token too
+MOST_AMAX_DIMS = 32 * VALUES  # of a row whose largest magnitude a warp computes
 
 
 def check_arguments(call: Call) -> None:
@@ -17,8 +18,7 @@ def check_arguments(call: Call) -> None:
     if call.v.shape[1:] != call.k.shape[1:]:
         raise ValueError(f"v has shape {tuple(call.v.shape)}; expected k's heads and head_dim, {tuple(call.k.shape)}")
     check_caches(call.k_cache, call.v_cache, call.layout, call.k, "k", heads=call.kv_heads)
-    for name, scale in (("k_scale", call.k_scale), ("v_scale", call.v_scale)):
-        _check_scale(name, scale, call)
+    _check_scales(call)
     if call.saturated is not None:
         check_index("saturated", call.saturated, torch.int64, call.k, "k")
         if call.saturated.shape != (2,):
@@ -46,13 +46,48 @@ def check_entries(call: Call) -> None:
             raise ValueError(f"positions has {outside[0]}; expected 0 to {rows - 1}: cos_sin has {rows} rows")
 
 
-def _check_scale(name, scale, call):
-    check_scale(name, scale, KV_FORMATS[call.k_cache.dtype], call.k, "k")
-    if scale is None:
+def _check_scales(call):
+    scales = {"k_scale": call.k_scale, "v_scale": call.v_scale}
+    kv_format, per_token = KV_FORMATS[call.k_cache.dtype], call.k_cache.shape[:3]
+    for name, scale in scales.items():
+        check_scale(name, scale, kv_format, call.k, "k")
+    if any(scale is not None and scale.shape == per_token for scale in scales.values()):
+        _check_computed_scales(call, kv_format)
         return
-    if scale.numel() != 1 and not (scale.shape == (call.kv_heads,) and scale.is_contiguous()):
-        raise ValueError(
-            f"{name} has shape {tuple(scale.shape)}; expected one element, or ({call.kv_heads},) contiguous"
+    per_head, per_channel = (call.kv_heads,), (call.kv_heads, call.head_dim)
+    for name, scale in scales.items():
+        if scale is None or scale.numel() == 1:
+            continue
+        if tuple(scale.shape) not in (per_head, per_channel) or not scale.is_contiguous():
+            raise ValueError(
+                f"{name} has shape {tuple(scale.shape)}; expected one element, {per_head} or {per_channel} contiguous, "
+                f"or {tuple(per_token)}"
+            )
+        if scale.dim() == 2 and (name != "k_scale" or "channel" not in kv_format.granularities):
+            raise NotImplementedError(
+                f"{name} has a scale for each channel of a cache in {kv_format.name}; this kernel has them of a K in "
+                "int8"
+            )
+        if scale.dim() == 2 and scale.data_ptr() % 16:
+            raise ValueError(f"{name} is not aligned; expected an address that is a multiple of 16 bytes")
+
+
+def _check_computed_scales(call, kv_format):
+    """Raise unless the call can compute the scales per token and head: in int8, of K and V alike, in own memory."""
+    k_scale, v_scale = call.k_scale, call.v_scale
+    if kv_format.name != "int8":
+        raise NotImplementedError(f"scales per token of a cache in {kv_format.name}; this kernel computes them in int8")
+    if (k_scale.shape, k_scale.stride()) != (v_scale.shape, v_scale.stride()):
+        raise NotImplementedError(
+            f"k_scale has shape {tuple(k_scale.shape)} and strides {k_scale.stride()}, v_scale "
+            f"{tuple(v_scale.shape)} and {v_scale.stride()}; this kernel computes both, of equal strides"
+        )
+    if any(size > 1 and stride == 0 for size, stride in zip(k_scale.shape, k_scale.stride(), strict=True)):
+        raise ValueError(f"k_scale has strides {k_scale.stride()}; expected an element for each token and head")
+    if call.head_dim.bit_count() != 1 or call.head_dim > MOST_AMAX_DIMS:
+        raise NotImplementedError(
+            f"head_dim {call.head_dim} with scales per token; this kernel computes them for powers of two up to "
+            f"{MOST_AMAX_DIMS}"
         )
 
 

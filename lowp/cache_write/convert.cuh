@@ -1,7 +1,7 @@
 // Values to the storage format, bit for bit as lowp/formats/convert.py.
 #pragma once
 
-#include "../jit/ptx.cuh"
+#include "ptx.cuh"
 
 // The configuration of one build. The host defines every name in capitals (build.py); none has a default.
 constexpr int kHeadDim = HEAD_DIM;                                // a multiple of 16
@@ -10,26 +10,12 @@ constexpr bool kInputBf16 = INPUT_BF16;                           // q, k, v: bf
 constexpr bool kE4m3 = KV_E4M3, kInt8 = KV_INT8;                  // the cache: e4m3, int8, or 16 bits:
 constexpr bool kKvBf16 = KV_BF16;                                 //   bf16 or fp16
 constexpr bool kTableFloat = TABLE_FLOAT;                         // cos and sin: fp32, else as q
+constexpr bool kComputedScales = COMPUTED_SCALES;                 // computed of each row, and written
+constexpr bool kChannelScales = CHANNEL_SCALES;                   // K's scales differ by channel
 constexpr bool kCount = COUNT;                                    // count the values out of range
 
 constexpr int kKvBytes = kE4m3 || kInt8 ? 1 : 2;
 constexpr float kLargest = kE4m3 ? 448.f : kInt8 ? 127.f : kKvBf16 ? 3.38953138925153547590e38f : 65504.f;
-
-DEVICE long long load_index(const long long* p) {
-  long long r;
-  asm volatile("ld.global.s64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
-  return r;
-}
-
-// Predicated stores: behind a branch on the slot, the loads would wait for it (ptxas moves them there, volatile or not).
-DEVICE void store_16_if(bool condition, void* p, uint4 x) {
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.u32 [%0], {%1,%2,%3,%4};}"
-               ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(unsigned(condition)) : "memory");
-}
-DEVICE void store_8_if(bool condition, void* p, uint2 x) {
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.global.v2.u32 [%0], {%1,%2};}"
-               ::"l"(p), "r"(x.x), "r"(x.y), "r"(unsigned(condition)) : "memory");
-}
 
 // ---- x / scale
 // Multiply by the rounded reciprocal and correct once, instead of a division's ten instructions. For an x of 11 bits and
@@ -50,11 +36,7 @@ DEVICE float divide(float x, const Scale& scale) {
 }
 
 // ---- to the storage format: rounded to nearest, ties to even, clamped to the finite range
-DEVICE float clamp(float x) {  // NaN stays NaN
-  float r;
-  asm("{.reg .f32 t; min.NaN.f32 t, %1, %2; max.NaN.f32 %0, t, %3;}" : "=f"(r) : "f"(x), "f"(kLargest), "f"(-kLargest));
-  return r;
-}
+DEVICE float clamp(float x) { return clamp_nan(x, kLargest); }
 
 #if __CUDA_ARCH__ >= 890
 DEVICE unsigned to_e4m3(float a, float b, float c, float d) {

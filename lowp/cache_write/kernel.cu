@@ -11,6 +11,7 @@ constexpr bool kHalves = kRotate || kKvBytes == 2;
 constexpr unsigned kFirst = kHalves ? 8 : 16;                 // values from one thread's first chunk to the next thread's
 constexpr int kApart = kHalves ? kHeadDim / 2 : 8;            // values from a thread's first chunk to its second
 constexpr int kTableBytes = kTableFloat ? 4 : 2;
+constexpr float kLargestFloat = 3.40282346638528859812e38f, kSmallestNormal = 1.17549435082228750797e-38f;
 
 struct Params {
   const char* q;                     // [tokens, heads, head_dim] each, heads contiguous, tokens strided
@@ -22,8 +23,8 @@ struct Params {
   const long long* slots;            // [tokens]
   const long long* positions;        // [tokens]
   const char* cos_sin;               // [positions, head_dim]: cos, then sin
-  const float* k_scale;              // null (1), one, or one per head
-  const float* v_scale;
+  float* k_scale;                    // null (1), one, one per head or, of K, per channel; computed: written
+  float* v_scale;
   unsigned long long* saturated;     // K's count, V's
   long long q_stride, q_out_stride, k_stride, v_stride;   // bytes from token to token
   long long page_stride, head_stride, slot_stride;        // of the caches, bytes
@@ -32,14 +33,21 @@ struct Params {
   long long last_position;
   int tokens, page_shift;                                 // log2 of a page's slots
   int k_scale_head, v_scale_head;                         // floats from head to head, 0 or 1
+#if COMPUTED_SCALES
+  long long scale_page, scale_head, scale_slot;           // of both scales, floats
+#endif
 };
 static_assert(sizeof(Params) == PARAMS_BYTES, "params.py's Params");
 
-DEVICE Values load_table(const char* p) {
-  if constexpr (!kTableFloat) return unpack<kInputBf16>(load_16(p));
-  const uint4 a = load_16(p), b = load_16(p + 16);
+DEVICE Values load_floats(const float* p) {
+  const uint4 a = load_16(p), b = load_16(p + 4);
   return {__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w),
           __uint_as_float(b.x), __uint_as_float(b.y), __uint_as_float(b.z), __uint_as_float(b.w)};
+}
+
+DEVICE Values load_table(const char* p) {
+  if constexpr (kTableFloat) return load_floats(reinterpret_cast<const float*>(p));
+  else return unpack<kInputBf16>(load_16(p));
 }
 
 DEVICE void rotate(Values& low, Values& high, const char* table) {
@@ -53,15 +61,39 @@ DEVICE void rotate(Values& low, Values& high, const char* table) {
 }
 
 DEVICE unsigned count_saturated(const Values& v) {
+  constexpr float kMost = kComputedScales ? kLargestFloat : kLargest;  // a row's own scale reaches its finite values
   unsigned count = 0;
 #pragma unroll
-  for (int i = 0; i < 8; i++) count += fabsf(v.x[i]) > kLargest;
+  for (int i = 0; i < 8; i++) count += fabsf(v.x[i]) > kMost;
   return count;
+}
+
+DEVICE float finite_amax(const Values& v) {
+  float amax = 0.f;
+#pragma unroll
+  for (int i = 0; i < 8; i++) amax = fmaxf(amax, fabsf(v.x[i]) <= kLargestFloat ? fabsf(v.x[i]) : 0.f);
+  return amax;
+}
+
+// The scale of the row that kRowThreads neighbours in a warp hold: they leave the kernel together, so all are here.
+DEVICE float row_scale(const Values& low, const Values& high) {
+  float amax = fmaxf(finite_amax(low), finite_amax(high));
+#pragma unroll
+  for (unsigned distance = kRowThreads / 2; distance; distance /= 2)
+    amax = fmaxf(amax, __shfl_xor_sync(kAllLanes, amax, distance));
+  const float scale = fmaxf(__fdiv_rn(amax, kLargest), kSmallestNormal);
+  return amax > 0.f ? scale : 1.f;
 }
 
 DEVICE Values scaled(Values v, const Scale& scale) {
 #pragma unroll
   for (int i = 0; i < 8; i++) v.x[i] = divide(v.x[i], scale);
+  return v;
+}
+
+DEVICE Values scaled(Values v, bool by_channel, const Values& channels, float scale) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) v.x[i] = __fdiv_rn(v.x[i], by_channel ? channels.x[i] : scale);
   return v;
 }
 
@@ -85,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_write(const __grid_c
   if (token >= p.tokens) return;
   const char* from = (is_q ? p.q + token * p.q_stride : is_v ? p.v + token * p.v_stride : p.k + token * p.k_stride) +
                      (head * kHeadDim + part * kFirst) * 2;
-  const float* scale_of = is_v ? p.v_scale : p.k_scale;
+  float* scale_of = is_v ? p.v_scale : p.k_scale;
   wait_for_previous_kernel();
 
   // All loads that need no other are in flight at once.
@@ -93,9 +125,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_write(const __grid_c
   if constexpr (kRotate) position = load_index(p.positions + token);
   const unsigned long long slot = load_index(p.slots + token);
   const uint4 raw_low = load_16(from), raw_high = load_16(from + kApart * 2);
+  const bool by_channel = kChannelScales && !is_q && !is_v;
+  Values low_channels, high_channels;
+  if (by_channel) {
+    low_channels = load_floats(p.k_scale + head * kHeadDim + part * kFirst);
+    high_channels = load_floats(p.k_scale + head * kHeadDim + part * kFirst + kApart);
+  }
   float scale = 1.f;
-  if constexpr (kKvBytes == 1)
-    if (scale_of && !is_q) scale = load_float(scale_of + head * (is_v ? p.v_scale_head : p.k_scale_head));
+  if constexpr (kKvBytes == 1 && !kComputedScales)
+    if (scale_of && !is_q && !by_channel) scale = load_float(scale_of + head * (is_v ? p.v_scale_head : p.k_scale_head));
 
   Values low = unpack<kInputBf16>(raw_low), high = unpack<kInputBf16>(raw_high);
   if constexpr (kRotate) {
@@ -109,7 +147,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_write(const __grid_c
     }
   }
   const bool has_slot = slot < p.cache_slots;  // -1 is past all
-  if constexpr (kKvBytes == 1) {
+  if constexpr (kComputedScales) scale = row_scale(low, high);
+  if constexpr (kChannelScales) {
+    low = scaled(low, by_channel, low_channels, scale);
+    high = scaled(high, by_channel, high_channels, scale);
+  } else if constexpr (kKvBytes == 1) {
     const Scale divisor = make_scale(scale);
     low = scaled(low, divisor);
     high = scaled(high, divisor);
@@ -119,6 +161,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) cache_write(const __grid_c
       atomicAdd(p.saturated + is_v, count);
   char* to = (is_v ? p.v_cache : p.k_cache) + (slot >> p.page_shift) * p.page_stride + head * p.head_stride +
              (slot & (1ull << p.page_shift) - 1) * p.slot_stride + part * kFirst * kKvBytes;
+#if COMPUTED_SCALES
+  float* scale_to = scale_of + (slot >> p.page_shift) * p.scale_page + head * p.scale_head +
+                    (slot & (1ull << p.page_shift) - 1) * p.scale_slot;
+  store_float_if(has_slot && part == 0, scale_to, scale);
+#endif
   if constexpr (kKvBytes == 2) {
     store_16_if(has_slot, to, to_16_bits(low));
     store_16_if(has_slot, to + kApart * 2, to_16_bits(high));

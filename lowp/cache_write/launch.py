@@ -20,6 +20,8 @@ def variant_of(call: Call) -> Variant:
         kv_dtype=call.k_cache.dtype,
         table_dtype=call.rotation.cos_sin.dtype if call.rotation else call.k.dtype,
         count=call.saturated is not None,
+        computed_scales=call.computed_scales,
+        channel_scales=call.channel_scales,
     )
 
 

@@ -19,9 +19,20 @@ class Params(ctypes.Structure):
     )
 
 
+class ComputedParams(Params):
+    """kernel.cu's Params of a build that computes the scales."""
+
+    _fields_ = tuple((name, ctypes.c_longlong) for name in ["scale_page", "scale_head", "scale_slot"])
+
+
+def params_type(computed_scales: bool) -> type[Params]:
+    """Return the parameters' type of a build that computes the scales, or does not."""
+    return ComputedParams if computed_scales else Params
+
+
 def params_of(call: Call) -> Params:
-    """Make the parameters; strides in bytes."""
-    params = Params(
+    """Make the parameters; strides in bytes, of scales in floats."""
+    params = params_type(call.computed_scales)(
         k=call.k.data_ptr(),
         v=call.v.data_ptr(),
         k_cache=call.k_cache.data_ptr(),
@@ -39,6 +50,10 @@ def params_of(call: Call) -> Params:
         v_scale_head=int(call.v_granularity == "head"),
         **call.cache_strides,
     )
+    if call.computed_scales:
+        slot_axis, head_axis = call.axes
+        params.scale_page, params.scale_head = call.k_scale.stride(0), call.k_scale.stride(head_axis)
+        params.scale_slot = call.k_scale.stride(slot_axis)
     if rotation := call.rotation:
         params.q, params.q_out = rotation.q.data_ptr(), rotation.q_out.data_ptr()
         params.q_stride = rotation.q.stride(0) * rotation.q.element_size()

@@ -2,7 +2,12 @@
 
 NHD: [pages, page_size, kv_heads, head_dim], HND: [pages, kv_heads, page_size, head_dim], K and V apart. interleaved:
 HND, and NHD interleaved: NHD, with K and V of a token in one line, [..., 2 * head_dim].
+
+An interleaved int8 cache with scales per token and head has them in the same pages, behind the lines: fp32
+[2, kv_heads, page_size], those of K, then those of V.
 """
+
+import math
 
 import torch
 
@@ -31,6 +36,23 @@ def k_and_v(tensors: list[torch.Tensor], head_dim: int) -> tuple[torch.Tensor, t
     """Return K and V as views of a cache's tensors."""
     k, v = (half for tensor in tensors for half in tensor.split(head_dim, dim=-1))
     return k, v
+
+
+def join_scales(lines: torch.Tensor, k_scale: torch.Tensor, v_scale: torch.Tensor) -> torch.Tensor:
+    """Return pages as bytes: int8 lines [pages, kv_heads, page_size, 2 * head_dim], then scales without head_dim."""
+    scales = torch.stack((k_scale, v_scale), 1)
+    return torch.cat([part.flatten(1).view(torch.uint8) for part in (lines, scales)], 1)
+
+
+def split_scales(
+    pages: torch.Tensor, page_size: int, kv_heads: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return K, V and their scales as views of pages that `join_scales` made, uint8 [pages, bytes]."""
+    size = kv_heads, page_size, 2 * head_dim
+    lines, scales = pages[:, : math.prod(size)], pages[:, math.prod(size) :]
+    k, v = lines.view(torch.int8).unflatten(1, size).split(head_dim, dim=-1)
+    k_scale, v_scale = scales.view(torch.float32).unflatten(1, (2, kv_heads, page_size)).unbind(1)
+    return k, v, k_scale, v_scale
 
 
 def in_nhd(tensor: torch.Tensor, axes: str) -> torch.Tensor:

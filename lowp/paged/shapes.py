@@ -10,8 +10,31 @@ Layout = Literal["HND", "NHD", "interleaved"]
 LAYOUT: Layout = "HND"
 Spread = Literal["", "near", "uniform"]
 QUERY_FORMAT = "bf16"
+SCALE_BYTES = 4
 NEAR_TOKENS = 64  # lengths that are near differ by less
 MOST_GROUPS = 3  # of equal lengths that a name spells out
+
+
+class Cache(NamedTuple):
+    """What a cache holds. values: their storage format; k_scale, v_scale: the granularity of K's and V's scales."""
+
+    values: str
+    value_bytes: int
+    k_scale: str = "none"
+    v_scale: str = "none"
+
+    def token_bytes(self, head_dim: int) -> int:
+        """Bytes of a token's K and V of one head, with the scales that belong to the token alone."""
+        token_scales = (self.k_scale, self.v_scale).count("token_head")
+        return 2 * head_dim * self.value_bytes + token_scales * SCALE_BYTES
+
+
+CACHES = {  # by kv_format; static: the scales are known before the values
+    "bf16": Cache("bf16", 2),
+    "e4m3": Cache("e4m3", 1),
+    "int8": Cache("int8", 1, "token_head", "token_head"),
+    "int8-static": Cache("int8", 1, "channel", "head"),
+}
 
 
 class Shape(NamedTuple):

@@ -47,6 +47,8 @@ class Costs(NamedTuple):
     merge: float  # each partial that a warp of the merging CTA reads
     rounding: float  # bytes take longer by this share of what quotas are larger than equal shares
     planned_wave: float  # each wave of a planned grid after the first
+    int8: float  # times the steps and tiles of E4M3
+    token_scales: float  # times the steps and tiles without them
 
 
 COSTS = Costs(
@@ -70,6 +72,8 @@ COSTS = Costs(
     merge=0.2993,
     rounding=0.003477,
     planned_wave=1.201,
+    int8=1.0,  # not fitted yet
+    token_scales=1.0,  # not fitted yet
 )
 SHAPES = (
     Shape(8, 2, 1, 2, 2.1, 0.277, 0.168),
@@ -100,13 +104,14 @@ APART_STEPS = 2
 
 
 class Work(NamedTuple):
-    """What the launches of a choice share. tile_kb: K and V of 16 tokens."""
+    """What the launches of a choice share. tile_kb: K, V and scales of 16 tokens. factors: of its steps, in `Costs`."""
 
     batch: int
     kv_heads: int
     tile_kb: float
     sixteen_bits: bool
     sms: int
+    factors: tuple[str, ...] = ()
 
 
 def call_us(work: Work, shape: Shape, launch: Launch, lengths: Lengths, costs: Costs | None = None) -> float:
@@ -135,7 +140,7 @@ def _clusters_us(work, shape, launch, lengths, costs):
     mean, longest = sum(n * tiles for n, tiles in lengths) / work.batch, max(tiles for _, tiles in lengths)
     step_tiles = launch.warps * launch.tiles
     steps, most_steps = math.ceil(mean / cluster / step_tiles), math.ceil(longest / cluster / step_tiles)
-    step_us = _step_us(work, shape)
+    step_us = _step_us(work, shape, costs)
 
     sm_ctas = min(ctas, math.ceil(last * cluster / (work.sms * (0.86 if cluster > 1 else 1))))
     sm_ctas += costs.packed * (ctas - sm_ctas) if waves else 0
@@ -145,7 +150,7 @@ def _clusters_us(work, shape, launch, lengths, costs):
         uneven += costs.shared
     row_us, chain_us = bytes_us(work, mean, costs), costs.chain * steps * step_us
     last_us = _sum(last * row_us * uneven, (1 - costs.chain) * most_steps * step_us, costs)
-    last_us = max(last_us, longest / cluster * _tile_us(work, launch)) + chain_us
+    last_us = max(last_us, longest / cluster * _tile_us(work, launch, costs)) + chain_us
     requested = min(steps, launch.stages - 1) * min(step_tiles, mean / cluster) * work.tile_kb
 
     us = shape.start + costs.cluster * (cluster > 1) + costs.burst * sm_ctas * requested
@@ -161,7 +166,7 @@ def _planned_us(work, shape, launch, lengths, costs):
     steps = [(n, -(-tiles // step_tiles), tiles) for n, tiles in lengths]
     long_rows = [row for row in steps if row[1] > most_short]
     short_rows = [row for row in steps if row[1] <= most_short]
-    step_us, least_us = _step_us(work, shape), step_tiles * _tile_us(work, launch)
+    step_us, least_us = _step_us(work, shape, costs), step_tiles * _tile_us(work, launch, costs)
     step_bytes_us = bytes_us(work, step_tiles * work.kv_heads, costs)
 
     ctas = max(rows, splits * work.kv_heads if long_rows else 0)
@@ -190,12 +195,16 @@ def _planned_us(work, shape, launch, lengths, costs):
     return us
 
 
-def _step_us(work, shape):
-    return shape.step_16 if work.sixteen_bits else shape.step_8
+def _step_us(work, shape, costs):
+    return (shape.step_16 if work.sixteen_bits else shape.step_8) * _factor(work, costs)
 
 
-def _tile_us(work, launch):
-    return max(TILE_US[work.sixteen_bits], WARP_TILE_US / launch.warps)
+def _tile_us(work, launch, costs):
+    return max(TILE_US[work.sixteen_bits], WARP_TILE_US / launch.warps) * _factor(work, costs)
+
+
+def _factor(work, costs):
+    return math.prod(getattr(costs, name) for name in work.factors)
 
 
 def _sum(bytes_part, steps_part, costs):

@@ -1,11 +1,11 @@
 """Fit the constants of `cost` to a file of `sweep`, and judge the choice by it.
 
-python -m lowp.sink_decode.fit sweep.json [--iterations 8] [--halves] [--planned]
+python -m lowp.sink_decode.fit sweep.json [--iterations 8] [--halves] [--planned] [--only int8 token_scales]
 
 Prints COSTS, SHAPES and PLANNED; then for each kind of shapes the time of the choice over the law, over the fastest
 launch and over the choice when the sweep ran: median, 95th percentile, maximum. halves: fit on every second batch,
-judge on the others. planned: the constants of planned launches alone, the others held. 0 iterations: judge the
-constants as they are, in seconds.
+judge on the others. planned: the constants of planned launches alone, the others held; only: these alone. 0
+iterations: judge the constants as they are, in seconds.
 """
 
 import argparse
@@ -122,12 +122,14 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--halves", action="store_true")
     parser.add_argument("--planned", action="store_true")
+    parser.add_argument("--only", choices=cost.Costs._fields, nargs="+", default=())
     options = parser.parse_args()
     rows = [row for row in json.loads(options.file.read_text())["rows"] if row["chosen"] in row["times"]]
     fitted = [row for row in rows if not options.halves or row["shape"][1] in BATCHES[::4] + BATCHES[1::4]]
     data, free = samples(fitted), list(range(len(constants())))
     if options.planned:
         data, free = [sample for sample in data if sample[2].cluster == 0], planned_constants()
+    free = [cost.Costs._fields.index(name) for name in options.only] or free
     fit_constants(data, options.iterations, free)
     print(cost.COSTS, *cost.SHAPES, "planned", *cost.PLANNED, sep="\n")
     print_judgement([row for row in rows if not options.halves or row not in fitted])

@@ -8,6 +8,8 @@ import heapq
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from lowp.jit.device import Device
 from lowp.sink_decode.cost import PLANNED, SHAPES, Lengths, Shape, Work, bytes_us, call_us, resident_clusters
 from lowp.sink_decode.resources import Launch, Variant, fit
@@ -41,7 +43,10 @@ def choose(variant: Variant, batch: int, kv_heads: int, longest: int, device: De
 
 
 def work_of(variant: Variant, batch: int, kv_heads: int, device: Device) -> Work:
-    return Work(batch, kv_heads, variant.tile_bytes / 1024, variant.kv_dtype.itemsize == 2, device.sms)
+    factors = {"int8": variant.kv_dtype == torch.int8, "token_scales": variant.token_scales}
+    tile_kb = (variant.tile_bytes + 2 * 16 * 4 * variant.token_scales) / 1024
+    sixteen_bits, names = variant.kv_dtype.itemsize == 2, tuple(name for name in factors if factors[name])
+    return Work(batch, kv_heads, tile_kb, sixteen_bits, device.sms, names)
 
 
 def candidates(variant: Variant, batch: int, kv_heads: int, longest: int, device: Device) -> dict[Launch, Shape]:

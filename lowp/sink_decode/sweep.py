@@ -1,6 +1,6 @@
 """Measure every launch that fits, over shapes as a server and the bench meet them: what the choice is fitted to.
 
-python -m lowp.sink_decode.sweep --seconds 430 --ceiling BYTES_PER_S --out sweep.json [--batches 64 128 ...]
+python -m lowp.sink_decode.sweep --seconds 430 --ceiling BYTES_PER_S --out sweep.json [--kv-formats int8 ...]
 Shapes in the order of what they tell; stops at the budget. `fit.py` reads the file.
 """
 
@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, replace
 from multiprocessing import get_context
@@ -21,18 +21,17 @@ import torch
 
 from lowp.jit import launcher
 from lowp.jit.device import Device, device_of
+from lowp.paged.call import address
 from lowp.paged.cases import Case, build
-from lowp.paged.inputs import large_cache
-from lowp.paged.layouts import k_and_v, tensor_sizes
+from lowp.paged.inputs import from_cache, large_cache
 from lowp.paged.reference import reference
-from lowp.paged.shapes import HEAD_DIM, KV_HEADS, PAGE_SIZE, QUERY_HEADS
-from lowp.paged.tables import block_table
+from lowp.paged.shapes import CACHES, HEAD_DIM, KV_HEADS, PAGE_SIZE, QUERY_HEADS
 from lowp.sink_decode import build as builds
 from lowp.sink_decode import launch as launching
 from lowp.sink_decode import make_workspace
 from lowp.sink_decode.call import Call
 from lowp.sink_decode.resources import Launch, Variant
-from lowp.sink_decode.sweep_shapes import KINDS, MOST_TOKENS, TABLES, Shape, key, launches_at, shapes
+from lowp.sink_decode.sweep_shapes import KINDS, KV_FORMATS, MOST_TOKENS, TABLES, Shape, key, launches_at, shapes
 
 ROTATE_BYTES, MOST_CALLS, LEAST_US = 128 << 20, 400, 400
 DEVICE = "cuda"
@@ -68,59 +67,41 @@ def compile_all(todo: list[Shape], device: Device, processes: int) -> None:
 
 
 class Bench:
-    """Caches of both formats, allocated once, and the calls that rotate through slices of them."""
+    """Caches of the formats, allocated once, and the calls that rotate through parts of them."""
 
-    def __init__(self, ceiling: float, most_rows: int):
+    def __init__(self, ceiling: float, todo: list[Shape]):
         self.ceiling = ceiling
-        self.random = torch.Generator(DEVICE).manual_seed(0)
-        pages = 2 * MOST_TOKENS // PAGE_SIZE
-        self.caches = {name: large_cache(pages, name, DEVICE).flatten() for name in ("e4m3", "bf16")}
+        names, most_rows = dict.fromkeys(shape.kv_format for shape in todo), max(shape.batch for shape in todo)
+        self.caches = {name: large_cache(2 * MOST_TOKENS // PAGE_SIZE, name, DEVICE) for name in names}
         self.workspace = make_workspace(most_rows, QUERY_HEADS, KV_HEADS, HEAD_DIM, DEVICE)
-        self.sinks = torch.randn(QUERY_HEADS, device=DEVICE)
-        self.addend = torch.zeros(65536, device=DEVICE)
         self.stream = torch.cuda.Stream()
-        additions = self.captured(lambda: [self.addend.add_(1.0) for _ in range(MOST_CALLS)])
-        self.addition_us = median(self.times_us(additions, MOST_CALLS, FULL))
 
     def law_us(self, shape: Shape) -> float:
         return 3.5 + shape.kv_bytes / (0.93 * self.ceiling) * 1e6
 
-    def prepare(self, shape: Shape):
-        """Return the call of a shape, and the byte offsets of K and V that its calls rotate through."""
-        memory, spans = self.caches[shape.kv_format], [(0, math.ceil(n / PAGE_SIZE)) for n in shape.lengths]
-        table, pages = block_table(spans, shape.table_tokens // PAGE_SIZE + 1, self.random)
-        sizes = tensor_sizes(shape.layout, pages, PAGE_SIZE, KV_HEADS, HEAD_DIM)
-        parts, elements = memory.chunk(len(sizes)), math.prod(sizes[0])  # K and V apart, or both in one
-        k, v = k_and_v([part[:elements].view(sizes[0]) for part in parts], HEAD_DIM)
-        q = torch.randn(shape.batch, QUERY_HEADS, HEAD_DIM, device=DEVICE).bfloat16()
-        seq_lens = torch.tensor(shape.lengths, dtype=torch.int32, device=DEVICE)
-        options = (HEAD_DIM**-0.5, shape.window_left, None, None, "HND")
-        call = Call(q, k, v, table, seq_lens, self.sinks, *options, torch.empty_like(q), None, self.workspace)
-        calls = math.ceil(max(ROTATE_BYTES / shape.kv_bytes, LEAST_US / self.law_us(shape), 4))
-        starts = [i % (len(parts[0]) // elements) * elements for i in range(min(MOST_CALLS, calls))]
-        return call, [start * memory.element_size() for start in starts]
+    def calls(self, shape: Shape) -> list[Call]:
+        """Return the calls of a shape, which rotate through parts of its cache."""
+        name, count = shape.kv_format, math.ceil(max(ROTATE_BYTES / shape.kv_bytes, LEAST_US / self.law_us(shape), 4))
+        data = from_cache(shape.sizes, min(MOST_CALLS, count), {name: self.caches[name]})
+        shared = (data.block_table, data.seq_lens, data.sinks, data.sm_scale, shape.window_left)
+        options = {"layout": "HND", "lse": None, "workspace": self.workspace}
+        scales = [{"k_scale": None, "v_scale": None} | data.layer_scales(name, layer) for layer in range(len(data.q))]
+        layers = zip(data.q, data.caches[name], data.out, scales, strict=True)
+        return [Call(q, k, v, *shared, out=out, **scale, **options) for q, (k, v), out, scale in layers]
 
-    def graph(self, call: Call, offsets: list[int], launch: Launch, between: bool = False) -> torch.cuda.CUDAGraph:
-        kernel, grid, params, cluster, overlap, _ = launching.prepare(call, launch)
-        k, v = params.k, params.v
+    def graph(self, calls: list[Call], launch: Launch) -> torch.cuda.CUDAGraph:
+        """Capture the calls as `torch.cuda.graph` does, without its garbage collection."""
+        kernel, grid, params, cluster, overlap, _ = launching.prepare(calls[0], launch)
         launcher.launch(kernel, grid, params, cluster, overlap)
-
-        def calls() -> None:
-            for offset in offsets:
-                params.k, params.v = k + offset, v + offset
-                launcher.launch(kernel, grid, params, cluster, overlap)
-                if between:
-                    self.addend.add_(1.0)
-
-        return self.captured(calls)
-
-    def captured(self, calls: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Capture as `torch.cuda.graph`, without its garbage collection."""
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
             graph.capture_begin()
-            calls()
+            for call in calls:
+                params.q, params.out = call.q.data_ptr(), call.out.data_ptr()
+                params.k, params.v = call.k_cache.data_ptr(), call.v_cache.data_ptr()
+                params.k_scale, params.v_scale = address(call.k_scale), address(call.v_scale)
+                launcher.launch(kernel, grid, params, cluster, overlap)
             graph.capture_end()
         return graph
 
@@ -135,22 +116,16 @@ class Bench:
             times.append(start.elapsed_time(end) * 1e3 / calls)
         return times[1:]
 
-    def between_us(self, call: Call, offsets: list[int], launch: Launch) -> float:
-        """Measure what one call adds to a graph of small additions."""
-        graph = self.graph(call, offsets, launch, between=True)
-        return median(self.times_us(graph, len(offsets), FULL)) - self.addition_us
-
     def measure(self, shape: Shape, device: Device) -> dict:
-        """Time every launch; the fastest ones also with the other overlap, and with an addition between calls."""
-        call, offsets = self.prepare(shape)
-        times, between, errors = {}, {}, {}
+        """Time every launch, and the fastest ones also with the other overlap."""
+        calls, times, errors = self.calls(shape), {}, {}
 
         def time_launch(launch: Launch, fastest: float) -> None:
             try:
-                graph = self.graph(call, offsets, launch)
-                samples = self.times_us(graph, len(offsets), QUICK)
+                graph = self.graph(calls, launch)
+                samples = self.times_us(graph, len(calls), QUICK)
                 if median(samples) < SURVIVORS * fastest:
-                    samples += self.times_us(graph, len(offsets), FULL)
+                    samples += self.times_us(graph, len(calls), FULL)
                 times[launch] = median(samples)
             except RuntimeError as error:
                 errors[launch] = str(error)[:80]
@@ -158,19 +133,14 @@ class Bench:
         todo = launches_at(shape, device)
         for launch in todo:
             time_launch(launch, min(times.values(), default=math.inf))
-        best = sorted(times, key=times.get)[:3]
-        for launch in dict.fromkeys((todo[0], *best)):
+        for launch in dict.fromkeys((todo[0], *sorted(times, key=times.get)[:3])):
             time_launch(replace(launch, overlap=not launch.overlap), min(times.values()))
-        for launch, overlap in itertools.product(dict.fromkeys((todo[0], *best[:2])), (True, False)):
-            form = replace(launch, overlap=overlap)
-            between[form] = self.between_us(call, offsets, form)
         return {
             "shape": astuple(shape),
             "kv_bytes": shape.kv_bytes,
             "law_us": round(self.law_us(shape), 3),
             "chosen": key(todo[0]),
             "times": {key(launch): round(us, 3) for launch, us in times.items()},
-            "between": {key(launch): round(us, 3) for launch, us in between.items()},
             "errors": {key(launch): error for launch, error in errors.items()},
         }
 
@@ -182,10 +152,12 @@ def check_outputs(todo: list[Shape], device: Device) -> list[str]:
         launches[shape.kv_format, shape.window_left].update(dict.fromkeys(launches_at(shape, device)))
     for (kv_format, window_left), fitting in launches.items():
         checked = [x for x in fitting if x.cluster == 0] + [x for x in fitting if x.cluster][::8]
-        layout = "interleaved" if kv_format == "e4m3" else "HND"
+        cache = CACHES[kv_format]
+        options = {"layout": "HND" if cache.value_bytes > 1 else "interleaved", "window_left": window_left}
+        options |= {"kv_format": cache.values, "granularity": cache.k_scale, "v_granularity": cache.v_scale}
         for case in CASES:
-            case = replace(case, kv_format=kv_format, window_left=window_left, layout=layout)
-            arguments = build(case, DEVICE)
+            growth = 0.0 if cache.values == "int8" else case.growth
+            arguments = build(replace(case, **options, growth=growth), DEVICE)
             exact, _ = reference(**arguments)
             for launch in checked:
                 error = _error(arguments, exact, launch)
@@ -213,8 +185,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=(), help="of the longest sequence")
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=KINDS, help="of lengths: near, uniform, one long")
     parser.add_argument("--tables", choices=TABLES, nargs="+", default=TABLES)
+    parser.add_argument("--kv-formats", choices=CACHES, nargs="+", default=KV_FORMATS)
     options = parser.parse_args(arguments)
-    options.shapes = shapes(options.batches, options.tokens, options.kinds, options.tables)
+    options.shapes = shapes(options.batches, options.tokens, options.kinds, options.tables, options.kv_formats)
     if not options.shapes:
         parser.error("no shapes; expected other --batches, --tokens, --kinds or --tables")
     return options
@@ -228,7 +201,7 @@ def main() -> None:
     print(
         f"{len(result['failures'])} outputs differ from the reference", *result["failures"][:20], sep="\n", flush=True
     )
-    bench, written = Bench(options.ceiling, max(shape.batch for shape in todo)), 0.0
+    bench, written = Bench(options.ceiling, todo), 0.0
     for shape in todo:
         if time.perf_counter() - start > options.seconds:
             break

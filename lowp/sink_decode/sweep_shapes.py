@@ -7,7 +7,8 @@ from dataclasses import astuple, dataclass
 
 from lowp.formats import FORMATS
 from lowp.jit.device import Device
-from lowp.paged.shapes import HEAD_DIM, KV_HEADS, QUERY_HEADS
+from lowp.paged import shapes as paged
+from lowp.paged.shapes import CACHES, HEAD_DIM, KV_HEADS, QUERY_HEADS
 from lowp.sink_decode.heuristic import NEAR_TOKENS, candidates, choose
 from lowp.sink_decode.resources import Launch, Variant
 
@@ -15,6 +16,7 @@ WIDE = 131072  # tokens of a server's block table
 MOST_TOKENS = 1 << 22
 SHORT_ROW = 512  # tokens of the others beside one long row
 WINDOWED_TOKENS = 2048
+KV_FORMATS = ("e4m3", "bf16")
 KINDS, TABLES = ("near", "uniform", "one"), ("wide", "narrow", "window")
 LONG_ROWS = ((2, 131072), (4, 8192), (8, 8192), (8, 131072), (24, 8192), (32, 131072), (100, 16384))
 BATCHES = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 17, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -58,19 +60,29 @@ class Shape:
     @property
     def kv_bytes(self) -> int:
         tokens = sum(min(n, self.bound) for n in self.lengths)
-        return tokens * KV_HEADS * HEAD_DIM * 2 * FORMATS[self.kv_format].dtype.itemsize
+        return tokens * KV_HEADS * CACHES[self.kv_format].token_bytes(HEAD_DIM)
+
+    @property
+    def sizes(self) -> paged.Shape:
+        sizes = {"window_left": self.window_left, "table_tokens": self.table_tokens, "layout": self.layout}
+        return paged.Shape(tuple(self.lengths), **sizes)
 
     @property
     def variant(self) -> Variant:
-        dtype = FORMATS[self.kv_format].dtype
-        interleaved = self.layout == "interleaved" and dtype.itemsize == 1
-        return Variant(
-            HEAD_DIM, QUERY_HEADS // KV_HEADS, True, dtype, False, self.window_left >= 0, interleaved=interleaved
-        )
+        cache = CACHES[self.kv_format]
+        options = {
+            "token_scales": cache.v_scale == "token_head",
+            "channel_scales": cache.k_scale == "channel",
+            "window": self.window_left >= 0,
+            "interleaved": self.layout == "interleaved" and cache.value_bytes == 1,
+        }
+        return Variant(HEAD_DIM, QUERY_HEADS // KV_HEADS, True, FORMATS[cache.values].dtype, **options)
 
 
-def shapes(batches=(), tokens=(), kinds: Sequence[str] = KINDS, tables: Sequence[str] = TABLES) -> list[Shape]:
-    """List the shapes in the order of what they tell: every second batch before the others, e4m3 before bf16.
+def shapes(
+    batches=(), tokens=(), kinds: Sequence[str] = KINDS, tables: Sequence[str] = TABLES, kv_formats=KV_FORMATS
+) -> list[Shape]:
+    """List the shapes in the order of what they tell: every second batch before the others, the first format first.
 
     batches, tokens: every pair of both, in place of BATCHES, MEANS and LONG_ROWS. tables: wide, of WIDE tokens; narrow,
     as wide as the sequences; window, wide with a window of 128.
@@ -79,13 +91,14 @@ def shapes(batches=(), tokens=(), kinds: Sequence[str] = KINDS, tables: Sequence
     long_rows, batches, ordered = list(long_rows), batches or BATCHES, []
     for half in (batches[::2], batches[1::2]):
         grid = [(b, n) for b, n in itertools.product(half, tokens or MEANS) if b * n <= MOST_TOKENS]
-        for kv_format, kind, table in itertools.product(("e4m3", "bf16"), kinds, tables):
+        for kv_format, kind, table in itertools.product(kv_formats, kinds, tables):
             pairs = long_rows if kind == "one" else grid
             if table == "wide":
                 ordered += [Shape(kv_format, b, n, kind, WIDE) for b, n in pairs]
             elif table == "narrow":
                 pairs = [(b, n) for b, n in pairs if n >= 512 and b * n >= 2048]
-                ordered += [Shape(kv_format, b, n, kind, n, layout="HND") for b, n in pairs]
+                layout = "interleaved" if kv_format == "int8" else "HND"
+                ordered += [Shape(kv_format, b, n, kind, n, layout=layout) for b, n in pairs]
             elif kind == "near":
                 ordered += [Shape(kv_format, b, n, kind, WIDE, 127) for b, n in pairs if n == WINDOWED_TOKENS]
     return list(dict.fromkeys(shape for shape in ordered if shape.tokens <= WIDE))

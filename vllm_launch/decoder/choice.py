@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashinfer_patches.errors import Problem
-from vllm_launch.decoder.contract import DECODER, KV_SCALES, RECORD
+from vllm_launch.decoder.contract import DECODER, INT8, KV_FORMAT, KV_SCALES, RECORD
 from vllm_launch.profile import Decoder, Profile
 
 BACKEND = "CUSTOM"  # vLLM's name of a backend from a plugin
-VARIABLES = (DECODER, KV_SCALES, RECORD)
+VARIABLES = (DECODER, KV_FORMAT, KV_SCALES, RECORD)
 
 
 class Choice(NamedTuple):
@@ -31,11 +31,34 @@ def choose(profile: Profile, family: str, certified: Callable[[], Decoder | None
     return Choice(winner, "this GPU's certificate names it")
 
 
-def environment(decoder: Decoder, kv_scales: str | None, record: str) -> dict[str, str]:
-    """The variables of a server with this decoder; none for stock. record: the file that the plugin writes."""
-    if decoder == "stock":
+def kv_format(family: str, decoder: Decoder, kv_cache_dtype: str, stored: str) -> str | None:
+    """The name of a server's KV format, as our plugin records it; None where vLLM serves it by itself.
+
+    stored: the profile's `kv_format`.
+    """
+    of_fp8 = "int8-static" if stored == "int8" else "e4m3"
+    names = {INT8: "int8", "fp8": of_fp8, "fp8_e4m3": of_fp8}
+    if family == "cpu":
+        names |= {"fp8_e5m2": "e5m2"}
+    elif decoder != "stock":
+        names |= {"auto": "bf16", "bfloat16": "bf16"}
+    elif of_fp8 == "e4m3":
+        names = {INT8: "int8"}
+    return names.get(kv_cache_dtype)
+
+
+def environment(
+    family: str, decoder: Decoder, kv_format: str | None, kv_scales: str | None, record: str
+) -> dict[str, str]:
+    """The variables of a server that tell our plugin what to do; none for stock, but for static int8 on a CPU.
+
+    record: the file that the plugin writes.
+    """
+    static = {KV_FORMAT: "int8"} if kv_format == "int8-static" else {}
+    if decoder == "stock" and not (static and family == "cpu"):
         return {}
-    return {DECODER: decoder, RECORD: record} | ({KV_SCALES: kv_scales} if kv_scales else {})
+    ours = {DECODER: decoder, RECORD: record} if decoder != "stock" else {}
+    return ours | static | ({KV_SCALES: kv_scales} if kv_scales else {})
 
 
 def scales_hash(path: str | None) -> str | None:

@@ -6,23 +6,14 @@ on the grid is exact. The native attention kernel reads the cache as before.
 """
 
 import torch
+from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadataBuilder
+
+from vllm_launch.plugin.cpu_storage import FP8_DTYPES, Fp8, is_int8, to_fp8
+from vllm_launch.plugin.cpu_widen import WideningCpuBackend
 
 logger = init_logger("vllm.fp8_sinks")
-
-FP8_DTYPES = {
-    "fp8": torch.float8_e4m3fn,
-    "fp8_e4m3": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-}
-
-
-def to_fp8(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-    """Round x / scale (any shape, BF16 or FP16) to the nearest value of the FP8 `dtype`, clamped to its range."""
-    limit = torch.finfo(dtype).max
-    scaled = x if scale == 1.0 else x.float() / scale
-    return scaled.clamp(-limit, limit).to(dtype)
 
 
 def round_to_grid(x: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
@@ -41,8 +32,9 @@ class RoundingCpuImpl(CPUAttentionBackendImpl):
         super().__init__(*args, **kwargs)
         self.fp8_dtype = FP8_DTYPES.get(self.kv_cache_dtype)
         if self.fp8_dtype is not None:
-            logger.info_once("fp8-sinks: CPU KV cache writer rounds to %s", self.kv_cache_dtype)
-            logger.info_once("fp8-sinks: CPU attention reads the FP8 cache: native")
+            name = Fp8(self.fp8_dtype).name
+            logger.info_once("fp8-sinks: CPU KV cache writer rounds to %s", name)
+            logger.info_once("fp8-sinks: CPU attention reads the %s cache: native", name)
 
     def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
         """key, value: [tokens, kv_heads, head_dim]; kv_cache: [blocks, kv_heads, block, 2 * head_dim]."""
@@ -52,9 +44,17 @@ class RoundingCpuImpl(CPUAttentionBackendImpl):
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
 
-class RoundingCpuBackend(CPUAttentionBackend):
-    """vLLM's CPU_ATTN backend with RoundingCpuImpl."""
+class RoundingCpuBackend(WideningCpuBackend):
+    """vLLM's CPU_ATTN backend with RoundingCpuImpl; int8, for which vLLM has no kernels, is widened."""
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:
-        return RoundingCpuImpl
+        return WideningCpuBackend.get_impl_cls() if _serves_int8() else RoundingCpuImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
+        return WideningCpuBackend.get_builder_cls() if _serves_int8() else CPUAttentionMetadataBuilder
+
+
+def _serves_int8() -> bool:
+    return is_int8(get_current_vllm_config().cache_config.cache_dtype)

@@ -1,20 +1,20 @@
-"""An FP8 KV cache on a CPU for which vLLM has no FP8 kernels (neither AVX-512 nor AMX).
+"""A KV cache on a CPU that vLLM's kernels do not read: int8, and FP8 without AVX-512 and AMX.
 
-K and V are stored as FP8 codes, rounded to nearest: the cache takes half of BF16's bytes. In each step the pages that
-a layer reads are widened into a scratch cache in the model's dtype, and vLLM's kernel for that dtype runs on it, with
-its sinks, windows, GQA and causality. At scale 1 widening is exact: every FP8 value is a BF16 value. The scratch
+K and V are stored as codes, see `cpu_storage`: the cache takes half of BF16's bytes. In each step the pages that a
+layer reads are widened into a scratch cache in the model's dtype, and vLLM's kernel for that dtype runs on it, with
+its sinks, windows, GQA and causality. At scale 1 widening FP8 is exact: every FP8 value is a BF16 value. The scratch
 holds the pages of one layer for the requests of this step, and is freed after the layer.
 
-The layout of a page is [block, K and V, kv_heads, head_dim]; only this module reads it. Layers that keep the model's
-dtype (--kv-cache-dtype-skip-layers) are left to vLLM.
+Layers that keep the model's dtype (--kv-cache-dtype-skip-layers) are left to vLLM.
 """
 
 import copy
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from vllm import _custom_ops as ops
+from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
@@ -22,34 +22,20 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
 )
+from vllm.v1.kv_cache_interface import AttentionSpec, KVQuantMode
 
-from vllm_launch.plugin.cpu_cache import FP8_DTYPES, to_fp8
+from vllm_launch.decoder.contract import INT8
+from vllm_launch.plugin.attention import formats
+from vllm_launch.plugin.cpu_storage import FP8_DTYPES, storage_of
 
 logger = init_logger("vllm.fp8_sinks")
 
-PAIRS = 1 << 16
-
-
-@functools.cache
-def _pair_table(fp8: torch.dtype, dtype: torch.dtype, scale: float) -> torch.Tensor:
-    """[PAIRS] integers, each two values in `dtype`; the index is the pair of FP8 codes as an int16, plus 2^15."""
-    codes = torch.arange(-PAIRS // 2, PAIRS // 2, dtype=torch.int16).view(torch.uint8)
-    values = codes.view(fp8).float().mul_(scale).to(dtype)
-    return values.view(torch.int32 if dtype.itemsize == 2 else torch.int64)
-
-
-def widen(codes: torch.Tensor, fp8: torch.dtype, dtype: torch.dtype, scale: float) -> torch.Tensor:
-    """Convert FP8 `codes` (uint8, an even last dimension) to `dtype`, times `scale`; NaN stays NaN.
-
-    Uses a table of pairs: on AVX2 five times as fast as torch's cast, twenty times as fast as a table of single codes.
-    """
-    index = codes.contiguous().view(torch.int16).view(-1).int().add_(PAIRS // 2)
-    return _pair_table(fp8, dtype, scale).index_select(0, index).view(dtype).view(codes.shape)
+CODES = (torch.uint8, torch.int8)  # dtypes of a layer whose pages hold codes
 
 
 def _kernel_dtype(kv_cache_dtype: str) -> str:
-    """The KV cache dtype to pass to vLLM's kernel: the model's own if the cache is FP8."""
-    return "auto" if kv_cache_dtype in FP8_DTYPES else kv_cache_dtype
+    """The KV cache dtype to pass to vLLM's kernel: the model's own if the cache holds codes."""
+    return "auto" if kv_cache_dtype in (*FP8_DTYPES, INT8) else kv_cache_dtype
 
 
 @dataclass
@@ -105,7 +91,7 @@ class WideningBuilder(CPUAttentionMetadataBuilder):
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
         scratch = None
-        if self.kv_cache_spec.dtype == torch.uint8:
+        if self.kv_cache_spec.dtype in CODES:
             query_lens = metadata.query_start_loc.diff()
             scratch, metadata.block_table = plan_scratch(
                 metadata.block_table, metadata.seq_lens, query_lens, self.block_size, self.window_size
@@ -114,49 +100,49 @@ class WideningBuilder(CPUAttentionMetadataBuilder):
 
 
 class WideningCpuImpl(CPUAttentionBackendImpl):
-    """vLLM's CPU attention on the widened FP8 cache, with our cache write."""
+    """vLLM's CPU attention on the widened cache, with our cache write."""
 
     def __init__(self, heads, head_size, scale, kv_heads, alibi_slopes, window, kv_cache_dtype, *args, **kwargs):
         kernel_dtype = _kernel_dtype(kv_cache_dtype)
         super().__init__(heads, head_size, scale, kv_heads, alibi_slopes, window, kernel_dtype, *args, **kwargs)
-        self.fp8_dtype = FP8_DTYPES.get(kv_cache_dtype)
-        if self.fp8_dtype is not None:
-            logger.info_once("fp8-sinks: CPU KV cache writer rounds to %s", kv_cache_dtype)
-            logger.info_once("fp8-sinks: CPU attention reads the FP8 cache: widened")
+        self.storage = storage_of(kv_cache_dtype, get_current_vllm_config())
+        if self.storage is not None:
+            logger.info_once("fp8-sinks: CPU KV cache writer rounds to %s", self.storage.name)
+            logger.info_once("fp8-sinks: CPU attention reads the %s cache: widened", self.storage.name)
 
     def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping):
-        """key, value: [tokens, kv_heads, head_dim]; kv_cache: [blocks, kv_heads, block, 2 * head_dim], uint8."""
-        if self.fp8_dtype is None:
+        """key, value, kv_cache: see `cpu_storage`."""
+        if self.storage is None:
             return super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-        blocks, kv_heads, block, width = kv_cache.shape
-        tokens = slot_mapping >= 0
-        slots = slot_mapping[tokens]
-        pages = kv_cache.view(blocks, block, 2, kv_heads, width // 2)
-        for index, (x, scale) in enumerate(((key, layer._k_scale_float), (value, layer._v_scale_float))):
-            codes = to_fp8(x[: len(tokens)][tokens], scale, self.fp8_dtype).view(torch.uint8)
-            pages[slots // block, slots % block, index] = codes
+        self.storage.write(layer, key, value, kv_cache, slot_mapping)
 
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs):
-        if self.fp8_dtype is not None and attn_metadata is not None:
+        if self.storage is not None and attn_metadata is not None:
             kv_cache = self._scratch_cache(layer, kv_cache, attn_metadata.scratch, query.dtype)
         return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
 
     def _scratch_cache(self, layer, kv_cache, scratch: Scratch, dtype: torch.dtype) -> torch.Tensor:
         """Widen the pages to `dtype`, in the layout of vLLM's own cache writer."""
-        blocks, kv_heads, block, width = kv_cache.shape
-        codes = kv_cache.view(blocks, -1).index_select(0, scratch.pages).view(-1, 2, kv_heads, width // 2)
-        key, value = (
-            widen(codes[:, index], self.fp8_dtype, dtype, scale)
-            for index, scale in enumerate((layer._k_scale_float, layer._v_scale_float))
-        )
-        wide = torch.zeros(len(scratch.pages), kv_heads, block, width, dtype=dtype)
-        key_cache, value_cache = wide.view(-1, kv_heads, 2 * block, width // 2).chunk(2, dim=2)
+        key, value = self.storage.read(layer, kv_cache.index_select(0, scratch.pages), dtype)
+        _, kv_heads, block, _ = kv_cache.shape
+        head_dim = key.shape[-1]
+        wide = torch.zeros(len(scratch.pages), kv_heads, block, 2 * head_dim, dtype=dtype)
+        key_cache, value_cache = wide.view(-1, kv_heads, 2 * block, head_dim).chunk(2, dim=2)
         ops.cpu_attn_reshape_and_cache(key, value, key_cache, value_cache, scratch.slots, layer.isa)
         return wide
 
 
 class WideningCpuBackend(CPUAttentionBackend):
     """vLLM's CPU_ATTN backend with WideningCpuImpl."""
+
+    supported_kv_cache_dtypes: ClassVar[list[str]] = [*CPUAttentionBackend.supported_kv_cache_dtypes, INT8]
+
+    @classmethod
+    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
+        """Give a token and head of int8 the bytes of its two scales too."""
+        if spec.kv_quant_mode != KVQuantMode.INT8_PER_TOKEN_HEAD:
+            return spec
+        return replace(spec, state_content_bytes=formats.line_size(spec.head_size, with_scales=True))
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:

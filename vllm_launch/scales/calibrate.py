@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,9 @@ from vllm_launch import machine
 from vllm_launch.model import Model
 from vllm_launch.provenance import code_state
 from vllm_launch.scales import file, magnitudes
+
+if TYPE_CHECKING:
+    from vllm_launch.scales import collect
 
 ARCHITECTURE = "GptOssForCausalLM"
 PROMPT_TOKENS = 2048
@@ -34,14 +37,16 @@ class Request:
     text: Path
     out: Path
     tokens: int
+    kv_format: Literal["e4m3", "int8"]
     percentile: float
     headroom: float
-    granularity: Literal["head", "tensor"]
+    granularity: Literal["head", "tensor", "channel"]
 
 
 class Row(Strict):
-    """K or V of one KV head: its magnitudes, its scale, and how many values are out of E4M3's range.
+    """K or V of one KV head: its magnitudes, its scales, and how many values are out of the format's range.
 
+    scales: one, or that of each rotary pair of channels (K of int8), whose norms are then the magnitudes.
     percentiles: percent -> magnitude. saturated_unscaled: with scale 1.0.
     """
 
@@ -50,7 +55,7 @@ class Row(Strict):
     kv_head: int
     amax: NotNegative
     percentiles: dict[str, NotNegative]
-    scale: Positive
+    scales: list[Positive]
     values: Count
     saturated_unscaled: Annotated[int, Field(ge=0)]
     saturated_scaled: Annotated[int, Field(ge=0)]
@@ -76,6 +81,12 @@ def bf16_bytes(model: Model) -> int:
     return int(model.weight_bytes * 16 / MXFP4_BITS) if _is_mxfp4(model) else model.weight_bytes
 
 
+def count_bytes(request: Request) -> int:
+    """The bytes of the counts."""
+    rows = request.model.head_dim // 2 + 1 if request.kv_format == "int8" else 2
+    return request.model.layers * request.model.kv_heads * rows * magnitudes.MAGNITUDES * 8
+
+
 def problems(request: Request) -> list[Problem]:
     """Everything that prevents the calibration on this machine."""
     return list(_problems(request))
@@ -92,15 +103,18 @@ def run(request: Request, show_status: Callable[[str], None]) -> Calibration:
         raise Problem("file", f"{request.text} has no tokens", "give --text a longer file")
     show_status(f"loading {request.model.name}")
     loaded = collect.load(request.model, device(), is_mxfp4=_is_mxfp4(request.model))
-    counts = collect.count(loaded, prompts(ids), show_status)
+    counts = collect.count(loaded, prompts(ids), show_status, request.kv_format)
     _check_finite(counts, request.model)
     show_status("scales")
-    scales = [
-        [magnitudes.e4m3_scales(kind, request.percentile, request.headroom, request.granularity) for kind in layer]
-        for layer in counts
+    scales = [[_scales(of_kind, request) for of_kind in of_layer] for of_layer in counts]
+    rows = [
+        row
+        for layer, of_layer in enumerate(counts)
+        for kind, of_kind, scale in zip("kv", of_layer, scales[layer], strict=True)
+        for row in _rows(layer, kind, of_kind, scale, request.kv_format)
     ]
-    rows = [row for index, layer in enumerate(counts) for row in _rows(index, layer, scales[index])]
     origin = file.Origin(
+        kv_format=request.kv_format,
         granularity=request.granularity,
         model=request.model.name,
         config_sha256=hashlib.sha256(_config_path(request.model).read_bytes()).hexdigest(),
@@ -114,6 +128,8 @@ def run(request: Request, show_status: Callable[[str], None]) -> Calibration:
         commit=code_state(),
     )
     k, v = zip(*scales, strict=True)
+    if request.kv_format == "int8":
+        k = [pairs.repeat(1, 2) for pairs in k]  # of channels i and i + head_dim / 2
     return Calibration(file.write(request.out, k, v, origin, request.model.kv_heads), rows)
 
 
@@ -127,19 +143,21 @@ def _problems(request: Request) -> Iterator[Problem]:
     if model.architecture != ARCHITECTURE:
         message = f"{model.name} is a {model.architecture}; only {ARCHITECTURE} is calibrated"
         yield Problem("model", message, "give a gpt-oss model")
-    for check, subject in ((_check_text, request.text), (file.check_target, request.out), (_check_fits, model)):
+    for check, subject in ((_check_text, request.text), (file.check_target, request.out), (_check_fits, request)):
         try:
             check(subject)
         except Problem as problem:
             yield problem
 
 
-def _check_fits(model: Model) -> None:
-    """Raise Problem("memory") unless the model in BF16 fits."""
-    target, needed = device(), int(bf16_bytes(model) * OVERHEAD)
+def _check_fits(request: Request) -> None:
+    """Raise Problem("memory") unless the model in BF16 and the counts fit."""
+    target, needed = device(), int(bf16_bytes(request.model) * OVERHEAD) + count_bytes(request)
     free = _free_bytes(target)
     if needed > free:
-        message = f"{model.name} in BF16 needs {needed / GIB:,.1f} GiB of memory, {free / GIB:,.1f} GiB are free"
+        message = (
+            f"{request.model.name} in BF16 needs {needed / GIB:,.1f} GiB of memory, {free / GIB:,.1f} GiB are free"
+        )
         remedy = "pip install accelerate: what the GPU does not hold stays in memory"
         raise Problem("memory", message, remedy if target == "cuda" else "use a machine with more memory")
 
@@ -169,32 +187,42 @@ def _is_mxfp4(model: Model) -> bool:
     return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
 
-def _check_finite(counts: list[torch.Tensor], model: Model) -> None:
+def _check_finite(counts: "list[collect.Counts]", model: Model) -> None:
     for layer, of_layer in enumerate(counts):
-        for kind, wrong in zip("kv", magnitudes.not_finite(of_layer).tolist(), strict=True):
-            if any(wrong):
-                head = next(head for head, number in enumerate(wrong) if number)
-                message = f"{model.name}: {kind.upper()} of layer {layer}, head {head} has NaN or infinity"
-                raise Problem("model", message, "check the weights: that model does not compute in BF16")
+        for kind, of_kind in zip("kv", of_layer, strict=True):
+            for head, wrong in enumerate(magnitudes.not_finite(_per_head(of_kind)).tolist()):
+                if wrong:
+                    message = f"{model.name}: {kind.upper()} of layer {layer}, head {head} has NaN or infinity"
+                    raise Problem("model", message, "check the weights: that model does not compute in BF16")
 
 
-def _rows(layer: int, counts: torch.Tensor, scales: list[torch.Tensor]) -> Iterator[Row]:
-    """The rows of a layer. counts: int64 [2, kv_heads, 32768], of K and of V; scales: of K and of V."""
-    for kind, of_kind, scale in zip("kv", counts, scales, strict=True):
-        per_head = scale.expand(len(of_kind))
-        percentiles = {f"{percent:g}": magnitudes.percentile(of_kind, percent).tolist() for percent in PERCENTILES}
-        columns = {
-            "amax": magnitudes.percentile(of_kind, 100).tolist(),
-            "scale": per_head.tolist(),
-            "values": of_kind.sum(-1).tolist(),
-            "saturated_unscaled": magnitudes.saturated(of_kind, 1.0).tolist(),
-            "saturated_scaled": magnitudes.saturated(of_kind, per_head).tolist(),
-        }
-        for head in range(len(of_kind)):
-            yield Row(
-                layer=layer,
-                kind=kind,
-                kv_head=head,
-                percentiles={percent: values[head] for percent, values in percentiles.items()},
-                **{name: values[head] for name, values in columns.items()},
-            )
+def _per_head(counts: torch.Tensor) -> torch.Tensor:
+    """Add up the rows of each head: [heads, 32768]."""
+    return counts.sum(1) if counts.dim() == 3 else counts
+
+
+def _scales(counts: torch.Tensor, request: Request) -> torch.Tensor:
+    """The scale of each row of counts, or [1] for granularity tensor."""
+    rows = counts.sum(0, keepdim=True) if request.granularity == "tensor" else counts
+    return magnitudes.scales(rows, request.kv_format, request.percentile, request.headroom)
+
+
+def _rows(layer: int, kind: str, counts: torch.Tensor, scale: torch.Tensor, kv_format: str) -> Iterator[Row]:
+    """The rows of K or V of a layer. counts: [heads, 32768] or [heads, pairs, 32768]; scale: of each, or [1]."""
+    scale, heads = scale.expand(counts.shape[:-1]), _per_head(counts)
+    percentiles = {f"{percent:g}": magnitudes.percentile(heads, percent).tolist() for percent in PERCENTILES}
+    columns = {
+        "amax": magnitudes.percentile(heads, 100).tolist(),
+        "scales": scale.reshape(len(heads), -1).tolist(),
+        "values": heads.sum(-1).tolist(),
+        "saturated_unscaled": magnitudes.saturated(heads, 1.0, kv_format).tolist(),
+        "saturated_scaled": magnitudes.saturated(counts, scale, kv_format).reshape(len(heads), -1).sum(-1).tolist(),
+    }
+    for head in range(len(heads)):
+        yield Row(
+            layer=layer,
+            kind=kind,
+            kv_head=head,
+            percentiles={percent: values[head] for percent, values in percentiles.items()},
+            **{name: values[head] for name, values in columns.items()},
+        )

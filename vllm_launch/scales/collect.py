@@ -1,6 +1,7 @@
 """Run a model with transformers and count its keys and values by magnitude, as the KV cache gets them."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from transformers import AutoTokenizer, Cache, DynamicLayer, GptOssForCausalLM, Mxfp4Config
@@ -11,18 +12,30 @@ from vllm_launch.model import Model
 from vllm_launch.scales import magnitudes
 
 
+class Counts(NamedTuple):
+    """Counts of a layer's magnitudes: k of each KV head, or for int8 of each of its rotary pairs; v of each KV head.
+
+    int64 [kv_heads, 32768]; k of int8 [kv_heads, head_dim / 2, 32768], of the pairs' norms.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+
 class CountingLayer(DynamicLayer):
     """A cache layer that counts keys, after rotary embedding, and values, and stores neither.
 
-    Without a past every prompt starts at position 0. counts: int64 [2, kv_heads, 32768], of K and of V.
+    Without a past every prompt starts at position 0.
     """
 
-    def __init__(self):
+    def __init__(self, kv_format: str):
         super().__init__()
-        self.counts = 0
+        self.count_keys = magnitudes.count_pairs if kv_format == "int8" else magnitudes.count
+        self.counts = None
 
     def update(self, key_states, value_states, *args, **kwargs):
-        self.counts += torch.stack([magnitudes.count(states) for states in (key_states, value_states)])
+        counts = Counts(self.count_keys(key_states), magnitudes.count(value_states))
+        self.counts = counts if self.counts is None else Counts(*map(torch.add, self.counts, counts))
         return key_states, value_states
 
 
@@ -48,12 +61,12 @@ def tokenize(model: Model, text: str) -> list[int]:
 
 @torch.no_grad()
 def count(
-    loaded: GptOssForCausalLM, prompts: Sequence[list[int]], show_status: Callable[[str], None]
-) -> list[torch.Tensor]:
-    """Run prompts and count keys and values: for each layer int64 [2, kv_heads, 32768] on the CPU."""
-    layers = [CountingLayer() for _ in loaded.model.layers]
+    loaded: GptOssForCausalLM, prompts: Sequence[list[int]], show_status: Callable[[str], None], kv_format: str
+) -> list[Counts]:
+    """Run prompts and count each layer's keys and values, as the scales of a format need them; on the CPU."""
+    layers = [CountingLayer(kv_format) for _ in loaded.model.layers]
     cache = Cache(layers=layers)
     for number, prompt in enumerate(prompts, 1):
         show_status(f"prompt {number} of {len(prompts)}")
         loaded.model(input_ids=torch.tensor([prompt], device=loaded.device), past_key_values=cache, use_cache=True)
-    return [layer.counts.cpu() for layer in layers]
+    return [Counts(*(counts.cpu() for counts in layer.counts)) for layer in layers]

@@ -1,6 +1,7 @@
 """Counts of BF16 values by magnitude: exact amax, percentiles and saturation in memory that no text makes larger.
 
-BF16 has 32,768 magnitudes, its bits without the sign. Counts are int64 [..., 32768], one row a head.
+BF16 has 32,768 magnitudes, its bits without the sign. Counts are int64 [..., 32768], one row for each scale: of a head,
+or of a rotary pair of channels.
 """
 
 import torch
@@ -9,7 +10,6 @@ from lowp.formats import FORMATS, amax_scale
 
 MAGNITUDES = 1 << 15
 INFINITY_BITS = 0x7F80  # above it are the NaNs
-LARGEST = FORMATS["e4m3"].largest
 
 
 def count(states: torch.Tensor) -> torch.Tensor:
@@ -20,6 +20,19 @@ def count(states: torch.Tensor) -> torch.Tensor:
     bits = states.transpose(0, 1).reshape(heads, -1).view(torch.int16).int() & (MAGNITUDES - 1)
     rows = torch.arange(heads, dtype=torch.int32, device=states.device)[:, None] * MAGNITUDES
     return torch.bincount((bits + rows).flatten(), minlength=heads * MAGNITUDES).view(heads, MAGNITUDES)
+
+
+def count_pairs(keys: torch.Tensor) -> torch.Tensor:
+    """Count the norms of each head's rotary pairs of channels, (i, i + head_dim / 2): [heads, head_dim / 2, 32768].
+
+    A rotary embedding turns a pair by an angle that grows with the position and keeps its norm, which is thus the
+    largest magnitude that either channel has at any position. keys: BF16 [batch, heads, tokens, head_dim].
+    """
+    if keys.dtype != torch.bfloat16 or keys.dim() != 4:
+        raise TypeError(f"got {keys.dtype} of shape {list(keys.shape)}, expected BF16 of 4 axes")
+    norms = torch.hypot(*keys.float().chunk(2, dim=-1)).bfloat16()
+    rows = norms.transpose(2, 3).flatten(1, 2)[..., None]
+    return count(rows).unflatten(0, (keys.shape[1], -1))
 
 
 def not_finite(counts: torch.Tensor) -> torch.Tensor:
@@ -34,20 +47,19 @@ def percentile(counts: torch.Tensor, percent: float) -> torch.Tensor:
     return _values(counts.device)[(covered < needed).sum(-1)]
 
 
-def saturated(counts: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """How many values of each row are out of E4M3's range once divided by the row's scale."""
+def saturated(counts: torch.Tensor, scale: torch.Tensor | float, kv_format: str) -> torch.Tensor:
+    """How many values of each row are out of a format's range once divided by the row's scale."""
     rows = scale[..., None] if isinstance(scale, torch.Tensor) else scale
-    return (counts * (_values(counts.device) / rows > LARGEST)).sum(-1)
+    return (counts * (_values(counts.device) / rows > FORMATS[kv_format].largest)).sum(-1)
 
 
-def e4m3_scales(counts: torch.Tensor, percent: float, headroom: float, granularity: str) -> torch.Tensor:
-    """The scales that map a percentile x headroom onto 448: fp32 [heads], or [1] for granularity tensor.
+def scales(counts: torch.Tensor, kv_format: str, percent: float, headroom: float) -> torch.Tensor:
+    """The scales that map each row's percentile x headroom onto a format's largest value, fp32 [...].
 
-    counts: [heads, 32768]. 1.0 where that magnitude is 0.
+    1.0 where that magnitude is 0.
     """
-    rows = counts if granularity == "head" else counts.sum(0, keepdim=True)
-    magnitude = percentile(rows, percent) * headroom
-    return amax_scale(magnitude[None, :, None], "e4m3", "head").flatten()
+    magnitude = percentile(counts, percent) * headroom
+    return amax_scale(magnitude.flatten()[None, :, None], kv_format, "head").view(magnitude.shape)
 
 
 def _values(device: torch.device) -> torch.Tensor:

@@ -60,13 +60,17 @@ def resolved(llm, task: Task) -> dict:
 
 
 def decoder(task: Task) -> str:
-    """The decoder that runs: of our plugin, as its record names it. Raises without a record, or for another decoder."""
+    """The decoder that runs: of our plugin, as its record names it. Raises without a record, or for another decoder or
+    KV format.
+    """
     if (expected := task.variant.decoder) == "stock":
         return expected
-    actual = record.read(Path(os.environ[RECORD])).decoder
-    if actual != expected:
-        raise RuntimeError(f"decoder: expected {expected}, got {actual}")
-    return actual
+    actual = record.read(Path(os.environ[RECORD]))
+    if actual.decoder != expected:
+        raise RuntimeError(f"decoder: expected {expected}, got {actual.decoder}")
+    if actual.kv_format != task.variant.kv_format:
+        raise RuntimeError(f"KV format: expected {task.variant.kv_format}, got {actual.kv_format}")
+    return actual.decoder
 
 
 def kv_cache(llm):
@@ -78,7 +82,7 @@ def prepare(llm, task: Task) -> None:
     """Fill the cache, and spread the routing."""
     if task.spread_routing:
         llm.collective_rpc(weights.spread_routing)
-    llm.collective_rpc(weights.fill_cache)
+    llm.collective_rpc(weights.fill_cache, args=(task.variant.kv_format,))
 
 
 def measure(llm, task: Task, cell: Cell, fields: dict) -> EngineRow:

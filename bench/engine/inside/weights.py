@@ -2,6 +2,8 @@
 
 import torch
 
+from bench.engine.models import SCALE
+
 PATTERN_VALUES = 1 << 24
 ROUTER_STD = 0.02
 
@@ -31,20 +33,47 @@ def spread_routing(worker) -> int:
 
 
 @torch.inference_mode()
-def fill_cache(worker) -> int:
-    """Fill the KV cache with normal values, E4M3 if any layer stores 8 bits; returns its bytes.
+def fill_cache(worker, kv_format: str) -> int:
+    """Fill the KV cache with normal values in this format, by layers that share memory once; returns its bytes.
 
-    Layers share memory: BF16 layers then read pairs of E4M3 bytes of normal values, which are finite BF16 values.
+    BF16 layers that share their memory with 8-bit ones read pairs of their bytes, which are finite BF16 values.
     """
-    caches = worker.model_runner.kv_caches
-    dtype = torch.float8_e4m3fn if any(cache.dtype.itemsize == 1 for cache in caches) else torch.bfloat16
+    caches = {(cache.data_ptr(), cache.dtype): cache for cache in worker.model_runner.kv_caches}.values()
     storages = {cache.untyped_storage().data_ptr(): cache.untyped_storage() for cache in caches}
-    pattern = torch.randn(PATTERN_VALUES, device=caches[0].device).to(dtype).view(torch.uint8)
-    for storage in storages.values():
-        values = torch.empty(0, dtype=torch.uint8, device=caches[0].device).set_(storage)
-        for part in values.split(pattern.numel()):
-            part.copy_(pattern[: part.numel()])
+    if kv_format == "int8":
+        for cache in caches:
+            if cache.dtype == torch.int8:
+                fill_pages(cache)
+    else:
+        device = next(iter(caches)).device
+        pattern = normal_values(PATTERN_VALUES, kv_format, device).view(torch.uint8)
+        for storage in storages.values():
+            values = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+            for part in values.split(pattern.numel()):
+                part.copy_(pattern[: part.numel()])
     return sum(storage.nbytes() for storage in storages.values())
+
+
+def normal_values(count: int | tuple[int, ...], kv_format: str, device: torch.device) -> torch.Tensor:
+    """Draw normal values as a format stores them; in int8 with SCALE."""
+    values = torch.randn(count, device=device)
+    if kv_format.startswith("int8"):
+        return (values / SCALE).round().clamp(-127, 127).to(torch.int8)
+    return values.to(torch.bfloat16 if kv_format == "bf16" else torch.float8_e4m3fn)
+
+
+def fill_pages(cache: torch.Tensor) -> None:
+    """Fill the pages of an int8 cache of our backend: codes, and their scales."""
+    from vllm_launch.plugin.attention import formats
+
+    pages = max(1, PATTERN_VALUES // cache[0].numel())
+    pattern = torch.empty(pages, *cache.shape[1:], dtype=torch.int8, device=cache.device)
+    views = formats.views(pattern, "int8", cache.shape[-1] // 2 - formats.SCALE_BYTES)
+    for codes, scales in ((views.k, views.k_scale), (views.v, views.v_scale)):
+        codes.copy_(normal_values(codes.shape, "int8", cache.device))
+        scales.fill_(SCALE)
+    for part in cache.split(pages):
+        part.copy_(pattern[: len(part)])
 
 
 def describe(worker) -> dict:

@@ -5,15 +5,20 @@ from datetime import UTC, datetime
 import pytest
 
 from bench.accuracy import plot, section, tables
+from bench.accuracy.gate_words import relative_words
 from bench.accuracy.result import AccuracyResult, AccuracyRow
+from bench.accuracy.verdicts import RelativeGate
 from bench.report import document
+from bench.report import markdown as md
 from bench.servers.result import FailedStep
 from kernels_tests.bench.report.reading import error_lines, row
 from kernels_tests.bench.report.reading import tables as tables_of
-from kernels_tests.bench.samples import NOT_RUN, a_match, a_record, a_result, a_row, a_sink_check
+from kernels_tests.bench.samples import NOT_RUN, a_match, a_record, a_relative_gate, a_result, a_row, a_sink_check
 
 LATER = datetime(2026, 7, 9, 8, 0, tzinfo=UTC)
 MEAN = "mean |Δ log p|"
+MISSED, UNDECIDED = a_relative_gate(0.1, 0.3), a_relative_gate(0.1, 0.3, noise=0.2)
+NOT_JUDGED = RelativeGate(profile="fp8", status="not judged", reason="fp8 is not in this run", ratios=[])
 
 
 def rows(**of_fp8):
@@ -38,6 +43,9 @@ def rows(**of_fp8):
         ({"accuracy": a_record(judged_at=LATER)}, f"pass, {MEAN} 0.100, judged after the run, 2026-07-09"),
         ({"accuracy": a_record(0.006, 0.02, reference="fp8"), "greedy": []}, f"reference, {MEAN} 0.006"),
         ({"accuracy": a_record(0.3, reference="fp8"), "greedy": []}, f"FAILED, gates failed: 5, {MEAN} 0.300"),
+        ({"accuracy": a_record(relative=UNDECIDED)}, f"undecided, {MEAN} 0.100"),
+        ({"accuracy": a_record(relative=NOT_JUDGED)}, f"pass, over fp8 not judged, {MEAN} 0.100"),
+        ({"accuracy": a_record(relative=MISSED)}, f"FAILED, gates failed: 1, {MEAN} 0.100"),
         ({"greedy": []}, "None"),
     ],
 )
@@ -216,3 +224,14 @@ def test_the_plot_of_a_single_context_without_gate_and_intervals(monkeypatch, tm
         [a_row("fp8", "fp8", accuracy=record.model_copy(update={"contexts": contexts}))], monkeypatch, tmp_path
     )
     assert list(error_lines(panel).values()) == [[(128, 0.1, 0.1, 0.1)]]
+
+
+def test_relative_gates_are_in_the_details_and_their_failures_are_listed():
+    gates = {"a": MISSED, "b": UNDECIDED}
+    profiles = [a_row(), *(a_row(name, "fp8", accuracy=a_record(relative=gate)) for name, gate in gates.items())]
+    assert len(tables.failed(profiles)[0].splitlines()) == 3, "a title and one failure"
+    text = "\n\n".join(tables.details(profiles))
+    for name, gate in gates.items():
+        assert f"- {name}: {md.text(relative_words(gate))}" in text
+    unjudged = a_row("c", "fp8", accuracy=a_record(relative=NOT_JUDGED))
+    assert tables.missing(unjudged, []) == [f"c: gate over fp8 ({NOT_JUDGED.reason})"]

@@ -6,16 +6,20 @@ import pytest
 from click.testing import CliRunner
 
 from bench import cli
-from bench.engine import command, environment
+from bench.engine import command, environment, models
 from bench.engine.cells import parse
 from bench.engine.engines import arguments, graph_sizes
 from bench.engine.request import EngineRequest, resolve
 from bench.engine.variants import NAMES, VARIANTS, has
 from bench.kinds import read
 from bench.record import files
+from bench.roofline.prediction import kv_bytes
+from bench.roofline.shape import load
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.engine.samples import an_engine_result, rows_of
 from vllm_launch import software
+from vllm_launch.decoder import contract
+from vllm_launch.scales import file
 
 REQUEST = EngineRequest(
     kind="engine",
@@ -100,8 +104,31 @@ def test_arguments_of_a_gpu(tmp_path):
     for variant in run.variants:
         default, uncompiled = (arguments(each, variant, tmp_path) for each in (run, none))
         assert "mode" not in default["compilation_config"] and uncompiled["compilation_config"]["mode"] == 0
-        assert ("kv_cache_dtype" in default) is (variant.kv_format == "e4m3")
+        assert ("kv_cache_dtype" in default) is (variant.kv_format != "bf16")
         assert json.loads(json.dumps(default)) == default
+
+
+def test_int8_static_gets_a_scale_file_of_the_shape(tmp_path):
+    run = resolve(tmp_path, REQUEST, "gpu", "0.26.0", 540)
+    variables = {
+        variant.name: environment.environment(run, variant, "nonce", tmp_path / "record.json")
+        for variant in run.variants
+    }
+    static = variables.pop("plugin-int8-static")
+    assert static[contract.KV_FORMAT] == "int8"
+    assert not any({contract.KV_FORMAT, contract.KV_SCALES} & set(others) for others in variables.values())
+    model = models.write_folder("gpt-oss-120b", tmp_path / "model")
+    models.write_scales("gpt-oss-120b", tmp_path / models.SCALES)
+    scales = file.load(static[contract.KV_SCALES], 36, 8)
+    file.check_model(scales, static[contract.KV_SCALES], model / "config.json")
+    assert scales.kv_format == "int8" and scales.k[0].shape == (8, 64)
+
+
+def test_a_variants_bytes_are_the_rooflines():
+    shape = load(str(models.SHAPES["gpt-oss-120b"].config))
+    size = {variant.name: kv_bytes(shape, variant.kv_cache, 32768, 1) for variant in VARIANTS}
+    assert size["plugin-int8"] / size["plugin-fp8"] == 68 / 64
+    assert size["plugin-int8-static"] == size["plugin-fp8"] < size["plugin-fp8-skip-sliding"] < size["plugin-bf16"]
 
 
 def test_graphs_are_captured_for_each_batch_and_a_full_cache():
@@ -137,3 +164,4 @@ def test_results_are_joined(bench, tmp_path):
 def test_every_variant_can_be_named():
     assert {*NAMES} >= {"stock-bf16", "stock-fp8", "stock-fp8-skip-sliding", "triton-fp8", "flashinfer-fp8"}
     assert {*NAMES} >= {"plugin-bf16", "plugin-fp8", "plugin-fp8-skip-sliding", "plugin-fp8-flashinfer"}
+    assert {*NAMES} >= {"plugin-int8", "plugin-int8-static"}

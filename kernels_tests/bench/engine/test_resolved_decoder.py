@@ -31,6 +31,15 @@ def test_it_is_the_plugins(path):
         decoder("plugin-fp8-flashinfer")
 
 
+@pytest.mark.parametrize(("variant", "kv_format"), [("plugin-int8", "int8"), ("plugin-int8-static", "int8-static")])
+def test_it_reads_the_variants_format(path, variant, kv_format):
+    record.write(RECORD._replace(kv_format=kv_format), path)
+    assert decoder(variant) == "lowp"
+    record.write(RECORD, path)
+    with pytest.raises(RuntimeError, match=f"expected {kv_format}, got e4m3"):
+        decoder(variant)
+
+
 @pytest.mark.parametrize("content", [None, b"", b'{"version": 2, "decoder": "lowp"}'])
 def test_without_a_valid_record_it_is_an_error(path, content):
     if content is not None:

@@ -103,11 +103,34 @@ def test_no_part_of_a_grid_takes_nine_minutes(gpu_machine):
         assert max(halves) < 1.2 * min(halves)
 
 
+@pytest.mark.parametrize(
+    ("options", "formats"),
+    [
+        (["--kv-format", "int8"], ["int8"]),
+        (["--kv-format", "int8", "--kv-format", "e4m3", "--kernel", "sink-decode"], ["e4m3", "int8"]),
+        (["--kv-format", "bf16", "--kernel", "fa2-no-sinks"], ["bf16"]),
+    ],
+)
+def test_storage_formats_are_selected(gpu_machine, options, formats):
+    lines = run("--dry-run", "--shape", "8x8192", *options).stdout.splitlines()
+    assert [line.split()[2] for line in lines[:-1]] == formats
+    assert lines[-1].startswith(f"1 shapes, {len(formats)} rows, about ")
+
+
+def test_int8_of_a_server_takes_minutes_less_than_all_kernels(gpu_machine):
+    """It is measured alone, beside E4M3: all of both grids in two minutes."""
+    fields = {"kernels": ["sink-decode"], "kv_formats": ["e4m3", "int8", "int8-static"], "grids": ["server", "random"]}
+    request = KernelsRequest(kind="kernels", shapes=[], **fields)
+    assert 60 < estimate.seconds(resolve(Path("run"), request)) < 240
+
+
 def test_the_command_line_is_checked(tmp_path):
     for options in (
         ["--shape", "8"],
         ["--shape", "8x8192", "--grid", "server"],
         ["--kernel", "fa4"],
+        ["--kv-format", "int4"],
+        ["--kv-format", "int8", "--kernel", "fa2-sinks"],
         ["--grid", "large"],
         ["--part", "3/2"],
         ["--part", "0/2"],
@@ -148,7 +171,7 @@ def test_a_run_is_resumed_with_its_request(gpu_machine, tmp_path):
     resumed = run("--resume", str(tmp_path), "--dry-run")
     assert resumed.exit_code == 0, resumed.output
     lines = resumed.stdout.splitlines()
-    assert [line.split()[:2] for line in lines[:-1]] == [["8x8192w127", "sink-decode"]] * 3
+    assert [line.split()[:2] for line in lines[:-1]] == [["8x8192w127", "sink-decode"]] * 4
     same = run("--run-dir", str(tmp_path), "--kernel", "sink-decode", "--shape", "8x8192w127", "--dry-run")
     assert same.exit_code == 0 and same.stdout.splitlines() == lines
     different = run("--run-dir", str(tmp_path), "--dry-run")

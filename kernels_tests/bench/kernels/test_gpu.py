@@ -33,20 +33,28 @@ def test_every_kernel_measures_a_shape(tmp_path):
     assert (tmp_path / "report.md").exists() and list((tmp_path / "plots").glob("*.png"))
 
 
+FORMATS = ["bf16", "e4m3", "int8", "int8-static"]  # of our kernel, in the order of its rows
+
+
 @pytest.mark.parametrize(
-    "shape", ["8x8192w127", "1x8192d128", "1x8192+3x512", "1x2048t131072", "8x8192q2", "8x8192q4", "8x8192fp16"]
+    ("shape", "formats"),
+    [
+        *((shape, FORMATS[:2]) for shape in ("8x8192w127", "1x8192d128", "1x8192+3x512", "1x2048t131072")),
+        *((shape, FORMATS[:2]) for shape in ("8x8192q2", "8x8192q4", "8x8192fp16", "8x8192NHD")),
+        *((shape, FORMATS) for shape in ("8x8192", "8x8192interleaved", "1x8192interleaved")),
+    ],
 )
-def test_our_kernel_at_other_shapes(tmp_path, shape):
+def test_our_kernel_at_other_shapes(tmp_path, shape, formats):
     arguments = ["bench", "kernels", "--kernel", "sink-decode", "--shape", shape, "--run-dir", str(tmp_path), "--json"]
     process = subprocess.run([sys.executable, "-m", "fp8_sinks", *arguments], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     rows = json.loads(process.stdout)["rows"]
-    assert [row["kv_format"] for row in rows] == ["bf16", "e4m3"]
+    assert [row["kv_format"] for row in rows] == formats
     assert all(row["error"] is None and row["rel_l2"] < 4e-3 for row in rows), rows
 
 
-@pytest.mark.parametrize("name", ["server", "random"])
-def test_our_kernel_at_a_small_shape_of_each_other_grid(tmp_path, name):
+@pytest.mark.parametrize(("name", "formats"), [("server", FORMATS[:3]), ("random", FORMATS)])
+def test_our_kernel_at_a_small_shape_of_each_other_grid(tmp_path, name, formats):
     """The smallest shapes with and without a window; their caches are as small."""
     shapes = [point.shape for point in grid.points([name]) if point.shape.batch > 1]
     full, windowed = ([shape for shape in shapes if (shape.window_left < 0) == flag] for flag in (True, False))
@@ -56,7 +64,7 @@ def test_our_kernel_at_a_small_shape_of_each_other_grid(tmp_path, name):
     process = subprocess.run([sys.executable, "-m", "fp8_sinks", *arguments], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     rows = json.loads(process.stdout)["rows"]
-    assert [row["kv_format"] for row in rows] == ["bf16", "e4m3"] * 2
+    assert [row["kv_format"] for row in rows] == formats * 2
     for row in rows:
         assert "error" not in row and row["rel_l2"] < 4e-3 and row["grid"] == name, row
         assert 1 < row["time_us"] < 100 and 1 < row["between_us"] < 100, row

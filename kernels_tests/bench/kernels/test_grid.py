@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.kernels import exact, grid, peers
-from bench.kernels.grid import BASE, QUANTISED, WINDOW_LEFT, Point
+from bench.kernels.grid import BASE, INT8, INT8_STATIC, KV_FORMATS, QUANTISED, WINDOW_LEFT, Point
 from bench.kernels.peers import OURS
 from kernels_tests.lowp import dense
 from lowp.paged import inputs
@@ -89,17 +89,17 @@ def test_a_window_reads_its_tokens_alone():
 def test_kernels_of_served_shapes(kernel):
     shape = grid.served(2, 512, "")
     with_peers, ours_alone = (kernel.skip_reason(Point("server", shape, peers=flag)) is None for flag in (True, False))
-    formats = kernel.kv_format in (BASE, QUANTISED)
-    assert ours_alone == (kernel.name == OURS and formats)
-    assert with_peers == (kernel.name in (OURS, "fa2-sinks", "xqa-sinks", "vllm-fa3") and formats)
+    assert ours_alone == (kernel.name == OURS and kernel.kv_format != INT8_STATIC)
+    assert with_peers == (kernel.name in (OURS, "fa2-sinks", "xqa-sinks", "vllm-fa3"))
+    assert (kernel.skip_reason(Point("random", shape, peers=False)) is None) == (kernel.name == OURS)
 
 
 @pytest.fixture(scope="module")
 def caches() -> dict:
-    return {kv_format: inputs.large_cache(PAGES, kv_format, "cpu") for kv_format in (BASE, QUANTISED)}
+    return {kv_format: inputs.large_cache(PAGES, kv_format, "cpu") for kv_format in KV_FORMATS}
 
 
-@pytest.mark.parametrize("kv_format", [BASE, QUANTISED])
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
 @pytest.mark.parametrize("window_left", [-1, WINDOW_LEFT])
 def test_inputs_of_a_large_cache_are_attention_over_a_wide_table(caches, kv_format, window_left):
     shape = grid.served(3, 200, "uniform", window_left)
@@ -112,6 +112,7 @@ def test_inputs_of_a_large_cache_are_attention_over_a_wide_table(caches, kv_form
     for layer in (0, 3):
         k, v = data.caches[kv_format][layer]
         options = {"sm_scale": data.sm_scale, "window_left": window_left, "layout": "HND"}
+        options |= data.layer_scales(kv_format, layer)
         judged, _ = dense.attention(data.q[layer], k, v, data.block_table, data.seq_lens, data.sinks, **options)
         for row in range(3):
             output = exact.attention(data, kv_format, layer, row, sinks=True)
@@ -121,7 +122,7 @@ def test_inputs_of_a_large_cache_are_attention_over_a_wide_table(caches, kv_form
 def test_layers_are_interleaved_parts_of_the_cache_and_distinct_as_far_as_it_suffices(caches):
     shape = grid.served(2, 160, "")
     data = inputs.from_cache(shape, 6, caches)
-    base = caches[BASE]
+    (base,) = caches[BASE].tensors
     starts = [k.data_ptr() - base.data_ptr() for k, _ in data.caches[BASE]]
     page_bytes = 8 * 16 * 128 * 2
     assert starts == [layer % 4 * 20 * page_bytes for layer in range(6)], "80 pages hold 4 layers of 20"
@@ -131,12 +132,33 @@ def test_layers_are_interleaved_parts_of_the_cache_and_distinct_as_far_as_it_suf
     assert len({q.data_ptr() for q in data.q}) == len({out.data_ptr() for out in data.out}) == 6
 
 
-def test_a_large_cache_repeats_drawn_pages(monkeypatch):
+def test_pages_in_int8_hold_their_scales(caches):
+    """As the plugin has them on a GPU: lines of K and V, then the scales of K, then those of V."""
+    data = inputs.from_cache(grid.served(2, 160, ""), 2, caches)
+    (k, v), (k_scale, v_scale) = data.caches[INT8][1], data.scales[INT8][1]
+    page, scales = 8 * 16 * 136, (20, 8, 16)
+    assert k.shape == v.shape == (*scales, 64) and k_scale.shape == v_scale.shape == scales
+    assert k.stride() == v.stride() == (page, 16 * 128, 128, 1) and k_scale.stride() == (page // 4, 16, 1)
+    start = caches[INT8].tensors[0].data_ptr() + 20 * page
+    addresses = [x.data_ptr() - start for x in (k, v, k_scale, v_scale)]
+    assert addresses == [0, 64, 8 * 16 * 128, 8 * 16 * 128 + 8 * 16 * 4]
+    assert [x.shape for x in data.scales[INT8_STATIC][1]] == [(8, 64), (8,)]
+
+
+@pytest.mark.parametrize("kv_format", [QUANTISED, INT8_STATIC])
+def test_parts_of_a_large_cache_in_another_layout_are_k_and_v_in_halves(caches, kv_format):
+    data = inputs.from_cache(grid.served(2, 160, "")._replace(layout="HND"), 2, {kv_format: caches[kv_format]})
+    k, v = data.caches[kv_format][1]
+    assert k.shape == (20, 8, 16, 64) and k.is_contiguous() and v.is_contiguous()
+    assert v.data_ptr() - k.data_ptr() == k.numel()
+
+
+@pytest.mark.parametrize("kv_format", [QUANTISED, INT8])
+def test_a_large_cache_repeats_drawn_pages(monkeypatch, kv_format):
     monkeypatch.setattr(inputs, "REPEATED_PAGES", 3)
-    cache = inputs.large_cache(8, QUANTISED, "cpu").view(torch.uint8)
+    cache, second_cache = (inputs.large_cache(8, kv_format, "cpu").tensors[0].view(torch.uint8) for _ in range(2))
     assert torch.equal(cache[:3], cache[3:6]) and torch.equal(cache[:2], cache[6:])
     assert not torch.equal(cache[0], cache[1])
-    second_cache = inputs.large_cache(8, QUANTISED, "cpu").view(torch.uint8)
     assert torch.equal(cache, second_cache)
 
 

@@ -157,7 +157,8 @@ def test_caches_lie_in_memory_as_the_layout_says(kv_format):
         *((kv_format, {"layout": layout}) for kv_format in ("bf16", "e4m3") for layout in get_args(Layout)),
         *((kv_format, {"query_tokens": 2}) for kv_format in ("bf16", "e4m3")),
         *((kv_format, {"query_format": "fp16"}) for kv_format in ("bf16", "e4m3")),
-        ("int8", {}),
+        *(("int8", {"layout": layout}) for layout in get_args(Layout)),
+        *(("int8-static", {"layout": layout}) for layout in get_args(Layout)),
     ],
 )
 def test_our_kernel_is_called_with_the_inputs(kv_format, sizes):
@@ -171,15 +172,26 @@ def test_our_kernel_is_called_with_the_inputs(kv_format, sizes):
     assert least < exact.rel_l2(exact.outputs(data), exact.expected(data, kv_format, sinks=True)) < 2.5e-3
 
 
-def test_int8_holds_the_values_with_a_scale_for_each_token_and_head():
-    data = inputs.build(Shape((300, 100)), 2, ["bf16", "int8"], "cpu")
-    for exact_pair, stored, scales in zip(data.caches["bf16"], data.caches["int8"], data.scales["int8"], strict=True):
+@pytest.mark.parametrize("layout", get_args(Layout))
+@pytest.mark.parametrize(
+    ("kv_format", "shapes"), [("int8", [(26, 8, 16), (26, 8, 16)]), ("int8-static", [(8, 64), (8,)])]
+)
+def test_int8_holds_the_values_with_their_scales(layout, kv_format, shapes):
+    data = inputs.build(Shape((300, 100), layout=layout), 2, ["bf16", kv_format], "cpu")
+    axes = {3: lambda x: x[..., None], 2: lambda x: x[None, :, None], 1: lambda x: x[None, :, None, None]}
+    caches = data.caches["bf16"], data.caches[kv_format], data.scales[kv_format]
+    for exact_pair, stored, scales in zip(*caches, strict=True):
+        assert [tuple(scale.shape) for scale in scales] == shapes
         for values, integers, scale in zip(exact_pair, stored, scales, strict=True):
-            assert scale.shape == values.shape[:3] and integers.dtype == torch.int8
-            error = (integers.float() * scale[..., None] - values.float()).abs()
-            assert (error <= scale[..., None] * 0.51).all()
-    # 2 x 8 heads x (64 values and a scale of 4 bytes) a token.
+            step = axes[scale.dim()](scale)
+            assert integers.dtype == torch.int8 and integers.abs().amax() == 127
+            assert ((integers.float() * step - values.float()).abs() <= step * 0.51).all()
+
+
+def test_bytes_of_int8():
+    # 2 x 8 heads x (64 values, and a scale of 4 bytes of the token's own) a token.
     assert grid.kv_bytes(even(1, 1), "int8") == 16 * 68
+    assert grid.kv_bytes(even(1, 1), "int8-static") == grid.kv_bytes(even(1, 1), "e4m3")
 
 
 def test_the_first_and_the_last_are_checked():

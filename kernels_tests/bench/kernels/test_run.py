@@ -156,6 +156,17 @@ def test_served_points_have_compact_rows(fake_device):
     assert fake_device.prepared == [] and read(fake_device.folder / "run") == result
 
 
+def test_served_points_are_measured_in_int8(fake_device):
+    ours = [fake_device.kernel(peers.OURS, name, source="lowp") for name in ("int8", "int8-static")]
+    shape = grid.served(2, 300, "near")
+    points = [Point("server", shape, peers=False), Point("random", shape, peers=False)]
+    rows = fake_device.execute(*ours, points=points)[0].rows
+    formats = [("server", "int8"), ("random", "int8"), ("random", "int8-static")]
+    assert [(row.grid, row.kv_format) for row in rows] == formats
+    assert [row.kv_bytes // shape.tokens for row in rows] == [8 * 136, 8 * 136, 8 * 128]
+    assert all(row.error is None and 1e-3 < row.rel_l2 < 2.5e-3 for row in rows)
+
+
 def test_a_missing_vllm_is_skipped(fake_device):
     result, lines = fake_device.execute(fake_device.kernel("a"), fake_device.kernel("vllm-fa3", source="vllm"))
     (skipped,) = result.left_out

@@ -33,6 +33,12 @@ def test_our_kernel_stands_beside_floor_ceiling_and_the_best_accurate_peer():
     assert page_row("1 x 2,048", *our_rows(), PEERS[0])[-2:] == ["-", "-"], "no accurate peer"
 
 
+def test_int8_stands_beside_e4m3_where_it_was_measured():
+    int8 = a_kernel_row(SMALL, OURS, "int8", us=3.6)
+    assert page_row("1 x 2,048", *our_rows(), *PEERS, int8)[-2:] == ["2.42x", "3.60 (1.09)"]
+    assert page_row("32 x 8,192", *our_rows(), *PEERS, int8)[-1] == "-"
+
+
 @pytest.mark.parametrize(
     ("us", "ratio"),
     [(4.8, "1.04x"), (4.95, "**1.01x, not faster**"), (5.05, "**0.99x, not faster**"), (6.0, "**0.83x, not faster**")],
@@ -117,7 +123,9 @@ def test_kernels_left_out_for_the_same_reason_share_a_line():
     entries = [left_out(kernel, shape, "cannot") for kernel in "ab" for shape in ("1x2", "3x4")]
     entries.append(left_out("vllm-fa3", None, "no vLLM"))
     result = KernelsResult.model_validate(a_kernels_result().model_dump() | {"left_out": entries})
-    assert section.section(result).not_measured == ["a, b at 2 shapes: cannot", "vllm-fa3: no vLLM"]
+    shown = section.section(result)
+    assert shown.not_measured == ["vllm-fa3: no vLLM"]
+    assert "Not measured, by design:\n\n- a, b at 2 shapes: cannot" in shown.details
 
 
 def test_the_times_of_every_format_are_in_the_details():

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from bench.cli import bench
 from bench.kernels import grid, joining, section, served
 from bench.kernels.comparison import BETWEEN_US, law_us
-from bench.kernels.grid import BASE, QUANTISED
+from bench.kernels.grid import BASE, INT8, INT8_STATIC, QUANTISED
 from bench.kernels.result import KernelRow, KernelsResult, write_result
 from bench.kinds import read
 from bench.record.files import write
@@ -95,6 +95,20 @@ def test_rivals_are_the_fastest_peers_of_their_kind():
     assert "9 x 32,768, near e4m3 against xqa-sinks e4m3 1.20" in served.page(a_kernels_result(*rows), rows)[-1]
 
 
+def test_int8_is_judged_by_the_law_of_its_own_bytes_and_compared_with_e4m3():
+    rows = [our_row(ratio, kv_format=name) for ratio, name in ((1.0, QUANTISED), (1.1, INT8), (1.3, INT8_STATIC))]
+    rows += [our_row(1.25, grid.served(3, 8192, ""), INT8), peer(rows[0], 2.0)]
+    law, rivals, _, misses, _ = served.page(a_kernels_result(*rows), rows)
+    by_format = {cells["cache"]: cells for cells in tables(law)[0]}
+    assert by_format["int8"]["x law, worst"] == "**1.25**" and by_format["int8-static"]["x law, median"] == "**1.30**"
+    assert served.BOUNDS[INT8] == served.BOUNDS[INT8_STATIC] == served.BOUNDS[QUANTISED]
+    assert "9 x 32,768, near int8-static 1.30; 3 x 8,192 int8 1.25" in misses
+    ratios = {cells[""]: (cells["against"], cells["shapes"], cells["worst"]) for cells in tables(rivals)[0]}
+    ratio = rows[1].time_us / rows[0].time_us
+    assert ratios["sink-decode int8"] == ("sink-decode e4m3", "1", f"{ratio:.2f} at 9 x 32,768, near")
+    assert ratio == pytest.approx(1.1 * 1.0625, rel=0.02) and ratios["sink-decode e4m3"][0] == "best accurate peer"
+
+
 def test_every_shape_is_in_the_details():
     rows = [our_row(1.25), our_row(1.0, kv_format=BASE), our_row(1.0, grid.served(3, 8192, "uniform"))]
     rows.append(peer(rows[1], 0.8))
@@ -132,18 +146,20 @@ def test_a_compact_row_has_all_figures_or_an_error(changes):
         KernelRow(**(our_row(1.0).model_dump() | changes))
 
 
-def test_the_result_of_a_whole_server_and_random_grid_is_under_a_megabyte(tmp_path):
+def test_the_result_of_a_whole_server_and_random_grid_is_under_a_mebibyte(tmp_path):
     """Every row that the run would make, with figures of the usual length."""
     points = grid.points(["server", "random"])
     run, rows = a_run(tmp_path, points=points), []
     for point in points:
         for kernel in run.kernels:
             if not kernel.skip_reason(point):
-                figures = {"between_us": 1234.567, "grid": point.grid, "setting": kernel.settings[-1], "part": 2}
-                rows.append(a_served_row(point.shape, kernel.name, kernel.kv_format, us=1234.567, **figures))
+                setting = kernel.settings[-1] if len(kernel.settings) > 1 else None
+                figures = {"between_us": 12.345, "grid": point.grid, "setting": setting}
+                rows.append(a_served_row(point.shape, kernel.name, kernel.kv_format, us=12.345, **figures))
     result = a_kernels_result(*rows)
     write_result(result, tmp_path / "result.json")
-    assert len(rows) == 2980 and 500_000 < (tmp_path / "result.json").stat().st_size < 900_000
+    # Peers, ours in three formats at every shape, and int8-static at 310.
+    assert len(rows) == 2980 + 860 + 310 and 500_000 < (tmp_path / "result.json").stat().st_size < 1 << 20
     assert read(tmp_path / "result.json") == result
 
 

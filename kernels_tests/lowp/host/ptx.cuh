@@ -1,8 +1,9 @@
-// A warp on a CPU: stands in for lowp/sink_decode/ptx.cuh under split.cuh. Lanes are fibers, which switch at exchanges.
+// A warp on a CPU: stands in for a room's ptx.cuh. Lanes are fibers, which switch at exchanges.
 #pragma once
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
 
 #define DEVICE static inline
 
@@ -20,7 +21,7 @@ static int exchanged[2][32];  // by turns: the next exchange may begin before th
 static int exchanges[32];     // of each lane
 static bool running[32];
 
-// Run a function as one warp.
+// Run a function as one warp. Lanes may leave it early.
 static inline void run_warp(void (*function)()) {
   static void (*body)();
   body = function;
@@ -32,14 +33,18 @@ static inline void run_warp(void (*function)()) {
     exchanges[lane] = 0;
     makecontext(&fibers[lane], [] { body(); running[threadIdx.x] = false; }, 0);
   }
-  while (running[0])
+  for (bool any = true; any;) {
+    any = false;
     for (int lane = 0; lane < 32; lane++) {
+      if (!running[lane]) continue;
+      any = true;
       threadIdx.x = lane;
       swapcontext(&scheduler, &fibers[lane]);
     }
+  }
 }
 
-// Give a value to all lanes; returns those of all lanes. Every lane calls it, as kAllLanes promises.
+// Give a value to all lanes; returns those of all lanes. Every lane that is left calls it, as kAllLanes promises.
 static inline const int* exchange(int value) {
   const int lane = threadIdx.x;
   int* values = exchanged[exchanges[lane]++ % 2];
@@ -52,6 +57,13 @@ static inline int __shfl_sync(unsigned, int value, int source) { return exchange
 static inline int __shfl_up_sync(unsigned, int value, int delta) {
   const int* values = exchange(value);
   return values[threadIdx.x >= delta ? threadIdx.x - delta : threadIdx.x];
+}
+static inline float __shfl_xor_sync(unsigned, float value, int distance) {
+  int bits;
+  std::memcpy(&bits, &value, 4);
+  const int* values = exchange(bits);
+  std::memcpy(&value, &values[threadIdx.x ^ distance], 4);
+  return value;
 }
 static inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   const int* values = exchange(int(value));

@@ -18,7 +18,7 @@ from kernels_tests.vllm_launch.refusals import refused
 from vllm_launch import guard, plan, profile
 from vllm_launch.decoder import choice, contract
 
-VARIABLES = {"FP8_SINKS_DECODER", "FP8_SINKS_KV_SCALES", "FP8_SINKS_RECORD"}
+VARIABLES = {"FP8_SINKS_DECODER", "FP8_SINKS_KV_FORMAT", "FP8_SINKS_KV_SCALES", "FP8_SINKS_RECORD"}
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,16 @@ VARIABLES = {"FP8_SINKS_DECODER", "FP8_SINKS_KV_SCALES", "FP8_SINKS_RECORD"}
         ("fp8", H200, None, "lowp"),
         ("fp8", H200, "flashinfer", "lowp"),
         ("fp8-skip-sliding", H200, None, "lowp"),
+        ("bf16-lowp", H200, None, "lowp"),
+        ("bf16-lowp", RTX, None, "stock"),
         ("fp8-stock", H200, "lowp", "stock"),
         *(("fp8", machine, None, "stock") for machine in (RTX, B200)),
         *(("fp8", RTX, winner, winner) for winner in ("lowp", "flashinfer", "stock")),
         ("fp8-skip-sliding", RTX, "lowp", "lowp"),
         ("fp8", ADA, "lowp", "lowp"),
         ("fp8-stock", RTX, "lowp", "stock"),
+        *((name, H200, None, "lowp") for name in ("int8", "int8-static")),
+        *((name, RTX, None, "stock") for name in ("int8", "int8-static")),
     ],
 )
 def test_the_decoder_of_the_shipped_profiles(plan_with, name, machine, certified, expected):
@@ -44,9 +48,28 @@ def test_the_decoder_of_the_shipped_profiles(plan_with, name, machine, certified
     assert planned.decoder == expected and planned.decoder_reason
     assert (planned.expected_backends == ["CUSTOM"]) == (expected != "stock")
     assert planned.arguments.get("attention-backend") == (None if expected == "stock" else "CUSTOM")
-    assert VARIABLES & planned.environment.keys() == (
-        set() if expected == "stock" else {"FP8_SINKS_DECODER", "FP8_SINKS_RECORD"}
-    )
+    variables = set() if expected == "stock" else {"FP8_SINKS_DECODER", "FP8_SINKS_RECORD"}
+    if name == "int8-static" and (machine is HOST or expected != "stock"):
+        variables |= {"FP8_SINKS_KV_FORMAT", "FP8_SINKS_KV_SCALES"}
+    assert VARIABLES & planned.environment.keys() == variables
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "on_cpu", "on_gpu", "by_stock"),
+    [
+        ("baseline", "auto", None, None, None),
+        ("fp8", "fp8", "e4m3", "e4m3", None),
+        ("fp8", "fp8_e4m3", "e4m3", "e4m3", None),
+        ("fp8", "fp8_e5m2", "e5m2", None, None),
+        ("fp8", "bfloat16", None, "bf16", None),
+        ("int8", "int8_per_token_head", "int8", "int8", "int8"),
+        ("int8-static", "fp8", "int8-static", "int8-static", "int8-static"),
+    ],
+)
+def test_the_kv_format_that_the_plugin_is_to_record(plan_with, name, dtype, on_cpu, on_gpu, by_stock):
+    machines = (HOST, "0.32.0"), (H200, "0.33.0"), (RTX, "0.33.0")
+    formats = [plan_with(name, *machine, overrides=["--kv-cache-dtype", dtype]).kv_format for machine in machines]
+    assert formats == [on_cpu, on_gpu, by_stock]
 
 
 def test_a_family_without_a_certificate_and_a_backend_is_refused(plan_with):
@@ -147,7 +170,7 @@ def test_a_profile_does_not_set_our_variables(plan_with, profile_file, name):
     path = profile_file(f"extends: fp8\ndevices: {{gpu: {{env: {{{name}: lowp}}}}}}\n")
     problem = refused(plan_with, path)
     assert problem.kind == "profile" and f"{name} is set by the launcher" in problem.message
-    assert "`decoder`" in problem.remedy and "`kv_scales`" in problem.remedy
+    assert "`decoder`" in problem.remedy and "`kv_format`" in problem.remedy and "`kv_scales`" in problem.remedy
     with pytest.raises(Problem, match="not among the variables"):
         guard.check_environment({name: "lowp"}, ())
 
@@ -155,7 +178,7 @@ def test_a_profile_does_not_set_our_variables(plan_with, profile_file, name):
 def test_vllm_parses_the_command_lines(plan_with, profile_file):
     if util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
-    plans = [plan_with(name) for name in ("baseline", "fp8", "fp8-skip-sliding", "fp8-stock")]
+    plans = [plan_with(name) for name in ("baseline", "fp8", "fp8-skip-sliding", "fp8-stock", "int8", "int8-static")]
     plans.append(plan_with("fp8", RTX, certified="flashinfer"))
     words = [planned.command[3:] for planned in plans]
     script = Path(__file__).with_name("command_script.py")
@@ -170,6 +193,8 @@ def test_vllm_parses_the_command_lines(plan_with, profile_file):
         ("CUSTOM", "fp8", []),
         ("CUSTOM", "fp8", skip),
         (None, "fp8", []),
+        ("CUSTOM", "int8_per_token_head", []),
+        ("CUSTOM", "fp8", []),
         ("CUSTOM", "fp8", []),
     ]
 
@@ -209,4 +234,21 @@ def test_the_path_of_scales_is_relative_to_the_file_that_names_it(profile_file, 
 def test_scales_reach_the_server(plan_with, profile_file, scale_file):
     planned = plan_with(profile_file("extends: fp8\nkv_scales: scales.safetensors\n"))
     assert planned.kv_scales == planned.environment[contract.KV_SCALES] == str(scale_file.path)
+    assert contract.KV_FORMAT not in planned.environment
     assert choice.scales_hash(planned.kv_scales) == scale_file.sha256 and choice.scales_hash(None) is None
+
+
+@pytest.mark.parametrize(("machine", "version"), [(HOST, "0.32.0"), (H200, "0.33.0")])
+def test_the_format_and_scales_of_static_int8_reach_the_server(
+    plan_with, profile_file, int8_scale_file, machine, version
+):
+    planned = plan_with(profile_file("extends: int8-static\nkv_scales: int8.safetensors\n"), machine, version)
+    assert planned.environment[contract.KV_SCALES] == str(int8_scale_file.path)
+    assert planned.environment[contract.KV_FORMAT] == "int8"
+    assert choice.scales_hash(planned.kv_scales) == int8_scale_file.sha256
+
+
+@pytest.mark.parametrize("value", ["fp8", "null", "[int8]", "int8_per_token_head"])
+def test_a_kv_format_that_is_none(profile_file, value):
+    problem = refused(profile.load, profile_file(f"extends: fp8\nkv_format: {value}\n"))
+    assert problem.kind == "profile" and "kv_format" in problem.message

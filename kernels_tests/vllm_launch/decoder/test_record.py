@@ -47,6 +47,13 @@ def test_other_scales_than_the_files_are_a_mismatch():
     assert mismatches(scaled, *request) == [Mismatch("KV scales", "none", "a" * 64)]
 
 
+def test_another_kv_format_than_the_profiles_is_a_mismatch():
+    resolved = read(LOG.read_text(), "0.33.0", DecoderRecord(**RECORD))
+    request = (["CUSTOM"], "fp8", resolved.kv_skip_layers, "lowp", None)
+    assert mismatches(resolved, *request, "e4m3") == []
+    assert mismatches(resolved, *request, "int8-static") == [Mismatch("KV format", "int8-static", "e4m3")]
+
+
 @pytest.fixture
 def start(plan_with, tmp_path):
     """A function that pretends a start of a server: writes its log and record, and returns what is read back."""
@@ -104,6 +111,14 @@ def test_other_scales_than_requested_end_the_run(start, profile_file, scale_file
         assert problem.kind == "resolved" and "KV scales" in problem.message
 
 
+def test_another_kv_format_than_requested_ends_the_run(start, profile_file, int8_scale_file):
+    path = profile_file("extends: int8-static\nkv_scales: int8.safetensors\n")
+    record = RECORD | {"kv_format": "int8-static", "kv_scales": int8_scale_file.sha256}
+    assert start(path, record=record)[1].kv_format == "int8-static"
+    problem = refused(start, path, record=record | {"kv_format": "e4m3"})
+    assert problem.kind == "resolved" and "KV format: expected int8-static, got e4m3" in problem.message
+
+
 def test_our_backend_without_a_decoder_is_a_mismatch(start):
     problem = refused(start, "fp8-stock")
     assert "attention backend: expected FLASH_ATTN, got CUSTOM" in problem.message
@@ -115,7 +130,7 @@ def test_serve_shows_the_decoder_and_why(start, tmp_path):
         plan=planned, resolved=resolved, start_s=1.0, log=tmp_path / "some.log", supervisor=SimpleNamespace(pid=1)
     )
     rows = cli.decoder_rows(planned, resolved)
-    assert rows["decoder"] == f"lowp: {planned.decoder_reason}" and rows["KV scales"] == "none"
+    assert rows["decoder"] == f"lowp: {planned.decoder_reason}"
     summary = cli.summary(running)
     assert (summary["requested"]["decoder"], summary["resolved"]["decoder"]) == ("lowp", "lowp")
 

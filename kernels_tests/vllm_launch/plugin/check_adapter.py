@@ -9,12 +9,14 @@ Prints a line for each part, exits with 1 at the first that fails.
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from kernels_tests.vllm_launch.plugin import cuda_vllm
 
 os.environ |= {"FP8_SINKS_PLUGIN": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-os.environ.pop("FP8_SINKS_KV_SCALES", None)
+for variable in ("FP8_SINKS_KV_SCALES", "FP8_SINKS_KV_FORMAT"):
+    os.environ.pop(variable, None)
 cuda_vllm.install()
 
 import torch  # noqa: E402
@@ -28,19 +30,23 @@ from vllm.platforms.interface import DeviceCapability  # noqa: E402
 from vllm.v1.attention.backend import AttentionType  # noqa: E402
 from vllm.v1.attention.backends.registry import AttentionBackendEnum  # noqa: E402
 from vllm.v1.attention.selector import AttentionSelectorConfig  # noqa: E402
-from vllm.v1.worker.utils import AttentionGroup  # noqa: E402
 
 from flashinfer_patches.errors import Problem  # noqa: E402
+from kernels_tests.vllm_launch import scale_files  # noqa: E402
+from kernels_tests.vllm_launch.plugin import vllm_caches  # noqa: E402
 from kernels_tests.vllm_launch.plugin.steps import (  # noqa: E402
-    PAGE,
+    KV_DTYPES,
     Server,
     Setup,
     assert_close,
     dense_attention,
     make_step,
     run,
+    uneven_scales,
 )
+from kernels_tests.vllm_launch.plugin.storage import poison  # noqa: E402
 from vllm_launch import plugin  # noqa: E402
+from vllm_launch.decoder import contract  # noqa: E402
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny_gpt_oss"
 CUSTOM = AttentionBackendEnum.CUSTOM
@@ -57,7 +63,8 @@ REFUSED = {
     "head size": {"head_size": 80},
     "FP16": {"dtype": torch.float16},
     "E5M2": {"kv_cache_dtype": "fp8_e5m2"},
-    "INT8": {"kv_cache_dtype": "int8_per_token_head"},
+    "FP8 per token and head": {"kv_cache_dtype": "fp8_per_token_head"},
+    "INT4": {"kv_cache_dtype": "int4_per_token_head"},
     "page of 8": {"block_size": 8},
     "MLA": {"use_mla": True},
     "no sinks": {"has_sink": False},
@@ -67,6 +74,11 @@ REFUSED = {
     "DCP": {"use_dcp": True},
     "adaptive verification": {"use_adaptive_verification": True},
 }
+
+
+SKIP = {"kv_cache_dtype_skip_layers": ["sliding_window"]}
+LAYERS = 4  # of MODEL
+CAPACITIES: dict[str, int] = {}  # tokens of each KV format in the same memory
 
 
 def select(**changes) -> str:
@@ -93,7 +105,7 @@ def check_registration() -> str:
 
 
 def check_selection() -> str:
-    for kv_dtype in ("auto", "bfloat16", "fp8", "fp8_e4m3"):
+    for kv_dtype in contract.KV_CACHE_DTYPES:
         for head_size in (64, 128):
             assert select(kv_cache_dtype=kv_dtype, head_size=head_size).endswith(".SinkBackend")
     reasons = {}
@@ -106,13 +118,18 @@ def check_selection() -> str:
             reasons[name] = str(error).partition("Reason: ")[2]
         assert reasons.get(name), name
     platform = type(current_platform)
-    platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(12, 0))
-    try:
-        select()
-    except ValueError as error:
-        reasons["SM120"] = str(error).partition("Reason: ")[2]
+    for name, capability in (("SM75", (7, 5)), ("SM120", (12, 0))):
+        capability = DeviceCapability(*capability)
+        platform.get_device_capability = classmethod(lambda cls, device_id=0, current=capability: current)
+        try:
+            select()
+        except ValueError as error:
+            reasons[name] = str(error).partition("Reason: ")[2]
+    assert "FA2" in reasons["SM75"] and "fp8-sinks certify" in reasons["SM120"]
+    os.environ[contract.CERTIFYING] = "1"
+    assert select().endswith(".SinkBackend")
+    del os.environ[contract.CERTIFYING]
     platform.get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(9, 0))
-    assert "FlashAttention 3" in reasons["SM120"]
     return f"refused: {reasons}"
 
 
@@ -143,31 +160,84 @@ def make_layer(config, window: int | None, setup: Setup) -> Attention:
     )
     torch.set_default_dtype(torch.float32)
     layer.process_weights_after_loading(torch.bfloat16)
+    layer.impl.attention = dense_attention
     return layer
 
 
-def check_steps(kv_dtype: str) -> str:
-    """Run steps through layers and builders that vLLM has made."""
-    config = engine_config(kv_cache_dtype=kv_dtype)
+def make_layers(config, kv_dtype: str) -> dict[str, Attention]:
+    """Make a layer with a window and one without, as the model has them."""
+    layers = [make_layer(config, window, Setup(window, kv_dtype)) for window in (128, None)]
+    return {layer.layer_name: layer for layer in layers}
+
+
+def check_steps(kv_format: str, **arguments) -> str:
+    """Run steps through layers, builders and caches that vLLM has made."""
+    config = engine_config(kv_cache_dtype=KV_DTYPES[kv_format], **arguments)
     with set_current_vllm_config(config):
-        layers = {w: make_layer(config, w, Setup(w, kv_dtype)) for w in (128, None)}
-        for window, layer in layers.items():
-            spec = layer.get_kv_cache_spec(config)
-            assert spec.block_size == PAGE, spec
-            group = AttentionGroup(layer.get_attn_backend(), [layer.layer_name], spec, 0)
-            group.create_metadata_builders(config, torch.device("cpu"), kernel_block_size=PAGE)
-            builder = group.get_metadata_builder(0)
-            support = builder.get_cudagraph_support(config, spec)
-            layer.impl.attention = dense_attention
-            setup = Setup(window, kv_dtype)
-            dtype = spec.dtype
-            size = (8 * 128 + 1, setup.kv_heads, PAGE, 2 * setup.head_dim)
-            cache = torch.full(size, 0x7F if dtype == torch.uint8 else torch.nan, dtype=dtype)
+        layers = make_layers(config, KV_DTYPES[kv_format])
+        caches, capacity = vllm_caches.allocate(config)
+        for name, layer in layers.items():
+            cache, builder, spec = caches[name]
+            skipped = "kv_cache_dtype_skip_layers" in arguments and layer.sliding_window is not None
+            assert layer.impl.kv_format == ("bf16" if skipped else kv_format)
+            check_pages(layer.impl, cache, spec)
+            poison(layer.impl, cache)
+            setup = Setup(layer.sliding_window, layer.kv_cache_dtype)
             server = Server(setup, layer.impl, builder, layer, cache, torch.Generator().manual_seed(0))
             for requests in ([(1, 300), (1, 5)], [(1, 200), (30, 230), (40, 40)]):
                 step = make_step(server, requests)
                 assert_close(run(server, step), step.expected)
-    return f"cache {dtype}, reorders up to {builder.reorder_batch_threshold} query tokens, CUDA graphs {support.name}"
+    if not arguments:
+        CAPACITIES[kv_format] = capacity
+    support = builder.get_cudagraph_support(config, spec).name
+    shape, threshold = tuple(cache.shape[1:]), builder.reorder_batch_threshold
+    return (
+        f"{cache.dtype} pages of {shape}, {spec.page_size_bytes} bytes; {capacity} tokens in "
+        f"{vllm_caches.MEMORY_BYTES >> 20} MiB; reorders up to {threshold} query tokens, CUDA graphs {support}"
+    )
+
+
+def check_pages(layer_impl, cache: torch.Tensor, spec) -> None:
+    """The views of a page are the bytes that vLLM budgets for it, each one once, in whole lines; and no other bytes."""
+    views = [view for view in layer_impl.views(cache) if view is not None and view.dim() > 2]
+    memory = torch.empty(0, dtype=torch.uint8).set_(cache.untyped_storage())
+    memory.zero_()
+    for view in views:
+        assert view.untyped_storage().data_ptr() == memory.data_ptr(), "a copy"
+        view.view(torch.uint8).add_(1)
+    first = cache.storage_offset() * cache.itemsize
+    stride = cache.stride(0) * cache.itemsize
+    blocks = spec.block_size // cache.shape[2]  # pages of a block
+    budget = spec.unpadded_page_size_bytes // blocks
+    for page in (0, 1, len(cache) - 1):
+        start = first + page * stride
+        content, padding = memory[start : start + budget], memory[start + budget : start + stride]
+        assert (content == 1).all() and not padding.any(), f"page {page}"
+    assert int(memory.sum()) == len(cache) * budget and stride * blocks == spec.page_size_bytes
+    k = views[0]
+    line = 2 * k.shape[-1] * k.itemsize
+    assert line % 128 == 0 and (k.storage_offset() * k.itemsize) % 128 == 0
+    assert all(size * k.itemsize % line == 0 for size in k.stride()[1:3]) and stride % 128 == 0
+
+
+def check_int8_static(**arguments) -> str:
+    """Serve with a scale file whose layers differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, scales = Path(folder) / "scales.safetensors", uneven_scales(Setup())
+        k, v = ([scale * (1 + n / 8) for n in range(LAYERS)] for scale in scales)
+        scale_files.write(path, (MODEL / "config.json").read_bytes(), k, v)
+        os.environ |= {contract.KV_FORMAT: "int8", contract.KV_SCALES: str(path)}
+        try:
+            return check_steps("int8-static", **arguments)
+        finally:
+            del os.environ[contract.KV_FORMAT], os.environ[contract.KV_SCALES]
+
+
+def check_capacity() -> str:
+    """Against BF16: 2.00x with static scales, 1.88x with those in the pages."""
+    ratios = {name: tokens / CAPACITIES["bf16"] for name, tokens in CAPACITIES.items()}
+    assert ratios["int8"] >= 1.88 and min(ratios["int8-static"], ratios["e4m3"]) >= 1.995, ratios
+    return ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
 
 
 def check_drafts() -> str:
@@ -197,7 +267,8 @@ def check_layout() -> str:
 
     assert get_kv_cache_layout() == backend.get_required_kv_cache_layout() == "HND"
     assert backend.get_kv_cache_shape(7, 16, 2, 64, "fp8") == (7, 2, 16, 128)
-    assert backend.get_kv_cache_block_dim(16, 2, 64) == 0 and backend.indexes_kv_by_block_stride()
+    assert backend.get_kv_cache_shape(7, 16, 2, 64, contract.INT8) == (7, 2, 16, 136)
+    assert backend.get_kv_cache_block_dim(16, 2, 64, contract.INT8) == 0 and backend.indexes_kv_by_block_stride()
     return "HND"
 
 
@@ -206,8 +277,13 @@ def main() -> None:
     checks = {
         "registration": check_registration,
         "selection": check_selection,
-        "steps, auto": lambda: check_steps("auto"),
-        "steps, fp8": lambda: check_steps("fp8"),
+        **{f"steps, {name}": lambda name=name: check_steps(name) for name in ("bf16", "e4m3", "int8")},
+        "steps, int8-static": check_int8_static,
+        "steps, int8, skip layers": lambda: check_steps("int8", **SKIP),
+        "steps, int8-static, skip layers": lambda: check_int8_static(**SKIP),
+        "steps, int8, pages of 64": lambda: check_steps("int8", block_size=64),
+        "steps, int8, blocks of two pages": lambda: check_steps("int8", block_size=256),
+        "capacity": check_capacity,
         "drafts": check_drafts,
         "layout": check_layout,
     }

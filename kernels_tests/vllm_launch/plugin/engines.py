@@ -19,6 +19,8 @@ import torch
 
 from bench.engine.engines import reason
 from bench.record.files import write_text
+from vllm_launch import profile
+from vllm_launch.decoder.contract import INT8, KV_FORMAT, KV_SCALES
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny_gpt_oss"
 # vLLM looks for a free port from VLLM_PORT on, and opens it much later: engines that start at once get ranges of their
@@ -49,31 +51,42 @@ ARGUMENTS = {
 GRAPH_SIZES = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
 UNCOMPILED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-FP8 = {"kv_cache_dtype": "fp8"}
+FP8, TOKEN_INT8 = {"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": INT8}
+SCALES = profile.FOLDER / "tiny_gpt_oss.int8.safetensors"
+STATIC = {KV_FORMAT: "int8", KV_SCALES: str(SCALES)}
 
 
 class Engine(NamedTuple):
-    """arguments: of vLLM. is_ours: with our backend. small_scratch: its prefill has memory for two steps only."""
+    """arguments: of vLLM. kv_format: as the record names it. is_ours: with our backend.
+
+    small_scratch: its prefill has memory for two steps only. fa2: it prefills as on other GPUs than Hopper.
+    """
 
     arguments: dict
+    kv_format: str = "bf16"
     is_ours: bool = True
     small_scratch: bool = False
-
-    @property
-    def kv_format(self) -> str:
-        return "fp8" if "kv_cache_dtype" in self.arguments else "bf16"
+    fa2: bool = False
 
 
+SKIP_SLIDING = {"kv_cache_dtype_skip_layers": ["sliding_window"]}
+EAGER = {"enforce_eager": True}
 ENGINES = {
     "stock-bf16": Engine({}, is_ours=False),
-    "stock-fp8": Engine(FP8, is_ours=False),
+    "stock-fp8": Engine(FP8, "e4m3", is_ours=False),
     "bf16": Engine({}),
-    "fp8": Engine(FP8),
-    "bf16-eager": Engine({"enforce_eager": True}),
-    "fp8-eager": Engine(FP8 | {"enforce_eager": True}),
-    "fp8-skip-sliding": Engine(FP8 | {"kv_cache_dtype_skip_layers": ["sliding_window"]}),
-    "fp8-ngram": Engine(FP8 | {"speculative_config": NGRAM}),
-    "fp8-small-scratch": Engine(FP8, small_scratch=True),  # longer contexts are merged by LSE
+    "fp8": Engine(FP8, "e4m3"),
+    "bf16-eager": Engine(EAGER),
+    "fp8-eager": Engine(FP8 | EAGER, "e4m3"),
+    "fp8-skip-sliding": Engine(FP8 | SKIP_SLIDING, "e4m3"),
+    "fp8-ngram": Engine(FP8 | {"speculative_config": NGRAM}, "e4m3"),
+    "fp8-small-scratch": Engine(FP8, "e4m3", small_scratch=True),  # longer contexts are merged by LSE
+    "int8": Engine(TOKEN_INT8, "int8"),
+    "int8-eager": Engine(TOKEN_INT8 | EAGER, "int8"),
+    "int8-skip-sliding": Engine(TOKEN_INT8 | SKIP_SLIDING, "int8"),
+    "int8-static": Engine(FP8, "int8-static"),
+    "bf16-fa2": Engine({}, fa2=True),
+    "fp8-fa2": Engine(FP8, "e4m3", fa2=True),
 }
 Verdict = tuple[bool, str]
 
@@ -108,6 +121,10 @@ def _gpu_arguments(engine: Engine, compiled: bool) -> dict:
 
     if engine.is_ours:
         plugin.register()
+    if engine.fa2:
+        from vllm_launch.plugin.attention import flash_attention
+
+        flash_attention.choose = lambda device: flash_attention.fa2
     return {
         "gpu_memory_utilization": 0.1,
         "kv_cache_memory_bytes": 4 * 2**30,
@@ -159,10 +176,12 @@ def run(
     judge: Callable[[argparse.Namespace, dict[str, dict]], list[Verdict]],
     *,
     always: Sequence[str] = (),
+    comparisons: Sequence = (),
 ) -> int:
     """Serve each engine in a process of its own, print the verdicts on their results; returns the exit code.
 
     serve: returns the result of the engine `arguments.serve`, as JSON. always: engines that run with any others.
+    comparisons: with candidate and reference; the references of the named engines run too.
     """
     arguments = _parse(parser)
     if arguments.serve:
@@ -170,7 +189,8 @@ def run(
         sys.stdout.flush()
         os._exit(0)  # without the engine's teardown: all is written, and vLLM 0.33's fails with torch 2.11
     arguments.out.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys([*always, *arguments.names]))
+    references = [entry.reference for entry in comparisons if entry.candidate in arguments.names]
+    names = list(dict.fromkeys([*always, *references, *arguments.names]))
     for name in names:
         result_path(arguments, name).unlink(missing_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -213,6 +233,7 @@ def _run_process(name: str, out: Path) -> str | None:
         "FP8_SINKS_RECORD": str(out.resolve() / f"{name}.record.json"),
         "VLLM_PORT": str(FIRST_PORT + PORTS * list(ENGINES).index(name)),
     }
+    environment |= STATIC if ENGINES[name].kv_format == "int8-static" else {}
     module = sys.modules["__main__"].__spec__.name
     command = [sys.executable, "-m", module, *sys.argv[1:], "--out", str(out), "--serve", name]
     log = out / f"{name}.log"
@@ -227,11 +248,12 @@ def _run_process(name: str, out: Path) -> str | None:
 
 
 def _records(out: Path, names) -> list[Verdict]:
-    """Whether each engine with our backend has written its record, with decoder lowp."""
+    """Whether each engine with our backend has written its record, with decoder lowp and its KV format."""
     verdicts = []
     for name in names:
         if ENGINES[name].is_ours:
             path = out / f"{name}.record.json"
             content = json.loads(path.read_bytes()) if path.exists() else {}
-            verdicts.append((content.get("decoder") == "lowp", f"{name}: record {content}"))
+            resolved = content.get("decoder"), content.get("kv_format")
+            verdicts.append((resolved == ("lowp", ENGINES[name].kv_format), f"{name}: record {content}"))
     return verdicts

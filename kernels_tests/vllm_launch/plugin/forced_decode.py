@@ -25,9 +25,11 @@ CONTEXTS = (
 # Nats: bench/suites/tiny_gpt_oss.yaml has them, with what was measured.
 SINK_BOUNDS = {
     "bf16": SinkBounds(mean_abs_delta=0.1, factor=4),
-    "fp8": SinkBounds(mean_abs_delta=0.135, factor=3),
+    "e4m3": SinkBounds(mean_abs_delta=0.135, factor=3),
+    "int8": SinkBounds(mean_abs_delta=0.1, factor=4),
+    "int8-static": SinkBounds(mean_abs_delta=0.1, factor=4),
 }
-STOCK = {"bf16": "stock-bf16", "fp8": "stock-fp8"}
+STOCK = {"bf16": "stock-bf16", "e4m3": "stock-fp8", "int8": "stock-fp8", "int8-static": "stock-fp8"}
 MARGIN = 1.15  # times stock vLLM's distance, at most
 
 
@@ -97,7 +99,7 @@ def _of_engine(name: str, context: int, distances: dict[str, dict[str, float]]) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(names=["bf16", "fp8", "stock-fp8", "fp8-skip-sliding"])
+    parser.set_defaults(names=["bf16", "fp8", "stock-fp8", "fp8-skip-sliding", "int8", "int8-static"])
     return engines.run(parser, serve, judge, always=["stock-bf16"])
 
 

@@ -22,8 +22,8 @@ from kernels_tests.vllm_launch.plugin.ties import Answer, Difference, mean
 
 # Nats: mean |Δ log p| against the answers alone up to where they part, and by how much a token after that may be less
 # likely than the most likely one.
-DELTA_BOUNDS = {"bf16": 0.02, "fp8": 0.06}
-SHORTFALL_BOUNDS = {"bf16": 0.4, "fp8": 1.5}
+DELTA_BOUNDS = {"bf16": 0.02, "e4m3": 0.06, "int8": 0.035, "int8-static": 0.04}
+SHORTFALL_BOUNDS = {"bf16": 0.4, "e4m3": 1.5, "int8": 0.7, "int8-static": 0.9}
 GROWTH_BYTES = {"RSS": 64 * 2**20, "GPU allocated": 4 * 2**20, "GPU reserved": 64 * 2**20}
 PAGE = 16  # tokens of a KV block
 WARM_UP = 4  # a run's first quarter

@@ -2,17 +2,22 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from lowp.paged.layouts import gather
+from kernels_tests.vllm_launch import scale_files
+from kernels_tests.vllm_launch.plugin.storage import INT8_LARGEST, assert_stored, poison, stored
+from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import impl as impl_module
+from vllm_launch.plugin.attention import settings
 from vllm_launch.plugin.attention.builder import SinkBuilder
+from vllm_launch.plugin.attention.formats import STATIC
 
 PAGE, SCALE = 16, 64**-0.5
-E4M3_LARGEST = 448.0
+KV_DTYPES = {"bf16": "auto", "e4m3": "fp8", "int8": "int8_per_token_head", "int8-static": "fp8"}  # of each format
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Setup:
             parallel_config=SimpleNamespace(
                 use_ubatching=False, rank=0, tensor_parallel_size=1, decode_context_parallel_size=1
             ),
-            cache_config=SimpleNamespace(),
+            cache_config=SimpleNamespace(cache_dtype=self.kv_dtype),
             scheduler_config=SimpleNamespace(max_num_seqs=self.requests, max_num_batched_tokens=self.step_tokens),
             compilation_config=SimpleNamespace(max_cudagraph_capture_size=None, static_forward_context={}),
             model_config=SimpleNamespace(
@@ -63,6 +68,40 @@ class Server:
     cache: torch.Tensor
     random: torch.Generator
 
+    @property
+    def page(self) -> int:
+        """Tokens of a page."""
+        return self.cache.shape[2]
+
+
+def setup_of(monkeypatch, folder: Path, kv_format: str, window: int | None = None, **fields) -> Setup:
+    """The setup of a server with this KV format; writes what int8-static needs to `folder`."""
+    setup = Setup(window, KV_DTYPES[kv_format], **fields)
+    if kv_format == "int8-static":
+        k, v = uneven_scales(setup)
+        use_scales(monkeypatch, folder, [k], [v])
+    return setup
+
+
+def uneven_scales(setup: Setup) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales of int8-static for normal values: each K channel and V head has its own, and the least ones saturate."""
+    random = torch.Generator().manual_seed(5)
+    k = 2 + 6 * torch.rand(setup.kv_heads, setup.head_dim, generator=random)
+    v = torch.linspace(3, 6, setup.kv_heads)
+    return k / INT8_LARGEST, v / INT8_LARGEST
+
+
+def use_scales(monkeypatch, folder: Path, k, v, of_config: bytes = b"{}") -> Path:
+    """Serve with a scale file of these scales of each layer; returns the model's config."""
+    config, path = folder / "config.json", folder / "scales.safetensors"
+    config.write_bytes(b"{}")
+    scale_files.write(path, of_config, k, v)
+    monkeypatch.setenv(contract.KV_SCALES, str(path))
+    if k[0].dim() == 2:
+        monkeypatch.setenv(contract.KV_FORMAT, "int8")
+    monkeypatch.setattr(settings, "config_path", lambda _: config)
+    return config
+
 
 def uploaded(values, dtype, device):
     return torch.tensor(values, dtype=dtype, device=device)
@@ -71,7 +110,7 @@ def uploaded(values, dtype, device):
 def dense_attention(
     q, k, v, out, *, cu_queries, cu_keys, longest_query, longest_key, sm_scale, causal, window_left, sinks, with_lse
 ):
-    """What `prefill.flash_attention_3` computes, in fp64."""
+    """What `flash_attention.fa3` computes, in fp64."""
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
     queries, keys = cu_queries.tolist(), cu_keys.tolist()
     assert max(b - a for a, b in pairwise(queries)) == longest_query
@@ -115,11 +154,11 @@ def make_impl(monkeypatch, setup: Setup, config=None, **arguments) -> impl_modul
 
 
 def serve(monkeypatch, setup: Setup, *, seed: int = 0, attention=None) -> Server:
-    """Start one layer: profiling run, builder, and a cache of NaN in every byte. attention: for prefills."""
+    """Start one layer: profiling run, builder, and a cache of NaN, or of scales that are. attention: for prefills."""
     device, config = torch.device(setup.device, 0) if setup.device == "cuda" else torch.device("cpu"), setup.config()
     layer_impl = make_impl(monkeypatch, setup, config)
-    if attention is not None:
-        layer_impl.attention = attention
+    if attention is not None or setup.device == "cpu":
+        layer_impl.attention = attention or dense_attention
     layer_impl.process_weights_after_loading(torch.bfloat16)
     layer = SimpleNamespace(
         impl=layer_impl, **{f"_{x}_scale_float": 1.0 for x in "kv"}, **{f"_{x}_scale": torch.ones(()) for x in "kv"}
@@ -129,11 +168,10 @@ def serve(monkeypatch, setup: Setup, *, seed: int = 0, attention=None) -> Server
     assert not layer_impl.forward(layer, new, None, None, None, None, torch.ones_like(new)).any()
     spec = SimpleNamespace(block_size=PAGE)
     builder = SinkBuilder(spec, ["model.layers.0.self_attn.attn"], config, device)
-    pages = setup.requests * (setup.max_model_len // PAGE) + 1
-    size = (pages, setup.kv_heads, PAGE, 2 * setup.head_dim)
-    cache = torch.full(size, 0x7F, dtype=torch.uint8, device=device)
-    if setup.kv_dtype in ("auto", "bfloat16"):
-        cache = torch.full(size, torch.nan, dtype=torch.bfloat16, device=device)
+    cache = layer_impl.make_pages(setup.requests * (setup.max_model_len // PAGE) + 1, PAGE, device)
+    poison(layer_impl, cache)
+    if layer_impl.kv_format in STATIC:
+        cache = cache.view(torch.uint8)  # as vLLM's
     return Server(setup, layer_impl, builder, layer, cache, torch.Generator(device).manual_seed(seed))
 
 
@@ -173,15 +211,15 @@ def make_step(
     tokens, rows = sum(queries), max(padded_requests, len(requests))
     count = max(padded_tokens, tokens)
     query, key, value = draw(count, setup.heads), draw(count, setup.kv_heads), draw(count, setup.kv_heads)
-    width = -(-setup.max_model_len // 128) * 128 // PAGE
+    page, width = server.page, -(-setup.max_model_len // 128) * 128 // server.page
     table = torch.full((rows, width), unused_page, dtype=torch.int32, device=device)
     pages = torch.randperm(len(server.cache) - 1, generator=server.random, device=device) + 1
     slots, expected, first, used = [], [], 0, 0
     starts = [0]
     for row, (new, length) in enumerate(requests):
-        mine = pages[used : (used := used + -(-length // PAGE))]
+        mine = pages[used : (used := used + -(-length // page))]
         position = torch.arange(length, device=device)
-        slot = mine[position // PAGE] * PAGE + position % PAGE
+        slot = mine[position // page] * page + position % page
         new_tokens = slice(first, first + new)
         k, v = (
             torch.cat([draw(length - new, setup.kv_heads), key[new_tokens]]),
@@ -191,7 +229,7 @@ def make_step(
         if length > new:
             server.impl.do_kv_cache_update(server.layer, k[context], v[context], server.cache, slot[context])
         slots.append(slot[length - new :])
-        skipped = 0 if setup.window is None else max(0, length - new - setup.window + 1) // PAGE
+        skipped = 0 if setup.window is None else max(0, length - new - setup.window + 1) // page
         table[row, skipped : len(mine)] = mine[skipped:].int()
         expected.append((k, v, slot, new_tokens, length))
         first += new
@@ -219,31 +257,16 @@ def make_step(
     for row, (k, v, slot, new_tokens, length) in enumerate(expected):
         context = length - (new_tokens.stop - new_tokens.start)
         for half, x in enumerate((k, v)):
-            assert_stored(server, half, slot, x)
+            assert_stored(server.impl, server.cache, half, slot, x)
         cached = slot if row < decoded else slot[:context]  # a prefill's new keys are not rounded
-        k, v = (torch.cat([stored(server, i, cached), x[len(cached) :].double()]) for i, x in enumerate((k, v)))
+        k, v = (
+            torch.cat([stored(server.impl, server.cache, i, cached), x[len(cached) :].double()])
+            for i, x in enumerate((k, v))
+        )
         position = torch.arange(context, length, device=device)
         options = {"window_left": server.impl.window_left, "sinks": server.impl.sinks, "sm_scale": SCALE}
         out[new_tokens], _ = attention(query[new_tokens], k, v, position, **options)
     return Step(metadata, query, key, value, out, tokens, common)
-
-
-def stored(server: Server, half: int, slot: torch.Tensor) -> torch.Tensor:
-    """Dequantise K (half: 0) or V (1) of slots: [slots, kv_heads, head_dim] in fp64."""
-    scale = server.impl.kv_scales[half]
-    values, scale = gather(server.impl.halves(server.cache)[half], scale, slot // PAGE, slot % PAGE, "HND")
-    return values.double() if scale is None else values.double() * scale.double()
-
-
-def assert_stored(server: Server, half: int, slot: torch.Tensor, x: torch.Tensor) -> None:
-    """K (half: 0) or V (1) of the slots is x, rounded to the cache's format within its range."""
-    read, x, scale = stored(server, half, slot), x.double(), server.impl.kv_scales[half]
-    if not server.impl.is_fp8:
-        assert torch.equal(read, x)
-        return
-    scale = 1.0 if scale is None else scale.double()[:, None]
-    x = (x / scale).clamp(-E4M3_LARGEST, E4M3_LARGEST) * scale
-    assert ((read - x).abs() <= x.abs() / 16 + scale / 1024).all()
 
 
 def run(server: Server, step: Step) -> torch.Tensor:

@@ -14,6 +14,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from kernels_tests.vllm_launch.plugin.engine_script import CACHED, TOKENS
 from kernels_tests.vllm_launch.plugin.test_registration import REPO
+from vllm_launch.decoder.contract import INT8
+
+FP8 = {"kv_cache_dtype": "fp8"}
 
 pytestmark = [pytest.mark.server, pytest.mark.fp8_cache]
 
@@ -69,6 +72,14 @@ def test_fp8_is_near_bf16(answer):
     ours, stock = answer("ours", kv_cache_dtype="fp8"), answer("stock")
     assert generated_distance(ours, stock) < 0.06
     assert prompt_distance(ours, stock) < 0.10
+
+
+@pytest.mark.long
+def test_int8_is_nearer_to_bf16_than_fp8(answer):
+    """Prompts are scored through chunked prefills, whose contexts are read from the cache."""
+    bf16, fp8, int8 = (answer("ours", **arguments) for arguments in ({}, FP8, {"kv_cache_dtype": INT8}))
+    for distance in (generated_distance, prompt_distance):  # 0.40 and 0.47, near the floor of BF16's own rounding
+        assert distance(int8, bf16) < 0.6 * distance(fp8, bf16)
 
 
 @pytest.mark.long

@@ -5,7 +5,16 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from kernels_tests.vllm_launch.plugin.steps import Setup, assert_close, dense_attention, make_step, run, serve
+from kernels_tests.vllm_launch.plugin.steps import (
+    KV_DTYPES,
+    Setup,
+    assert_close,
+    dense_attention,
+    make_step,
+    run,
+    serve,
+    setup_of,
+)
 
 STEPS = {
     "decode": [(1, 5), (1, 1), (1, 700), (1, 129)],
@@ -18,12 +27,42 @@ STEPS = {
 
 
 @pytest.mark.parametrize("window", [None, 32])
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
 @pytest.mark.parametrize("requests", STEPS.values(), ids=STEPS)
-def test_a_step_is_attention_of_each_request(monkeypatch, requests, kv_dtype, window):
-    server = serve(monkeypatch, Setup(window, kv_dtype), attention=dense_attention)
+def test_a_step_is_attention_of_each_request(monkeypatch, tmp_path, requests, kv_format, window):
+    server = serve(monkeypatch, setup_of(monkeypatch, tmp_path, kv_format, window), attention=dense_attention)
+    assert server.impl.kv_format == kv_format
     step = make_step(server, requests)
     assert_close(run(server, step), step.expected)
+
+
+# What a reader would have that takes wrong scales.
+MUTANTS = {
+    "the neighbour token's scales": ("int8", lambda x: rolled(x, -1)),
+    "the neighbour head's scales": ("int8", lambda x: rolled(x, 1)),
+    "K's and V's scales swapped": ("int8", lambda x: x._replace(k_scale=x.v_scale, v_scale=x.k_scale)),
+    "K's scales per head": ("int8-static", lambda x: x._replace(k_scale=x.k_scale.mean(-1))),
+    "the neighbour channel's scale": ("int8-static", lambda x: x._replace(k_scale=x.k_scale.roll(1, -1))),
+    "the neighbour head's scales per channel": ("int8-static", lambda x: x._replace(k_scale=x.k_scale.flip(0))),
+    "the neighbour head's scale of V": ("int8-static", lambda x: x._replace(v_scale=x.v_scale.flip(0))),
+    "scales of 1.0": ("int8-static", lambda x: x._replace(k_scale=torch.ones_like(x.k_scale))),
+}
+
+
+def rolled(views, axis: int):
+    return views._replace(k_scale=views.k_scale.roll(1, axis), v_scale=views.v_scale.roll(1, axis))
+
+
+@pytest.mark.parametrize(("kv_format", "mutate"), MUTANTS.values(), ids=MUTANTS)
+def test_wrong_scales_give_wrong_attention(monkeypatch, tmp_path, kv_format, mutate):
+    server = serve(monkeypatch, setup_of(monkeypatch, tmp_path, kv_format), attention=dense_attention)
+    for requests in (STEPS["decode"], STEPS["with context"]):
+        step, views = make_step(server, requests), server.impl.views
+        assert_close(run(server, step), step.expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.impl, "views", lambda cache, views=views: mutate(views(cache)))
+            with pytest.raises(AssertionError):
+                assert_close(run(server, step), step.expected)
 
 
 def test_padding_is_zero(monkeypatch):

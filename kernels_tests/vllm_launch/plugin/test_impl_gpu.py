@@ -8,8 +8,17 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from kernels_tests.vllm_launch.plugin.steps import Server, Setup, Step, assert_close, make_step, run, serve
-from kernels_tests.vllm_launch.plugin.test_impl import STEPS
+from kernels_tests.vllm_launch.plugin.steps import (
+    KV_DTYPES,
+    Server,
+    Step,
+    assert_close,
+    make_step,
+    run,
+    serve,
+    setup_of,
+)
+from kernels_tests.vllm_launch.plugin.test_impl import MUTANTS, STEPS
 from vllm_launch.plugin.attention import buffers
 
 pytestmark = pytest.mark.gpu
@@ -32,31 +41,49 @@ def poisoned_memory():
         [torch.full((size,), torch.nan, device="cuda") for _ in range(16)]
 
 
-def gpt_oss(window=None, kv_dtype="fp8", **changes) -> Setup:
-    return Setup(window, kv_dtype, **GPT_OSS | changes)
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Return a function that starts a layer of gpt-oss with this KV format; further arguments are Setup's."""
+
+    def start(kv_format: str, window: int | None = None, **changes) -> Server:
+        return serve(monkeypatch, setup_of(monkeypatch, tmp_path, kv_format, window, **GPT_OSS | changes))
+
+    return start
 
 
 @pytest.mark.parametrize("window", [None, 128])
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
 @pytest.mark.parametrize("requests", (STEPS | LARGE_STEPS).values(), ids=STEPS | LARGE_STEPS)
-def test_a_step_is_attention_of_each_request(monkeypatch, requests, kv_dtype, window):
-    server = serve(monkeypatch, gpt_oss(window, kv_dtype))
+def test_a_step_is_attention_of_each_request(start, requests, kv_format, window):
+    server = start(kv_format, window)
     step = make_step(server, requests)
     assert_close(run(server, step), step.expected)
+
+
+@pytest.mark.parametrize(("kv_format", "mutate"), MUTANTS.values(), ids=MUTANTS)
+def test_wrong_scales_give_wrong_attention(monkeypatch, start, kv_format, mutate):
+    server = start(kv_format)
+    for requests in (LARGE_STEPS["decode"], LARGE_STEPS["with context"]):
+        step, views = make_step(server, requests), server.impl.views
+        assert_close(run(server, step), step.expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.impl, "views", lambda cache, views=views: mutate(views(cache)))
+            with pytest.raises(AssertionError):
+                assert_close(run(server, step), step.expected)
 
 
 @pytest.mark.parametrize(
     "heads", [{"heads": 8, "kv_heads": 1}, {"heads": 16, "kv_heads": 2}, {"heads": 32, "kv_heads": 8, "head_dim": 128}]
 )
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
-def test_heads_of_other_models_and_ranks(monkeypatch, heads, kv_dtype):
-    server = serve(monkeypatch, gpt_oss(128, kv_dtype, **heads))
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
+def test_heads_of_other_models_and_ranks(start, heads, kv_format):
+    server = start(kv_format, 128, **heads)
     step = make_step(server, STEPS["mixed"])
     assert_close(run(server, step), step.expected)
 
 
-def test_scales_of_each_head(monkeypatch):
-    server = serve(monkeypatch, gpt_oss())
+def test_scales_of_each_head(start):
+    server = start("e4m3")
     scale = torch.logspace(-3, 1, 8, device="cuda")
     server.impl.kv_scales = server.impl.kv_scales._replace(k=scale, v=scale.flip(0).contiguous())
     step = make_step(server, STEPS["mixed"])
@@ -64,33 +91,35 @@ def test_scales_of_each_head(monkeypatch):
 
 
 @pytest.mark.parametrize("requests", [[(4, 50), (4, 4), (4, 3000)], [(4, 50), (1, 9), (3, 3000), (1, 1), (60, 80)]])
-def test_several_query_tokens(monkeypatch, requests):
-    server = serve(monkeypatch, gpt_oss(drafts=3))
+@pytest.mark.parametrize("kv_format", ["e4m3", "int8", "int8-static"])
+def test_several_query_tokens(start, requests, kv_format):
+    server = start(kv_format, drafts=3)
     step = make_step(server, requests)
     assert_close(run(server, step), step.expected)
 
 
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
-def test_a_context_over_the_scratch_runs_in_parts(monkeypatch, kv_dtype):
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
+def test_a_context_over_the_scratch_runs_in_parts(monkeypatch, start, kv_format):
     monkeypatch.setattr(buffers, "SCRATCH_BYTES", 1024 * 2048)  # 1024 tokens
-    server = serve(monkeypatch, gpt_oss(kv_dtype=kv_dtype, step_tokens=512))
+    server = start(kv_format, step_tokens=512)
     step = make_step(server, [(1, 9), (60, 8000), (300, 4000), (20, 200)])
     assert [len(group) for group in step.metadata.prefills[-1]] == [9, 5, 1]
     assert_close(run(server, step), step.expected)
 
 
-def test_padding_is_zero(monkeypatch):
-    server = serve(monkeypatch, gpt_oss())
+def test_padding_is_zero(start):
+    server = start("e4m3")
     step = make_step(server, [(1, 33), (30, 60)], padded_tokens=40)
     out = run(server, step)
     assert_close(out[: step.tokens], step.expected[: step.tokens])
     assert not out[step.tokens :].any()
 
 
-def test_after_the_start_nothing_compiles(monkeypatch):
+@pytest.mark.parametrize("kv_format", ["e4m3", "int8", "int8-static"])
+def test_after_the_start_nothing_compiles(monkeypatch, start, kv_format):
     from lowp.jit import compiler, launcher
 
-    servers = [serve(monkeypatch, gpt_oss(window, drafts=3)) for window in (None, 128)]
+    servers = [start(kv_format, window, drafts=3) for window in (None, 128)]
 
     def fail(*_):
         raise AssertionError("a kernel is compiled or loaded in a step")
@@ -118,10 +147,10 @@ def write_over(step: Step, source: Step) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 128])
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
 @pytest.mark.parametrize("query_tokens", [1, 4])
-def test_a_graph_replays_other_lengths(monkeypatch, query_tokens, kv_dtype, window):
-    server = serve(monkeypatch, gpt_oss(window, kv_dtype, drafts=query_tokens - 1))
+def test_a_graph_replays_other_lengths(start, query_tokens, kv_format, window):
+    server = start(kv_format, window, drafts=query_tokens - 1)
     captured = make_step(server, [(query_tokens, query_tokens)] * 8)
     out = torch.full_like(captured.query, torch.nan)
     graph = torch.cuda.CUDAGraph()
@@ -137,8 +166,9 @@ def test_a_graph_replays_other_lengths(monkeypatch, query_tokens, kv_dtype, wind
         assert not out[step.tokens :].any()
 
 
-def test_a_decode_step_neither_allocates_nor_synchronises(monkeypatch):
-    server = serve(monkeypatch, gpt_oss())
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
+def test_a_decode_step_neither_allocates_nor_synchronises(start, kv_format):
+    server = start(kv_format)
     step = make_step(server, LARGE_STEPS["decode"])
     out = run(server, step)
     allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
@@ -151,8 +181,9 @@ def test_a_decode_step_neither_allocates_nor_synchronises(monkeypatch):
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
 
 
-def test_planning_a_prefill_does_not_synchronise(monkeypatch):
-    server = serve(monkeypatch, gpt_oss())
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
+def test_planning_a_prefill_does_not_synchronise(start, kv_format):
+    server = start(kv_format)
     step = make_step(server, LARGE_STEPS["mixed"])
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from kernels_tests.vllm_launch.plugin.steps import Setup, serve
+from kernels_tests.vllm_launch.plugin.steps import KV_DTYPES, Setup, serve, setup_of
 from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import record
 from vllm_launch.plugin.attention.record import Record
@@ -21,6 +21,9 @@ def test_the_line():
     assert record.line(RECORD._replace(window_kv_format="bf16", kv_scales="0123456789abcdef")) == (
         "fp8-sinks: decoder lowp, prefill fa3, writer fp8-sinks, KV e4m3 (window layers bf16), scales 0123456789ab"
     )
+    assert "KV int8-static, scales 0123" in record.line(
+        RECORD._replace(kv_format="int8-static", window_kv_format="int8-static", kv_scales="0123456789abcdef")
+    )
 
 
 def test_the_file_is_written_whole(tmp_path):
@@ -31,19 +34,20 @@ def test_the_file_is_written_whole(tmp_path):
     assert os.listdir(tmp_path) == ["record.json"]
 
 
-@pytest.mark.parametrize("kv_dtype", ["auto", "fp8"])
-def test_a_server_publishes_once(monkeypatch, tmp_path, kv_dtype):
+@pytest.mark.parametrize("kv_format", KV_DTYPES)
+def test_a_server_publishes_once(monkeypatch, tmp_path, kv_format):
     path, lines = tmp_path / "record.json", []
     monkeypatch.setenv(contract.RECORD, str(path))
     monkeypatch.setattr(record.logger, "info", lines.append)
-    server = serve(monkeypatch, Setup(128, kv_dtype))
+    server = serve(monkeypatch, setup_of(monkeypatch, tmp_path, kv_format, 128))
     type(server.builder)(
         server.builder.kv_cache_spec, list(server.builder.impls), server.builder.vllm_config, server.cache.device
     )
     content = json.loads(path.read_text())
-    assert content["kv_format"] == {"auto": "bf16", "fp8": "e4m3"}[kv_dtype]
-    assert (content["layers"], content["window_layers"], content["kv_scales"]) == (1, 1, None)
-    assert len(lines) == 1
+    assert content["kv_format"] == content["window_kv_format"] == kv_format
+    assert (content["layers"], content["window_layers"]) == (1, 1)
+    assert (content["kv_scales"] is None) is (kv_format != "int8-static")
+    assert len(lines) == 1 and f"KV {kv_format}, " in lines[0]
 
 
 def test_other_ranks_publish_nothing(monkeypatch, tmp_path):

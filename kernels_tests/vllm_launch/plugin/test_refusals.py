@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from kernels_tests.vllm_launch.plugin.steps import Setup, make_impl, make_step, serve
+from flashinfer_patches.errors import Problem
+from kernels_tests.vllm_launch.plugin.steps import Setup, make_impl, make_step, serve, setup_of
 from vllm_launch.decoder import contract
 from vllm_launch.plugin.attention import buffers, prefill, settings
 from vllm_launch.plugin.attention.buffers import Geometry, Limits
@@ -69,6 +70,35 @@ def test_decoders(monkeypatch):
         settings.requested_decoder({contract.DECODER: "other"})
     monkeypatch.setenv(contract.DECODER, "flashinfer")
     assert "drafts with decoder flashinfer" in refused(monkeypatch, setup=Setup(drafts=1))
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp8", "int8_per_token_head"])
+def test_int8_with_decoder_flashinfer_is_refused(monkeypatch, tmp_path, kv_dtype):
+    if kv_dtype == "fp8":
+        setup_of(monkeypatch, tmp_path, "int8-static")
+    make_impl(monkeypatch, Setup(kv_dtype=kv_dtype))
+    monkeypatch.setenv(contract.DECODER, "flashinfer")
+    with pytest.raises(Problem) as raised:
+        make_impl(monkeypatch, Setup(kv_dtype=kv_dtype))
+    assert "expected lowp" in raised.value.message
+
+
+def test_int8_static_without_its_file_or_cache_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv(contract.KV_FORMAT, "int8")
+    with pytest.raises(Problem, match="expected a scale file"):
+        make_impl(monkeypatch, Setup(kv_dtype="fp8"))
+    setup_of(monkeypatch, tmp_path, "int8-static")
+    for kv_dtype in ("auto", "bfloat16", "int8_per_token_head"):
+        with pytest.raises(Problem, match="expected fp8"):
+            make_impl(monkeypatch, Setup(kv_dtype=kv_dtype))
+
+
+@pytest.mark.parametrize("kv_format", ["int8", "int8-static"])
+def test_layers_that_are_skipped_keep_bf16(monkeypatch, tmp_path, kv_format):
+    """As vLLM makes a layer of --kv-cache-dtype-skip-layers: its own cache dtype is auto."""
+    setup = setup_of(monkeypatch, tmp_path, kv_format)
+    server = make_impl(monkeypatch, replace(setup, kv_dtype="auto"), setup.config())
+    assert server.kv_format == "bf16"
 
 
 def test_steps_that_are_refused(monkeypatch):

@@ -58,4 +58,5 @@ def test_another_plugin_keeps_its_backend(results):
 def test_layers_and_builders_of_vllm_run_with_the_backend():
     """In the installed vLLM; `check_adapter` says how to run it in a CUDA wheel of a supported version."""
     lines = dict(line.split(": ", 1) for line in run_script("check_adapter").splitlines() if ": " in line)
-    assert {"registration", "selection", "steps, auto", "steps, fp8", "drafts", "layout"} <= set(lines)
+    steps = {f"steps, {kv_format}" for kv_format in ("bf16", "e4m3", "int8", "int8-static")}
+    assert {"registration", "selection", "capacity", "drafts", "layout"} | steps <= set(lines)

@@ -3,7 +3,8 @@
     python -m kernels_tests.vllm_launch.plugin.tiny_model [--compiled] [--jobs N] [--out FOLDER] [ENGINE ...]
 
 Prints a verdict a line; exits with 1 if one is FAIL. About 3 minutes on an H200 with 3 engines at a time. --compiled:
-vLLM's default compilation and piecewise graphs in place of none. stock-bf16 is always run. FOLDER: logs and answers.
+vLLM's default compilation and piecewise graphs in place of none. stock-bf16 and what an engine is compared with always
+run. FOLDER: logs and answers.
 
 Each engine answers 28 prompts of 5 to 12,000 tokens in chunks of 512: mixed batches, chunked prefills; some again with
 their prefix cached; and scores what it has generated as a prompt.
@@ -28,6 +29,8 @@ CACHED = (27, 3, 12, 20)  # prompts that are answered again, alone
 # Mean |log p difference| of generated tokens up to the first one that differs, and of prompt tokens; measured: 0.0105
 # and 0 in BF16, 0.042 and 0.076 in FP8.
 BF16_BOUNDS, FP8_BOUNDS = (0.02, 0.02), (0.06, 0.10)
+# Set before the first run: a little over BF16's, whose arithmetic is most of what a CPU shows of int8.
+INT8_BOUNDS, INT8_STATIC_BOUNDS = (0.035, 0.045), (0.04, 0.06)
 COMPARISONS = (
     Comparison("bf16", "stock-bf16", *BF16_BOUNDS, only_ties=True),
     Comparison("fp8", "stock-bf16", *FP8_BOUNDS, only_ties=False),
@@ -35,8 +38,15 @@ COMPARISONS = (
     Comparison("bf16-eager", "bf16", *BF16_BOUNDS, only_ties=True),
     Comparison("fp8-eager", "fp8", *BF16_BOUNDS, only_ties=True),
     Comparison("fp8-ngram", "fp8", *BF16_BOUNDS, only_ties=True),
+    Comparison("int8", "bf16", *INT8_BOUNDS, only_ties=True),
+    Comparison("int8-skip-sliding", "bf16", *INT8_BOUNDS, only_ties=True),
+    Comparison("int8-eager", "int8", *BF16_BOUNDS, only_ties=True),
+    Comparison("int8-static", "bf16", *INT8_STATIC_BOUNDS, only_ties=True),
+    Comparison("bf16-fa2", "bf16", *BF16_BOUNDS, only_ties=True),
+    Comparison("fp8-fa2", "fp8", *BF16_BOUNDS, only_ties=True),
 )
-PATHS_BOUNDS = {"bf16": 0.04, "fp8": 0.09}  # decode against own prefill, by the largest of the scored answers
+# Decode against own prefill, by the largest of the scored answers; those of int8 set before the first run.
+PATHS_BOUNDS = {"bf16": 0.04, "e4m3": 0.09, "int8": 0.05, "int8-static": 0.06}
 
 
 def serve(arguments: argparse.Namespace) -> dict:
@@ -102,7 +112,7 @@ def main() -> int:
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="leave out longer prompts")
     names = [name for name in ENGINES if name != "fp8-small-scratch"]
     parser.set_defaults(names=names)
-    return engines.run(parser, serve, judge, always=["stock-bf16"])
+    return engines.run(parser, serve, judge, always=["stock-bf16"], comparisons=COMPARISONS)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,14 @@ def amax_of(states: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def expected(loaded):
+def layers(loaded):
+    """The projections, computed once."""
+    return projections(loaded)
+
+
+@pytest.fixture(scope="module")
+def expected(loaded, layers):
     """Direct: amax of K, rotated, and of V, [layers, 2, heads]; and of K before rotary embedding [layers, heads]."""
-    layers = projections(loaded)
     keys = [[rotated(loaded, key) for key in layer["k"]] for layer in layers]
     direct = [torch.stack([amax_of(k), amax_of(layer["v"])]) for k, layer in zip(keys, layers, strict=True)]
     return torch.stack(direct), torch.stack([amax_of(layer["k"]) for layer in layers])
@@ -54,7 +59,7 @@ def expected(loaded):
 
 @pytest.fixture(scope="module")
 def counts(loaded):
-    return torch.stack(collect.count(loaded, PROMPTS, lambda _: None))
+    return torch.stack([torch.stack(layer) for layer in collect.count(loaded, PROMPTS, lambda _: None, "e4m3")])
 
 
 def test_amax_equals_a_direct_computation(counts, expected):
@@ -82,8 +87,9 @@ def test_a_wrong_collector_differs_in_every_layer(counts, expected, name):
     assert all(not torch.equal(right, mutant) for right, mutant in zip(actual, wrong, strict=True))
 
 
-def test_counting_does_not_change_the_model(loaded):
-    layers = [collect.CountingLayer() for _ in loaded.model.layers]
+@pytest.mark.parametrize("kv_format", ["e4m3", "int8"])
+def test_counting_does_not_change_the_model(loaded, kv_format):
+    layers = [collect.CountingLayer(kv_format) for _ in loaded.model.layers]
     with torch.no_grad():
         for prompt in PROMPTS:  # nothing of the first is left for the second
             ids = torch.tensor([prompt])
@@ -93,8 +99,56 @@ def test_counting_does_not_change_the_model(loaded):
 
 
 def test_prompts_add_up(loaded, counts):
-    separate = [torch.stack(collect.count(loaded, [prompt], lambda _: None)) for prompt in PROMPTS]
-    assert torch.equal(sum(separate), counts)
+    separate = [collect.count(loaded, [prompt], lambda _: None, "e4m3") for prompt in PROMPTS]
+    assert torch.equal(sum(torch.stack([torch.stack(layer) for layer in layers]) for layers in separate), counts)
+
+
+def pair_amax(keys: list[torch.Tensor]) -> torch.Tensor:
+    """The largest norm of each rotary pair (i, i + 32) as BF16, [heads, 32]."""
+    norms = [(key[..., :32].float().square() + key[..., 32:].float().square()).sqrt().bfloat16() for key in keys]
+    return torch.cat(norms, dim=1).float().amax(dim=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def pairs(loaded, layers):
+    """Counts for int8, and direct: the amax of each rotary pair of K, [layers, heads, 32]."""
+    counts = collect.count(loaded, PROMPTS, lambda _: None, "int8")
+    direct = torch.stack([pair_amax([rotated(loaded, key) for key in layer["k"]]) for layer in layers])
+    return counts, direct
+
+
+def test_amax_of_each_rotary_pair_equals_a_direct_computation(pairs, expected):
+    counts, direct = pairs
+    for layer, of_layer in enumerate(counts):
+        assert torch.equal(magnitudes.percentile(of_layer.k, 100), direct[layer])
+        assert torch.equal(magnitudes.percentile(of_layer.v, 100), expected[0][layer, 1])
+        assert (of_layer.k.sum(-1) == 500).all() and (of_layer.v.sum(-1) == 500 * 64).all()
+
+
+PAIR_MUTANTS = {
+    "layers shifted": lambda amax: amax.roll(1, 0),
+    "heads permuted": lambda amax: amax.flip(1),
+    "pairs shifted": lambda amax: amax.roll(1, 2),
+    "pairs reversed": lambda amax: amax.flip(2),
+    "heads and pairs transposed": lambda amax: amax.transpose(1, 2).reshape(amax.shape),
+    "one for the head": lambda amax: amax.amax(2, keepdim=True).expand(amax.shape),
+}
+
+
+@pytest.mark.parametrize("name", PAIR_MUTANTS)
+def test_a_collector_that_mixes_up_pairs_differs_in_every_layer(pairs, name):
+    counts, direct = pairs
+    for of_layer, mutant in zip(counts, PAIR_MUTANTS[name](direct), strict=True):
+        assert not torch.equal(magnitudes.percentile(of_layer.k, 100), mutant)
+
+
+@torch.no_grad()
+def test_interleaved_pairs_would_show(pairs, loaded, layers):
+    """Pairs (2i, 2i + 1), as other models have them, have other norms."""
+    counts, _ = pairs
+    for of_layer, layer in zip(counts, layers, strict=True):
+        keys = [rotated(loaded, key).unflatten(-1, (32, 2)).transpose(-1, -2).flatten(-2) for key in layer["k"]]
+        assert not torch.equal(magnitudes.percentile(of_layer.k, 100), pair_amax(keys))
 
 
 def test_the_model_computes_in_bf16(loaded):

@@ -23,9 +23,12 @@ def scales_of(heads: int = KV_HEADS) -> tuple[list[torch.Tensor], list[torch.Ten
 
 
 def tensors_of(heads: int = KV_HEADS) -> dict[str, torch.Tensor]:
-    k, v = scales_of(heads)
-    named = {file.tensor_name(layer, "k"): scale for layer, scale in enumerate(k)}
-    return named | {file.tensor_name(layer, "v"): scale for layer, scale in enumerate(v)}
+    return named(*scales_of(heads))
+
+
+def named(k, v) -> dict[str, torch.Tensor]:
+    tensors = {file.tensor_name(layer, "k"): scale for layer, scale in enumerate(k)}
+    return tensors | {file.tensor_name(layer, "v"): scale for layer, scale in enumerate(v)}
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_a_round_trip(path):
     scales, (k, v) = file.load(path, LAYERS, KV_HEADS), scales_of()
     assert all(map(torch.equal, scales.k, k)) and all(map(torch.equal, scales.v, v))
     assert [len(scales.k), len(scales.v)] == [LAYERS, LAYERS]
-    assert scales.origin == ORIGIN and len(scales.sha256) == 64
+    assert scales.origin == ORIGIN and scales.kv_format == "e4m3" and len(scales.sha256) == 64
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -67,6 +70,12 @@ def test_a_scale_for_the_tensor_expands_to_all_heads(tmp_path):
     file.write(path, *scales_of(heads=1), ORIGIN, KV_HEADS)
     scales = file.load(path, LAYERS, KV_HEADS)
     assert [scale.tolist() for scale in scales.k] == [[pytest.approx(number / 100)] * KV_HEADS for number in (1, 2, 3)]
+
+
+def test_a_file_without_the_key_kv_format_is_e4m3(tmp_path):
+    path = tmp_path / "scales.safetensors"
+    save_file(tensors_of(), path, {key: value for key, value in METADATA.items() if key != "kv_format"})
+    assert file.load(path, LAYERS, KV_HEADS).kv_format == "e4m3"
 
 
 @pytest.mark.parametrize(

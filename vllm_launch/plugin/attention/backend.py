@@ -1,4 +1,4 @@
-"""vLLM's attention backend CUSTOM: our cache writer, our decode kernel, FlashAttention 3 for prefills; query in BF16.
+"""vLLM's attention backend CUSTOM: our cache writer, our decode kernel, FlashAttention for prefills; query in BF16.
 
 What all supported vLLM versions share; `vllm_0_26` and `vllm_0_33` add the rest. A KV cache of a layer is one tensor
 [pages, kv_heads, page, K and V], in that order in memory: K and V of a token are the two halves of a line.
@@ -8,12 +8,14 @@ metadata), `SinkBuilder` for each KV cache group, then in each step the builder,
 `do_kv_cache_update` and `forward`.
 """
 
+import os
 from typing import ClassVar
 
 import torch
 from vllm.v1.attention.backend import AttentionBackend
 
 from vllm_launch.decoder.contract import HEAD_DIMS, KV_CACHE_DTYPES
+from vllm_launch.plugin.attention import flash_attention, settings
 from vllm_launch.plugin.attention.builder import SinkBuilder
 from vllm_launch.plugin.attention.impl import SinkImpl
 
@@ -73,7 +75,6 @@ class SinkBackend(AttentionBackend):
         """Return why the combination is refused; None if it is not."""
         if not has_sink:
             return "a model without attention sinks: fp8-sinks is tested with sinks only"
-        if device_capability.major != 9:
-            version = device_capability.as_version_str()
-            return f"compute capability {version}: prefill of fp8-sinks needs FlashAttention 3, capability 9.x"
-        return None
+        return flash_attention.unsupported_reason(device_capability.major) or settings.uncertified_reason(
+            device_capability.major, os.environ
+        )

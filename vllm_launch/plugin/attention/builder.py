@@ -7,7 +7,16 @@ import vllm
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder
 
-from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, record, scales, settings
+from vllm_launch.plugin.attention import (
+    decode,
+    decode_flashinfer,
+    flash_attention,
+    formats,
+    prefill,
+    record,
+    scales,
+    settings,
+)
 from vllm_launch.plugin.attention.impl import SinkImpl, SinkMetadata
 from vllm_launch.plugin.attention.metadata import Decodes, Plan, plan_batch
 
@@ -32,6 +41,8 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
         self.wrappers = self._make_wrappers()
         longest = vllm_config.model_config.max_model_len
         self._prebuild(-(-longest // TABLE_ALIGNMENT) * TABLE_ALIGNMENT // kv_cache_spec.block_size)
+        for window, impl in {impl.window_left: impl for impl in self.impls.values()}.items():
+            flash_attention.warm_up(impl.attention, impl.num_heads, self.buffers.scratch, window)
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config, kv_cache_spec) -> AttentionCGSupport:
@@ -107,11 +118,11 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
     def _install_scales(self, layers) -> None:
         """Give the layers their scales and the count of saturated values, and publish what was resolved."""
         impls = [layer.impl for layer in layers.values() if isinstance(getattr(layer, "impl", None), SinkImpl)]
-        scales.require_fp8(os.environ, sum(impl.is_fp8 for impl in impls))
+        scales.require_static(os.environ, {impl.kv_format for impl in impls})
         heads, config = settings.heads_of(self.vllm_config), settings.config_path(self.vllm_config.model_config)
         from_file = scales.load_scales(os.environ, heads, config, self.device)
         for name, impl in self.impls.items():
-            if impl.is_fp8:
+            if impl.kv_format in formats.STATIC:
                 self.saturation = scales.saturation(self.device)
                 impl.saturated = self.saturation.counts
                 if from_file.sha256:
@@ -127,10 +138,9 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
         table = torch.zeros(1, width, dtype=torch.int32, device=device)
         lengths = torch.zeros(1, dtype=torch.int32, device=device)
         nowhere = torch.full((1,), -1, dtype=torch.int64, device=device)
-        for impl in {(impl.window_left, impl.is_fp8): impl for impl in self.impls.values()}.values():
-            line = (1, impl.num_kv_heads, page, 2 * impl.head_size)
-            pages = torch.zeros(line, dtype=impl.storage_dtype, device=device)
-            cache = decode.Cache(*impl.halves(pages), *impl.kv_scales, table, lengths)
+        for impl in {(impl.window_left, impl.kv_format): impl for impl in self.impls.values()}.values():
+            pages = impl.make_pages(1, page, device)
+            cache = decode.Cache(*impl.views(pages), table, lengths)
             batch, tokens = self.limits.requests, self.limits.decode_tokens
             if impl.decoder == "lowp":
                 decode.prebuild(batch, tokens, impl.num_heads, cache, window_left=impl.window_left)
@@ -143,16 +153,12 @@ class SinkBuilder(AttentionMetadataBuilder[SinkMetadata]):
 def _record(impls: list[SinkImpl], kv_scales: str | None, device: torch.device) -> record.Record:
     window = [impl for impl in impls if impl.window_left >= 0]
     full = [impl for impl in impls if impl.window_left < 0] or window
-
-    def kv_format(layers: list[SinkImpl]) -> str:
-        return "e4m3" if layers and layers[0].is_fp8 else "bf16"
-
     return record.Record(
         decoder=full[0].decoder,
-        prefill=prefill.NAME,
+        prefill=full[0].attention.__name__,
         cache_writer="fp8-sinks",
-        kv_format=kv_format(full),
-        window_kv_format=kv_format(window or full),
+        kv_format=full[0].kv_format,
+        window_kv_format=(window or full)[0].kv_format,
         kv_scales=kv_scales,
         vllm=vllm.__version__,
         layers=len(impls),

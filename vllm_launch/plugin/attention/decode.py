@@ -61,6 +61,7 @@ def attend(
         q, target = query[:tokens], out[:tokens]
     if query_tokens > 1:
         q, target = (x.unflatten(0, (rows, query_tokens)) for x in (q, target))
+    # overlap: as sink_decode chooses. The kernel before it is our cache writer, which lets it start early.
     sink_decode.sink_decode(
         q,
         cache.k,

@@ -1,5 +1,6 @@
 """The attention of a layer: writes the cache, then computes a planned step."""
 
+import functools
 import os
 from dataclasses import dataclass
 
@@ -9,12 +10,10 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionMetadata, Attentio
 
 from lowp.cache_write import cache_write
 from vllm_launch.decoder.contract import KV_CACHE_DTYPES
-from vllm_launch.plugin.attention import decode, decode_flashinfer, prefill, settings
+from vllm_launch.plugin.attention import decode, decode_flashinfer, flash_attention, formats, prefill, settings
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry
 from vllm_launch.plugin.attention.metadata import Decodes
 from vllm_launch.plugin.attention.scales import HeadScales
-
-FP8 = ("fp8", "fp8_e4m3")
 
 
 @dataclass
@@ -37,8 +36,6 @@ class SinkMetadata(AttentionMetadata):
 
 class SinkImpl(AttentionImpl):
     """A layer's attention."""
-
-    attention: prefill.Attention = staticmethod(prefill.flash_attention_3)
 
     def __init__(
         self,
@@ -70,6 +67,7 @@ class SinkImpl(AttentionImpl):
                 **settings.unsupported(config, decoder),
             }
         )
+        formats.check(config.cache_config.cache_dtype, decoder, os.environ)
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
         self.scale = float(scale)
         self.sliding_window = sliding_window
@@ -78,19 +76,22 @@ class SinkImpl(AttentionImpl):
         self.decoder = decoder
         self.config = config
         self.limits = settings.limits_of(config)
+        self.kv_format = formats.layer_format(kv_cache_dtype, os.environ)
         self.sinks = sinks
         self.fp32_sinks = torch.empty(num_heads, dtype=torch.float32, device=sinks.device)
         self.kv_scales = HeadScales()
         self.number_scales = (1.0, 1.0)  # those of decoder flashinfer
         self.saturated: torch.Tensor | None = None
+        self.has_reserved = False
 
-    @property
-    def is_fp8(self) -> bool:
-        return self.kv_cache_dtype in FP8
+    @functools.cached_property
+    def attention(self) -> flash_attention.Attention:
+        """What computes the prefills."""
+        return flash_attention.choose(self.sinks.device)
 
     @property
     def storage_dtype(self) -> torch.dtype:
-        return torch.float8_e4m3fn if self.is_fp8 else torch.bfloat16
+        return formats.STORAGE[self.kv_format]
 
     @property
     def geometry(self) -> Geometry:
@@ -102,15 +103,15 @@ class SinkImpl(AttentionImpl):
 
     def do_kv_cache_update(self, layer, key, value, kv_cache, slot_mapping) -> None:
         """Write K and V of new tokens, [tokens, kv_heads, head_dim], to their slots."""
-        k, v = self.halves(kv_cache)
+        views = self.views(kv_cache)
         cache_write(
             key,
             value,
-            k,
-            v,
+            views.k,
+            views.v,
             slot_mapping,
-            k_scale=self.kv_scales.k,
-            v_scale=self.kv_scales.v,
+            k_scale=views.k_scale,
+            v_scale=views.v_scale,
             layout="HND",
             saturated=self.saturated,
         )
@@ -134,8 +135,7 @@ class SinkImpl(AttentionImpl):
             self.reserve(query.device)
             return output.zero_()
         step: SinkMetadata = attn_metadata
-        k, v = self.halves(kv_cache)
-        cache = decode.Cache(k, v, *self.kv_scales, step.block_table, step.seq_lens)
+        cache = decode.Cache(*self.views(kv_cache), step.block_table, step.seq_lens)
         options = {"sm_scale": self.scale, "window_left": self.window_left}
         if step.wrappers:
             wrapper, rows = step.wrappers[self.window_left], step.decodes.rows
@@ -160,12 +160,23 @@ class SinkImpl(AttentionImpl):
             output[step.tokens :].zero_()
         return output
 
-    def halves(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """View K and V of a cache, [pages, kv_heads, page, head_dim]."""
-        return kv_cache.view(self.storage_dtype).split(self.head_size, dim=-1)
+    def views(self, kv_cache: torch.Tensor) -> formats.Views:
+        """View K and V of a cache, [pages, kv_heads, page, head_dim], and the scales that apply to them."""
+        views = formats.views(kv_cache, self.kv_format, self.head_size)
+        if self.kv_format == "int8":
+            return views
+        return views._replace(k_scale=self.kv_scales.k, v_scale=self.kv_scales.v)
+
+    def make_pages(self, pages: int, page: int, device: torch.device) -> torch.Tensor:
+        """Make a cache of zeros, as vLLM makes a layer's."""
+        line = formats.line_size(self.head_size, with_scales=self.kv_format == "int8")
+        return torch.zeros((pages, self.num_kv_heads, page, line), dtype=self.storage_dtype, device=device)
 
     def reserve(self, device: torch.device) -> None:
-        """Allocate what all steps share, and what merging takes if a request can need it."""
+        """Allocate what all steps share, and what merging takes if a request can need it; at the first call only."""
+        if self.has_reserved:
+            return
+        self.has_reserved = True
         allocated = settings.allocate(self.config, self.limits, self.geometry, device)
         if self.decoder == "flashinfer":
             decode_flashinfer.workspace(device)

@@ -1,11 +1,10 @@
-"""Prefill attention: FlashAttention 3 over BF16 keys and values.
+"""Prefill attention: FlashAttention over BF16 keys and values, whatever the cache's format.
 
 Requests without context: over the keys and values just computed. With context: the context is gathered out of the cache
 and dequantised into BF16 scratch, the new tokens' own keys are written behind it, and the same call runs over both. A
 request that does not fit into the scratch runs in several calls, merged by their LSE.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,11 +13,8 @@ from lowp.cache_read import cache_read
 from lowp.cache_write import cache_write
 from vllm_launch.plugin.attention.buffers import SCRATCH_PAGE
 from vllm_launch.plugin.attention.decode import Cache
+from vllm_launch.plugin.attention.flash_attention import Attention
 from vllm_launch.plugin.attention.metadata import Group, Piece, new_key_rows, offsets
-
-NAME = "fa3"
-
-Attention = Callable[..., torch.Tensor | None]  # as `flash_attention_3`
 
 
 class Call(NamedTuple):
@@ -42,35 +38,6 @@ class Tokens(NamedTuple):
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-
-
-def flash_attention_3(
-    q, k, v, out, *, cu_queries, cu_keys, longest_query, longest_key, sm_scale, causal, window_left, sinks, with_lse
-):
-    """Write attention of packed sequences to `out`; return its LSE [heads, tokens] if `with_lse`.
-
-    causal: the last query token is aligned with the last key. window_left: -1 for no window. sinks: [heads] bf16, or
-    None.
-    """
-    from vllm.vllm_flash_attn import flash_attn_varlen_func
-
-    result = flash_attn_varlen_func(
-        q,
-        k,
-        v,
-        out=out,
-        cu_seqlens_q=cu_queries,
-        cu_seqlens_k=cu_keys,
-        max_seqlen_q=longest_query,
-        max_seqlen_k=longest_key,
-        softmax_scale=sm_scale,
-        causal=causal,
-        window_size=[window_left, 0] if window_left >= 0 else [-1, -1],
-        s_aux=sinks,
-        return_softmax_lse=with_lse,
-        fa_version=3,
-    )
-    return result[1] if with_lse else None
 
 
 def upload(groups: tuple[Group, ...], device: torch.device) -> tuple[tuple[Call, ...], ...]:
@@ -99,7 +66,7 @@ def attend(
     sm_scale: float,
     window_left: int,
     scratch: torch.Tensor,
-    attention: Attention = flash_attention_3,
+    attention: Attention,
 ) -> None:
     """Write the attention of the planned prefills to `out`, [tokens, query_heads, head_dim]. sinks: bf16."""
     options = {"sm_scale": sm_scale, "window_left": window_left}

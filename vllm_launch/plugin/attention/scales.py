@@ -14,7 +14,8 @@ import torch
 from vllm.logger import init_logger
 
 from flashinfer_patches.errors import Problem
-from vllm_launch.decoder.contract import KV_SCALES
+from vllm_launch.decoder.contract import KV_FORMAT, KV_SCALES
+from vllm_launch.plugin.attention.formats import STATIC
 
 POLL_PERIOD = 64  # engine steps between two readings of the saturation counts
 
@@ -22,7 +23,7 @@ logger = init_logger("vllm.fp8_sinks")
 
 
 class HeadScales(NamedTuple):
-    """Scales of a layer's K and V on this rank: fp32 [kv_heads] or [1]; None is 1.0."""
+    """Scales of a layer's K and V on this rank: fp32 [kv_heads] or [1], K of int8 [kv_heads, head_dim]; None is 1.0."""
 
     k: torch.Tensor | None = None
     v: torch.Tensor | None = None
@@ -64,7 +65,8 @@ def layer_number(layer_name: str) -> int:
 def load_scales(environment: Mapping[str, str], heads: Heads, config: Path | None, device: torch.device) -> FileScales:
     """Load each layer's scales for this rank from the file that KV_SCALES names; no scales if it is unset.
 
-    config: the served model's config.json. Raises Problem for a file that is not the model's.
+    config: the served model's config.json. Raises Problem for a file that is not the model's, or for another format
+    than KV_FORMAT.
     """
     path = environment.get(KV_SCALES)
     if not path:
@@ -72,6 +74,7 @@ def load_scales(environment: Mapping[str, str], heads: Heads, config: Path | Non
     from vllm_launch.scales import file
 
     scales, part = file.load(path, heads.layers, heads.kv_heads), rank_heads(heads)
+    file.check_format(scales, path, environment.get(KV_FORMAT) or "e4m3")
     file.check_model(scales, path, config)
     layers = (
         HeadScales(*(scale[part].to(device).contiguous() for scale in pair))
@@ -86,11 +89,11 @@ def checkpoint_scales(layer) -> HeadScales:
     return HeadScales(*(None if number == 1.0 else tensor.reshape(1) for number, tensor in pairs))
 
 
-def require_fp8(environment: Mapping[str, str], fp8_layers: int) -> None:
-    """Raise Problem if a scale file is given and no layer has an FP8 cache."""
-    if environment.get(KV_SCALES) and not fp8_layers:
-        message = f"{KV_SCALES} is set, but no layer has an FP8 KV cache"
-        raise Problem("scales", message, "serve with --kv-cache-dtype fp8, or unset it")
+def require_static(environment: Mapping[str, str], kv_formats: set[str]) -> None:
+    """Raise Problem if a scale file is given and no layer has a format with static scales."""
+    if environment.get(KV_SCALES) and kv_formats.isdisjoint(STATIC):
+        message = f"{KV_SCALES} is set, but the layers' KV caches are {', '.join(sorted(kv_formats))}; expected FP8"
+        raise Problem("scales", message, "serve with --kv-cache-dtype fp8 and skip fewer layers, or unset it")
 
 
 class Saturation:
@@ -114,7 +117,7 @@ class Saturation:
         if self.steps and (self.copied is None or self.copied.query()) and self.read.any():
             k, v = self.read.tolist()
             logger.warning(
-                "fp8-sinks: %d values of K and %d of V were over the largest FP8 value and were clamped: "
+                "fp8-sinks: %d values of K and %d of V were over the largest value of the KV format and were clamped: "
                 "calibrate scales with `fp8-sinks scales calibrate` and set %s",
                 *(k, v, KV_SCALES),
             )

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from vllm.config import VllmConfig
 
-from vllm_launch.decoder.contract import DECODER, DECODERS
+from vllm_launch import certificate
+from vllm_launch.decoder.contract import CERTIFYING, DECODER, DECODERS
 from vllm_launch.plugin.attention import buffers
 from vllm_launch.plugin.attention.buffers import Buffers, Geometry, Limits, scratch_rows
 from vllm_launch.plugin.attention.decode import MOST_QUERY_TOKENS
@@ -63,6 +64,17 @@ def unsupported(config: VllmConfig, decoder: str) -> dict[str, bool]:
         "drafts with decoder flashinfer": drafts > 0 and decoder == "flashinfer",
         "parallel drafting": bool(getattr(speculative, "parallel_drafting", False)),
     }
+
+
+def uncertified_reason(major: int, environment: Mapping[str, str]) -> str | None:
+    """Return why decoders are refused on a GPU of this capability; None on SM90, and with a valid certificate."""
+    if major == 9 or environment.get(CERTIFYING):
+        return None
+    status = certificate.read()
+    if status.state == "valid":
+        return None
+    message = f"fp8-sinks is tested on SM90, and this GPU has no valid certificate ({status.reason})"
+    return f"{message}: run {certificate.COMMAND}"
 
 
 def refuse(settings: dict[str, bool]) -> None:

@@ -1,6 +1,7 @@
 """The backend for vLLM 0.26: the layout of the KV cache is given as a shape and an order of its axes."""
 
-from vllm_launch.plugin.attention import backend
+from vllm_launch.decoder.contract import INT8
+from vllm_launch.plugin.attention import backend, formats
 
 
 class SinkBackend(backend.SinkBackend):
@@ -8,7 +9,8 @@ class SinkBackend(backend.SinkBackend):
     def get_kv_cache_shape(
         num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, cache_dtype_str: str = "auto"
     ) -> tuple[int, ...]:
-        return (num_blocks, num_kv_heads, block_size, 2 * head_size)
+        line = formats.line_size(head_size, with_scales=cache_dtype_str == INT8)
+        return (num_blocks, num_kv_heads, block_size, line)
 
     @staticmethod
     def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from bench.engine.inside import weights
+from bench.engine.models import SCALE
+from vllm_launch.plugin.attention import formats
 
 HIDDEN, EXPERTS, TOP = 64, 32, 4
 
@@ -58,18 +60,37 @@ def test_a_model_without_routers_is_refused():
         weights.spread_routing(a_worker(model=nn.Linear(2, 2)))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8, torch.float8_e4m3fn])
-def test_the_whole_cache_is_filled_with_normal_values(monkeypatch, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kv_format"),
+    [
+        (torch.bfloat16, "bf16"),
+        (torch.uint8, "e4m3"),
+        (torch.float8_e4m3fn, "e4m3"),
+        (torch.uint8, "int8-static"),
+    ],
+)
+def test_the_whole_cache_is_filled_with_normal_values(monkeypatch, dtype, kv_format):
     monkeypatch.setattr(weights, "PATTERN_VALUES", 1000)
     cache = torch.zeros(8, 2, 16, 128, dtype=dtype)
     layers = [cache.transpose(1, 2), cache]  # share their memory, as layers of two groups
-    assert weights.fill_cache(a_worker(*layers)) == cache.nbytes
-    values = (cache.view(torch.float8_e4m3fn) if dtype.itemsize == 1 else cache).float()
+    assert weights.fill_cache(a_worker(*layers), kv_format) == cache.nbytes
+    stored = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn, "int8-static": torch.int8}[kv_format]
+    values = cache.view(stored).float() * (SCALE if kv_format == "int8-static" else 1)
     assert 0.9 < values.std() < 1.1 and values.isfinite().all() and values[-1].std() > 0.9
+
+
+def test_int8_pages_are_filled_with_normal_values_and_scales(monkeypatch):
+    monkeypatch.setattr(weights, "PATTERN_VALUES", 10_000)  # of two pages
+    cache = torch.zeros(7, 2, 16, 136, dtype=torch.int8)
+    assert weights.fill_cache(a_worker(cache, cache.view(cache.shape)), "int8") == cache.nbytes
+    k, v, k_scale, v_scale = formats.views(cache, "int8", 64)
+    for codes, scales in ((k, k_scale), (v, v_scale)):
+        values = codes.float() * scales[..., None]
+        assert (scales == SCALE).all() and 0.9 < values.std() < 1.1 and values[-1].std() > 0.9
 
 
 def test_layers_of_both_formats_read_finite_values():
     storage = torch.zeros(1 << 16, dtype=torch.uint8)
-    weights.fill_cache(a_worker(storage.view(64, 1024), storage.view(torch.bfloat16).view(64, 512)))
+    weights.fill_cache(a_worker(storage.view(64, 1024), storage.view(torch.bfloat16).view(64, 512)), "e4m3")
     assert storage.view(torch.float8_e4m3fn).float().isfinite().all()
     assert storage.view(torch.bfloat16).isfinite().all()
