@@ -10,8 +10,8 @@ from typing import NamedTuple
 TOP = 5  # log-probabilities of a position, beside the sampled token's
 SHOWN = 12  # differences that are listed
 # Nats. On a CPU the largest are 0.125 in BF16, against stock vLLM, and 0.31 in FP8, where a prompt's last chunk is read
-# unrounded and the chunks before it are not: another chunking is another rounding. The bounds are about three times that;
-# those of int8 lie between, set before the first run.
+# unrounded and the chunks before it are not: another chunking is another rounding. The bounds are about three times
+# that; those of int8 lie between, set before the first run.
 TIE_BOUNDS = {"bf16": 0.4, "e4m3": 1.0, "int8": 0.6, "int8-static": 0.7}
 
 
