@@ -96,7 +96,7 @@ def _own_paths(name: str, result: dict) -> list[Verdict]:
     answers = answers_of(result)
     means = [mean(deltas(scores, answers[int(i)].logprobs())) for i, scores in result["paths"].items()]
     bound = PATHS_BOUNDS[ENGINES[name].kv_format]
-    passes = max(means) <= bound or not ENGINES[name].is_ours
+    passes = max(means, default=math.nan) <= bound or not ENGINES[name].is_ours
     figures = ", ".join(f"{value:.4f}" for value in means)
     cached = {int(i): Answer.from_json(content) for i, content in result["cached"].items()}
     parted = comparison.differences(list(cached.values()), [answers[i] for i in cached], [LENGTHS[i] for i in cached])
