@@ -75,7 +75,7 @@ def judge(arguments: argparse.Namespace, results: dict[str, dict]) -> list[Verdi
         times = ", ".join(f"{key.removesuffix('_s')} {result[key]} s" for key in ("start_s", "answer_s", "score_s"))
         verdicts.append((is_finite, f"{name}: finite; {times}"))
     verdicts += comparison.verdicts(results, COMPARISONS, _all_lengths(arguments))
-    return verdicts + comparison.nearer_than_stock(results)
+    return verdicts + comparison.nearer_than_stock(results, margin=1.3)
 
 
 def main() -> int:

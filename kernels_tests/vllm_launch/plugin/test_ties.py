@@ -6,9 +6,10 @@ import math
 import pytest
 
 from kernels_tests.vllm_launch.plugin import ties
-from kernels_tests.vllm_launch.plugin.ties import Answer, Difference
+from kernels_tests.vllm_launch.plugin.ties import Answer, Difference, TieBounds
 
 REFERENCE = Answer([5, 7, 9], [{5: -0.1, 6: -3.0}, {7: -0.70, 8: -0.72}, {9: -0.2, 1: -2.0}])
+BOUNDS = TieBounds(usual=0.1, largest=0.25)
 
 
 def answer(second: int, top: dict[int, float]) -> Answer:
@@ -17,20 +18,20 @@ def answer(second: int, top: dict[int, float]) -> Answer:
 
 
 def judged(difference: Difference) -> bool:
-    return ties.judge([("a prompt", difference)], bound=0.25)[0]
+    return ties.judge([("a prompt", difference)], BOUNDS)[0]
 
 
 def test_equal_answers_do_not_part():
     assert ties.first_difference(REFERENCE, REFERENCE) is None
     assert ties.first_difference(REFERENCE.cut(1), answer(8, {8: -0.1})) is None  # as far as both go
-    assert ties.judge([], bound=0.25)[0]
+    assert ties.judge([], BOUNDS)[0]
 
 
 def test_a_tie_passes_and_is_shown():
     difference = ties.first_difference(answer(8, {8: -0.70, 7: -0.75}), REFERENCE)
     assert difference == Difference(1, (8, 7), (-0.70, -0.75), (-0.72, -0.70))
     assert difference.gap == pytest.approx(0.05)
-    passes, text = ties.judge([("a prompt", difference)], bound=0.25)
+    passes, text = ties.judge([("a prompt", difference)], BOUNDS)
     assert passes and all(f"{value:.3f}" in text for value in (*difference.candidate, *difference.reference))
 
 
@@ -45,6 +46,13 @@ def test_no_tie_for_the_reference():
     """The candidate is undecided, the reference is not."""
     sure = Answer([5, 7], [{5: -0.1}, {7: -0.01, 8: -5.0}])
     assert not judged(ties.first_difference(answer(8, {8: -0.7, 7: -0.7}), sure))
+
+
+def test_few_ties_may_be_large():
+    small, large = (Difference(1, (8, 7), (-0.7, -0.7 - gap), (-0.7, -0.7)) for gap in (0.05, 0.2))
+    assert ties.judge([("small", small)] * 40 + [("large", large)], BOUNDS)[0]
+    assert not ties.judge([("small", small)] * 40 + [("large", large)] * 4, BOUNDS)[0]
+    assert not judged(large)
 
 
 def test_distances_end_where_answers_part():

@@ -16,16 +16,17 @@ IN_FLIGHT = 48  # requests, more than an engine runs at once
 BURST = 8  # requests that arrive together
 STEMS = 8  # texts that half of the prompts begin with
 ABORTED = 0.25  # of all requests
-MOST_STEPS = 128  # after which an aborted request is aborted
+PHASES = ("waiting", "prefill", "decode", "preempted")  # in which requests are aborted
+MOST_STEPS = 8  # of such a phase
 STUCK_STEPS = 500  # without a request that ends
 
 
 class Request(NamedTuple):
-    """prompt: its index in the pool. abort_after: steps of the engine; None for a request that is left alone."""
+    """prompt: its index in the pool. abort: the phase and the step of it in which it is aborted, None for most."""
 
     prompt: int
     tokens: int
-    abort_after: int | None
+    abort: tuple[str, int] | None
 
 
 class Round(NamedTuple):
@@ -57,8 +58,8 @@ def draw(index: int, prompts: int, tokens: int) -> Request:
     """Draw the request of that number, the same in every run. tokens: of an answer, at most."""
     random = Random(f"fp8-sinks soak {index}")
     is_aborted = random.random() < ABORTED
-    steps = round(MOST_STEPS ** random.random()) if is_aborted else None
-    return Request(random.randrange(prompts), random.randint(1, tokens), steps)
+    abort = (random.choice(PHASES), round(MOST_STEPS ** random.random())) if is_aborted else None
+    return Request(random.randrange(prompts), random.randint(1, tokens), abort)
 
 
 def run(llm, prompts: Sequence[list[int]], requests: dict[int, Request]) -> Round:
@@ -72,7 +73,7 @@ def run(llm, prompts: Sequence[list[int]], requests: dict[int, Request]) -> Roun
                 index = arrivals.popleft()
                 prompt = {"prompt_token_ids": prompts[requests[index].prompt]}
                 engine.add_request(str(index), prompt, answers.greedy(requests[index].tokens))
-                arrived[index] = step
+                arrived[index] = Counter()
         for output in engine.step():
             if output.finished:
                 index, last_end = int(output.request_id), step
@@ -83,10 +84,14 @@ def run(llm, prompts: Sequence[list[int]], requests: dict[int, Request]) -> Roun
         result.preemptions.update(
             {index: request.num_preemptions for index, request in running.items() if request.num_preemptions}
         )
-        ages = ((index, step - start, requests[index].abort_after) for index, start in arrived.items())
-        due = [index for index, age, limit in ages if limit is not None and age >= limit]
+        due = []
+        for index, phases in arrived.items():
+            current = phase(running.get(index))
+            phases[current] += 1
+            if requests[index].abort == (current, phases[current]):
+                due.append(index)
+                result.aborted[current] += 1
         for index in due:
-            result.aborted[phase(running.get(index))] += 1
             del arrived[index]
         engine.abort_request([str(index) for index in due])
         step, last_end = step + 1, step if due else last_end
