@@ -75,7 +75,7 @@ def judge(arguments: argparse.Namespace, results: dict[str, dict]) -> list[Verdi
             for name, result in results.items()
         }
         for name in results:
-            verdicts += _of_engine(name, entry.context, distances)
+            verdicts += of_engine(name, entry.context, distances)
     return verdicts
 
 
@@ -83,7 +83,7 @@ def _distance(scores: list[float], expected: list[float]) -> float:
     return mean([abs(a - b) for a, b in zip(scores, expected, strict=True)])
 
 
-def _of_engine(name: str, context: int, distances: dict[str, dict[str, float]]) -> list[Verdict]:
+def of_engine(name: str, context: int, distances: dict[str, dict[str, float]]) -> list[Verdict]:
     """Near enough to the true sinks, far enough from wrong ones, and no further than stock vLLM."""
     kv_format = ENGINES[name].kv_format
     check = sink_check.verdict(distances[name], 1, SINK_BOUNDS[kv_format])

@@ -63,7 +63,7 @@ def serve(arguments: argparse.Namespace) -> dict:
             "aborted": traffic_round.aborted,
             "preempted": sum(traffic_round.preemptions.values()),
             "preempted_answers": len(traffic_round.preemptions.keys() & traffic_round.answers.keys()),
-            "leftovers": traffic.leftovers(llm),
+            "leftovers": traffic.leftovers(llm) | {"aborted": len(traffic_round.survivors)},
             **compare(llm, prompts, alone, requests, traffic_round.answers, scored),
             "memory": traffic.memory(),
         }

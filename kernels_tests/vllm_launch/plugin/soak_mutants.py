@@ -14,8 +14,8 @@ def swap_rows() -> None:
 
     right = SinkImpl.forward
 
-    def forward(self, layer, query, key, value, kv_cache, metadata, output, *scales):
-        right(self, layer, query, key, value, kv_cache, metadata, output, *scales)
+    def forward(self, layer, query, key, value, kv_cache, metadata, output, **scales):
+        right(self, layer, query, key, value, kv_cache, metadata, output, **scales)
         if metadata is not None and metadata.decodes is not None and metadata.decodes.rows > 1:
             output[:2] = output[:2].flip(0)
         return output
@@ -29,8 +29,8 @@ def give_nan() -> None:
 
     right = SinkImpl.forward
 
-    def forward(self, layer, query, key, value, kv_cache, metadata, output, *scales):
-        right(self, layer, query, key, value, kv_cache, metadata, output, *scales)
+    def forward(self, layer, query, key, value, kv_cache, metadata, output, **scales):
+        right(self, layer, query, key, value, kv_cache, metadata, output, **scales)
         if metadata is not None and metadata.decodes is not None and metadata.decodes.rows > 3:
             output[0] = float("nan")
         return output
@@ -46,13 +46,15 @@ def forget_aborts() -> None:
 
 
 def keep_blocks() -> None:
-    """The blocks of preempted requests are not freed."""
+    """The blocks of the first request that ends after it was preempted are not freed."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
-    right = KVCacheManager.free
+    right, leaked = KVCacheManager.free, []
 
     def free(self, request):
-        if request.num_preemptions != 1:
+        if request.is_finished() and request.num_preemptions and not leaked:
+            leaked.append(request)
+        else:
             right(self, request)
 
     KVCacheManager.free = free

@@ -17,7 +17,7 @@ from kernels_tests.vllm_launch.plugin.test_registration import REPO
 
 MIB = 2**20
 TIE = [3, [8, 7], [-0.70, -0.75], [-0.72, -0.70]]
-SMALL = ["--requests", "80", "--rounds", "4", "--prompts", "8", "--longest", "640", "--tokens", "32"]
+SMALL = ["--requests", "96", "--rounds", "4", "--prompts", "8", "--longest", "320", "--tokens", "48"]
 
 
 def made_round(**changes) -> dict:
@@ -27,7 +27,7 @@ def made_round(**changes) -> dict:
         "aborted": {"waiting": 9, "prefill": 8, "decode": 70},
         "preempted": 40,
         "preempted_answers": 30,
-        "leftovers": {"KV blocks": 0, "scheduler": 0, "output processor": 0, "model runner": 0},
+        "leftovers": {"KV blocks": 0, "scheduler": 0, "output processor": 0, "model runner": 0, "aborted": 0},
         "answers": 400,
         "finite": True,
         "wrong_length": 0,
@@ -86,7 +86,7 @@ def test_fp8_has_bounds_of_its_own():
 def test_requests_are_the_same_in_every_run():
     drawn = [traffic.draw(number, 300, 64) for number in range(2000)]
     assert drawn == [traffic.draw(number, 300, 64) for number in range(2000)]
-    assert 0.2 < sum(request.abort is not None for request in drawn) / 2000 < 0.3
+    assert sum(request.abort is not None for request in drawn) == 500
     assert {request.tokens for request in drawn} == set(range(1, 65))
 
 

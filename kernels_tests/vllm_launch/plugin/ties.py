@@ -25,7 +25,7 @@ class TieBounds(NamedTuple):
 # before the first run.
 TIE_BOUNDS = {
     "bf16": TieBounds(0.2, 0.4),
-    "e4m3": TieBounds(0.75, 3.0),
+    "e4m3": TieBounds(1.0, 3.0),
     "int8": TieBounds(0.3, 0.6),
     "int8-static": TieBounds(0.35, 0.7),
 }

@@ -15,7 +15,7 @@ from kernels_tests.vllm_launch.plugin.ties import Answer
 IN_FLIGHT = 48  # requests, more than an engine runs at once
 BURST = 8  # requests that arrive together
 STEMS = 8  # texts that half of the prompts begin with
-ABORTED = 0.25  # of all requests
+ABORTED = 4  # every fourth request is aborted
 PHASES = ("waiting", "prefill", "decode", "preempted")  # in which requests are aborted
 MOST_STEPS = 8  # of such a phase
 STUCK_STEPS = 500  # without a request that ends
@@ -32,12 +32,13 @@ class Request(NamedTuple):
 class Round(NamedTuple):
     """What became of some requests. answers: of those that have finished, by index. preemptions: by index.
 
-    aborted: how many, by what the engine was doing with them.
+    aborted: how many, by what the engine was doing with them. survivors: those that it went on with.
     """
 
     answers: dict[int, Answer]
     aborted: Counter[str]
     preemptions: dict[int, int]
+    survivors: set[int]
     steps: int
 
 
@@ -57,8 +58,8 @@ def pool(text: Sequence[int], count: int, longest: int) -> list[list[int]]:
 def draw(index: int, prompts: int, tokens: int) -> Request:
     """Draw the request of that number, the same in every run. tokens: of an answer, at most."""
     random = Random(f"fp8-sinks soak {index}")
-    is_aborted = random.random() < ABORTED
-    abort = (random.choice(PHASES), round(MOST_STEPS ** random.random())) if is_aborted else None
+    turn, is_left = divmod(index, ABORTED)
+    abort = None if is_left else (PHASES[turn % len(PHASES)], round(MOST_STEPS ** random.random()))
     return Request(random.randrange(prompts), random.randint(1, tokens), abort)
 
 
@@ -66,7 +67,7 @@ def run(llm, prompts: Sequence[list[int]], requests: dict[int, Request]) -> Roun
     """Send the requests in bursts, abort those that are to be aborted, and step until all have ended."""
     engine, scheduler = llm.llm_engine, engines.core(llm).scheduler
     random, arrivals, arrived = Random(f"fp8-sinks bursts {min(requests)}"), deque(requests), {}
-    result, last_end, step = Round({}, Counter(), {}, 0), 0, 0
+    result, last_end, step = Round({}, Counter(), {}, set(), 0), 0, 0
     while arrivals or arrived:
         if random.random() < 0.3 or not arrived:
             while arrivals and len(arrived) < IN_FLIGHT and (random.random() > 1 / BURST or not arrived):
@@ -84,6 +85,7 @@ def run(llm, prompts: Sequence[list[int]], requests: dict[int, Request]) -> Roun
         result.preemptions.update(
             {index: request.num_preemptions for index, request in running.items() if request.num_preemptions}
         )
+        result.survivors.update(running.keys() - arrived.keys())
         due = []
         for index, phases in arrived.items():
             current = phase(running.get(index))
