@@ -1,10 +1,11 @@
 # The verbs of this repository; each does the set-up that it needs.
 #   DEVICE=cpu|gpu   instead of what the machine has       VLLM=0.26|0.33   which release on a GPU
 #   MODEL=...        another model for `make bench`        PYTHON=...       the interpreter for VENV, instead of looking
-#   VENV=...         the environment, instead of .venv
+#   VENV=...         the environment, instead of .venv    PROFILES=...     of `make bench`, instead of baseline and fp8
 
 override VENV := $(or $(VENV),.venv)
 VLLM ?= 0.26
+PROFILES ?= baseline fp8
 export PYTHON VENV DEVICE VLLM
 unexport PYTHONHOME PYTHONPATH
 
@@ -24,7 +25,7 @@ test-all: test
 
 bench: export FP8_SINKS_BENCH_MODEL = $(MODEL)
 bench: setup
-	@"$$VENV/bin/fp8-sinks" bench serving baseline fp8 $(if $(MODEL),--model "$(MODEL)")
+	@"$$VENV/bin/fp8-sinks" bench serving $(PROFILES) $(if $(MODEL),--model "$(MODEL)")
 
 report: setup
 	"$$VENV/bin/fp8-sinks" bench report results --plots results/plots --glance README.md

@@ -1,10 +1,14 @@
 """A model with the names of a world model's layers, for the tests of `apply_mx`."""
 
+from importlib.util import find_spec
+
+import pytest
 import torch
 from torch import nn
 
 WIDTH = 64
 LINEAR_LAYERS = 16
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="no torchao: see locks/world-model.in")
 
 
 class Block(nn.Module):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from kernels_tests.lowp.mx_models import LINEAR_LAYERS, WIDTH, make_model, plain, weight_types
+from kernels_tests.lowp.mx_models import LINEAR_LAYERS, WIDTH, make_model, needs_torchao, plain, weight_types
 from lowp.mx_linear import apply_mx
 from lowp.mx_linear.backend import load_torchao
+
+pytestmark = needs_torchao
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from kernels_tests.lowp.mx_models import LINEAR_LAYERS, WIDTH, make_model, plain
+from kernels_tests.lowp.mx_models import LINEAR_LAYERS, WIDTH, make_model, needs_torchao, plain
 from lowp.mx_linear import apply_mx, checks
 from lowp.mx_linear.backend import config, load_torchao
 from lowp.mx_linear.recipes import RECIPES, recipe_for
+
+pytestmark = needs_torchao
 
 
 @pytest.fixture

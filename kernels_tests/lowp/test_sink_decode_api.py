@@ -37,7 +37,11 @@ MISTAKES = CACHE_MISTAKES | {
     "table strides": (lambda a: {"block_table": strided(a["block_table"])}, ValueError, "contiguous rows"),
     "lengths": (lambda a: {"seq_lens": a["seq_lens"][1:]}, ValueError, "seq_lens has shape"),
     "one per token": (lambda a: {"k_scale": torch.ones(a["k_cache"].shape[:3])}, NotImplementedError, "of K: token"),
-    "per channel": (lambda a: {"k_scale": torch.ones(2, 64)}, NotImplementedError, "per channel of a K in e4m3"),
+    "per channel": (
+        lambda a: {"k_scale": torch.ones(2, 64)},
+        NotImplementedError,
+        "each channel of a cache in e4m3",
+    ),
     "sm_scale": (lambda a: {"sm_scale": math.nan}, ValueError, "sm_scale is nan"),
     "window type": (lambda a: {"window_left": math.nan}, TypeError, "window_left is nan; expected an int"),
     "window float": (lambda a: {"window_left": 127.0}, TypeError, r"window_left is 127\.0; expected an int"),
@@ -68,7 +72,7 @@ def test_mistakes_raise(mistake):
 
 def test_combinations_that_are_not_built_raise():
     arguments = build(dataclasses.replace(SMALL, kv_format="int8"))
-    with pytest.raises(NotImplementedError, match="per channel of V; this kernel has them of a K in int8"):
+    with pytest.raises(NotImplementedError, match="v_scale has a scale for each channel of a cache in int8"):
         sink_decode(**arguments | {"v_scale": torch.ones(2, 64)})
     with pytest.raises(NotImplementedError, match="K: head, of V: token_head"):
         sink_decode(**arguments | {"v_scale": torch.ones(arguments["v_cache"].shape[:3])})

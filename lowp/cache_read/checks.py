@@ -4,7 +4,15 @@ import torch
 
 from lowp.cache_read.build import MULTIPLE, VALUES
 from lowp.cache_read.call import Call
-from lowp.paged.checks import KV_FORMATS, check_caches, check_index, check_rows, check_scale, check_table
+from lowp.paged.checks import (
+    KV_FORMATS,
+    check_caches,
+    check_index,
+    check_rows,
+    check_scale,
+    check_static_scale,
+    check_table,
+)
 
 MOST_TABLE_TOKENS = 2**31 - 1  # a token's number has 31 bits
 MOST_THREADS = 2**31  # a thread's number has 32 bits, past the last row too
@@ -56,20 +64,9 @@ def check_entries(call: Call) -> None:
 def _check_scale(name, scale, call):
     kv_format = KV_FORMATS[call.k_cache.dtype]
     check_scale(name, scale, kv_format, call.k_out, "k_out")
-    if scale is None or scale.numel() == 1 or scale.shape == call.k_cache.shape[:3]:
-        return
-    per_channel = (call.kv_heads, call.head_dim)
-    if tuple(scale.shape) not in ((call.kv_heads,), per_channel) or not scale.is_contiguous():
-        raise ValueError(
-            f"{name} has shape {tuple(scale.shape)}; expected one element, ({call.kv_heads},) or {per_channel} "
-            f"contiguous, or {tuple(call.k_cache.shape[:3])}"
-        )
-    if scale.dim() == 2 and (name != "k_scale" or "channel" not in kv_format.granularities):
-        raise NotImplementedError(
-            f"{name} has a scale for each channel of a cache in {kv_format.name}; this kernel has them of a K in int8"
-        )
-    if scale.dim() == 2 and scale.data_ptr() % 16:
-        raise ValueError(f"{name} is not aligned; expected an address that is a multiple of 16 bytes")
+    per_token = call.k_cache.shape[:3]
+    if scale is not None and scale.shape != per_token:
+        check_static_scale(name, scale, kv_format, call.kv_heads, call.head_dim, per_token)
 
 
 def _check_sequences(call):

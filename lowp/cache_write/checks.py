@@ -4,7 +4,7 @@ import torch
 
 from lowp.cache_write.build import VALUES
 from lowp.cache_write.call import Call
-from lowp.paged.checks import KV_FORMATS, check_caches, check_index, check_rows, check_scale
+from lowp.paged.checks import KV_FORMATS, check_caches, check_index, check_rows, check_scale, check_static_scale
 
 MOST_THREADS = 2**31  # a thread's number has 32 bits, past the last token too
 MOST_AMAX_DIMS = 32 * VALUES  # of a row whose largest magnitude a warp computes
@@ -54,22 +54,9 @@ def _check_scales(call):
     if any(scale is not None and scale.shape == per_token for scale in scales.values()):
         _check_computed_scales(call, kv_format)
         return
-    per_head, per_channel = (call.kv_heads,), (call.kv_heads, call.head_dim)
     for name, scale in scales.items():
-        if scale is None or scale.numel() == 1:
-            continue
-        if tuple(scale.shape) not in (per_head, per_channel) or not scale.is_contiguous():
-            raise ValueError(
-                f"{name} has shape {tuple(scale.shape)}; expected one element, {per_head} or {per_channel} contiguous, "
-                f"or {tuple(per_token)}"
-            )
-        if scale.dim() == 2 and (name != "k_scale" or "channel" not in kv_format.granularities):
-            raise NotImplementedError(
-                f"{name} has a scale for each channel of a cache in {kv_format.name}; this kernel has them of a K in "
-                "int8"
-            )
-        if scale.dim() == 2 and scale.data_ptr() % 16:
-            raise ValueError(f"{name} is not aligned; expected an address that is a multiple of 16 bytes")
+        if scale is not None:
+            check_static_scale(name, scale, kv_format, call.kv_heads, call.head_dim, per_token)
 
 
 def _check_computed_scales(call, kv_format):

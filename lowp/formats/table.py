@@ -55,18 +55,7 @@ FLOAT8_SCALES = ("none", "tensor", "head", "token_head")
 FORMATS = {
     kv_format.name: kv_format
     for kv_format in (
-        Format(
-            "bf16",
-            torch.bfloat16,
-            torch.finfo(torch.bfloat16).max,
-            2.0**-133,
-            2.0**-7,
-            True,
-            ("none",),
-            16,
-            0.005,
-            True,
-        ),
+        Format("bf16", torch.bfloat16, BF16_LARGEST, 2.0**-133, 2.0**-7, True, ("none",), 16, 0.005, True),
         Format("fp16", torch.float16, 65504.0, 2.0**-24, 2.0**-10, True, ("none",), 16, 0.005, True),
         Format("e4m3", torch.float8_e4m3fn, 448.0, 2.0**-9, 2.0**-3, True, FLOAT8_SCALES, 8, 0.10, True),
         Format("e5m2", torch.float8_e5m2, 57344.0, 2.0**-16, 2.0**-2, True, (*FLOAT8_SCALES, "block"), 8, 0.10, False),

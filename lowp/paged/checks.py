@@ -97,6 +97,29 @@ def check_scale_tensor(name: str, scale: torch.Tensor, rows: torch.Tensor, rows_
         raise ValueError(f"{name} is on {scale.device}; expected {rows_name}'s device, {rows.device}")
 
 
+def check_static_scale(
+    name: str, scale: torch.Tensor, kv_format: Format, kv_heads: int, head_dim: int, per_token: tuple[int, ...]
+) -> None:
+    """Raise unless the scale is one element, one for each KV head, or for each channel of a K in int8.
+
+    per_token: the shape of scales per token and head, which the caller checks.
+    """
+    if scale.numel() == 1:
+        return
+    per_channel = (kv_heads, head_dim)
+    if tuple(scale.shape) not in ((kv_heads,), per_channel) or not scale.is_contiguous():
+        raise ValueError(
+            f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) or {per_channel} contiguous, "
+            f"or {tuple(per_token)}"
+        )
+    if scale.dim() == 2 and (name != "k_scale" or "channel" not in kv_format.granularities):
+        raise NotImplementedError(
+            f"{name} has a scale for each channel of a cache in {kv_format.name}; this kernel has them of a K in int8"
+        )
+    if scale.dim() == 2 and scale.data_ptr() % 16:
+        raise ValueError(f"{name} is not aligned; expected an address that is a multiple of 16 bytes")
+
+
 def check_index(name: str, tensor: torch.Tensor, dtype: torch.dtype, rows: torch.Tensor, rows_name: str) -> None:
     """Raise unless the tensor is one contiguous axis of the dtype on rows' device."""
     if tensor.dtype != dtype:

@@ -47,7 +47,7 @@ def join_scales(lines: torch.Tensor, k_scale: torch.Tensor, v_scale: torch.Tenso
 def split_scales(
     pages: torch.Tensor, page_size: int, kv_heads: int, head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return K, V and their scales as views of pages that `join_scales` made, uint8 [pages, bytes]."""
+    """Return K, V and their scales as views of pages that `join_scales` made, [pages, bytes], which may be strided."""
     size = kv_heads, page_size, 2 * head_dim
     lines, scales = pages[:, : math.prod(size)], pages[:, math.prod(size) :]
     k, v = lines.view(torch.int8).unflatten(1, size).split(head_dim, dim=-1)

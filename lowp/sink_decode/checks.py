@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lowp.paged.checks import KV_FORMATS, check_caches, check_scale_tensor, check_table
+from lowp.paged.checks import KV_FORMATS, check_caches, check_scale_tensor, check_static_scale, check_table
 from lowp.sink_decode.call import Call
 from lowp.sink_decode.params import LONGEST_WINDOW
 
@@ -111,24 +111,14 @@ def _check_scales(call):
         raise ValueError("an int8 cache without k_scale or v_scale; expected both")
     if k_scale is None and v_scale is None:
         return
-    kv_heads = call.kv_heads
-    per_token, per_channel = tuple(k_cache.shape[:3]), (kv_heads, call.head_dim)
+    per_token = tuple(k_cache.shape[:3])
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if scale is None:
             continue
         check_scale_tensor(name, scale, call.q, "q")
-        contiguous = scale.numel() == 1 or (tuple(scale.shape) in ((kv_heads,), per_channel) and scale.is_contiguous())
-        if not contiguous and tuple(scale.shape) != per_token:
-            raise ValueError(
-                f"{name} has shape {tuple(scale.shape)}; expected one element, ({kv_heads},) or {per_channel} "
-                f"contiguous, or {per_token}"
-            )
+        if tuple(scale.shape) != per_token:
+            check_static_scale(name, scale, KV_FORMATS[k_cache.dtype], call.kv_heads, call.head_dim, per_token)
     of_k, of_v = call.k_granularity, call.v_granularity
-    if of_v == "channel" or (of_k == "channel" and k_cache.dtype != torch.int8):
-        whose = "V" if of_v == "channel" else f"a K in {KV_FORMATS[k_cache.dtype].name}"
-        raise NotImplementedError(f"scales per channel of {whose}; this kernel has them of a K in int8")
-    if of_k == "channel" and k_scale.data_ptr() % 16:
-        raise ValueError("k_scale is not aligned; expected an address that is a multiple of 16 bytes")
     by_token = of_k != "channel" and "token_head" in (of_k, of_v)
     if by_token and (of_k != of_v or k_scale.stride() != v_scale.stride()):
         raise NotImplementedError(

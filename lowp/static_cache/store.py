@@ -9,7 +9,6 @@ from lowp.formats import FORMATS, Quantized, amax_scale, dequantize, quantize
 MOMENTUM = 0.99
 SCALES = ("none", "token_head", "ema")
 DTYPES = {name: chosen.dtype for name, chosen in FORMATS.items()} | {"fp32": torch.float32}
-STORAGE_WORDS = {("i8_scale", 8): "int8", ("mxfp", 8): "e4m3"}
 STORED = ("fp32", "bf16", "fp16", "e4m3", "e5m2", "int8")  # not yet: scales of blocks, and two values in a byte
 NAMES = {DTYPES[name]: name for name in STORED}
 
@@ -68,14 +67,6 @@ def make_store(shape, kv_format: str, scale: str | torch.Tensor, percentile: flo
     slot_scale = torch.ones(batch, heads, slots, 1, device=device)
     running_amax = torch.zeros(batch, heads, 1, 1, device=device) if scale == "ema" else None
     return Store(kv_format, codes, scale, slot_scale, running_amax, percentile)
-
-
-def storage_format(kv_storage: str, kv_bits: int) -> str:
-    """Return the format that a rollout's configuration calls kv_storage and kv_bits."""
-    if (kv_storage, kv_bits) not in STORAGE_WORDS:
-        expected = ", ".join(f"{name} with {bits}" for name, bits in STORAGE_WORDS)
-        raise ValueError(f"kv_storage {kv_storage!r} with kv_bits {kv_bits} is not supported; expected {expected}")
-    return STORAGE_WORDS[kv_storage, kv_bits]
 
 
 def is_quantized(kv_format: str) -> bool:

@@ -20,6 +20,15 @@ from lowp.paged.shapes import even
 SHAPES = (even(2, 512),)
 
 
+@pytest.fixture(scope="module")
+def single_thread():
+    """Threads on busy cores wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def a_status(state="applied") -> Status:
     patch_set = "0.6.14+0123456789ab" if state == "applied" else None
     return Status(target="/x", version="0.6.14", state=state, files={}, patch_set=patch_set, fingerprint="0" * 12)

@@ -8,18 +8,11 @@ from lowp.formats import FORMATS, convert
 from lowp.paged.shapes import CACHES
 from lowp.static_cache import full_fp8
 
-
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Threads on busy cores wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows(single_thread):
     return {row.name: row for row in attention_rows.rows()}
 
 

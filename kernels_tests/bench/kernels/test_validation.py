@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from bench.kernels import validation
@@ -12,20 +11,13 @@ from lowp.formats import FORMATS
 from vllm_launch import model
 from vllm_launch.scales import collect
 
+pytestmark = pytest.mark.usefixtures("single_thread")
+
 FORMAT_BOUND = 0.10  # the worst head of E4M3 on randn
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Threads on busy cores wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def synthetic():
+def synthetic(single_thread):
     """The rows of each synthetic data set."""
     cases = list(validation.synthetic())
     return {case.data: list(validation.validate(case)) for case in cases}

@@ -5,7 +5,6 @@ import torch
 
 from kernels_tests.lowp.static_cache.frames import FRAME_TOKENS, frame, plain, quantized
 from lowp.static_cache import attend
-from lowp.static_cache.store import storage_format
 
 NEGATIVE = torch.tensor([0.02, -1.0])
 
@@ -66,12 +65,6 @@ def test_a_frame_is_refused(change, error, message):
         with pytest.raises(error, match=message):
             call()
     assert cache.get_offset(0) == 0
-
-
-def test_words_of_a_rollout_name_a_format():
-    assert [storage_format(*words) for words in (("i8_scale", 8), ("mxfp", 8))] == ["int8", "e4m3"]
-    with pytest.raises(ValueError, match="kv_storage 'i8_scale' with kv_bits 4 is not supported; expected i8_scale"):
-        storage_format("i8_scale", 4)
 
 
 def test_a_call_is_refused():

@@ -122,7 +122,7 @@ def test_a_local_layer_holds_its_own_window_only():
     assert sizes[0] / sizes[1] == WINDOWS[0] / WINDOWS[1]
 
 
-def test_one_slot_has_its_own_scale():
+def test_each_slot_keeps_its_scale():
     cache = quantized(frame_tokens=1, windows=(1, 1), v_format="int8")
     for value in (3.0, 0.5):
         v = torch.full((BATCH, HEADS, 1, HEAD_DIM), value)

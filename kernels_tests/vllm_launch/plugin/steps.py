@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
@@ -280,3 +281,14 @@ def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
     """BF16 output against fp64, by the row's norm."""
     error = (out.double() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-3)
     assert error.max() < 1e-2, error.max()
+
+
+def assert_mutant_fails(monkeypatch, server: Server, step: Step, mutate) -> None:
+    """Assert that the step is right, and wrong with mutated views of the cache. mutate: Views to Views."""
+    assert_close(run(server, step), step.expected)
+    views = server.impl.views
+    with monkeypatch.context() as patch:
+        patch.setattr(server.impl, "views", lambda cache: mutate(views(cache)))
+        out = run(server, step)
+    with pytest.raises(AssertionError):
+        assert_close(out, step.expected)

@@ -13,6 +13,7 @@ from kernels_tests.vllm_launch.plugin.steps import (
     Server,
     Step,
     assert_close,
+    assert_mutant_fails,
     make_step,
     run,
     serve,
@@ -64,12 +65,7 @@ def test_a_step_is_attention_of_each_request(start, requests, kv_format, window)
 def test_wrong_scales_give_wrong_attention(monkeypatch, start, kv_format, mutate):
     server = start(kv_format)
     for requests in (LARGE_STEPS["decode"], LARGE_STEPS["with context"]):
-        step, views = make_step(server, requests), server.impl.views
-        assert_close(run(server, step), step.expected)
-        with monkeypatch.context() as patch:
-            patch.setattr(server.impl, "views", lambda cache, views=views: mutate(views(cache)))
-            with pytest.raises(AssertionError):
-                assert_close(run(server, step), step.expected)
+        assert_mutant_fails(monkeypatch, server, make_step(server, requests), mutate)
 
 
 @pytest.mark.parametrize(

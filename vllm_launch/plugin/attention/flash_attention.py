@@ -28,17 +28,48 @@ def unsupported_reason(major: int) -> str | None:
     return fa_version_unsupported_reason(version(major))
 
 
-def fa3(
-    q, k, v, out, *, cu_queries, cu_keys, longest_query, longest_key, sm_scale, causal, window_left, sinks, with_lse
-):
+def fa3(q, k, v, out, *, sinks, with_lse, **sequences):
     """Write attention of packed sequences to `out`; return its LSE [heads, tokens] if `with_lse`.
 
-    causal: the last query token is aligned with the last key. window_left: -1 for no window. sinks: [heads] bf16, or
-    None.
+    q, k, v, out: [tokens, heads, head_dim] bf16. sinks: [heads] bf16, or None. sequences: see `_run`.
+    """
+    result = _run(q, k, v, out, 3, with_lse, **sequences, s_aux=sinks)
+    return result[1] if with_lse else None
+
+
+def fa2(q, k, v, out, *, sinks, with_lse, longest_query, **sequences):
+    """As `fa3`; the sinks are applied in a second pass, and `with_lse` is for calls without them."""
+    longest_query = max(longest_query, 2)  # 1 selects kernels that split the keys, which the warm-up does not load
+    _, lse = _run(q, k, v, out, 2, True, longest_query=longest_query, **sequences)
+    if sinks is not None:  # exp(lse) / (exp(lse) + exp(sink))
+        out.mul_(torch.sigmoid(lse.t() - sinks)[..., None])
+    return lse if with_lse else None
+
+
+def _run(
+    q,
+    k,
+    v,
+    out,
+    fa_version,
+    with_lse,
+    *,
+    cu_queries,
+    cu_keys,
+    longest_query,
+    longest_key,
+    sm_scale,
+    causal,
+    window_left,
+    **options,
+):
+    """Call vLLM's FlashAttention. causal: the last query token is aligned with the last key. window_left: -1 for none.
+
+    cu_queries, cu_keys: [sequences + 1] int32, the first token of each.
     """
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-    result = flash_attn_varlen_func(
+    return flash_attn_varlen_func(
         q,
         k,
         v,
@@ -50,37 +81,10 @@ def fa3(
         softmax_scale=sm_scale,
         causal=causal,
         window_size=[window_left, 0] if window_left >= 0 else [-1, -1],
-        s_aux=sinks,
         return_softmax_lse=with_lse,
-        fa_version=3,
+        fa_version=fa_version,
+        **options,
     )
-    return result[1] if with_lse else None
-
-
-def fa2(
-    q, k, v, out, *, cu_queries, cu_keys, longest_query, longest_key, sm_scale, causal, window_left, sinks, with_lse
-):
-    """As `fa3`; the sinks are applied in a second pass, and `with_lse` is for calls without them."""
-    from vllm.vllm_flash_attn import flash_attn_varlen_func
-
-    _, lse = flash_attn_varlen_func(
-        q,
-        k,
-        v,
-        out=out,
-        cu_seqlens_q=cu_queries,
-        cu_seqlens_k=cu_keys,
-        max_seqlen_q=max(longest_query, 2),  # 1 selects kernels that split the keys, which the warm-up does not load
-        max_seqlen_k=longest_key,
-        softmax_scale=sm_scale,
-        causal=causal,
-        window_size=[window_left, 0] if window_left >= 0 else [-1, -1],
-        return_softmax_lse=True,
-        fa_version=2,
-    )
-    if sinks is not None:  # exp(lse) / (exp(lse) + exp(sink))
-        out.mul_(torch.sigmoid(lse.t() - sinks)[..., None])
-    return lse if with_lse else None
 
 
 def warm_up(attention: Attention, query_heads: int, scratch: torch.Tensor, window_left: int) -> None:

@@ -1,7 +1,7 @@
 """Formats of the KV cache: which one a server has, and how K, V and their scales lie in a page.
 
-A page of a layer holds its lines, [kv_heads, page, K and V]. In format int8, the page's scales follow them, fp32
-[2, kv_heads, page]: those of K, then those of V. vLLM budgets as many bytes for it, as 2 * (head_dim + 4) a token.
+A page of a layer holds its lines, [kv_heads, page, K and V]; in format int8 its scales follow (`lowp.paged.layouts`).
+vLLM budgets as many bytes for it: 2 * (head_dim + 4) a token and head.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from flashinfer_patches.errors import Problem
+from lowp.paged.layouts import split_scales
 from vllm_launch.decoder.contract import INT8, KV_FORMAT, KV_FORMATS, KV_SCALES
 
 FP8 = ("fp8", "fp8_e4m3")
@@ -77,8 +78,4 @@ def views(cache: torch.Tensor, kv_format: str, head_dim: int) -> Views:
     if kv_format != "int8":
         return Views(*cache.split(head_dim, dim=-1))
     pages, kv_heads, page, _ = cache.shape
-    lines = kv_heads * page * 2 * head_dim
-    content = cache.view(pages, -1)
-    k, v = content[:, :lines].view(pages, kv_heads, page, 2 * head_dim).split(head_dim, dim=-1)
-    scales = content[:, lines:].view(torch.float32).view(pages, 2, kv_heads, page)
-    return Views(k, v, *scales.unbind(1))
+    return Views(*split_scales(cache.view(pages, -1), page, kv_heads, head_dim))
