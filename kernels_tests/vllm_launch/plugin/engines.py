@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,7 +37,6 @@ OF_DEVICE = {
     "cpu": {"VLLM_PLUGINS": "none", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
     "gpu": {"FP8_SINKS_PLUGIN": "1"},
 }
-PROCESS_LIMIT_S = 590
 NAN_SHARE = 0.15  # of the GPU's free memory, for each engine
 ROW_BYTES, WINDOW = 512, 128  # of K and V of a token in a layer, in BF16; tokens of a window layer
 NAN_BYTE = 0xFF  # NaN as E4M3, and as BF16 if repeated
@@ -89,6 +89,7 @@ ENGINES = {
     "fp8-fa2": Engine(FP8, "e4m3", fa2=True),
 }
 Verdict = tuple[bool, str]
+LOG = "engines.log"
 
 
 def device() -> Literal["cpu", "gpu"]:
@@ -182,6 +183,8 @@ def run(
 
     serve: returns the result of the engine `arguments.serve`, as JSON. always: engines that run with any others.
     comparisons: with candidate and reference; the references of the named engines run too.
+
+    Writes results.json and engines.log as engines end, then verdicts.txt. A running engine has files of its own.
     """
     arguments = _parse(parser)
     if arguments.serve:
@@ -191,13 +194,19 @@ def run(
     arguments.out.mkdir(parents=True, exist_ok=True)
     references = [entry.reference for entry in comparisons if entry.candidate in arguments.names]
     names = list(dict.fromkeys([*always, *references, *arguments.names]))
-    for name in names:
-        result_path(arguments, name).unlink(missing_ok=True)
+    results, verdicts, deadline = {}, [], time.time() + arguments.seconds
+    (arguments.out / LOG).unlink(missing_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        failures = dict(zip(names, pool.map(lambda name: _run_process(name, arguments.out), names), strict=True))
-    results = {name: json.loads(path.read_bytes()) for name in names if (path := result_path(arguments, name)).exists()}
-    verdicts = [(False, f"{name}: {failure}") for name, failure in failures.items() if failure]
-    verdicts += _records(arguments.out, results) + judge(arguments, results)
+        runs = {pool.submit(_run_process, name, arguments.out, deadline): name for name in names}
+        for process in as_completed(runs):
+            name, failure = runs[process], process.result()
+            print(f"{name}: ended with {deadline - time.time():.0f} s left", flush=True)
+            verdicts += [(False, f"{name}: {failure}")] if failure else []
+            results |= _collect(arguments.out, name)
+            write_text(json.dumps(results), arguments.out / "results.json")
+    results = {name: results[name] for name in names if name in results}
+    verdicts += [_record(name, result) for name, result in results.items() if ENGINES[name].is_ours]
+    verdicts += judge(arguments, results)
     lines = [f"{'PASS' if passes else 'FAIL'} {line}" for passes, line in verdicts]
     print(*lines, sep="\n")
     write_text("\n".join(lines) + "\n", arguments.out / "verdicts.txt")
@@ -206,11 +215,7 @@ def run(
 
 def save(arguments: argparse.Namespace, result: dict) -> None:
     """Write the result of the engine that this process serves."""
-    write_text(json.dumps(result), result_path(arguments, arguments.serve))
-
-
-def result_path(arguments: argparse.Namespace, name: str) -> Path:
-    return arguments.out / f"{name}.json"
+    write_text(json.dumps(result), arguments.out / f"{arguments.serve}.json")
 
 
 def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -218,7 +223,8 @@ def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--serve", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help="vLLM's default compilation and graphs, not none")
     parser.add_argument("--jobs", type=int, default=3, help="engines at a time")
-    parser.add_argument("--out", type=Path, default=None, help="folder for logs, results and verdicts.txt")
+    parser.add_argument("--seconds", type=float, default=570, help="after which engines that still run are killed")
+    parser.add_argument("--out", type=Path, default=None, help="folder for engines.log, results.json, verdicts.txt")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(ENGINES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; expected {', '.join(ENGINES)}")
@@ -226,7 +232,7 @@ def _parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def _run_process(name: str, out: Path) -> str | None:
+def _run_process(name: str, out: Path, deadline: float) -> str | None:
     """Run this program with the same arguments to serve an engine; returns why it failed."""
     environment = ENVIRONMENT | OF_DEVICE[device()]
     environment |= {
@@ -234,26 +240,39 @@ def _run_process(name: str, out: Path) -> str | None:
         "VLLM_PORT": str(FIRST_PORT + PORTS * list(ENGINES).index(name)),
     }
     environment |= STATIC if ENGINES[name].kv_format == "int8-static" else {}
-    module = sys.modules["__main__"].__spec__.name
+    module, log, seconds = sys.modules["__main__"].__spec__.name, out / f"{name}.log", deadline - time.time()
     command = [sys.executable, "-m", module, *sys.argv[1:], "--out", str(out), "--serve", name]
-    log = out / f"{name}.log"
+    for path in (out / f"{name}.json", out / f"{name}.record.json"):
+        path.unlink(missing_ok=True)
     with log.open("w") as stream:
         try:
             code = subprocess.run(
-                command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT, timeout=PROCESS_LIMIT_S
+                [*command, "--seconds", str(seconds)],
+                env=os.environ | environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
             ).returncode
         except subprocess.TimeoutExpired:
-            return f"not ended after {PROCESS_LIMIT_S} s; log: {log}"
-    return f"{reason(log, 0, code)}; log: {log}" if code else None
+            return f"not ended after {seconds:.0f} s"
+    return reason(log, 0, code) if code else None
 
 
-def _records(out: Path, names) -> list[Verdict]:
-    """Whether each engine with our backend has written its record, with decoder lowp and its KV format."""
-    verdicts = []
-    for name in names:
-        if ENGINES[name].is_ours:
-            path = out / f"{name}.record.json"
-            content = json.loads(path.read_bytes()) if path.exists() else {}
-            resolved = content.get("decoder"), content.get("kv_format")
-            verdicts.append((resolved == ("lowp", ENGINES[name].kv_format), f"{name}: record {content}"))
-    return verdicts
+def _collect(out: Path, name: str) -> dict[str, dict]:
+    """Remove the files of an engine that has ended; returns its result with its record, and keeps its log in LOG."""
+    log, result, record = (out / f"{name}{suffix}" for suffix in (".log", ".json", ".record.json"))
+    with (out / LOG).open("a") as stream:
+        stream.write(f"==== {name}\n{log.read_text(errors='replace')}")
+    collected = {}
+    if result.exists():
+        collected[name] = json.loads(result.read_bytes())
+        collected[name]["record"] = json.loads(record.read_bytes()) if record.exists() else {}
+    for path in (log, result, record):
+        path.unlink(missing_ok=True)
+    return collected
+
+
+def _record(name: str, result: dict) -> Verdict:
+    """Whether an engine with our backend has recorded decoder lowp and its KV format."""
+    resolved = result["record"].get("decoder"), result["record"].get("kv_format")
+    return resolved == ("lowp", ENGINES[name].kv_format), f"{name}: record {result['record']}"

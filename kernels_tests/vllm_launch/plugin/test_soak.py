@@ -61,7 +61,8 @@ def test_a_right_run_passes():
         {"mean_delta": 0.03},
         {"mean_delta": math.nan},
         {"differences": {"17": TIE, "18": [0, [8, 7], [-0.1, -math.inf], [-0.9, -0.1]]}},
-        {"shortfalls": {"17": 2.0}},
+        {"shortfalls": {"17": 2.0, "18": 2.0}},
+        {"shortfalls": {"17": 5.5}},
         {"memory": {"RSS": 1100 * MIB}},
         {"memory": {"GPU allocated": 505 * MIB}},
     ],
@@ -110,19 +111,27 @@ def run_soak(folder, engine: str, module: str = "soak", mutant: str = "") -> tup
 @pytest.mark.long
 @pytest.mark.server
 @pytest.mark.fp8_cache
-@pytest.mark.parametrize("engine", ["bf16", "fp8"])
+@pytest.mark.parametrize("engine", ["bf16", "fp8", "int8", "int8-static"])
 def test_an_engine_with_our_backend_passes(tmp_path, engine):
     assert run_soak(tmp_path, engine) == (0, [])
-    assert json.loads((tmp_path / f"{engine}.record.json").read_text())["decoder"] == "lowp"
+    assert json.loads((tmp_path / "results.json").read_text())[engine]["record"]["decoder"] == "lowp"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engines.log", "results.json", "verdicts.txt"]
 
 
 @pytest.mark.long
 @pytest.mark.server
 @pytest.mark.fp8_cache
 @pytest.mark.parametrize(
-    ("mutant", "words"),
-    [("rows", "part"), ("aborts", "still in use"), ("blocks", "still in use"), ("nan", "finite")],
+    ("mutant", "engine", "words"),
+    [
+        ("rows", "bf16", "part"),
+        ("rows", "fp8", "part"),
+        ("rows", "int8", "part"),
+        ("aborts", "bf16", "still in use"),
+        ("blocks", "bf16", "still in use"),
+        ("nan", "bf16", "finite"),
+    ],
 )
-def test_a_wrong_engine_fails(tmp_path, mutant, words):
-    code, lines = run_soak(tmp_path, "bf16", "soak_mutants", mutant)
+def test_a_wrong_engine_fails(tmp_path, mutant, engine, words):
+    code, lines = run_soak(tmp_path, engine, "soak_mutants", mutant)
     assert code == 1 and any(words in line for line in lines)

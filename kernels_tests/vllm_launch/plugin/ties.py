@@ -1,34 +1,24 @@
 """Greedy answers, and how two of them to one prompt differ: not at all, by a tie, or by more.
 
-A tie: both engines have both tokens among the most likely, and neither prefers its own by more than a bound; nearly all
-ties are within a smaller one.
+A tie: both engines have both tokens among the most likely, and neither prefers its own by more than a bound. A few
+differences may be larger: where two experts of a layer are about equally likely, any rounding can choose the other one.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-TOP = 10  # log-probabilities of a position, beside the sampled token's
+TOP = 20  # log-probabilities of a position, beside the sampled token's
 SHOWN = 12  # differences that are listed
-USUAL_SHARE = 0.95
-
-
-class TieBounds(NamedTuple):
-    """Bounds on the gaps of ties, in nats: of USUAL_SHARE of them, and of the largest."""
-
-    usual: float
-    largest: float
-
-
-# Largest on a CPU: in BF16 0.125, against stock vLLM; in FP8 0.31 against the same engine, 1.9 against BF16. In FP8 a
-# prompt is read unrounded in its own chunk only: another chunking is another rounding. Those of int8 lie between, set
-# before the first run.
-TIE_BOUNDS = {
-    "bf16": TieBounds(0.2, 0.4),
-    "e4m3": TieBounds(1.0, 3.0),
-    "int8": TieBounds(0.3, 0.6),
-    "int8-static": TieBounds(0.35, 0.7),
-}
+# Gaps of ties, in nats. Largest on a CPU but for swapped experts: 0.125 in BF16, against stock vLLM, and against BF16
+# 0.0625 in int8, 0.25 in int8-static, 0.5 in FP8. A prompt's own chunk reads its keys and values unrounded: another
+# chunking is another rounding, at most as far off as the format is from BF16.
+TIE_BOUNDS = {"bf16": 0.2, "int8": 0.3, "int8-static": 0.35, "e4m3": 1.0}
+# Gaps of swapped experts do not depend on the format. Measured in FP32 on the CPU, on 12,288 tokens of held-out text:
+# of 1,095 swaps of two experts whose router logits are within 0.05, 93 change the most likely token, with gaps of
+# median 0.48, 95% 1.6, largest 4.6. Rounding makes ties and swaps at rates that are both proportional to its size.
+SWAP_BOUND = 5.0
+SWAPS = 0.2  # of the differences, at most; one is always allowed
 
 
 class Answer(NamedTuple):
@@ -95,17 +85,21 @@ def is_finite(answers: Iterable[Answer]) -> bool:
     return all(math.isfinite(value) for answer in answers for top in answer.top for value in top.values())
 
 
-def judge(differences: Sequence[tuple[str, Difference]], bounds: TieBounds) -> tuple[bool, str]:
-    """Whether all of the named differences are ties, and a line with the largest of them below it."""
-    largest = sorted(differences, key=lambda entry: (not math.isnan(entry[1].gap), -entry[1].gap))
-    if not largest:
-        return True, "none part"
-    gaps = [difference.gap for _, difference in largest]
-    usual = gaps[round((1 - USUAL_SHARE) * (len(gaps) - 1))]
-    passes = all(gap <= bounds.largest for gap in gaps) and usual <= bounds.usual
-    summary = f"{len(gaps)} part, gaps {USUAL_SHARE:.0%} {usual:.3f} (<= {bounds.usual}), "
-    summary += f"largest {gaps[0]:.3f} (<= {bounds.largest})"
-    return passes, "\n".join([summary, *(f"     {name}: {difference}" for name, difference in largest[:SHOWN])])
+def judge(differences: Sequence[tuple[str, Difference]], bound: float) -> tuple[bool, str]:
+    """Whether the named differences are ties and few swaps of experts, and a line with the largest of them below it."""
+    passes, text = judge_gaps([difference.gap for _, difference in differences], bound)
+    largest = sorted(differences, key=lambda entry: (not math.isnan(entry[1].gap), -entry[1].gap))[:SHOWN]
+    return passes, "\n".join([f"{len(differences)} part{text}", *(f"     {name}: {entry}" for name, entry in largest)])
+
+
+def judge_gaps(gaps: Sequence[float], bound: float) -> tuple[bool, str]:
+    """Whether no more gaps than the swaps of experts are over a bound, and none over SWAP_BOUND."""
+    if not gaps:
+        return True, ""
+    swaps = max(1, int(SWAPS * len(gaps)))
+    over = sum(not gap <= bound for gap in gaps)
+    passes = over <= swaps and all(gap <= SWAP_BOUND for gap in gaps)
+    return passes, f", {over} over {bound} (<= {swaps}), largest {max(gaps):.3f} (<= {SWAP_BOUND})"
 
 
 def mean(values: Sequence[float]) -> float:
