@@ -202,10 +202,10 @@ def run(
             name, failure = runs[process], process.result()
             print(f"{name}: ended with {deadline - time.time():.0f} s left", flush=True)
             verdicts += [(False, f"{name}: {failure}")] if failure else []
-            results |= _collect(arguments.out, name)
+            results |= collect(arguments.out, name)
             write_text(json.dumps(results), arguments.out / "results.json")
     results = {name: results[name] for name in names if name in results}
-    verdicts += [_record(name, result) for name, result in results.items() if ENGINES[name].is_ours]
+    verdicts += [record_verdict(name, result) for name, result in results.items() if ENGINES[name].is_ours]
     verdicts += judge(arguments, results)
     lines = [f"{'PASS' if passes else 'FAIL'} {line}" for passes, line in verdicts]
     print(*lines, sep="\n")
@@ -258,7 +258,7 @@ def _run_process(name: str, out: Path, deadline: float) -> str | None:
     return reason(log, 0, code) if code else None
 
 
-def _collect(out: Path, name: str) -> dict[str, dict]:
+def collect(out: Path, name: str) -> dict[str, dict]:
     """Remove the files of an engine that has ended; returns its result with its record, and keeps its log in LOG."""
     log, result, record = (out / f"{name}{suffix}" for suffix in (".log", ".json", ".record.json"))
     with (out / LOG).open("a") as stream:
@@ -272,7 +272,7 @@ def _collect(out: Path, name: str) -> dict[str, dict]:
     return collected
 
 
-def _record(name: str, result: dict) -> Verdict:
+def record_verdict(name: str, result: dict) -> Verdict:
     """Whether an engine with our backend has recorded decoder lowp and its KV format."""
     resolved = result["record"].get("decoder"), result["record"].get("kv_format")
     return resolved == ("lowp", ENGINES[name].kv_format), f"{name}: record {result['record']}"
