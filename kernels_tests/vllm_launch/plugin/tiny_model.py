@@ -2,8 +2,8 @@
 
     python -m kernels_tests.vllm_launch.plugin.tiny_model [--compiled] [--jobs N] [--out FOLDER] [ENGINE ...]
 
-Prints a verdict a line; exits with 1 if one is FAIL. --compiled: vLLM's default compilation and piecewise graphs in place
-of none. stock-bf16 and what an engine is compared with always run.
+Prints a verdict a line; exits with 1 if one is FAIL. --compiled: vLLM's default compilation and piecewise graphs, not
+none. stock-bf16 and what an engine is compared with always run.
 
 Each engine answers 28 prompts of 5 to 12,000 tokens in chunks of 512: mixed batches, chunked prefills; some again with
 their prefix cached; and scores what it has generated as a prompt.
@@ -28,8 +28,8 @@ CACHED = (27, 3, 12, 20)  # prompts that are answered again, alone
 # Mean |log p difference| of generated tokens up to the first one that differs, and of prompt tokens; measured: 0.0105
 # and 0 in BF16, 0.042 and 0.076 in FP8.
 BF16_BOUNDS, FP8_BOUNDS = (0.02, 0.02), (0.06, 0.10)
-# On a CPU, up to 1,024 tokens: int8 0.014 and 0.007, int8-static 0.018 and 0.007, where BF16 against stock has 0.007 and
-# 0.014, FP8 0.041 and 0.016. FP8's prompts have 5 times that with the longer prompt of a GPU.
+# On a CPU, up to 1,024 tokens: int8 0.014 and 0.007, int8-static 0.018 and 0.007, where BF16 against stock has 0.007
+# and 0.014, FP8 0.041 and 0.016. FP8's prompts have 5 times that with the longer prompt of a GPU.
 INT8_BOUNDS, INT8_STATIC_BOUNDS = (0.025, 0.045), (0.03, 0.045)
 COMPARISONS = (
     Comparison("bf16", "stock-bf16", *BF16_BOUNDS, only_ties=True),
