@@ -68,7 +68,7 @@ def test_a_right_run_passes():
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_fails(changes):
+def test_wrong_rounds_fail(changes):
     assert failures([changes]) == 1
 
 
