@@ -30,12 +30,11 @@ DEVICE void from_e4m3(unsigned x, unsigned& low, unsigned& high) {
 }
 #endif
 
-// Four int8 as two pairs of fp16, exactly: a byte whose sign bit is turned is the value + 128, and 0x6400 + n the fp16
-// of 1024 + n.
-DEVICE void from_int8(unsigned x, unsigned& low, unsigned& high) {
-  const unsigned turned = x ^ 0x80808080u;
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(low) : "r"(__byte_perm(turned, 0x64646464u, 0x4140)), "r"(0x64806480u));
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(high) : "r"(__byte_perm(turned, 0x64646464u, 0x4342)), "r"(0x64806480u));
+// Two pairs of fp16.
+DEVICE unsigned subtract_pair(unsigned x, unsigned y) {
+  unsigned r;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(y));
+  return r;
 }
 
 // D += A B for A of 16 x 16, B of 16 x 8. With g = lane / 4, t = lane % 4 a lane holds

@@ -57,6 +57,14 @@ using Scores = float[kTiles][kGroupTiles][4];     // (token g, column 2t), (g, 2
 using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
 using RawValues = unsigned[kTiles][kHalves][4][kOneByte ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
 
+// Four int8 as two pairs of fp16, exactly: a byte whose sign bit is turned is the value + 128, and 0x6400 + n the fp16
+// of 1024 + n.
+DEVICE void from_int8(unsigned x, unsigned& low, unsigned& high) {
+  const unsigned turned = x ^ 0x80808080u;
+  low = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4140), 0x64806480u);
+  high = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4342), 0x64806480u);
+}
+
 DEVICE void to_fp16(unsigned x, unsigned& low, unsigned& high) {  // four stored bytes, two pairs
   if constexpr (kInt8) from_int8(x, low, high);
   else from_e4m3(x, low, high);
