@@ -4,6 +4,8 @@
 //            (twice that for a query of two terms)
 //            K: the lane's 16 bytes (8 dims at 16 bits: twice that) of rows g and g + 8 are its A elements; which dims
 //            an MMA sums over is free, so Q is loaded in the same order: 16 dims from 16 t on of each half
+//            int8: in integers, no key is converted; Q is 16 bits, an MMA of each byte for 32 dims: of the keys' chunk
+//            c (16 dims) the lane has dims 4t .. 4t + 3, and so of Q
 //   softmax  P = exp2(c S - m): the lane has columns 2t, 2t + 1 of tokens g, g + 8
 //   values   O^T (16 dims x 8 columns) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
 //            V: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 the lane has dims 8g .. 8g + 7 of each half; bytes of two tokens
@@ -24,6 +26,7 @@ struct State {                           // of a warp, so far
 
 struct Query {
   // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [term][tile][half][4 dims][lane].
+  // int8: dims 16c + 4t .. 16c + 4t + 3 of each chunk c of a half, their high bytes, then the low ones.
   unsigned b[kQueryShared ? 1 : kQueryTerms][kGroupTiles][kHalves][8];
   unsigned address;                      // this lane's first, in shared memory
   float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
@@ -42,7 +45,13 @@ struct Reader {                          // addresses in stage 0 of the ring
   unsigned k, v[2], scale;
   DEVICE Reader(unsigned ring, int lane) {
     const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    k = opaque(ring + row * kRowBytes + ((kOneByte ? t : 2 * t) ^ swizzle(row)) * 16);
+    if constexpr (kInt8) {  // row of four matrices: tokens 0-7, 8-15 of a chunk, and of the next
+      const int matrix_row = swapped(lane & 7);
+      k = opaque(ring + matrix_row * kRowBytes + (lane >> 3 & 1) * (kBlockBytes / 2) +
+                 ((lane >> 4) ^ swizzle(matrix_row)) * 16);
+    } else {
+      k = opaque(ring + row * kRowBytes + ((kOneByte ? t : 2 * t) ^ swizzle(row)) * 16);
+    }
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int token = swapped(2 * t + j);
@@ -106,6 +115,30 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
             mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], b.x, b.y);
           }
     }
+  }
+}
+
+// The same in integers: exact, since |score| < 2^15 x 2^7 x 128 dims = 2^29.
+DEVICE void compute_integer_scores(Scores& s, const Query& q, unsigned k) {
+#pragma unroll
+  for (int j = 0; j < kTiles; j++) {
+    int high[kGroupTiles][4] = {}, low[kGroupTiles][4] = {};  // by bytes of the query
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int x = 0; x < 2; x++) {
+        const uint4 a = load_matrices((half_at(k, half) ^ (32 * x)) + j * kTileBytes);  // 32 dims
+#pragma unroll
+        for (int n = 0; n < kGroupTiles; n++) {
+          const uint2 first = q.four_dims(0, n, half, 2 * x), second = q.four_dims(0, n, half, 2 * x + 1);
+          mma_int8<true>(high[n], a.x, a.y, a.z, a.w, first.x, second.x);
+          mma_int8<false>(low[n], a.x, a.y, a.z, a.w, first.y, second.y);
+        }
+      }
+#pragma unroll
+    for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) s[j][n][i] = float(256 * high[n][i] + low[n][i]);
   }
 }
 
@@ -256,7 +289,8 @@ DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsign
   Weights w;
   RawValues v;
   Columns columns;
-  compute_scores(s, q, reader.k + stage);
+  if constexpr (kInt8) compute_integer_scores(s, q, reader.k + stage);
+  else compute_scores(s, q, reader.k + stage);
   if constexpr (!kQueryShared) {  // the values arrive beside the softmax; many columns have no registers for that
     load_values<kEdge>(v, reader, stage, token, begin, end);
     to_columns(columns, v);
