@@ -1,6 +1,8 @@
 // Phase 1, load: each warp streams its own steps through its own ring in shared memory; no CTA barrier.
 //
 // A stage of the ring:  | keys: the blocks of tile 0, of tile 1 ... | values: the same | token scales: k, v of each tile |
+// Token scales of a tile: a row of 16 bytes for tokens r and r + 8: k, v, k, v.
+//
 // A block in it, each cell 16 bytes, c the chunk of the row:
 //
 //   8 bits, 64 dims:    row r of 4 chunks   cell c ^ (r / 2) % 4                so that readers of 4 or 8 rows
@@ -93,7 +95,7 @@ DEVICE Stream make_stream(const Params& p, const Split& s, unsigned ring, int wa
   stream.ring = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
     stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
-    stream.scale_ring = ring + kScalesOffset + lane * 4;
+    stream.scale_ring = ring + kScalesOffset + (lane % 8) * 16 + (lane / 8 % 2) * 8 + (lane / 16) * 4;
   }
   stream.worker = kCluster ? s.index * kWarps + warp : warp;
   stream.first_tile = s.first_tile;

@@ -58,7 +58,7 @@ struct Reader {                          // addresses in stage 0 of the ring
       const int offset = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
       v[j] = opaque(half_at(ring + kValuesOffset + token * kRowBytes + offset, kInterleaved));
     }
-    scale = ring + kScalesOffset + row * 4;
+    scale = ring + kScalesOffset + row * 16;
   }
 };
 
@@ -149,18 +149,26 @@ DEVICE void compute_integer_scores(Scores& s, const Query& q, unsigned k) {
 template <bool kEdge>
 DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, unsigned scale, int token, int begin,
                             int end) {
-  float add[kTiles][2] = {};  // log2 v_scale of tokens g, g + 8
-  if constexpr (kTokenScales) {
+  float per_value[kTiles][2];  // 1 / v_scale of tokens g, g + 8
+  if constexpr (kTokenScales) {  // the scores become c k_scale S + log2 v_scale
 #pragma unroll
-    for (int j = 0; j < kTiles; j++)
+    for (int j = 0; j < kTiles; j++) {
+      const uint4 scales = load_shared_16(scale + j * 128);  // k, v of token g, then of token g + 8
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float key = kChannelScales ? 1.f : load_shared_float(scale + j * 128 + i * 32);
-        const float value = load_shared_float(scale + j * 128 + i * 32 + 64);
-        add[j][i] = log2_fast(fmaxf(value, 0x1p-60f));  // also of NaN in a masked slot
+        const float key = __uint_as_float(i ? scales.z : scales.x);
+        const float value = fmaxf(__uint_as_float(i ? scales.w : scales.y), 0x1p-60f);  // also of NaN in a masked slot
+        const float add = log2_fast(value);
+        per_value[j][i] = reciprocal_fast(value);
 #pragma unroll
-        for (int n = 0; n < kGroupTiles; n++) { s[j][n][2 * i] *= key; s[j][n][2 * i + 1] *= key; }
+        for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+          for (int x = 0; x < 2; x++) {
+            float& score = s[j][n][2 * i + x];
+            score = fmaf(kChannelScales ? score : score * key, q.to_log2[n][x], add);
+          }
       }
+    }
   }
   if constexpr (kEdge) {
 #pragma unroll
@@ -181,18 +189,10 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
   for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-      const float c = q.to_log2[n][x];
-      if constexpr (kTokenScales) {
-        top[n][x] = fmaxf(fmaf(s[0][n][x], c, add[0][0]), fmaf(s[0][n][x + 2], c, add[0][1]));
+      top[n][x] = fmaxf(s[0][n][x], s[0][n][x + 2]);
 #pragma unroll
-        for (int j = 1; j < kTiles; j++)
-          top[n][x] = fmaxf(top[n][x], fmaxf(fmaf(s[j][n][x], c, add[j][0]), fmaf(s[j][n][x + 2], c, add[j][1])));
-      } else {
-        top[n][x] = fmaxf(s[0][n][x], s[0][n][x + 2]);
-#pragma unroll
-        for (int j = 1; j < kTiles; j++) top[n][x] = fmaxf(top[n][x], fmaxf(s[j][n][x], s[j][n][x + 2]));
-        top[n][x] *= c;
-      }
+      for (int j = 1; j < kTiles; j++) top[n][x] = fmaxf(top[n][x], fmaxf(s[j][n][x], s[j][n][x + 2]));
+      if constexpr (!kTokenScales) top[n][x] *= q.to_log2[n][x];
       over = fmaxf(over, top[n][x] - st.max[n][x]);
     }
   if (__any_sync(kAllLanes, over > 8.f)) {
@@ -222,9 +222,9 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
         float weight[2];
 #pragma unroll
         for (int x = 0; x < 2; x++) {
-          const float above = fmaf(s[j][n][2 * i + x], q.to_log2[n][x], -st.max[n][x]);
-          weight[x] = exp2_fast(kTokenScales ? above + add[j][i] : above);
-          st.sum[n][x] += kTokenScales ? exp2_fast(above) : weight[x];
+          const float score = s[j][n][2 * i + x];
+          weight[x] = exp2_fast(kTokenScales ? score - st.max[n][x] : fmaf(score, q.to_log2[n][x], -st.max[n][x]));
+          st.sum[n][x] = kTokenScales ? fmaf(weight[x], per_value[j][i], st.sum[n][x]) : st.sum[n][x] + weight[x];
         }
         w[j][n][i] = transpose(pack_pair<kKvBf16>(weight[0], weight[1]));
       }

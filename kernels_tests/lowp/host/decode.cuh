@@ -20,6 +20,7 @@ static inline float __int_as_float(int x) { return bits_as<float>(x); }
 static inline float __fdividef(float x, float y) { return x / y; }
 static inline float exp2_fast(float x) { return std::exp2(x); }
 static inline float log2_fast(float x) { return std::log2(x); }
+static inline float reciprocal_fast(float x) { return 1.f / x; }
 static inline int round_to_int(float x) { return int(std::nearbyint(x)); }
 template <bool kBf16> static inline float2 unpack_pair(unsigned x) {
   return {from_16_bits<kBf16>(x & 0xffff), from_16_bits<kBf16>(x >> 16)};
