@@ -76,9 +76,16 @@ DEVICE void store_state(State& st, char* shared, int warp, int lane) {
 #pragma unroll
       for (int half = 0; half < kHalves; half++) {
         const auto& m = st.out[n][half];
-        float4* to = reinterpret_cast<float4*>(o + column * kOutStride + 64 * half + 8 * g);
-        to[0] = make_float4(m[0][x], m[0][x + 2], m[1][x], m[1][x + 2]);
-        to[1] = make_float4(m[2][x], m[2][x + 2], m[3][x], m[3][x + 2]);
+        float* to = o + column * kOutStride + 64 * half;
+        if constexpr (kInt8) {
+#pragma unroll
+          for (int i = 0; i < 4; i++)
+            *reinterpret_cast<float2*>(to + 16 * i + 2 * g) = make_float2(m[i][x], m[i][x + 2]);
+        } else {
+          float4* dims = reinterpret_cast<float4*>(to + 8 * g);
+          dims[0] = make_float4(m[0][x], m[0][x + 2], m[1][x], m[1][x + 2]);
+          dims[1] = make_float4(m[2][x], m[2][x + 2], m[3][x], m[3][x + 2]);
+        }
       }
     }
 }

@@ -10,6 +10,7 @@
 //   values   O^T (16 dims x 8 columns) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
 //            V: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 the lane has dims 8g .. 8g + 7 of each half; bytes of two tokens
 //            are interleaved to pairs; MMA m (0-3) has dims 8g + 2m (A row g) and 8g + 2m + 1 (row g + 8)
+//            int8: transposed loads give pairs of tokens; MMA m has dims 16m + 2g (row g) and 16m + 2g + 1 (row g + 8)
 //
 // Row x of the MMAs is the tile's token swapped(x), which spreads the reads of V over the banks; P^T has the same
 // order, so that only masks and token scales see it.
@@ -21,7 +22,8 @@ DEVICE int swapped(int x) { return x ^ ((x >> 1) & 1); }  // 0 1 3 2 4 5 7 6
 struct State {                           // of a warp, so far
   float max[kGroupTiles][2];             // columns 8 tile + 2t, 2t + 1; log2 units; the scale of the sums below
   float sum[kGroupTiles][2];             // this lane's tokens only
-  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, column 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1)
+  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, column 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1);
+                                         //   int8: 16m + 2g and 16m + 2g + 1
 };
 
 struct Query {
@@ -45,18 +47,19 @@ struct Reader {                          // addresses in stage 0 of the ring
   unsigned k, v[2], scale;
   DEVICE Reader(unsigned ring, int lane) {
     const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    if constexpr (kInt8) {  // row of four matrices: tokens 0-7, 8-15 of a chunk, and of the next
-      const int matrix_row = swapped(lane & 7);
-      k = opaque(ring + matrix_row * kRowBytes + (lane >> 3 & 1) * (kBlockBytes / 2) +
-                 ((lane >> 4) ^ swizzle(matrix_row)) * 16);
+    if constexpr (kInt8) {  // this lane's row of four matrices: tokens 0-7 and 8-15 of a chunk, then of the next
+      const int r = swapped(lane & 7);
+      k = opaque(ring + r * kRowBytes + (lane >> 3 & 1) * (kBlockBytes / 2) + ((lane >> 4) ^ swizzle(r)) * 16);
+#pragma unroll
+      for (int j = 0; j < 2; j++) v[j] = opaque(half_at(k + kValuesOffset, kInterleaved) ^ (32 * j));
     } else {
       k = opaque(ring + row * kRowBytes + ((kOneByte ? t : 2 * t) ^ swizzle(row)) * 16);
-    }
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const int token = swapped(2 * t + j);
-      const int offset = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
-      v[j] = opaque(half_at(ring + kValuesOffset + token * kRowBytes + offset, kInterleaved));
+      for (int j = 0; j < 2; j++) {
+        const int token = swapped(2 * t + j);
+        const int offset = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
+        v[j] = opaque(half_at(ring + kValuesOffset + token * kRowBytes + offset, kInterleaved));
+      }
     }
     scale = ring + kScalesOffset + row * 16;
   }
@@ -65,19 +68,6 @@ struct Reader {                          // addresses in stage 0 of the ring
 using Scores = float[kTiles][kGroupTiles][4];     // (token g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
 using RawValues = unsigned[kTiles][kHalves][4][kOneByte ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
-
-// Four int8 as two pairs of fp16, exactly: a byte whose sign bit is turned is the value + 128, and 0x6400 + n the fp16
-// of 1024 + n.
-DEVICE void from_int8(unsigned x, unsigned& low, unsigned& high) {
-  const unsigned turned = x ^ 0x80808080u;
-  low = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4140), 0x64806480u);
-  high = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4342), 0x64806480u);
-}
-
-DEVICE void to_fp16(unsigned x, unsigned& low, unsigned& high) {  // four stored bytes, two pairs
-  if constexpr (kInt8) from_int8(x, low, high);
-  else from_e4m3(x, low, high);
-}
 
 // ---- scores
 DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
@@ -94,8 +84,8 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
         const unsigned wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int x = 0; x < 4; x++) {
-          to_fp16(wa[x], low[2 * x], low[2 * x + 1]);
-          to_fp16(wb[x], high[2 * x], high[2 * x + 1]);
+          from_e4m3(wa[x], low[2 * x], low[2 * x + 1]);
+          from_e4m3(wb[x], high[2 * x], high[2 * x + 1]);
         }
       } else {
 #pragma unroll
@@ -273,12 +263,43 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
           unsigned& first = a[j][half][m][2 * i];
           unsigned& second = a[j][half][m][2 * i + 1];
           if constexpr (kOneByte) {
-            to_fp16(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
+            from_e4m3(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
           } else {
             first = __byte_perm(x[m], y[m], 0x5410);
             second = __byte_perm(x[m], y[m], 0x7632);
           }
         }
+}
+
+// The same of int8, exactly: a byte whose sign bit is turned is the value + 128, and 0x6400 + n the fp16 of 1024 + n.
+DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) {
+#pragma unroll
+  for (int j = 0; j < kTiles; j++)
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int x = 0; x < 2; x++) {
+        const uint4 words = load_matrices_transposed(half_at(reader.v[x] + stage, half) + j * kTileBytes);
+        const unsigned pairs[4] = {words.x, words.y, words.z, words.w};  // dims 2g, 2g + 1 of two tokens
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const unsigned turned = pairs[i] ^ 0x80808080u;
+          unsigned* to = &a[j][half][2 * x + i / 2][2 * (i % 2)];
+          to[0] = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4240), 0x64806480u);
+          to[1] = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4341), 0x64806480u);
+        }
+      }
+}
+
+template <bool kEdge>
+DEVICE void load_columns(Columns& a, const Reader& reader, unsigned stage, int token, int begin, int end) {
+  if constexpr (kInt8) {
+    load_int8_columns(a, reader, stage);
+  } else {
+    RawValues v;
+    load_values<kEdge>(v, reader, stage, token, begin, end);
+    to_columns(a, v);
+  }
 }
 
 // One step: the tiles in a stage (its offset in the ring), the first of which starts at `token`. If kEdge, tokens are
@@ -287,19 +308,13 @@ template <bool kEdge>
 DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsigned stage, int token, int begin, int end) {
   Scores s;
   Weights w;
-  RawValues v;
   Columns columns;
   if constexpr (kInt8) compute_integer_scores(s, q, reader.k + stage);
   else compute_scores(s, q, reader.k + stage);
-  if constexpr (!kQueryShared) {  // the values arrive beside the softmax; many columns have no registers for that
-    load_values<kEdge>(v, reader, stage, token, begin, end);
-    to_columns(columns, v);
-  }
+  // The values arrive beside the softmax; many columns have no registers for that.
+  if constexpr (!kQueryShared) load_columns<kEdge>(columns, reader, stage, token, begin, end);
   compute_softmax<kEdge>(st, s, w, q, reader.scale + stage, token + swapped((threadIdx.x & 31) >> 2), begin, end);
-  if constexpr (kQueryShared) {
-    load_values<kEdge>(v, reader, stage, token, begin, end);
-    to_columns(columns, v);
-  }
+  if constexpr (kQueryShared) load_columns<kEdge>(columns, reader, stage, token, begin, end);
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
 #pragma unroll
