@@ -64,6 +64,7 @@ DEVICE void store_state(State& st, char* shared, int warp, int lane) {
   float* o = reinterpret_cast<float*>(shared + warp * kRingBytes);
   float2* max_sum = reinterpret_cast<float2*>(shared + kMaxSumOffset);
   __syncwarp();  // every lane has read its last step
+  if constexpr (kInt8) add_offset(st);
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll

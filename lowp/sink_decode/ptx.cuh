@@ -32,13 +32,6 @@ DEVICE void from_e4m3(unsigned x, unsigned& low, unsigned& high) {
 }
 #endif
 
-// Two pairs of fp16.
-DEVICE unsigned subtract_pair(unsigned x, unsigned y) {
-  unsigned r;
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(y));
-  return r;
-}
-
 // D += A B for A of 16 x 16, B of 16 x 8. With g = lane / 4, t = lane % 4 a lane holds
 //   A: a0 (g, 2t..), a1 (g + 8, 2t..), a2 (g, 2t + 8..), a3 (g + 8, 2t + 8..)    B: b0 (2t.., g), b1 (2t + 8.., g)
 //   D: d0, d1 (g, 2t..), d2, d3 (g + 8, 2t..)                                    (.. is that element and the next)

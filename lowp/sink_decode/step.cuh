@@ -24,6 +24,7 @@ struct State {                           // of a warp, so far
   float sum[kGroupTiles][2];             // this lane's tokens only
   float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, column 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1);
                                          //   int8: 16m + 2g and 16m + 2g + 1
+  float offset[kGroupTiles][4];          // int8: to be added to all of out, columns 2t, 2t + 1, 2t, 2t + 1
 };
 
 struct Query {
@@ -271,7 +272,30 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
         }
 }
 
-// The same of int8, exactly: a byte whose sign bit is turned is the value + 128, and 0x6400 + n the fp16 of 1024 + n.
+// The same of int8: a byte whose sign bit is turned is the value + 128, which is as fp16, a subnormal, (value + 128)
+// kInt8Unit, exactly. An MMA sums the weights x 128, which the next step takes out.
+constexpr unsigned kInt8Offset = 0x80808080u;  // -128 kInt8Unit, twice
+DEVICE void sum_offset(State& st, const Weights& w) {
+#pragma unroll
+  for (int n = 0; n < kGroupTiles; n++) {
+#pragma unroll
+    for (float& offset : st.offset[n]) offset = 0.f;
+#pragma unroll
+    for (int j = 0; j < kTiles; j++)
+      mma<false>(st.offset[n], kInt8Offset, kInt8Offset, kInt8Offset, kInt8Offset, w[j][n][0], w[j][n][1]);
+  }
+}
+DEVICE void add_offset(State& st) {
+#pragma unroll
+  for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+#pragma unroll
+      for (int m = 0; m < 4; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) st.out[n][half][m][i] += st.offset[n][i];
+}
+
 DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) {
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
@@ -285,8 +309,8 @@ DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) 
         for (int i = 0; i < 4; i++) {
           const unsigned turned = pairs[i] ^ 0x80808080u;
           unsigned* to = &a[j][half][2 * x + i / 2][2 * (i % 2)];
-          to[0] = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4240), 0x64806480u);
-          to[1] = subtract_pair(__byte_perm(turned, 0x64646464u, 0x4341), 0x64806480u);
+          to[0] = __byte_perm(turned, 0u, 0x4240);
+          to[1] = __byte_perm(turned, 0u, 0x4341);
         }
       }
 }
@@ -309,12 +333,14 @@ DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsign
   Scores s;
   Weights w;
   Columns columns;
+  if constexpr (kInt8) add_offset(st);
   if constexpr (kInt8) compute_integer_scores(s, q, reader.k + stage);
   else compute_scores(s, q, reader.k + stage);
   // The values arrive beside the softmax; many columns have no registers for that.
   if constexpr (!kQueryShared) load_columns<kEdge>(columns, reader, stage, token, begin, end);
   compute_softmax<kEdge>(st, s, w, q, reader.scale + stage, token + swapped((threadIdx.x & 31) >> 2), begin, end);
   if constexpr (kQueryShared) load_columns<kEdge>(columns, reader, stage, token, begin, end);
+  if constexpr (kInt8) sum_offset(st, w);
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
 #pragma unroll
