@@ -23,7 +23,7 @@ struct Stream {
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
-  const float* k_scale;     // token scales at this lane's slot of a tile: k's in lanes 0-15, v's in lanes 16-31; where
+  const char* k_scale;      // token scales at this lane's slot of a tile: k's in lanes 0-15, v's in lanes 16-31; where
                             //   k has channel scales, v's in both
   unsigned ring;            // this lane's first chunk of keys in the ring
   unsigned scale_ring;
@@ -71,7 +71,7 @@ struct Stream {
       copy_tile(ring + stage_offset + j * kTileBytes, k + bytes);
       if constexpr (!kInterleaved) copy_tile(ring + stage_offset + j * kTileBytes + kValuesOffset, v + bytes);
       if constexpr (kTokenScales)
-        copy_4(scale_ring + stage_offset + j * 128, k_scale + __shfl_sync(kAllLanes, scale_offset, owner));
+        copy_4(scale_ring + stage_offset + j * 128, k_scale + 4ull * __shfl_sync(kAllLanes, scale_offset, owner));
     }
   }
 
@@ -94,8 +94,9 @@ DEVICE Stream make_stream(const Params& p, const Split& s, unsigned ring, int wa
   Stream stream{&p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
   stream.ring = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
-    stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
-    stream.scale_ring = ring + kScalesOffset + (lane % 8) * 16 + (lane / 8 % 2) * 8 + (lane / 16) * 4;
+    const float* scales = lane < 16 && !kChannelScales ? p.k_scale : p.v_scale;
+    stream.k_scale = opaque(reinterpret_cast<const char*>(scales + head * p.scale_head + (lane % 16) * p.scale_slot));
+    stream.scale_ring = opaque(ring + kScalesOffset + (lane % 8) * 16 + (lane / 8 % 2) * 8 + (lane / 16) * 4);
   }
   stream.worker = kCluster ? s.index * kWarps + warp : warp;
   stream.first_tile = s.first_tile;
