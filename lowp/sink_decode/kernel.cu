@@ -4,7 +4,7 @@
 //   split.cuh   which KV split of which row this CTA computes      a CTA: some tokens of one row and one KV head,
 //   load.cuh    1. load: block table, keys, values to the ring              for all query heads and tokens
 //   query.cuh   the query as MMA operand                           a warp: every kWorkers-th step of it, alone
-//   step.cuh    2. scores  3. softmax  4. values, step by step
+//   step.cuh    2. scores  3. softmax  4. values, step by step     (of int8 the first and the last: int8.cuh)
 //   merge.cuh   5. merge: warps, CTAs, sink, output
 #include "merge.cuh"
 

@@ -23,6 +23,16 @@ struct RawQuery {
   uint4 k_scale[kHalves][4];         // channel scales: fp32, the same dims
 };
 
+// 8 of the lane's 16 dims of a half.
+DEVICE uint4 load_dims(const char* from, int i) {
+  if constexpr (kInt8) {
+    const uint2 a = load_constant_8(from + 64 * i), b = load_constant_8(from + 64 * i + 32);
+    return make_uint4(a.x, a.y, b.x, b.y);
+  } else {
+    return load_constant_16(from + 16 * i);
+  }
+}
+
 DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int lane) {
   const int g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -34,17 +44,8 @@ DEVICE void load_query(RawQuery& raw, const Params& p, int row, int kv_head, int
 #pragma unroll
     for (int half = 0; half < kHalves; half++)
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        uint4& words = raw.q[n][half][i];
-        if (column >= columns_of(p)) {
-          words = make_uint4(0u, 0u, 0u, 0u);
-        } else if constexpr (kInt8) {
-          const uint2 a = load_constant_8(from + 128 * half + 64 * i), b = load_constant_8(from + 128 * half + 64 * i + 32);
-          words = make_uint4(a.x, a.y, b.x, b.y);
-        } else {
-          words = load_constant_16(from + 128 * half + 16 * i);
-        }
-      }
+      for (int i = 0; i < 2; i++)
+        raw.q[n][half][i] = column < columns_of(p) ? load_dims(from + 128 * half, i) : make_uint4(0u, 0u, 0u, 0u);
   }
   if constexpr (kChannelScales)
 #pragma unroll
@@ -59,6 +60,25 @@ DEVICE float nan_to_infinity(float x) { return x == x ? fabsf(x) : __int_as_floa
 // Two integers of 16 bits.
 DEVICE unsigned integer_pair(float low, float high) {
   return __byte_perm(min(round_to_int(low), 32767), min(round_to_int(high), 32767), 0x5410);
+}
+
+// The bytes of a column's integers.
+DEVICE void store_integers(Query& q, int n, const float2 (&x)[kHalves][8], float factor) {
+#pragma unroll
+  for (int half = 0; half < kHalves; half++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float2 a = x[half][2 * i], b = x[half][2 * i + 1];
+      const unsigned first = integer_pair(a.x * factor, a.y * factor), second = integer_pair(b.x * factor, b.y * factor);
+      const unsigned high = __byte_perm(first, second, 0x7531), low = __byte_perm(first, second, 0x6420);
+      if constexpr (!kQueryShared) {
+        q.b[0][n][half][2 * i] = high;
+        q.b[0][n][half][2 * i + 1] = low;
+      } else if (threadIdx.x < 32) {  // the same for all warps
+        store_shared_4(q.term_address(0, n, half, i), high);
+        store_shared_4(q.term_address(0, n, half, i) + 4, low);
+      }
+    }
 }
 
 // to_log2: sm_scale x k_scale x log2 e; divided here by the column's power of two.
@@ -93,39 +113,25 @@ DEVICE void prepare_query(Query& q, const RawQuery& raw, const Params& p, float 
       if (kInt8 && exponent == 128) factor = __int_as_float(0x7fffffff);
     }
     if constexpr (kInt8) {
+      store_integers(q, n, x, factor);
+    } else {
 #pragma unroll
       for (int half = 0; half < kHalves; half++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const float2 a = x[half][2 * i], b = x[half][2 * i + 1];
-          const unsigned first = integer_pair(a.x * factor, a.y * factor), second = integer_pair(b.x * factor, b.y * factor);
-          const unsigned high = __byte_perm(first, second, 0x7531), low = __byte_perm(first, second, 0x6420);
-          if constexpr (!kQueryShared) {
-            q.b[0][n][half][2 * i] = high;
-            q.b[0][n][half][2 * i + 1] = low;
-          } else if (threadIdx.x < 32) {  // the same for all warps
-            store_shared_4(q.term_address(0, n, half, i), high);
-            store_shared_4(q.term_address(0, n, half, i) + 4, low);
+        for (int i = 0; i < 8; i++) {
+          float2 residual = {x[half][i].x * factor, x[half][i].y * factor};
+#pragma unroll
+          for (int term = 0; term < kQueryTerms; term++) {
+            const unsigned packed = pack_pair<kKvBf16>(residual.x, residual.y);
+            if constexpr (kQueryTerms > 1) {
+              const float2 rounded = unpack_pair<kKvBf16>(packed);
+              residual = {residual.x - rounded.x, residual.y - rounded.y};
+            }
+            if constexpr (!kQueryShared) q.b[term][n][half][i] = packed;
+            else if (threadIdx.x < 32)  // the same for all warps
+              store_shared_4(q.term_address(term, n, half, i / 2) + i % 2 * 4, packed);
           }
         }
-    } else {
-#pragma unroll
-    for (int half = 0; half < kHalves; half++)
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        float2 residual = {x[half][i].x * factor, x[half][i].y * factor};
-#pragma unroll
-        for (int term = 0; term < kQueryTerms; term++) {
-          const unsigned packed = pack_pair<kKvBf16>(residual.x, residual.y);
-          if constexpr (kQueryTerms > 1) {
-            const float2 rounded = unpack_pair<kKvBf16>(packed);
-            residual = {residual.x - rounded.x, residual.y - rounded.y};
-          }
-          if constexpr (!kQueryShared) q.b[term][n][half][i] = packed;
-          else if (threadIdx.x < 32)  // the same for all warps
-            store_shared_4(q.term_address(term, n, half, i / 2) + i % 2 * 4, packed);
-        }
-      }
     }
     // Column 2t + i is column g of the lanes 8t + 4i on; the unit of converted keys cancels here.
 #pragma unroll

@@ -15,60 +15,7 @@
 // Row x of the MMAs is the tile's token swapped(x), which spreads the reads of V over the banks; P^T has the same
 // order, so that only masks and token scales see it.
 #pragma once
-#include "load.cuh"
-
-DEVICE int swapped(int x) { return x ^ ((x >> 1) & 1); }  // 0 1 3 2 4 5 7 6
-
-struct State {                           // of a warp, so far
-  float max[kGroupTiles][2];             // columns 8 tile + 2t, 2t + 1; log2 units; the scale of the sums below
-  float sum[kGroupTiles][2];             // this lane's tokens only
-  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, column 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1);
-                                         //   int8: 16m + 2g and 16m + 2g + 1
-  float offset[kGroupTiles][4];          // int8: to be added to all of out, columns 2t, 2t + 1, 2t, 2t + 1
-};
-
-struct Query {
-  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [term][tile][half][4 dims][lane].
-  // int8: dims 16c + 4t .. 16c + 4t + 3 of each chunk c of a half, their high bytes, then the low ones.
-  unsigned b[kQueryShared ? 1 : kQueryTerms][kGroupTiles][kHalves][8];
-  unsigned address;                      // this lane's first, in shared memory
-  float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
-  unsigned tokens;                       // query tokens of the same columns: 2 bits each
-
-  DEVICE unsigned term_address(int term, int n, int half, int x) const {
-    return address + (((term * kGroupTiles + n) * kHalves + half) * 4 + x) * 256;
-  }
-  DEVICE uint2 four_dims(int term, int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
-    if constexpr (kQueryShared) return load_shared_8(term_address(term, n, half, x));
-    else return {b[term][n][half][2 * x], b[term][n][half][2 * x + 1]};
-  }
-};
-
-struct Reader {                          // addresses in stage 0 of the ring
-  unsigned k, v[2], scale;
-  DEVICE Reader(unsigned ring, int lane) {
-    const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    if constexpr (kInt8) {  // this lane's row of four matrices: tokens 0-7 and 8-15 of a chunk, then of the next
-      const int r = swapped(lane & 7);
-      k = opaque(ring + r * kRowBytes + (lane >> 3 & 1) * (kBlockBytes / 2) + ((lane >> 4) ^ swizzle(r)) * 16);
-#pragma unroll
-      for (int j = 0; j < 2; j++) v[j] = opaque(half_at(k + kValuesOffset, kInterleaved) ^ (32 * j));
-    } else {
-      k = opaque(ring + row * kRowBytes + ((kOneByte ? t : 2 * t) ^ swizzle(row)) * 16);
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const int token = swapped(2 * t + j);
-        const int offset = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
-        v[j] = opaque(half_at(ring + kValuesOffset + token * kRowBytes + offset, kInterleaved));
-      }
-    }
-    scale = ring + kScalesOffset + row * 16;
-  }
-};
-
-using Scores = float[kTiles][kGroupTiles][4];     // (token g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
-using RawValues = unsigned[kTiles][kHalves][4][kOneByte ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
+#include "int8.cuh"
 
 // ---- scores
 DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
@@ -106,30 +53,6 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
             mma<kKvBf16>(s[j][n], low[2 * x], high[2 * x], low[2 * x + 1], high[2 * x + 1], b.x, b.y);
           }
     }
-  }
-}
-
-// The same in integers: exact, since |score| < 2^15 x 2^7 x 128 dims = 2^29.
-DEVICE void compute_integer_scores(Scores& s, const Query& q, unsigned k) {
-#pragma unroll
-  for (int j = 0; j < kTiles; j++) {
-    int high[kGroupTiles][4] = {}, low[kGroupTiles][4] = {};  // by bytes of the query
-#pragma unroll
-    for (int half = 0; half < kHalves; half++)
-#pragma unroll
-      for (int x = 0; x < 2; x++) {
-        const uint4 a = load_matrices((half_at(k, half) ^ (32 * x)) + j * kTileBytes);  // 32 dims
-#pragma unroll
-        for (int n = 0; n < kGroupTiles; n++) {
-          const uint2 first = q.four_dims(0, n, half, 2 * x), second = q.four_dims(0, n, half, 2 * x + 1);
-          mma_int8<true>(high[n], a.x, a.y, a.z, a.w, first.x, second.x);
-          mma_int8<false>(low[n], a.x, a.y, a.z, a.w, first.y, second.y);
-        }
-      }
-#pragma unroll
-    for (int n = 0; n < kGroupTiles; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) s[j][n][i] = float(256 * high[n][i] + low[n][i]);
   }
 }
 
@@ -248,8 +171,6 @@ DEVICE void load_values(RawValues& v, const Reader& reader, unsigned stage, int 
       }
 }
 
-// The A elements of MMA m: dims 8g + 2m and 8g + 2m + 1 of tokens 2t, 2t + 1 (a0, a1) and 2t + 8, 2t + 9 (a2, a3).
-using Columns = unsigned[kTiles][kHalves][4][4];
 DEVICE void to_columns(Columns& a, const RawValues& v) {
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
@@ -270,49 +191,6 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
             second = __byte_perm(x[m], y[m], 0x7632);
           }
         }
-}
-
-// The same of int8: a byte whose sign bit is turned is the value + 128, which is as fp16, a subnormal, (value + 128)
-// kInt8Unit, exactly. An MMA sums the weights x 128, which the next step takes out.
-constexpr unsigned kInt8Offset = 0x80808080u;  // -128 kInt8Unit, twice
-DEVICE void sum_offset(State& st, const Weights& w) {
-#pragma unroll
-  for (int n = 0; n < kGroupTiles; n++) {
-#pragma unroll
-    for (float& offset : st.offset[n]) offset = 0.f;
-#pragma unroll
-    for (int j = 0; j < kTiles; j++)
-      mma<false>(st.offset[n], kInt8Offset, kInt8Offset, kInt8Offset, kInt8Offset, w[j][n][0], w[j][n][1]);
-  }
-}
-DEVICE void add_offset(State& st) {
-#pragma unroll
-  for (int n = 0; n < kGroupTiles; n++)
-#pragma unroll
-    for (int half = 0; half < kHalves; half++)
-#pragma unroll
-      for (int m = 0; m < 4; m++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) st.out[n][half][m][i] += st.offset[n][i];
-}
-
-DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) {
-#pragma unroll
-  for (int j = 0; j < kTiles; j++)
-#pragma unroll
-    for (int half = 0; half < kHalves; half++)
-#pragma unroll
-      for (int x = 0; x < 2; x++) {
-        const uint4 words = load_matrices_transposed(half_at(reader.v[x] + stage, half) + j * kTileBytes);
-        const unsigned pairs[4] = {words.x, words.y, words.z, words.w};  // dims 2g, 2g + 1 of two tokens
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const unsigned turned = pairs[i] ^ 0x80808080u;
-          unsigned* to = &a[j][half][2 * x + i / 2][2 * (i % 2)];
-          to[0] = __byte_perm(turned, 0u, 0x4240);
-          to[1] = __byte_perm(turned, 0u, 0x4341);
-        }
-      }
 }
 
 template <bool kEdge>
