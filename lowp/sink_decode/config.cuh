@@ -23,7 +23,6 @@ constexpr int kCluster = CLUSTER;                // CTAs of a cluster, which spl
 constexpr int kHalves = kHeadDim / 64, kColumns = 8 * kGroupTiles, kThreads = 32 * kWarps;
 constexpr int kRanks = kCluster > 1 ? kCluster : 1, kWorkers = kRanks * kWarps;  // CTAs, warps that a row's tiles are dealt to
 constexpr bool kOneByte = kE4m3 || kInt8;
-constexpr float kInt8Unit = 1.f / (1 << 24);               // of values as fp16 subnormals (int8.cuh)
 static_assert(!kInterleaved || (kOneByte && kHalves == 1), "a line holds both keys and values");
 constexpr int kRowBytes = kOneByte && !kInterleaved ? kHeadDim : 128, kBlockBytes = 16 * kRowBytes;
 constexpr int kTileBytes = kOneByte ? kBlockBytes : kHalves * kBlockBytes;  // of keys or values; interleaved, of both

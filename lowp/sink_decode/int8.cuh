@@ -26,7 +26,9 @@ DEVICE void compute_integer_scores(Scores& s, const Query& q, unsigned k) {
   }
 }
 
-// ---- values: a byte whose sign bit is turned is the value + 128; as an fp16, a subnormal, (value + 128) kInt8Unit
+// ---- values: a byte whose sign bit is turned is the value + 128; as an fp16, a subnormal, (value + 128) int8_unit()
+DEVICE float int8_unit() { return 0x1p-24f; }
+
 DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) {
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
@@ -46,16 +48,16 @@ DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) 
       }
 }
 
-// An MMA sums the weights x -128 kInt8Unit; the next step adds that to the output.
-constexpr unsigned kInt8Offset = 0x80808080u;  // -128 kInt8Unit, twice
+// An MMA sums the weights x -128 int8_unit(); the next step adds that to the output.
 DEVICE void sum_offset(State& st, const Weights& w) {
+  constexpr unsigned kPair = 0x80808080u;  // -128 int8_unit(), twice
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++) {
 #pragma unroll
     for (float& offset : st.offset[n]) offset = 0.f;
 #pragma unroll
     for (int j = 0; j < kTiles; j++)
-      mma<false>(st.offset[n], kInt8Offset, kInt8Offset, kInt8Offset, kInt8Offset, w[j][n][0], w[j][n][1]);
+      mma<false>(st.offset[n], kPair, kPair, kPair, kPair, w[j][n][0], w[j][n][1]);
   }
 }
 DEVICE void add_offset(State& st) {

@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
       stream.prefetch_entries();  // under way during the merge
       stream.end_tile = split.end_tile;
     }
-    merge_split(p, shared, finished, kv_head, v_scale / (kE4m3 ? kE4m3Unit : kInt8 ? kInt8Unit : 1.f));
+    merge_split(p, shared, finished, kv_head, v_scale / (kE4m3 ? kE4m3Unit : kInt8 ? int8_unit() : 1.f));
     if (more) {
       load_query(raw, p, split.row, kv_head, lane);
       __syncthreads();  // the ring may be written: what it held has been merged
