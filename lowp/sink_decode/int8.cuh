@@ -48,7 +48,8 @@ DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) 
       }
 }
 
-// An MMA sums the weights x -128 int8_unit(); the next step adds that to the output.
+// An MMA sums the weights x -128 int8_unit(). The next step adds that to the output, when it has long arrived; with many
+// columns, which have no registers for it, the same.
 DEVICE void sum_offset(State& st, const Weights& w) {
   constexpr unsigned kPair = 0x80808080u;  // -128 int8_unit(), twice
 #pragma unroll

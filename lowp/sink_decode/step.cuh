@@ -193,32 +193,37 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
         }
 }
 
-template <bool kEdge>
-DEVICE void load_columns(Columns& a, const Reader& reader, unsigned stage, int token, int begin, int end) {
-  if constexpr (kInt8) {
-    load_int8_columns(a, reader, stage);
-  } else {
-    RawValues v;
-    load_values<kEdge>(v, reader, stage, token, begin, end);
-    to_columns(a, v);
-  }
-}
-
 // One step: the tiles in a stage (its offset in the ring), the first of which starts at `token`. If kEdge, tokens are
 // masked: query token i sees [begin + i, end + i).
 template <bool kEdge>
 DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsigned stage, int token, int begin, int end) {
   Scores s;
   Weights w;
+  RawValues v;
   Columns columns;
-  if constexpr (kInt8) add_offset(st);
+  if constexpr (kInt8 && !kQueryShared) add_offset(st);
   if constexpr (kInt8) compute_integer_scores(s, q, reader.k + stage);
   else compute_scores(s, q, reader.k + stage);
   // The values arrive beside the softmax; many columns have no registers for that.
-  if constexpr (!kQueryShared) load_columns<kEdge>(columns, reader, stage, token, begin, end);
+  if constexpr (!kQueryShared) {
+    if constexpr (kInt8) {
+      load_int8_columns(columns, reader, stage);
+    } else {
+      load_values<kEdge>(v, reader, stage, token, begin, end);
+      to_columns(columns, v);
+    }
+  }
   compute_softmax<kEdge>(st, s, w, q, reader.scale + stage, token + swapped((threadIdx.x & 31) >> 2), begin, end);
-  if constexpr (kQueryShared) load_columns<kEdge>(columns, reader, stage, token, begin, end);
+  if constexpr (kQueryShared) {
+    if constexpr (kInt8) {
+      load_int8_columns(columns, reader, stage);
+    } else {
+      load_values<kEdge>(v, reader, stage, token, begin, end);
+      to_columns(columns, v);
+    }
+  }
   if constexpr (kInt8) sum_offset(st, w);
+  if constexpr (kInt8 && kQueryShared) add_offset(st);
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
 #pragma unroll
