@@ -2,8 +2,8 @@
 
     python examples/world_model/rollout.py [--config FILE.yaml] [--mode clip|still|motion]
 
-Settings come from the file, then from environment variables OWL_<NAME>; README.md lists them. Everything is written to
-one folder: rollout.gif and frames/ (truth, BF16, settings), record.json (settings as resolved, times, memory, numerics).
+Settings come from the file, then from environment variables OWL_<NAME>; README.md lists them. Everything is written
+to one folder: rollout.gif and frames/ (truth, BF16, settings), and record.json (resolved settings, times, memory).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from world.checkpoint import DEFAULT, load_checkpoint
-from world.data import MODES, Clips, make_clips
+from world.data import MODES, make_clips
 from world.judge import psnr
 from world.pictures import save_frames, save_gif
 from world.plan import bf16_request
@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/world_model/rollout"), help="(default: %(default)s)")
     parser.add_argument("--mode", choices=MODES, default="clip", help="controls of a clip, none, or a steady motion")
     parser.add_argument("--frames", type=int, default=64, help="frames of the clip, context included (default: 64)")
-    parser.add_argument(
-        "--context", type=int, default=8, help="true frames before the first generated one (default: 8)"
-    )
+    parser.add_argument("--context", type=int, default=8, help="true frames at the start (default: 8)")
     parser.add_argument("--forced", action="store_true", help="make each frame from the true history")
     parser.add_argument("--clip-seed", type=int, default=7, help="of the clip (default: 7)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
@@ -70,10 +68,10 @@ def run(options: argparse.Namespace) -> None:
     save_frames(columns, options.out / "frames")
     save_gif(columns, options.out / "rollout.gif")
     (options.out / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(summary(record, clips, options.out))
+    print(summary(record, options.out))
 
 
-def summary(record: dict, clips: Clips, out: Path) -> str:
+def summary(record: dict, out: Path) -> str:
     """Return what a person sees at the end of a run."""
     lines = [f"note: {notice}" for notice in record["resolved"]["notices"]]
     if (audit := record["transform"]) and record["requested"]["settings"]["mxfp_list"]:
@@ -87,7 +85,7 @@ def summary(record: dict, clips: Clips, out: Path) -> str:
             )
     decibels = record["psnr_db"]
     lines.append(
-        f"PSNR over {clips.frames.shape[1] - record['context']} frames: BF16 to truth {decibels['bf16_to_truth']:.1f} dB, "
+        f"PSNR over {len(record['frames'])} frames: BF16 to truth {decibels['bf16_to_truth']:.1f} dB, "
         f"settings to truth {decibels['truth']:.1f} dB, settings to BF16 {decibels['bf16']:.1f} dB"
     )
     lines.append(f"{out / 'rollout.gif'}: truth, BF16, settings")

@@ -32,12 +32,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--state", type=Path, default=Path("runs/world_model/state.pt"), help="where a run resumes from"
+        "--state", type=Path, default=Path("runs/world_model/state.pt"), help="what --resume goes on from"
     )
     parser.add_argument("--out", type=Path, default=DEFAULT, help="the checkpoint (default: the example's)")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     plan = training.Plan(options.steps, options.clips, options.frames, options.seed)
+    head = commit()
     options.state.parent.mkdir(parents=True, exist_ok=True)
     try:
         run = start(options, plan)
@@ -53,7 +54,7 @@ def main() -> None:
         "losses": recent(run),
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU",
         "torch": torch.__version__,
-        "commit": commit(),
+        "commit": head,
         "seconds_of_last_part": round(seconds),
         "judge": judgement,
     }
@@ -92,22 +93,19 @@ def train(run: training.Run, state: Path) -> float:
 def recent(run: training.Run) -> dict[str, float]:
     """Return the mean of each loss over the latest steps."""
     rows = run.losses[-REPORT_STEPS:]
-    return {
-        name: sum(column) / len(rows) for name, column in zip(training.LOSSES, zip(*rows, strict=True), strict=True)
-    }
+    return {name: sum(row[index] for row in rows) / len(rows) for index, name in enumerate(training.LOSSES)}
 
 
 def commit() -> str | None:
     """Return the commit of the checkout, with a + if files are changed; None outside one."""
-    git = ["git", "-C", str(FOLDER)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
-        ).stdout
+        head, changed = (
+            subprocess.run(["git", "-C", FOLDER, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "."))
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+" if changed.strip() else "")
+    return head + ("+" if changed else "")
 
 
 if __name__ == "__main__":

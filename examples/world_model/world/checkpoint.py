@@ -44,8 +44,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> WorldModel:
     if differing := [name for name in sorted({*expected, *actual}) if expected.get(name) != actual.get(name)]:
         name = differing[0]
         raise ValueError(
-            f"checkpoint {path}: {len(differing)} tensors differ from the model; {name} is {describe(actual.get(name))};"
-            f" expected {describe(expected.get(name))}"
+            f"checkpoint {path}: {len(differing)} tensors differ from the model; {name} is "
+            f"{describe(actual.get(name))}; expected {describe(expected.get(name))}"
         )
     model.load_state_dict(tensors)
     return model.eval().to(device)

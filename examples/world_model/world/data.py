@@ -12,7 +12,7 @@ from world.config import CONTROLS
 
 MOUSE_STEPS = torch.tensor([-8.0, 0.0, 8.0])  # pixels a frame
 LARGEST_STEP = 8.0
-DRIFT = 1.0  # largest drift, pixels a frame along an axis
+DRIFT = 0.5  # largest drift, pixels a frame along an axis
 RADIUS, LARGE_RADIUS = 4.5, 6.5
 COLOURS = torch.tensor([[1.0, 0.1, 0.1], [0.1, 1.0, 0.2], [0.2, 0.3, 1.0]])  # of disc, square and diamond
 BACKGROUND = 0.05

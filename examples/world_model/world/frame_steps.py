@@ -48,7 +48,7 @@ class FrameSteps:
         draw_ms is its copy to the host.
         """
         parts, x = {}, noise
-        start = self.now()
+        start = self.synchronised_time()
         for number, level in enumerate(STEP_NOISES, 1):
             next_level = (*STEP_NOISES, 0.0)[number]
             denoised = self.denoise(x, level, controls, commit and number == len(STEP_NOISES), eager)
@@ -57,7 +57,7 @@ class FrameSteps:
         with self.clock("decoder"):
             image = (self.eager_functions if eager else self.functions)[1](x[:, None].to(self.dtype))[:, 0]
         parts |= {f"{name}_ms": ms for name, ms in self.clock.end_frame().items()}
-        decoded = self.now()
+        decoded = self.synchronised_time()
         image = image.float().cpu()
         total = time.perf_counter()
         times = {"total_ms": total - start, "pipeline_ms": decoded - start, "draw_ms": total - decoded}
@@ -70,7 +70,7 @@ class FrameSteps:
         denoised = function(noisy[:, None].to(self.dtype), noise, controls[:, None])
         return denoised[:, 0].float()
 
-    def now(self) -> float:
+    def synchronised_time(self) -> float:
         if self.cache.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

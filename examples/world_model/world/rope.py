@@ -1,7 +1,7 @@
 """RoPE over three axes, by absolute position: frame in time, row and column of the patch.
 
-Rows and columns turn a whole number of times around the frame, since the world is a torus: patches at opposite edges are
-neighbours.
+Rows and columns turn a whole number of times around the frame, since the world is a torus: patches at opposite edges
+are neighbours.
 """
 
 import math

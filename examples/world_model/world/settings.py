@@ -133,7 +133,7 @@ def parse(text: str, name: str, variable: str) -> object:
         if text.lower() not in TRUE + FALSE:
             raise ValueError(f"{variable} is {text!r}; expected one of {', '.join(TRUE + FALSE)}")
         return text.lower() in TRUE
-    if kind != str and text.lower() in ("", "none") and "None" in str(kind):
+    if kind is not str and text.lower() in ("", "none") and "None" in str(kind):
         return None
     if kind in (str, str | None):
         return text

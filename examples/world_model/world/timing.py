@@ -11,8 +11,7 @@ import torch
 class Clock:
     """Times parts of frames outside compiled code: by the clock on a CPU, by events on a GPU.
 
-    `with clock("mlp"): ...` adds to the current frame, `end_frame` returns its parts in ms. Parts are named
-    "attention step 1" where `prefix` is in force: see `name`.
+    `with clock("mlp"): ...` adds to the current frame; `end_frame` returns its parts.
     """
 
     def __init__(self, device: torch.device):
@@ -21,9 +20,9 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str):
-        start = self._now()
+        start = self._mark()
         yield
-        self.spans[part].append((start, self._now()))
+        self.spans[part].append((start, self._mark()))
 
     def end_frame(self) -> dict[str, float]:
         """Return the ms of each part since the last call. Waits for the GPU."""
@@ -33,7 +32,7 @@ class Clock:
         self.spans.clear()
         return parts
 
-    def _now(self):
+    def _mark(self):
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

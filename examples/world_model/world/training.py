@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from world.clip_attention import clip_attention
@@ -17,6 +18,7 @@ LOSSES = ("cached", "draft", "decoded")  # mean square errors of values in [-1, 
 WARMUP = 0.03  # of the steps
 MATRIX_RATE, RATE = 4e-3, 3e-3  # peaks: of the blocks' matrices (Muon), of the rest (AdamW)
 WEIGHT_DECAY = 0.01
+SOFTEST = 0.7  # share of a 3 x 3 average in cached frames, whose targets stay sharp: a rollout's own frames are softer
 DECODER_FRAMES = 32  # of a step, that train the decoder
 DECODER_NOISE = 0.05  # on the latents that it sees in training
 
@@ -47,9 +49,9 @@ def start(config: Config, plan: Plan, device: str) -> Run:
     model = WorldModel(config).to(device)
     matrices = [layer.weight for layer in model.blocks.modules() if isinstance(layer, nn.Linear)]
     chosen = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    remaining = [weight for weight in model.parameters() if id(weight) not in chosen]
     muon = torch.optim.Muon(matrices, MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(others, RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    adamw = torch.optim.AdamW(remaining, RATE, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -86,7 +88,8 @@ def denoising_losses(model: WorldModel, latents, controls, generator: torch.Gene
     noise = torch.tensor([history_noise] * frames + [draft_noise] * frames, device=device).expand(clips, -1)
     gaussian = torch.randn(clips, 2 * frames, *latents.shape[2:], generator=generator).to(device)
     truth = latents.repeat(1, 2, 1, 1, 1)
-    noisy = blend(truth, gaussian, noise)
+    cached = soften(latents, SOFTEST * torch.rand(clips, frames, generator=generator).to(device))
+    noisy = blend(torch.cat([cached, latents], 1), gaussian, noise)
     positions = torch.arange(frames, device=device).repeat(2)
     attend = clip_attention(model.config, frames, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -107,6 +110,12 @@ def blend(truth: torch.Tensor, gaussian: torch.Tensor, noise: torch.Tensor) -> t
     """Return frames [batch, frames, ...] with each frame's share of noise."""
     noise = noise[..., None, None, None]
     return (1 - noise) * truth + noise * gaussian
+
+
+def soften(latents: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Blend each frame with its 3 x 3 average. share: [batch, frames]."""
+    average = F.avg_pool2d(latents.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)
+    return torch.lerp(latents, average.view_as(latents), share[..., None, None, None])
 
 
 def rate_share(number: int, steps: int) -> float:
