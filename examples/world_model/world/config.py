@@ -43,4 +43,7 @@ class Config:
         return 3 * self.patch**2
 
     def history_frames(self, layer: int) -> int:
-        return self.global_frames if (layer + 1) % self.global_every == 0 else self.local_frames
+        return self.global_frames if self.is_global(layer) else self.local_frames
+
+    def is_global(self, layer: int) -> bool:
+        return (layer + 1) % self.global_every == 0

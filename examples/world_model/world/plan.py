@@ -60,9 +60,9 @@ def make_plan(requested: Requested, config: Config, device: torch.device) -> Pla
 
 def windows(settings: Settings, config: Config) -> tuple[int, ...]:
     """Return the tokens of each layer's history."""
-    local = settings.local_window or config.local_frames
-    frames = [config.history_frames(layer) for layer in range(config.layers)]
-    return tuple(config.frame_tokens * (local if count == config.local_frames else count) for count in frames)
+    local_frames = settings.local_window or config.local_frames
+    frames = [config.global_frames if config.is_global(layer) else local_frames for layer in range(config.layers)]
+    return tuple(config.frame_tokens * count for count in frames)
 
 
 def formats(settings: Settings, config: Config) -> tuple[tuple, tuple, str, str | tuple[str, ...]]:

@@ -51,7 +51,7 @@ def test_a_clip_equals_rings(model):
 @pytest.mark.parametrize("change", [1, -1])
 def test_a_window_of_another_length_fails(model, monkeypatch, change):
     clip_mask = masks.clip_mask
-    monkeypatch.setattr(masks, "clip_mask", lambda frames, history, *rest: clip_mask(frames, history + change, *rest))
+    monkeypatch.setattr(masks, "clip_mask", lambda frames, history, *sizes: clip_mask(frames, history + change, *sizes))
     assert clip_and_ring_error(model) > MUTANT_BOUND
 
 

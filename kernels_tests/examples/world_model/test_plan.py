@@ -51,13 +51,13 @@ def test_windows_are_global_at_every_fourth_layer():
     assert plan(local_window=2).windows == tuple(tokens * frames for frames in shorter)
 
 
-def test_a_default_gives_way_to_what_a_cpu_lacks_and_says_so():
+def test_defaults_give_way_on_a_cpu_with_a_notice():
     chosen = make_plan(request(None, {}), CONFIG, CPU)
     assert (chosen.mx_kernel, chosen.compiled, chosen.backend) == ("emulated", False, "reference")
     assert len(chosen.notices) == 2
 
 
-def test_what_is_set_does_not_give_way():
+def test_explicit_settings_do_not_give_way():
     chosen = plan(mxfp_kernel="auto", mxfp_enable=True)
     assert chosen.mx_kernel == "auto"
     with pytest.raises(ValueError, match="compile with mxfp_enable on a CPU"):
@@ -83,7 +83,7 @@ def test_the_backend_of_a_gpu_reads_the_scales(values, backend):
     assert make_plan(requested, CONFIG, torch.device("cuda")).backend == backend
 
 
-def test_bf16_differs_by_what_is_quantised_alone():
+def test_bf16_request_keeps_compile_and_window():
     requested = from_values({"compile": False, "local_window": 2, "kv_bits": 4, "attn_sdpa_decode": True})
     baseline = bf16_request(requested)
     assert (baseline.settings.compile, baseline.settings.local_window) == (False, 2)

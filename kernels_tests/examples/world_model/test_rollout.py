@@ -45,22 +45,18 @@ def test_a_clip_has_the_same_noise_for_every_count_of_clips():
     assert torch.equal(clip_noise(3, torch.Size((3, 2, 4)))[:2], clip_noise(3, torch.Size((2, 2, 4))))
 
 
-@pytest.mark.parametrize(("forced", "expected"), [(True, [False, False, True, True, False]), (False, [False] * 5)])
-def test_teacher_forced_frames_follow_from_the_true_history_alone(model, clips, forced, expected):
-    """A change of true frame 4 reaches frames 5 and 6: windows of 2 and 3 frames, and what was cached of frame 4.
-
-    The change is in what layer 1 caches of frames 5 and 6, too: those reach frame 7 in BF16 by less than a rounding or not
-    at all, so frame 7 is not compared.
-    """
-    other = changed(clips, CONTEXT + 1, "frames")
-    result = differing(generate(model, clips, forced=forced)[0], generate(model, other, forced=forced)[0])
-    assert result[:4] == expected[:4]
+@pytest.mark.parametrize(("forced", "expected"), [(True, [False, False, True, True]), (False, [False] * 4)])
+def test_frames_follow_from_the_true_history_if_forced(model, clips, forced, expected):
+    """A change of the second true frame after the context reaches the frames after it, never itself."""
+    variant = changed(clips, CONTEXT + 1, "frames")
+    result = differing(generate(model, clips, forced=forced)[0], generate(model, variant, forced=forced)[0])
+    assert result[:4] == expected
 
 
 @pytest.mark.parametrize("forced", [True, False])
 def test_controls_act_on_their_frame_and_not_before(model, clips, forced):
-    other = changed(clips, CONTEXT + 1, "controls")
-    result = differing(generate(model, clips, forced=forced)[0], generate(model, other, forced=forced)[0])
+    variant = changed(clips, CONTEXT + 1, "controls")
+    result = differing(generate(model, clips, forced=forced)[0], generate(model, variant, forced=forced)[0])
     assert result[:3] == [False, True, True]
 
 
@@ -119,7 +115,7 @@ def test_the_record_has_times_memory_and_sources(model, clips):
     assert record["summary"]["frames"] == FRAMES - CONTEXT - len(record["cold_frames"])
 
 
-def test_compiled_frames_equal_eager_ones(model, clips, monkeypatch):
+def test_compiled_frames_equal_eager_frames(model, clips, monkeypatch):
     """By aot_eager, which compiles in seconds; a graph for each kind of step, and no graph break."""
     compile_ = torch.compile
     monkeypatch.setattr(
@@ -136,25 +132,25 @@ def test_compiled_frames_equal_eager_ones(model, clips, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"kv_late_layers": 12}, ValueError, "kv_late_layers is 12; expected 0 .all. to 2"),
+        ({"kv_late_layers": 12}, ValueError, r"kv_late_layers is 12; expected 0 .all. to 2"),
         ({"attn_backend": "paged"}, ValueError, "backend 'paged' is unknown"),
         ({"attn_backend": "flex", "v_scale": "token_head"}, NotImplementedError, "flex has no V scales per slot"),
         ({"v_fmt": "int8"}, NotImplementedError, "int8 (needs scales|has no v_scale none)"),
         ({"mxfp_enable": True, "mxfp_kernel": "triton"}, NotImplementedError, "kernel 'triton'"),
-        ({"mxfp_enable": True, "mxfp_kernel": "auto"}, NotImplementedError, "kernel 'auto' .* this is a CPU"),
+        ({"mxfp_enable": True, "mxfp_kernel": "auto"}, NotImplementedError, r"kernel 'auto' .* this is a CPU"),
         ({"mxfp_enable": True, "mxfp_kernel": "emulated", "mxfp_late_layers": 3}, ValueError, "late_layers=3"),
     ],
 )
-def test_what_lowp_refuses_is_refused(model, clips, values, error, message):
+def test_refusals_of_lowp(model, clips, values, error, message):
     with pytest.raises(error, match=message) as caught:
         generate(model, clips, from_values(QUANTIZED | values))
     assert "\n" not in str(caught.value)
 
 
-def test_other_calls_are_refused(model, clips):
+def test_refused_calls(model, clips):
     with pytest.raises(ValueError, match="context is 8 of 8 frames"):
         rollout(model, clips, PLAIN, context=FRAMES)
-    with pytest.raises(ValueError, match="is compiled; expected apply_mx before torch.compile"):
+    with pytest.raises(ValueError, match=r"is compiled; expected apply_mx before torch\.compile"):
         generate(torch.compile(model), clips, from_values(QUANTIZED | {"mxfp_enable": True}))
     broken = Clips(clips.frames.clone(), clips.controls)
     broken.frames[0, 0, 0, 0, 0] = torch.nan
