@@ -17,14 +17,16 @@ RECOMPILES = 64  # graphs of one function: one for each layer and kind of step
 class FrameSteps:
     """Frames of a batch over one cache, compiled or not.
 
-    A compiled step times no parts. FlexAttention builds the whole score matrix outside compiled code, so on a GPU it is
-    compiled alone in steps that are not.
+    Code is compiled anew for each object, and earlier compiled code dropped: its graphs hold another cache. A compiled
+    step times no parts. FlexAttention builds the whole score matrix outside compiled code, so on a GPU it is compiled
+    alone in steps that are not.
     """
 
     def __init__(self, model: WorldModel, cache: StaticCache, plan: Plan, clock: Clock):
         self.cache, self.clock = cache, clock
         self.dtype = model.final_proj.weight.dtype
         self.compiled = plan.compiled
+        torch._dynamo.reset()
         attend_layer = attend
         if plan.backend == "flex" and cache.device.type == "cuda":
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)

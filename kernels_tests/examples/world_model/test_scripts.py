@@ -70,7 +70,7 @@ def test_mxfp_list_prints_the_layers(checkpoint, tmp_path, monkeypatch, capsys):
     ("text", "message"),
     [("mxfp_bit: 8", "unknown key mxfp_bit"), ("kv_late_layers: 9\nmxfp_enable: off", "kv_late_layers is 9")],
 )
-def test_a_mistake_is_one_line_and_exit_infocode_2(checkpoint, tmp_path, monkeypatch, capsys, text, message):
+def test_a_mistake_is_a_line_and_exit_code_2(checkpoint, tmp_path, monkeypatch, capsys, text, message):
     config = tmp_path / "settings.yaml"
     config.write_text(text)
     with pytest.raises(SystemExit) as exit_info:
@@ -96,7 +96,7 @@ def test_training_writes_a_checkpoint_and_its_provenance(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "trained.safetensors").config == Config(**SMALL)
 
 
-def test_training_neither_overwrites_a_state_nor_resumes_without_one(tmp_path, monkeypatch, capsys):
+def test_training_refuses_to_overwrite_or_to_resume_nothing(tmp_path, monkeypatch, capsys):
     for state, words, message in ((None, ["--resume"], "does not exist"), (b"state", [], "expected --resume")):
         if state is not None:
             (tmp_path / "state.pt").write_bytes(state)
