@@ -11,7 +11,7 @@ Verdict = Literal["passed", "not decidable", "undecided", "not run", "failed"]
 SEVERITY: tuple[Verdict, ...] = ("passed", "not decidable", "undecided", "not run", "failed")
 # Student's t, 97.5%, by degrees of freedom: of 1 to 10, then from each of these numbers on.
 T_TABLE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-T_LATER = ((120, 1.980), (60, 2.000), (30, 2.042), (20, 2.086), (15, 2.131), (10, 2.228))
+T_LATER = ((120, 1.980), (60, 2.000), (30, 2.042), (20, 2.086), (15, 2.131), (12, 2.179), (10, 2.228))
 
 
 class Figure(Strict):

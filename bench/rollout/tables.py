@@ -7,6 +7,7 @@ from bench.rollout.process import MODES
 from bench.rollout.result import GateRow, RolloutResult, RolloutRow
 
 GOAL_FPS = 100
+SOFTWARE = ("torch", "torchao", "triton")
 PARTS = {"attention": ("attention",), "MLP": ("mlp",), "decoder": ("decoder",), "cache": ("quantise", "dequantise")}
 
 
@@ -73,9 +74,11 @@ def incident_blocks(result: RolloutResult) -> list[str]:
     """Each incident: what failed, and a line for each step that was run."""
     blocks = []
     for incident in result.incidents:
+        source = result.provenance
+        software = ", ".join(f"{name} {source.versions[name]}" for name in SOFTWARE if name in source.versions)
         outcome = f"passed with {incident.outcome}" if incident.outcome else "no step passed"
         blocks.append(f"## Incident: gate {incident.gate}, {md.text(incident.cell)}")
-        blocks.append(md.text(f"{incident.issue}. Steps: {len(incident.steps)}; {outcome}."))
+        blocks.append(md.text(f"{source.machine.name}, {software}. {incident.issue}. {outcome}."))
         lines = [[md.text(incident.cell), *incident_cells(result, incident.cell), "**failed**", "-"]]
         for step in incident.steps:
             criteria = "; ".join(criterion(each) for each in step.criteria if each.verdict != "passed") or "-"
