@@ -75,10 +75,10 @@ def incident_blocks(result: RolloutResult) -> list[str]:
     blocks = []
     for incident in result.incidents:
         source = result.provenance
-        software = ", ".join(f"{name} {source.versions[name]}" for name in SOFTWARE if name in source.versions)
+        software = [f"{name} {source.versions[name]}" for name in SOFTWARE if name in source.versions]
         outcome = f"passed with {incident.outcome}" if incident.outcome else "no step passed"
         blocks.append(f"## Incident: gate {incident.gate}, {md.text(incident.cell)}")
-        blocks.append(md.text(f"{source.machine.name}, {software}. {incident.issue}. {outcome}."))
+        blocks.append(md.text(f"{', '.join([source.machine.name, *software])}. {incident.issue}. {outcome}."))
         lines = [[md.text(incident.cell), *incident_cells(result, incident.cell), "**failed**", "-"]]
         for step in incident.steps:
             criteria = "; ".join(criterion(each) for each in step.criteria if each.verdict != "passed") or "-"

@@ -65,7 +65,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-def execute(folder: Path, checkpoint: Path, cells: dict, gates: dict, script: Path = SCRIPT, lines=None):
+def execute(folder: Path, checkpoint: Path, cells: dict, gates: dict, script: Path = SCRIPT):
     sweep = a_sweep(**CHANGES, cells=cells, gates=gates)
     request = RolloutRequest(kind="rollout", sweep=sweep, script=str(script), checkpoint=str(checkpoint))
     display = Display(lambda _text: None, [].append, lambda _steps: None)
@@ -103,10 +103,8 @@ def test_a_profile_names_operators_and_copies(tmp_path, checkpoint):
     from bench.rollout.result import Profiled
 
     settings = {"mxfp_enable": False, "fp8_kv": False}
-    sizes = {"clips": 1, "frames": 4, "context": 1, "clip_seed": 7, "seed": 0}
-    task = Task(
-        checkpoint=str(checkpoint), device="cpu", settings=settings, modes=[], speed=False, profile=True, **sizes
-    )
+    fields = {"clips": 1, "frames": 4, "context": 1, "clip_seed": 7, "seed": 0, "modes": [], "speed": False}
+    task = Task(checkpoint=str(checkpoint), device="cpu", settings=settings, profile=True, **fields)
     execute(SCRIPT, task, tmp_path / "cell", tmp_path / "cache")
     profile = Profiled.model_validate_json((tmp_path / "cell" / "profile.json").read_bytes())
     assert profile.kernels[0].us >= profile.kernels[-1].us and profile.copies > 0

@@ -26,8 +26,14 @@ def test_a_drop_is_paired_over_clips():
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0.1, 0.3, "passed"), (-1.0, 0.1, "passed"), (0.29, 0.31, "undecided"), (0.3, 0.4, "undecided")]
-    + [(0.31, 0.4, "failed"), (None, None, "undecided")],
+    [
+        (0.1, 0.3, "passed"),
+        (-1.0, 0.1, "passed"),
+        (0.29, 0.31, "undecided"),
+        (0.3, 0.4, "undecided"),
+        (0.31, 0.4, "failed"),
+        (None, None, "undecided"),
+    ],
 )
 def test_an_interval_across_the_bound_is_undecided(low, high, expected):
     assert at_most(Figure(value=0.2, low=low, high=high), 0.3) == expected

@@ -69,7 +69,11 @@ def test_an_incident_lists_its_steps():
     judged = gates.judge("v8", gate.model_copy(update={"cell": "v8+late8"}), rows)
     incident = Incident(gate="v8", cell="v8", issue="drop", steps=[judged], outcome="v8+late8")
     blocks = "\n".join(tables.incident_blocks(a_rollout_result(rows=[*rows.values()], incidents=[incident])))
-    assert "passed with v8+late8" in blocks and "gemm 2.00 ms; 7 copies" in blocks and "torch" in blocks
+    assert (
+        "passed with v8+late8" in blocks
+        and "gemm 2.00 ms; 7 copies" in blocks
+        and a_rollout_result().provenance.machine.name[:4] in blocks
+    )
 
 
 def test_a_failed_verdict_is_bold():
