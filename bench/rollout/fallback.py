@@ -9,6 +9,8 @@ from bench.rollout.sweep import Fallback, Gate, Settings
 
 Measure = Callable[..., RolloutRow]  # (run, cell, settings, drop_db, profile) -> its row
 
+HOLDS = "passed", "not decidable"  # a gate holds where its speed alone cannot be decided
+
 
 def execute(
     run: RolloutRun, judgements: list[GateRow], rows: dict[str, RolloutRow], measure: Measure
@@ -25,12 +27,12 @@ def incident(run: RolloutRun, judgement: GateRow, rows: dict[str, RolloutRow], m
         if cell not in rows:
             rows[cell] = measure(run, cell, run.sweep.settings(gate.cell) | settings, gate.drop_db, entry.profile)
         steps.append(gates.judge(judgement.gate, gate.model_copy(update={"cell": cell}), rows))
-        if steps[-1].verdict == "passed":
+        if steps[-1].verdict in HOLDS:
             break
-    passed = [each.cell for each in steps if each.verdict == "passed"]
+    holding = [each.cell for each in steps if each.verdict in HOLDS]
     issue = "; ".join(f"{each.name}: {each.detail}" for each in failed)
     return Incident(
-        gate=judgement.gate, cell=gate.cell, issue=issue, steps=steps, outcome=passed[-1] if passed else None
+        gate=judgement.gate, cell=gate.cell, issue=issue, steps=steps, outcome=holding[-1] if holding else None
     )
 
 

@@ -76,12 +76,10 @@ def quality_of(frames: Frames, truth: Frames, reference: Quality | None, alike: 
     by_clip = _rounded(values.mean(1))
     compared = {}
     if reference and alike:
-        alike_psnr = quality.psnr(frames, alike)
         compared = {
             "drop": drop(reference.psnr_by_clip, by_clip),
-            "alike_psnr": figure(_rounded(alike_psnr.mean(1))),
+            "alike_psnr": figure(_rounded(quality.psnr(frames, alike).mean(1))),
             "alike_ssim": figure(_rounded(quality.ssim(frames, alike).mean(1))),
-            "alike_by_frame": _rounded(alike_psnr.mean(0)),
         }
     return Quality(
         psnr=figure(by_clip),

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from bench.report.figure import COLOURS, colour_and_marker, frame, legend, save
 from bench.rollout import tables
 from bench.rollout.gates import no_speed
 from bench.rollout.result import RolloutResult, RolloutRow
+
+LINES = {"teacher-forced": "-", "free-running": ":"}
 
 
 def rollout_plot(result: RolloutResult, path: Path) -> None:
@@ -29,10 +32,12 @@ def plotted(result: RolloutResult) -> list[RolloutRow]:
 
 def _by_frame(panel: Axes, rows: list[RolloutRow], context: int) -> None:
     for index, row in enumerate(rows):
-        values = row.quality["free-running"].psnr_by_frame
-        numbers = range(context, context + len(values))
-        panel.plot(numbers, values, label=row.cell, color=colour_and_marker(index)["color"], linewidth=1.2)
-    panel.set_title("free-running: PSNR to the truth (dB)", loc="left")
+        for mode, line in LINES.items():
+            values = row.quality[mode].psnr_by_frame
+            style = {"color": colour_and_marker(index)["color"], "linestyle": line, "linewidth": 1.2}
+            panel.plot(range(context, context + len(values)), values, label=row.cell, **style)
+    panel.set_title("PSNR to the truth (dB); dotted: free-running", loc="left")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("frame")
 
 

@@ -60,13 +60,14 @@ def execute(script: Path, task: Task, folder: Path, cache: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         files.write(task, folder / "task.json")
-    run([sys.executable, str(script), str((folder / "task.json").resolve())], folder.with_suffix(".log"), cache)
+    command = [sys.executable, str(script), str((folder / "task.json").resolve())]
+    run(command, folder.with_suffix(".log"), environment(cache, script.parent))
 
 
-def run(command: list[str], log: Path, cache: Path) -> None:
+def run(command: list[str], log: Path, variables: dict[str, str]) -> None:
     """Run a command under the supervisor until it ends. Raises ProcessFailed."""
     offset, end = log.stat().st_size if log.exists() else 0, time.monotonic() + LIMIT_S
-    with supervised(command, environment(cache), log, GRACE_S) as supervisor:
+    with supervised(command, variables, log, GRACE_S) as supervisor:
         while supervisor.poll() is None:
             if time.monotonic() > end:
                 raise ProcessFailed(f"not finished after {LIMIT_S:.0f} s")
@@ -78,13 +79,12 @@ def run(command: list[str], log: Path, cache: Path) -> None:
         raise ProcessFailed(f"{outcome}: {reason}")
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """The caller's environment without OURS, with the run's caches, and this checkout's modules first."""
+def environment(cache: Path, *modules: Path) -> dict[str, str]:
+    """The caller's environment without OURS, with the run's caches, this checkout first and then folders of modules."""
     inherited = {name: value for name, value in inherited_environment().items() if not name.startswith(OURS)}
     caches = {name: str(cache.resolve() / folder) for name, folder in CACHE_VARIABLES.items()}
     Path(caches["CUDA_CACHE_PATH"]).mkdir(parents=True, exist_ok=True)  # the driver may not create it
-    paths = [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(REPO), *map(str, modules), *filter(None, [os.environ.get("PYTHONPATH")])]
     fixed = {name: value for name, value in FIXED_ENVIRONMENT.items() if not name.startswith(OURS)}
-    del fixed["PYTHONSAFEPATH"]  # the script imports modules beside it
     process = {"PYTHONPATH": os.pathsep.join(paths), NONCE_VARIABLE: f"fp8-sinks-{secrets.token_hex(8)}"}
     return inherited | fixed | caches | process

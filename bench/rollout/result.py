@@ -27,7 +27,6 @@ class Quality(Record):
     drop: Figure | None = None
     alike_psnr: Figure | None = None
     alike_ssim: Figure | None = None
-    alike_by_frame: list[float] = Field(default_factory=list)
     artefacts: dict[str, int]
 
 
@@ -139,7 +138,7 @@ class GateRow(Record):
 class Incident(Record):
     """A gate that failed. steps: the gate on each cell that was run to fall back to, in order.
 
-    outcome: the step that passed, None where none did.
+    outcome: the step with which it holds, None where none did.
     """
 
     gate: str

@@ -165,7 +165,7 @@ def linears(run: RolloutRun) -> list[LinearRow]:
         run.status("linear layers")
         command = [sys.executable, "-m", "bench.rollout.linears", str(path.resolve()), run.device]
         try:
-            process.run(command, path.with_suffix(".log"), run.cache)
+            process.run(command, path.with_suffix(".log"), process.environment(run.cache))
         except ProcessFailed as error:
             run.print_line(f"linear layers: {error}")
             return []

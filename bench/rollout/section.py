@@ -13,7 +13,7 @@ from bench.rollout.result import RolloutResult, RolloutRow
 NOTE = (
     "Drop: PSNR to the truth of BF16's frames less that of the cell's, mean over clips with its 95% interval; an"
     " interval across a bound is undecided. Teacher-forced: each frame from the true history; free-running: from the"
-    " frames before it. FPS of one clip."
+    " frames before it, as are SSIM and PSNR to BF16. FPS and cache of one clip."
 )
 PART_NOTE = (
     "Parts of a frame over both sampling steps, and the FPS if that part took no time; of compiled cells from frames"

@@ -76,7 +76,7 @@ def incident_blocks(result: RolloutResult) -> list[str]:
     for incident in result.incidents:
         source = result.provenance
         software = [f"{name} {source.versions[name]}" for name in SOFTWARE if name in source.versions]
-        outcome = f"passed with {incident.outcome}" if incident.outcome else "no step passed"
+        outcome = f"It holds with {incident.outcome}" if incident.outcome else "No step helped"
         blocks.append(f"## Incident: gate {incident.gate}, {md.text(incident.cell)}")
         blocks.append(md.text(f"{', '.join([source.machine.name, *software])}. {incident.issue}. {outcome}."))
         lines = [[md.text(incident.cell), *incident_cells(result, incident.cell), "**failed**", "-"]]
@@ -91,19 +91,20 @@ def incident_blocks(result: RolloutResult) -> list[str]:
 def incident_cells(result: RolloutResult, cell: str) -> list[str]:
     row = result.row(cell)
     if row.error:
-        return [md.text(changed_settings(row)), "-", "-", "-", md.text(row.error)]
+        return [md.text(changed_settings(result, row)), "-", "-", "-", md.text(row.error)]
     drops = [f"{row.quality[mode].drop.value:.3f}" for mode in MODES if row.quality[mode].drop]
     kernels = "-"
     if row.profile:
         names = ", ".join(f"{each.name} {each.us / 1e3:.2f} ms" for each in row.profile.kernels[:3])
         kernels = f"{names}; {row.profile.copies} copies"
-    texts = (changed_settings(row), f"{linears(row)}; {cache(row)}", ", ".join(drops), fps(row), kernels)
+    texts = (changed_settings(result, row), f"{linears(row)}; {cache(row)}", ", ".join(drops), fps(row), kernels)
     return [md.text(text) for text in texts]
 
 
-def changed_settings(row: RolloutRow) -> str:
-    names = [name for name, value in row.settings.items() if value not in (None, False, 0) and "profile" not in name]
-    return " ".join(f"{name}={row.settings[name]}" for name in names)
+def changed_settings(result: RolloutResult, row: RolloutRow) -> str:
+    """The settings in which a cell differs from the reference."""
+    base = result.row(result.sweep.reference).settings
+    return " ".join(f"{name}={value}" for name, value in row.settings.items() if base.get(name) != value)
 
 
 def part_table(result: RolloutResult) -> str:

@@ -53,7 +53,7 @@ def test_the_mutant_that_measures_a_drop_against_itself_is_seen(fake):
         ({"fault": "die"}, "CUDA error"),
     ],
 )
-def test_a_cell_that_is_not_what_it_says_is_an_error(fake, settings, reason):
+def test_a_cell_that_contradicts_its_settings_is_an_error(fake, settings, reason):
     result = fake.execute({"v8": settings}, gates={"g": GATE})
     row = result.row("v8")
     assert reason in row.error and row.verdict == "not run" and not row.quality
@@ -115,6 +115,14 @@ def test_a_failed_gate_falls_back_until_it_passes(fake):
     assert incident.outcome == "v8+late8+late4" and "drop" in incident.issue
     assert result.row(incident.outcome).settings["kv_late_layers"] == 4
     assert result.gates[0].verdict == "failed"
+
+
+def test_a_gate_holds_where_speed_alone_cannot_be_decided(fake):
+    gate = GATE | {"cell": "mx8", "part": "mx", "fps": {"cell": "bf16", "ratio": 0.97}}
+    fallbacks = {"mx": [{"name": "mlp", "settings": {"error": 0.0202}}, {"name": "late8", "settings": {"error": 0.02}}]}
+    result = fake.execute({"mx8": {"mxfp_enable": True, "error": 0.03}}, gates={"g": gate}, fallbacks=fallbacks)
+    (incident,) = result.incidents
+    assert [step.verdict for step in incident.steps] == ["not decidable"] and incident.outcome == "mx8+mlp"
 
 
 def test_a_gate_that_nothing_saves_lists_every_step(fake):

@@ -41,7 +41,7 @@ def test_a_part_that_took_no_time():
     assert "40%, 139 *" in lines[2] and "10%, 92.6 |" in lines[2]
 
 
-def test_what_is_recommended_has_passed():
+def test_recommended_cells_have_passed():
     failed = a_row("v8", (1.0,) * 4, ms=1.0, window_bytes=1)
     assert recommended(a_rollout_result(rows=[a_row("bf16"), failed])) == recommended(
         a_rollout_result(rows=[a_row("bf16")])
@@ -70,7 +70,7 @@ def test_an_incident_lists_its_steps():
     incident = Incident(gate="v8", cell="v8", issue="drop", steps=[judged], outcome="v8+late8")
     blocks = "\n".join(tables.incident_blocks(a_rollout_result(rows=[*rows.values()], incidents=[incident])))
     assert (
-        "passed with v8+late8" in blocks
+        "It holds with v8+late8" in blocks
         and "gemm 2.00 ms; 7 copies" in blocks
         and a_rollout_result().provenance.machine.name[:4] in blocks
     )

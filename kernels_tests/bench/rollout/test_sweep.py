@@ -26,7 +26,7 @@ def test_the_default_sweep_has_the_gates_of_the_matrix():
             assert cell.requires, f"{name} needs no gate"
 
 
-def test_a_file_of_the_user_extends_a_shipped_one(tmp_path):
+def test_a_users_file_extends_a_shipped_sweep(tmp_path):
     path = tmp_path / "short.yaml"
     path.write_text(yaml.safe_dump({"extends": "default", "clips": 2}))
     assert (sweep.load(str(path)).clips, sweep.load(str(path)).name) == (2, "short")
