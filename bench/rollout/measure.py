@@ -33,15 +33,11 @@ def row_of(
     Raises ValueError for a rollout that is not what its settings say: no layer converted, nothing quantised, or frames
     equal to the reference's, and for frames that cannot be compared.
     """
-    records = {mode: json.loads((folder / f"{mode}.json").read_bytes()) for mode in MODES}
-    record, alone = records["free-running"], json.loads((folder / "speed.json").read_bytes())
+    record, alone = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("free-running", "speed"))
     settings = record["requested"]["settings"]
     check_transformed(record)
-    qualities = {}
-    for mode in MODES:
-        frames = quality.load(folder / f"{mode}.npz")
-        qualities[mode] = quality_of(frames, truth, reference and reference[mode], alike and alike[mode])
-    if alike and _is_quantized(settings) and _equal_frames(folder, alike):
+    frames = {mode: quality.load(folder / f"{mode}.npz") for mode in MODES}
+    if alike and _is_quantized(settings) and all(np.array_equal(frames[x].pixels, alike[x].pixels) for x in MODES):
         raise ValueError("frames equal the reference's in every pixel: nothing was quantised")
     row = RolloutRow(
         cell=cell,
@@ -49,7 +45,10 @@ def row_of(
         drop_db=drop_db,
         resolved={name: record["resolved"][name] for name in RESOLVED},
         transform=_transform(record["transform"]),
-        quality=qualities,
+        quality={
+            mode: quality_of(frames[mode], truth, reference and reference[mode], alike and alike[mode])
+            for mode in MODES
+        },
         times=_times(alone),
         memory=Memory(**{name: alone["memory"][name] for name in Memory.model_fields}),
         numerics={side: _numerics([layer[side] for layer in record["kv"]]) for side in ("k", "v")},
@@ -98,10 +97,6 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 def _is_quantized(settings: dict) -> bool:
     return settings["mxfp_enable"] or (settings["fp8_kv"] and settings["kv_storage"] != "bf16")
-
-
-def _equal_frames(folder: Path, alike: Mapping[Mode, Frames]) -> bool:
-    return all(np.array_equal(quality.load(folder / f"{mode}.npz").pixels, alike[mode].pixels) for mode in MODES)
 
 
 def _times(record: dict) -> Times | None:

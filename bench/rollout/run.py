@@ -103,7 +103,7 @@ def measure(run: RolloutRun, cell: str, settings: Settings, drop_db: float, prof
     """Load a cell's row, or run the cell and save it; one that fails is a row with its reason."""
 
     def action() -> RolloutRow:
-        reference = step(row_path(run, run.sweep.reference), RolloutRow, lambda: reference_row(run))
+        reference = load(row_path(run, run.sweep.reference), RolloutRow)
         folder, truth = folder_of(run, cell), clips(run).since(run.sweep.context)
         try:
             roll_out(run, cell, settings, profile=profile)
