@@ -36,7 +36,7 @@ def row_of(
     record, alone = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("free-running", "speed"))
     settings = record["requested"]["settings"]
     check_transformed(record)
-    frames = {mode: quality.load(folder / f"{mode}.npz") for mode in MODES}
+    frames = {mode: quality.load(folder / f"{mode}.safetensors") for mode in MODES}
     if alike and _is_quantized(settings) and all(np.array_equal(frames[x].pixels, alike[x].pixels) for x in MODES):
         raise ValueError("frames equal the reference's in every pixel: nothing was quantised")
     row = RolloutRow(

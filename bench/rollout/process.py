@@ -1,10 +1,10 @@
 """One cell in a process of its own: a script of the world model gets a task as JSON, and leaves frames and records.
 
 The wheel imports no example: `SCRIPT TASK.json` is all that is known of the model. The task has Task's fields; the
-files are written beside it. For each mode MODE.npz (`frames`, [clips, frames - context, colours, height, width], and
-`range`, low and high) and MODE.json, the record of the rollout. With `speed` speed.json, the record of a free-running
-rollout of the first clip alone; with `truth` truth.npz, the clips; with `profile` profile.json (`result.Profiled`).
-Settings that the script refuses are exit code 2, with the reason as the last line of its output.
+files are written beside it. For each mode MODE.safetensors (`frames`, fp32 [clips, frames - context, colours, height,
+width], and `range`, low and high) and MODE.json, the record of the rollout. With `speed` speed.json, the record of a
+free-running rollout of the first clip alone; with `truth` truth.safetensors, the clips; with `profile` profile.json
+(`result.Profiled`). Settings that the script refuses are exit code 2, with the reason as the last line of its output.
 """
 
 import os

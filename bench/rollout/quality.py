@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from flashinfer_patches.errors import Problem
 
@@ -31,10 +32,10 @@ class Frames(NamedTuple):
 
 
 def load(path: Path) -> Frames:
-    """Read the arrays `frames` and `range` (low, high) of an .npz file. Raises ValueError for pixels out of range."""
-    with np.load(path) as arrays:
-        low, high = map(float, arrays["range"])
-        frames = Frames(arrays["frames"].astype(np.float64), low, high)
+    """Read the tensors `frames` and `range` (low, high) of a file. Raises ValueError for pixels out of range."""
+    tensors = load_file(path)
+    low, high = map(float, tensors["range"])
+    frames = Frames(tensors["frames"].astype(np.float64), low, high)
     if not (np.isfinite(frames.pixels).all() and low <= frames.pixels.min() and frames.pixels.max() <= high):
         raise ValueError(f"{path.name} has pixels that are not finite, or not in {low:g} to {high:g}")
     return frames

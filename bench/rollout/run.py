@@ -19,7 +19,7 @@ from flashinfer_patches.errors import Problem
 from flashinfer_patches.files import writing
 from vllm_launch.terminal import Step
 
-TRUTH = "truth.npz"
+TRUTH = "truth.safetensors"
 SHUFFLED, RIGHT, LINEARS = "shuffled-controls", "right.json", "linears.json"
 
 
@@ -93,7 +93,7 @@ def judge_right(run: RolloutRun) -> Right:
     except ProcessFailed as error:
         remedy = f"see {folder_of(run, SHUFFLED).with_suffix('.log')}"
         raise Problem("server", f"the rollout with shuffled controls failed: {error}", remedy) from error
-    shuffled = quality.load(folder_of(run, SHUFFLED) / "teacher-forced.npz")
+    shuffled = quality.load(folder_of(run, SHUFFLED) / "teacher-forced.safetensors")
     judgement = right.measure(reference_frames(run)["teacher-forced"], shuffled, clips(run), sweep.context)
     drop_frames(folder_of(run, SHUFFLED))
     return judgement
@@ -149,13 +149,13 @@ def clips(run: RolloutRun) -> Frames:
 
 
 def reference_frames(run: RolloutRun) -> dict[Mode, Frames]:
-    return {mode: quality.load(folder_of(run, run.sweep.reference) / f"{mode}.npz") for mode in MODES}
+    return {mode: quality.load(folder_of(run, run.sweep.reference) / f"{mode}.safetensors") for mode in MODES}
 
 
 def drop_frames(folder: Path) -> None:
     """Remove the frames of a finished step: its row has their quality."""
     for mode in MODES:
-        (folder / f"{mode}.npz").unlink(missing_ok=True)
+        (folder / f"{mode}.safetensors").unlink(missing_ok=True)
 
 
 def linears(run: RolloutRun) -> list[LinearRow]:

@@ -11,8 +11,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from safetensors.torch import save_file
 from world.checkpoint import DEFAULT, load_checkpoint
 from world.data import Clips, make_clips
 from world.model import WorldModel
@@ -39,13 +39,13 @@ def run(task: dict, folder: Path) -> None:
     model = load_checkpoint(Path(task["checkpoint"]) if task["checkpoint"] else DEFAULT)
     clips = make_clips(task["clip_seed"], task["clips"], task["frames"], side=model.config.frame)
     if task["truth"]:
-        save_frames(clips.frames, folder / "truth.npz")
+        save_frames(clips.frames, folder / "truth.safetensors")
     if task["shuffled"]:
         clips = replace(clips, controls=clips.controls.roll(1, 0))
     options = {"device": task["device"], "context": task["context"], "seed": task["seed"]}
     for mode in task["modes"]:
         frames, record = rollout(model, clips, requested, forced=mode == "teacher-forced", **options)
-        save_frames(frames, folder / f"{mode}.npz")
+        save_frames(frames, folder / f"{mode}.safetensors")
         save_json(record, folder / f"{mode}.json")
     if task["speed"]:
         save_json(rollout(model, first(clips), requested, **options)[1], folder / "speed.json")
@@ -80,8 +80,7 @@ def first(clips: Clips, frames: int | None = None) -> Clips:
 
 
 def save_frames(frames: torch.Tensor, path: Path) -> None:
-    with part_of(path).open("wb") as file:
-        np.savez(file, frames=frames.float().numpy(), range=np.array(RANGE))
+    save_file({"frames": frames.float().contiguous(), "range": torch.tensor(RANGE)}, part_of(path))
     os.replace(part_of(path), path)
 
 

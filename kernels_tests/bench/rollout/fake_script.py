@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 DEFAULTS = {"mxfp_enable": False, "fp8_kv": False, "kv_storage": "mxfp", "k_fp8": False, "compile": False}
 DEFAULTS |= {"kv_late_layers": 0, "error": 0.02, "fault": None, "ms": 10.0, "mxfp_scope": "all"}
@@ -27,10 +28,10 @@ def main() -> None:
         raise RuntimeError("CUDA error: an illegal memory access")
     truth = np.random.default_rng(task["clip_seed"]).uniform(-0.5, 0.5, (task["clips"], task["frames"], 3, SIZE, SIZE))
     if task["truth"]:
-        write(path.parent / "truth.npz", truth)
+        write(path.parent / "truth.safetensors", truth)
     frames = spoiled(truth[:, task["context"] :], settings, task["shuffled"])
     for mode in task["modes"]:
-        write(path.parent / f"{mode}.npz", frames)
+        write(path.parent / f"{mode}.safetensors", frames)
         (path.parent / f"{mode}.json").write_text(json.dumps(record(settings, task)))
     if task["speed"]:
         (path.parent / "speed.json").write_text(json.dumps(record(settings, task)))
@@ -96,7 +97,7 @@ def record(settings: dict, task: dict) -> dict:
 
 
 def write(path: Path, frames: np.ndarray) -> None:
-    np.savez(path, frames=frames.astype(np.float32), range=np.array(RANGE))
+    save_file({"frames": np.ascontiguousarray(frames, np.float32), "range": np.array(RANGE, np.float32)}, path)
 
 
 if __name__ == "__main__":

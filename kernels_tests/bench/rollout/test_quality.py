@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bench.rollout import quality
 from bench.rollout.quality import Frames
@@ -13,6 +14,10 @@ SHAPE = (2, 3, 3, 16, 16)
 @pytest.fixture
 def truth() -> Frames:
     return Frames(np.random.default_rng(0).uniform(-0.5, 0.5, SHAPE), -1.0, 1.0)
+
+
+def save_frames(path, frames: Frames) -> None:
+    save_file({"frames": frames.pixels, "range": np.array([frames.low, frames.high])}, path)
 
 
 def changed(frames: Frames, change) -> Frames:
@@ -62,14 +67,14 @@ def test_frames_of_another_range_or_size_are_refused(truth, change, metric):
 @pytest.mark.parametrize("value", [1.5, -1.001, np.nan, np.inf])
 def test_pixels_out_of_their_range_are_refused(tmp_path, truth, value):
     frames = changed(truth, lambda pixels: pixels.__setitem__((0, 0, 0, 0, 0), value))
-    np.savez(tmp_path / "x.npz", frames=frames.pixels, range=[-1.0, 1.0])
-    with pytest.raises(ValueError, match=r"x\.npz"):
-        quality.load(tmp_path / "x.npz")
+    save_frames(tmp_path / "x.safetensors", frames)
+    with pytest.raises(ValueError, match=r"x\.safetensors"):
+        quality.load(tmp_path / "x.safetensors")
 
 
 def test_frames_are_read_back(tmp_path, truth):
-    np.savez(tmp_path / "x.npz", frames=truth.pixels, range=[-1.0, 1.0])
-    frames = quality.load(tmp_path / "x.npz")
+    save_frames(tmp_path / "x.safetensors", truth)
+    frames = quality.load(tmp_path / "x.safetensors")
     assert (frames.pixels == truth.pixels).all() and frames.range == 2.0
 
 

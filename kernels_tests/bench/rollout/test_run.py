@@ -31,7 +31,7 @@ def test_a_drop_is_that_of_the_errors(fake):
     assert row.quality["free-running"].alike_psnr.value > 70
     assert row.times.fps_total == 100 and len(row.times.frame_ms) == 4 and row.times.cold_frames == [3]
     assert row.numerics["v"].scale == (0.5, 1.0, 2.0) and row.memory.window_bytes == 3000
-    assert not [*(fake.folder / "steps" / "v8").glob("*.npz")]
+    assert not [*(fake.folder / "steps" / "v8").glob("*.safetensors")]
 
 
 def test_the_mutant_that_measures_a_drop_against_itself_is_seen(fake):
