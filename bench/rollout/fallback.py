@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 
 from bench.rollout import gates
+from bench.rollout.gates import FPS, MEMORY
 from bench.rollout.request import RolloutRun
-from bench.rollout.result import GateRow, Incident, RolloutRow
+from bench.rollout.result import Criterion, GateRow, Incident, RolloutRow
 from bench.rollout.sweep import Fallback, Gate, Settings
 
 Measure = Callable[..., RolloutRow]  # (run, cell, settings, drop_db, profile) -> its row
@@ -22,8 +23,8 @@ def execute(
 def incident(run: RolloutRun, judgement: GateRow, rows: dict[str, RolloutRow], measure: Measure) -> Incident:
     gate, steps = run.sweep.gates[judgement.gate], []
     failed = [each for each in judgement.criteria if each.verdict == "failed"]
-    kind = "speed" if all(each.name == "FPS" for each in failed) else gate.part
-    for cell, entry, settings in cells(gate, run.sweep.fallbacks.get(kind, []), rows[gate.cell].settings):
+    entries = run.sweep.fallbacks.get(kind_of(failed, gate), [])
+    for cell, entry, settings in cells(gate, entries, rows[gate.cell].settings):
         if cell not in rows:
             rows[cell] = measure(run, cell, run.sweep.settings(gate.cell) | settings, gate.drop_db, entry.profile)
         steps.append(gates.judge(judgement.gate, gate.model_copy(update={"cell": cell}), rows))
@@ -34,6 +35,14 @@ def incident(run: RolloutRun, judgement: GateRow, rows: dict[str, RolloutRow], m
     return Incident(
         gate=judgement.gate, cell=gate.cell, issue=issue, steps=steps, outcome=holding[-1] if holding else None
     )
+
+
+def kind_of(failed: list[Criterion], gate: Gate) -> str | None:
+    """Whose steps are run: the gate's part for quality, `speed` for FPS alone, none for memory alone."""
+    names = {each.name for each in failed}
+    if names - {FPS, MEMORY}:
+        return gate.part
+    return "speed" if FPS in names else None
 
 
 def cells(gate: Gate, entries: list[Fallback], requested: Settings) -> Iterator[tuple[str, Fallback, Settings]]:

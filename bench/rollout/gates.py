@@ -10,6 +10,7 @@ from bench.rollout.result import Criterion, GateRow, RolloutRow
 from bench.rollout.sweep import Gate
 
 EMULATED = "emulated"
+FPS, MEMORY = "FPS", "memory"  # criteria; the others are of quality
 
 
 def judge(name: str, gate: Gate, rows: Mapping[str, RolloutRow]) -> GateRow:
@@ -49,7 +50,7 @@ def _criteria(gate: Gate, rows: Mapping[str, RolloutRow]) -> Iterator[Criterion]
     if gate.smaller_than:
         sizes = row.memory.window_bytes, rows[gate.smaller_than].memory.window_bytes
         verdict = "passed" if sizes[0] < sizes[1] else "failed"
-        yield Criterion(name="memory", verdict=verdict, detail=f"{sizes[0]:,} bytes, {gate.smaller_than} {sizes[1]:,}")
+        yield Criterion(name=MEMORY, verdict=verdict, detail=f"{sizes[0]:,} bytes, {gate.smaller_than} {sizes[1]:,}")
     if gate.fps:
         yield _speed(row, rows[gate.fps.cell], gate.fps.ratio)
 
@@ -66,14 +67,14 @@ def _stable(gate: Gate, mode: str, base: RolloutRow, row: RolloutRow) -> Criteri
 def _speed(row: RolloutRow, base: RolloutRow, least: float) -> Criterion:
     """FPS over the base's, whose noise is that of single frames."""
     if reason := no_speed(row) or no_speed(base):
-        return Criterion(name="FPS", verdict="not decidable", detail=reason)
+        return Criterion(name=FPS, verdict="not decidable", detail=reason)
     if not (row.times and base.times):
-        return Criterion(name="FPS", verdict="undecided", detail="every frame was cold")
+        return Criterion(name=FPS, verdict="undecided", detail="every frame was cold")
     (ratio,) = noise.ratios({0: base.times.frame_ms}, {0: row.times.frame_ms}).values()
     low, high = ratio.value - ratio.noise, ratio.value + ratio.noise
     verdict = at_most(Figure(value=-ratio.value, low=-high, high=-low), -least) if high < float("inf") else "undecided"
     return Criterion(
-        name="FPS",
+        name=FPS,
         verdict=verdict,
         detail=f"{ratio.value:.3f} ± {ratio.noise:.3f} of {base.cell}'s, at least {least:g}",
     )

@@ -132,6 +132,12 @@ def test_a_gate_that_nothing_saves_lists_every_step(fake):
     assert incident.outcome is None and len(incident.steps) == 1
 
 
+def test_nothing_is_run_for_a_cache_that_is_not_smaller(fake):
+    gate = GATE | {"smaller_than": "v8"}
+    (incident,) = fake.execute({"v8": WORSE}, gates={"g": gate}, fallbacks=FALLBACKS).incidents
+    assert (incident.steps, incident.outcome) == ([], None) and "memory" in incident.issue
+
+
 def test_a_slow_cell_is_profiled_and_then_run_eagerly(fake):
     gate = GATE | {"fps": {"cell": "bf16", "ratio": 0.97}}
     result = fake.execute({"v8": WORSE | {"ms": 20.0}}, gates={"g": gate}, fallbacks=FALLBACKS)
