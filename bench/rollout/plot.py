@@ -25,17 +25,23 @@ def rollout_plot(result: RolloutResult, path: Path) -> None:
 
 
 def plotted(result: RolloutResult) -> list[RolloutRow]:
-    """The reference and the cells of gates, as many as there are colours."""
+    """The reference and the cells of gates, as many as there are colours for."""
     names = dict.fromkeys([result.sweep.reference, *(gate.cell for gate in result.gates)])
-    return [row for row in tables.measured(result) if row.cell in names][: len(COLOURS)]
+    return [row for row in tables.measured(result) if row.cell in names][: len(COLOURS) + 1]
+
+
+def style_of(index: int) -> dict[str, str]:
+    """Colour and marker of a row: black for the reference, which the others often cover."""
+    return colour_and_marker(index - 1) if index else {"color": "#202020", "marker": "o"}
 
 
 def _by_frame(panel: Axes, rows: list[RolloutRow], context: int) -> None:
     for index, row in enumerate(rows):
         for mode, line in LINES.items():
             values = row.quality[mode].psnr_by_frame
-            style = {"color": colour_and_marker(index)["color"], "linestyle": line, "linewidth": 1.2}
-            panel.plot(range(context, context + len(values)), values, label=row.cell, **style)
+            style = {"color": style_of(index)["color"], "linestyle": line, "linewidth": 1.5}
+            label = row.cell if line == "-" else "_nolegend_"
+            panel.plot(range(context, context + len(values)), values, label=label, **style)
     panel.set_title("PSNR to the truth (dB); dotted: free-running", loc="left")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("frame")
@@ -43,11 +49,11 @@ def _by_frame(panel: Axes, rows: list[RolloutRow], context: int) -> None:
 
 def _speeds(panel: Axes, result: RolloutResult, rows: list[RolloutRow]) -> None:
     """FPS over the drop of a free-running rollout; the cells of the first panel in colour, the others grey."""
-    colours = {row.cell: colour_and_marker(index) for index, row in enumerate(rows)}
+    styles = {row.cell: style_of(index) for index, row in enumerate(rows)}
     for row in tables.measured(result):
         drop = row.quality["free-running"].drop
         if row.times and not no_speed(row):
-            style = colours.get(row.cell, {"color": "#B0B0B0", "marker": "."})
+            style = styles.get(row.cell, {"color": "#B0B0B0", "marker": "."})
             x, error = (0.0, None) if drop is None else (drop.value, drop.low is not None and drop.high - drop.value)
             panel.errorbar(x, row.times.fps_total, xerr=error or None, linestyle="none", **style)
     panel.axvline(result.sweep.drop_db, color="#808080", linewidth=1.0, linestyle="--")

@@ -10,6 +10,7 @@ from bench.rollout.sweep import Judge
 from flashinfer_patches.errors import Problem
 
 REFERENCE, SHUFFLED, LAST, MEAN = "reference", "shuffled controls", "last frame", "mean frame"
+COPIES = LAST, MEAN
 
 
 def measure(reference: Frames, shuffled: Frames, clips: Frames, context: int) -> Right:
@@ -26,8 +27,8 @@ def measure(reference: Frames, shuffled: Frames, clips: Frames, context: int) ->
         name: figure(quality.psnr(guess, truth).mean(1).tolist()) for name, guess in guesses.items()
     }
     value = psnr[REFERENCE].value
-    copies = max(psnr[LAST].value, psnr[MEAN].value)
-    return Right(psnr=psnr, beats_db=value - copies, loses_db=value - psnr[SHUFFLED].value)
+    copied = max(psnr[name].value for name in COPIES)
+    return Right(psnr=psnr, beats_db=value - copied, loses_db=value - psnr[SHUFFLED].value)
 
 
 def check(right: Right, judge: Judge) -> None:

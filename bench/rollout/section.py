@@ -48,10 +48,13 @@ def conditions(result: RolloutResult) -> str:
     psnr = ", ".join(f"{name} {figure.value:.1f}" for name, figure in judged.psnr.items())
     floor = noise_floor(result)
     noise = f" Noise floor: {floor}." if floor else ""
+    running = result.row(sweep.reference).quality["free-running"].psnr.value
+    copied = max(figure.value for name, figure in judged.psnr.items() if name in right.COPIES)
+    drift = ", less than copied frames: drops there say little" if running < copied else ""
     return (
         f"{sweep.clips} clips of {sweep.frames} frames, {sweep.context} of them given. The model may judge: BF16 beats"
         f" copied frames by {judged.beats_db:.1f} dB and loses {judged.loses_db:.1f} dB with shuffled controls (PSNR:"
-        f" {psnr.replace(right.REFERENCE, sweep.reference)} dB).{noise}"
+        f" {psnr.replace(right.REFERENCE, sweep.reference)} dB). Free-running it has {running:.1f} dB{drift}.{noise}"
     )
 
 

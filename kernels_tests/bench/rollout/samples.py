@@ -8,6 +8,7 @@ from bench.rollout.sweep import Sweep
 from kernels_tests.bench.samples import two_profiles
 
 BF16_PSNR = [30.0, 31.0, 32.0, 33.0]  # of clips, dB
+RIGHT = {"reference": BF16_PSNR, "shuffled controls": [29.0], "last frame": [26.0], "mean frame": [20.0]}
 CELLS = {
     "bf16": {},
     "mx8": {"mxfp_enable": True},
@@ -92,7 +93,7 @@ def a_rollout_result(**changes) -> RolloutResult:
     rows = [a_row("bf16"), a_row("mx8", (0.1, 0.1, 0.12, 0.1), kernel="emulated"), a_row("v8", (0.2, 0.1, 0.2, 0.1))]
     by_cell = {row.cell: row for row in rows}
     v4 = RolloutRow(cell="v4", settings=CELLS["v4"], drop_db=0.3, error="not run: gate v8 undecided")
-    right = Right(psnr={"reference": figure(BF16_PSNR)}, beats_db=5.0, loses_db=2.0)
+    right = Right(psnr={name: figure(values) for name, values in RIGHT.items()}, beats_db=5.0, loses_db=2.0)
     fields = {
         "id": "rollout-1",
         "provenance": two_profiles().provenance,

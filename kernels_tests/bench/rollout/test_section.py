@@ -51,6 +51,13 @@ def test_recommended_cells_have_passed():
     assert "v8" in fastest and "v8" in smallest
 
 
+def test_a_rollout_that_drifts_below_copied_frames_is_marked():
+    marked = "say little"
+    assert marked not in text(a_rollout_result())
+    drifted = a_row("bf16", (9.0,) * 4)
+    assert marked in text(a_rollout_result(rows=[drifted], gates=[]))
+
+
 def test_the_noise_floor_needs_a_cell_that_runs_otherwise():
     sweep = a_sweep(cells={"bf16": {"settings": {}}, "eager": {"settings": {}}}, gates={}, noise="eager")
     result = a_rollout_result(sweep=sweep, rows=[a_row("bf16"), a_row("eager", (0.01,) * 4)], gates=[])
