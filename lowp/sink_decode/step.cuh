@@ -214,6 +214,8 @@ DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsign
     }
   }
   compute_softmax<kEdge>(st, s, w, q, reader.scale + stage, token + swapped((threadIdx.x & 31) >> 2), begin, end);
+  if constexpr (kInt8) sum_offset(st, w);
+  if constexpr (kInt8 && kQueryShared) add_offset(st);
   if constexpr (kQueryShared) {
     if constexpr (kInt8) {
       load_int8_columns(columns, reader, stage);
@@ -222,8 +224,6 @@ DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsign
       to_columns(columns, v);
     }
   }
-  if constexpr (kInt8) sum_offset(st, w);
-  if constexpr (kInt8 && kQueryShared) add_offset(st);
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
 #pragma unroll
