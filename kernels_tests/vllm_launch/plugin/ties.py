@@ -18,7 +18,7 @@ TIE_BOUNDS = {"bf16": 0.2, "int8": 0.3, "int8-static": 0.35, "e4m3": 1.0}
 # of 1,095 swaps of two experts whose router logits are within 0.05, 93 change the most likely token, with gaps of
 # median 0.48, 95% 1.6, largest 4.6. Rounding makes ties and swaps at rates that are both proportional to its size.
 SWAP_BOUND = 5.0
-SWAPS = 0.2  # of the differences, at most; one is always allowed
+SWAPS = 0.1  # of the differences, at most (on an H200 2% in soaks, 2 of 20 in tiny_model); one is always allowed
 
 
 class Answer(NamedTuple):
