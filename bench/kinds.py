@@ -20,6 +20,9 @@ from bench.kernels.result import KernelsResult
 from bench.record.envelope import SCHEMA_VERSION
 from bench.record.run_folder import REQUEST
 from bench.report.document import Section
+from bench.rollout import section as rollout
+from bench.rollout.command import rollout_command
+from bench.rollout.result import RolloutResult
 from bench.serving import section as serving
 from bench.serving.command import serving_command
 from bench.serving.result import ServingResult
@@ -43,6 +46,7 @@ KINDS = {
     "kernels": Kind(KernelsResult, kernels.section, kernels_command),
     "engine": Kind(EngineResult, engine.section, engine_command),
     "static-cache": Kind(StaticCacheResult, static_cache.section, static_cache_command),
+    "rollout": Kind(RolloutResult, rollout.section, rollout_command),
 }
 Result = Union[tuple(kind.model for kind in KINDS.values())]  # noqa: UP007
 RESULT = TypeAdapter(Annotated[Result, Field(discriminator="kind")])

@@ -7,6 +7,7 @@ EXIT_CODES = {
     # The request cannot be carried out as written.
     "profile": USAGE,  # a profile, or an argument in it
     "suite": USAGE,  # a suite of a bench
+    "sweep": USAGE,  # a sweep of `bench rollout`
     "file": USAGE,  # a file or folder that was named is missing, unreadable or of another run, or edited
     "scales": USAGE,  # a file of KV scales is broken, or of another model
     "compare": USAGE,  # two results differ in more than the KV cache and its decoder

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-PACKAGES = ("bench", "flashinfer_patches", "fp8_sinks", "lowp", "vllm_launch")
+PACKAGES = ("bench", "examples", "flashinfer_patches", "fp8_sinks", "lowp", "vllm_launch")
 
 
 def test_every_module_is_described():

@@ -29,6 +29,8 @@ RECORDED = [
     "transformers",
     "triton",
     "llama-benchy",
+    "torchao",
+    "scikit-image",
     "fp8-sinks",
 ]
 

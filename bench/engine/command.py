@@ -55,7 +55,9 @@ def _cells(_context, _option, text: str | None) -> list[str]:
     help="Tokens over all experts, or as dummy weights. [default: spread]",
 )
 @click.option("--prefill", is_flag=True, help="Prefill each prompt, instead of assuming it in the cache.")
-@click.option("--profile", is_flag=True, help="Also list the kernels of a step at the cell that gains least.")
+@click.option(
+    "--profile", is_flag=True, help="Also list the kernels of a step at the cell where our backend gains least."
+)
 @run_options("several pieces")
 @click.pass_obj
 def engine_command(write_report, run_dir, resume, joined, dry_run, as_json, seconds, **options):

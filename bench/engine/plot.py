@@ -52,7 +52,7 @@ def _steps(panel: Axes, result: EngineResult, rows: list[EngineRow], names: list
             style = {"color": colour_and_marker(index)["color"], "linestyle": ":", "label": BY_BYTES}
             panel.plot([context for context, _ in points], limits, **style)
     panel.set_title("one sequence: step (ms)", loc="left")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.05 * panel.get_ylim()[1])
     panel.set_xlabel("context (tokens)")
     if contexts:
         panel.set_xscale("log")

@@ -113,8 +113,12 @@ def _measure(run: EngineRun, variant: Variant, start: int, end: float) -> None:
 
 
 def _profiles(run: EngineRun, rows: list[EngineRow], end: float) -> list[StepProfile]:
-    """Kernels of a step where a variant gains least, of that variant and of stock BF16; empty if there is no time."""
-    entry = ratios.worst(rows)
+    """Kernels of a step of stock BF16, and of our backend or else another variant, where that one gains least.
+
+    Empty if there is no time.
+    """
+    ours = [row for row in rows if row.variant == BASE.name or named(row.variant).decoder != "stock"]
+    entry = ratios.worst(ours) or ratios.worst(rows)
     if entry is None:
         return []
     tables = {}

@@ -21,8 +21,8 @@ CELL = "sequences x context"
 LIMITED = "plugin-fp8", "stock-fp8"  # by bytes alike: the limit of FP8 is that of the first measured
 NOTE = (
     "Ratios: steps over stock BF16's of the same piece, below 1 is faster; where the cache is full, tokens/s over its"
-    " tokens/s, above 1 is faster. ±: from the starts of both engines. By bytes: the roofline's ratio for FP8, a limit."
-    " Sequences start within 64 tokens of the context, or from half to all of it."
+    " tokens/s, above 1 is faster. ±: from the starts of both engines, none where each started once. By bytes: the"
+    " roofline's ratio for FP8, a limit. Sequences start within 64 tokens of the context, or from half to all of it."
 )
 STEP_NOTE = (
     "Step: median of a start's steps, none synchronised; mean: over all of them. Distinct: different last tokens of the"
@@ -102,7 +102,7 @@ def ratio_cell(cell: str, ratio: Ratio) -> str:
         return f"{outcome} ({text})"
     if outcome == INSIDE:
         return f"{text} (noise)"
-    return f"{text}, {outcome}" if outcome == NOT_KNOWN else f"**{text}, {outcome}**"
+    return text if outcome == NOT_KNOWN else f"**{text}, {outcome}**"
 
 
 def around_table(result: EngineResult, rows: list[EngineRow], names: list[str]) -> str:
@@ -122,11 +122,10 @@ def around_table(result: EngineResult, rows: list[EngineRow], names: list[str]) 
     for cell in singles:
         first = [row for row in rows if row.cell == cell]
         rates = [_median(first, name, "prefill_tok_s", "{:,.0f}".format) for name in names]
-        lines.append([f"prefill of {parse(cell).context:,} tokens, tokens/s", *rates])
-        lines.append(
-            [f"first token of {parse(cell).context:,} tokens, ratio", *(_ttft_cell(rows, name, cell) for name in names)]
-        )
-    return md.table(["", *names], lines)
+        waits = [_ttft_cell(rows, name, cell) for name in names]
+        cells = [f"{rate} ({wait})" for rate, wait in zip(rates, waits, strict=True)]
+        lines.append([f"prefill of {parse(cell).context:,}, tokens/s (first token, ratio)", *cells])
+    return md.table(["", *names], [line for line in lines if set(line[1:]) != {"-"}])
 
 
 def _median(rows: list[EngineRow], name: str, field: str, write: Callable[[float], str]) -> str:
@@ -222,7 +221,9 @@ def _glance(result: EngineResult, rows: list[EngineRow], names: list[str]) -> li
     judged = [ratio.value for cell, ratio in steps.items() if judged_figure(cell) == "step_ms"]
     if not judged:
         return []
-    capacity = _median(rows, name, "capacity_tokens", "{:,.0f}".format)
+    piece = [row for row in ratios.of_piece(rows, name) if row.capacity_tokens]
+    tokens = [[row.capacity_tokens for row in piece if row.variant == variant] for variant in (name, BASE.name)]
+    capacity = f"{median(tokens[0]) / median(tokens[1]):.2f}x" if all(tokens) else "-"
     speed = f"step {span(judged, '{:.2f}'.format)} of {BASE.name}'s"
     return [[md.text(result.provenance.machine.name), f"{name}, engine", "dummy weights", capacity, speed]]
 

@@ -32,6 +32,7 @@ def section(result: KernelsResult) -> Section:
     ceiling = result.read_ceiling_bytes_per_s
     page = page_table(standard, ceiling) if standard else []
     page += served.page(result, served_rows) if served_rows else []
+    conditions = " ".join([*([served.NOTE] if served_rows else []), _conditions(result)])
     times = [block for name in KV_FORMATS for block in time_table(standard, name, ceiling)]
     part = f", part {result.part}" if result.part else ""
     measured = "Decode kernels" if standard else "Decode kernels as a server calls them"
@@ -39,7 +40,7 @@ def section(result: KernelsResult) -> Section:
         id=result.id,
         source=source,
         subject=f"{measured} on {source.machine.name}, FlashInfer {version}{part}",
-        page=[*page, _conditions(result), *md.listing("Failed:", by_reason(failures))],
+        page=[*page, conditions, *md.listing("Failed:", by_reason(failures))],
         not_measured=by_reason([entry for entry in left_out if entry[1] is None]),
         details=[
             *by_design,
@@ -54,12 +55,12 @@ def section(result: KernelsResult) -> Section:
 
 
 def page_table(standard: list[KernelRow], ceiling: float) -> list[str]:
-    """Our kernel with an FP8 cache, at shapes where another kernel was measured; no block where ours was not.
+    """Our kernel with an FP8 cache, at plain shapes if there are any, where another kernel was measured.
 
     Beside it floor, share of the ceiling, and the fastest accurate peer with either cache; the ratio is bold where
     our samples are not all faster than the peer's. A last column has our kernel with an int8 cache, if measured.
     """
-    lines, rows, peers = [], ours(standard), peers_by_shape(standard)
+    lines, rows, peers = [], plain(ours(standard)), peers_by_shape(standard)
     int8 = {row.shape: row for row in ours(standard, INT8)}
     for row in [row for row in rows if row.shape in peers] or rows:
         floor = floor_us(row, ceiling)

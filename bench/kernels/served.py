@@ -107,7 +107,7 @@ def page(result: KernelsResult, rows: list[KernelRow]) -> list[str]:
         if ratio > rival.max_ratio
     ]
     law = f"Over {BOUNDS[BASE].worst:g} of the law, or {SHORT_BOUNDS.worst:g} under {SHORT_TOKENS} tokens:"
-    blocks = [_law_table(result, measured), *_rival_table(rows), NOTE]
+    blocks = [_law_table(result, measured), *_rival_table(rows)]
     return [*blocks, *_worst_misses(law, misses), *_worst_misses("Slower than a peer, beyond the bound:", lost)]
 
 

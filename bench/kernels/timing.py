@@ -5,7 +5,7 @@ from functools import cache, partial
 from statistics import median
 from typing import NamedTuple
 
-MIN_CALLS = 16  # in one graph, so that launching the graph takes a small fraction of the time
+MIN_CALLS = 16  # in one graph, so that its first and last call take a small fraction of the time
 NEIGHBOUR_VALUES = 1 << 16  # of the small addition after each call
 FLUSH_BYTES = 256 << 20  # read between replays; more than twice any GPU's cache
 
@@ -51,11 +51,12 @@ def fastest(samples: dict[str, list[float]]) -> str:
 def graph_us(calls: Sequence[Call], clear: Call) -> list[float]:
     """Microseconds per call, one sample per replay, of the calls captured in one CUDA graph on the current device.
 
+    The GPU's cache is flushed before each replay. The flush also hides the time in which the host launches the graph.
     clear: overwrites the output of the calls before the replays, so that only the replays' output remains.
     """
     calls = repeated(calls)
     _warm_up(calls)
-    replay_ms = _captured(calls, before=None)
+    replay_ms = _captured(calls)
     clear()
     return samples_us(replay_ms, len(calls), THOROUGH)
 
@@ -63,14 +64,14 @@ def graph_us(calls: Sequence[Call], clear: Call) -> list[float]:
 def back_to_back_and_between_us(calls: Sequence[Call], clear: Call) -> tuple[float, float]:
     """Median microseconds per call: of calls back to back, and of calls with a small addition after each.
 
-    Only the first call is made before the captures. The GPU's cache is flushed before each replay: distinct inputs are
-    read from memory however small they are. clear: as in graph_us.
+    Only the first call is made before the captures. Distinct inputs are read from memory however small they are, since
+    the cache is flushed before each replay. clear: as in graph_us.
     """
     _warm_up(calls[:1])
     clear()
-    alone = median(samples_us(_captured(calls, _flush), len(calls), BRIEF))
+    alone = median(samples_us(_captured(calls), len(calls), BRIEF))
     paired = [part for call in calls for part in (call, _addition())]
-    pairs = median(samples_us(_captured(paired, _flush), len(calls), BRIEF))
+    pairs = median(samples_us(_captured(paired), len(calls), BRIEF))
     return alone, between_us(pairs, _additions_us(len(calls)))
 
 
@@ -84,7 +85,7 @@ def _additions_us(count: int) -> float:
     """Median microseconds of an addition, in a graph of `count` of them."""
     calls = [_addition()] * count
     _warm_up(calls[:1])
-    return median(samples_us(_captured(calls, _flush), count, BRIEF))
+    return median(samples_us(_captured(calls), count, BRIEF))
 
 
 @cache
@@ -123,8 +124,8 @@ def _warm_up(calls: Sequence[Call]) -> None:
     torch.cuda.synchronize()
 
 
-def _captured(calls: Sequence[Call], before: Call | None) -> Callable[[], float]:
-    """Capture the calls in a graph; return a function that replays it, after `before`, and returns milliseconds."""
+def _captured(calls: Sequence[Call]) -> Callable[[], float]:
+    """Capture the calls in a graph; return a function that flushes the cache, replays it, returns milliseconds."""
     import torch
 
     graph = torch.cuda.CUDAGraph()
@@ -134,8 +135,7 @@ def _captured(calls: Sequence[Call], before: Call | None) -> Callable[[], float]
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def replay_ms() -> float:
-        if before:
-            before()
+        _flush()
         start.record()
         graph.replay()
         end.record()

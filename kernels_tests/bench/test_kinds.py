@@ -16,33 +16,26 @@ from bench.servers.starts import requested
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.engine.samples import an_engine_result
 from kernels_tests.bench.kernels.samples import a_kernels_result
+from kernels_tests.bench.rollout.samples import a_rollout_result
 from kernels_tests.bench.samples import a_result, two_profiles
 from kernels_tests.bench.static_cache.samples import a_static_cache_result
 from vllm_launch import plan, profile
 from vllm_launch.machine import detect
 from vllm_launch.redaction import REPO
 
+NAMES = ("serving", "accuracy", "kernels", "engine", "rollout", "static-cache")
+
 
 def test_the_module_prints_the_schema_of_every_kind():
     printed = subprocess.run([sys.executable, "-m", "bench.kinds"], capture_output=True, text=True, check=True).stdout
     schema = json.loads(printed)
     assert schema == json.loads(json.dumps(kinds.RESULT.json_schema()))
-    assert (
-        set(schema["discriminator"]["mapping"])
-        == set(kinds.KINDS)
-        == {
-            "serving",
-            "accuracy",
-            "kernels",
-            "engine",
-            "static-cache",
-        }
-    )
+    assert set(schema["discriminator"]["mapping"]) == set(kinds.KINDS) == {*NAMES}
 
 
 @pytest.mark.parametrize(
     "result",
-    [two_profiles(), a_kernels_result(), an_engine_result(), a_static_cache_result()],
+    [two_profiles(), a_kernels_result(), an_engine_result(), a_static_cache_result(), a_rollout_result()],
     ids=lambda result: result.kind,
 )
 def test_a_result_of_each_kind_is_read_back_and_has_a_section(tmp_path, result):

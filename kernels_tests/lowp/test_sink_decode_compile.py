@@ -40,6 +40,7 @@ VARIANTS = [
     Variant(64, 16, False, torch.bfloat16, False, True, query_tokens=3),
     Variant(128, 16, True, torch.float8_e4m3fn, True, True),
     Variant(64, 8, True, torch.int8, False, False),
+    Variant(64, 8, True, torch.int8, True, False),
     Variant(64, 8, True, torch.int8, True, True),
     Variant(64, 8, True, torch.int8, True, False, channel_scales=True),
     Variant(128, 8, True, torch.int8, True, False, channel_scales=True),

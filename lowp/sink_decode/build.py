@@ -11,8 +11,8 @@ from lowp.jit import compiler, launcher
 from lowp.sink_decode.resources import Launch, Variant, shared_bytes
 
 SOURCES = (
-    *("kernel.cu", "config.cuh", "ptx.cuh", "split.cuh", "load.cuh", "query.cuh", "step.cuh", "merge.cuh"),
-    "../jit/ptx.cuh",
+    *("kernel.cu", "config.cuh", "ptx.cuh", "split.cuh", "load.cuh", "state.cuh"),
+    *("int8.cuh", "step.cuh", "query.cuh", "merge.cuh", "../jit/ptx.cuh"),
 )
 SOURCE = compiler.Source("sink_decode", Path(__file__).parent, SOURCES)
 

@@ -4,7 +4,7 @@
 //   split.cuh   which KV split of which row this CTA computes      a CTA: some tokens of one row and one KV head,
 //   load.cuh    1. load: block table, keys, values to the ring              for all query heads and tokens
 //   query.cuh   the query as MMA operand                           a warp: every kWorkers-th step of it, alone
-//   step.cuh    2. scores  3. softmax  4. values, step by step
+//   step.cuh    2. scores  3. softmax  4. values, step by step     (of int8 the first and the last: int8.cuh)
 //   merge.cuh   5. merge: warps, CTAs, sink, output
 #include "merge.cuh"
 
@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_CTAS) sink_decode(con
       stream.prefetch_entries();  // under way during the merge
       stream.end_tile = split.end_tile;
     }
-    merge_split(p, shared, finished, kv_head, v_scale / (kE4m3 ? kE4m3Unit : 1.f));
+    merge_split(p, shared, finished, kv_head, v_scale / (kE4m3 ? kE4m3Unit : kInt8 ? int8_unit() : 1.f));
     if (more) {
       load_query(raw, p, split.row, kv_head, lane);
       __syncthreads();  // the ring may be written: what it held has been merged

@@ -1,6 +1,8 @@
 // Phase 1, load: each warp streams its own steps through its own ring in shared memory; no CTA barrier.
 //
 // A stage of the ring:  | keys: the blocks of tile 0, of tile 1 ... | values: the same | token scales: k, v of each tile |
+// Token scales of a tile: a row of 16 bytes for tokens r and r + 8: k, v, k, v.
+//
 // A block in it, each cell 16 bytes, c the chunk of the row:
 //
 //   8 bits, 64 dims:    row r of 4 chunks   cell c ^ (r / 2) % 4                so that readers of 4 or 8 rows
@@ -21,7 +23,7 @@ struct Stream {
   const int* table;         // this row's entries
   const char* k;            // this KV head's caches, at this lane's chunk of a block
   const char* v;
-  const float* k_scale;     // token scales at this lane's slot of a tile: k's in lanes 0-15, v's in lanes 16-31; where
+  const char* k_scale;      // token scales at this lane's slot of a tile: k's in lanes 0-15, v's in lanes 16-31; where
                             //   k has channel scales, v's in both
   unsigned ring;            // this lane's first chunk of keys in the ring
   unsigned scale_ring;
@@ -69,7 +71,7 @@ struct Stream {
       copy_tile(ring + stage_offset + j * kTileBytes, k + bytes);
       if constexpr (!kInterleaved) copy_tile(ring + stage_offset + j * kTileBytes + kValuesOffset, v + bytes);
       if constexpr (kTokenScales)
-        copy_4(scale_ring + stage_offset + j * 128, k_scale + __shfl_sync(kAllLanes, scale_offset, owner));
+        copy_4(scale_ring + stage_offset + j * 128, k_scale + 4ull * __shfl_sync(kAllLanes, scale_offset, owner));
     }
   }
 
@@ -92,8 +94,9 @@ DEVICE Stream make_stream(const Params& p, const Split& s, unsigned ring, int wa
   Stream stream{&p, p.table + static_cast<long long>(s.row) * p.table_stride, opaque(p.k + from), opaque(p.v + from)};
   stream.ring = opaque(ring + row * kRowBytes + (chunk ^ swizzle(row)) * 16);
   if constexpr (kTokenScales) {
-    stream.k_scale = (lane < 16 && !kChannelScales ? p.k_scale : p.v_scale) + head * p.scale_head + (lane % 16) * p.scale_slot;
-    stream.scale_ring = ring + kScalesOffset + lane * 4;
+    const float* scales = lane < 16 && !kChannelScales ? p.k_scale : p.v_scale;
+    stream.k_scale = opaque(reinterpret_cast<const char*>(scales + head * p.scale_head + (lane % 16) * p.scale_slot));
+    stream.scale_ring = opaque(ring + kScalesOffset + (lane % 8) * 16 + (lane / 8 % 2) * 8 + (lane / 16) * 4);
   }
   stream.worker = kCluster ? s.index * kWarps + warp : warp;
   stream.first_tile = s.first_tile;

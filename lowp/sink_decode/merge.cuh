@@ -64,6 +64,7 @@ DEVICE void store_state(State& st, char* shared, int warp, int lane) {
   float* o = reinterpret_cast<float*>(shared + warp * kRingBytes);
   float2* max_sum = reinterpret_cast<float2*>(shared + kMaxSumOffset);
   __syncwarp();  // every lane has read its last step
+  if constexpr (kInt8 && !kQueryShared) add_offset(st);
 #pragma unroll
   for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll
@@ -76,9 +77,15 @@ DEVICE void store_state(State& st, char* shared, int warp, int lane) {
 #pragma unroll
       for (int half = 0; half < kHalves; half++) {
         const auto& m = st.out[n][half];
-        float4* to = reinterpret_cast<float4*>(o + column * kOutStride + 64 * half + 8 * g);
-        to[0] = make_float4(m[0][x], m[0][x + 2], m[1][x], m[1][x + 2]);
-        to[1] = make_float4(m[2][x], m[2][x + 2], m[3][x], m[3][x + 2]);
+        if constexpr (kInt8) {
+          float* to = o + column * kOutStride + 64 * half + 2 * g;
+#pragma unroll
+          for (int i = 0; i < 4; i++) *reinterpret_cast<float2*>(to + 16 * i) = make_float2(m[i][x], m[i][x + 2]);
+        } else {
+          float4* to = reinterpret_cast<float4*>(o + column * kOutStride + 64 * half + 8 * g);
+          to[0] = make_float4(m[0][x], m[0][x + 2], m[1][x], m[1][x + 2]);
+          to[1] = make_float4(m[2][x], m[2][x + 2], m[3][x], m[3][x + 2]);
+        }
       }
     }
 }

@@ -11,6 +11,8 @@ DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__c
 // ---- arithmetic
 DEVICE float exp2_fast(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 DEVICE float log2_fast(float x) { float r; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+DEVICE float reciprocal_fast(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+DEVICE int round_to_int(float x) { int r; asm("cvt.rni.s32.f32 %0, %1;" : "=r"(r) : "f"(x)); return r; }
 
 // Four E4M3 bytes as two pairs of fp16, times kE4m3Unit.
 #if __CUDA_ARCH__ >= 890
@@ -30,14 +32,6 @@ DEVICE void from_e4m3(unsigned x, unsigned& low, unsigned& high) {
 }
 #endif
 
-// Four int8 as two pairs of fp16, exactly: a byte whose sign bit is turned is the value + 128, and 0x6400 + n the fp16
-// of 1024 + n.
-DEVICE void from_int8(unsigned x, unsigned& low, unsigned& high) {
-  const unsigned turned = x ^ 0x80808080u;
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(low) : "r"(__byte_perm(turned, 0x64646464u, 0x4140)), "r"(0x64806480u));
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(high) : "r"(__byte_perm(turned, 0x64646464u, 0x4342)), "r"(0x64806480u));
-}
-
 // D += A B for A of 16 x 16, B of 16 x 8. With g = lane / 4, t = lane % 4 a lane holds
 //   A: a0 (g, 2t..), a1 (g + 8, 2t..), a2 (g, 2t + 8..), a3 (g + 8, 2t + 8..)    B: b0 (2t.., g), b1 (2t + 8.., g)
 //   D: d0, d1 (g, 2t..), d2, d3 (g + 8, 2t..)                                    (.. is that element and the next)
@@ -53,6 +47,19 @@ DEVICE void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
 #undef MMA
 }
 
+// D += A B in integers: A of 16 x 32 int8, B of 32 x 8 int8 or uint8. Registers as above, four elements a register:
+//   A: a0 (g, 4t..), a1 (g + 8, 4t..), a2 (g, 4t + 16..), a3 (g + 8, 4t + 16..)    B: b0 (4t.., g), b1 (4t + 16.., g)
+template <bool kSignedB>
+DEVICE void mma_int8(int (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+#define MMA(TYPE)                                                                                                 \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8." TYPE ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                                            \
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+  if constexpr (kSignedB) MMA("s8");
+  else MMA("u8");
+#undef MMA
+}
+
 // The transpose of an 8 x 8 matrix of 16-bit elements, one row's pair a lane.
 DEVICE unsigned transpose(unsigned x) {
   unsigned r;
@@ -65,6 +72,11 @@ DEVICE int load_int(const int* p) { int r; asm volatile("ld.global.nc.u32 %0, [%
 DEVICE float load_constant_float(const float* p) {
   float r;
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(r) : "l"(p));
+  return r;
+}
+DEVICE uint2 load_constant_8(const void* p) {
+  uint2 r;
+  asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(p));
   return r;
 }
 DEVICE uint4 load_constant_16(const void* p) {
@@ -98,6 +110,20 @@ DEVICE uint4 load_shared_16(unsigned a) {
 DEVICE uint2 load_shared_8(unsigned a) {
   uint2 r;
   asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(r.x), "=r"(r.y) : "r"(a));
+  return r;
+}
+// Four 8 x 8 matrices of 16-bit elements, matrix i from the rows of 16 bytes at the addresses in lanes 8i .. 8i + 7: of
+// each, the pair 2t, 2t + 1 of row g. Transposed: the pair of rows 2t, 2t + 1 of column g.
+DEVICE uint4 load_matrices(unsigned a) {
+  uint4 r;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(a));
+  return r;
+}
+DEVICE uint4 load_matrices_transposed(unsigned a) {
+  uint4 r;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(a));
   return r;
 }
 DEVICE float load_shared_float(unsigned a) {

@@ -4,63 +4,18 @@
 //            (twice that for a query of two terms)
 //            K: the lane's 16 bytes (8 dims at 16 bits: twice that) of rows g and g + 8 are its A elements; which dims
 //            an MMA sums over is free, so Q is loaded in the same order: 16 dims from 16 t on of each half
+//            int8: in integers, no key is converted; Q is 16 bits, an MMA of each byte for 32 dims: of the keys' chunk
+//            c (16 dims) the lane has dims 4t .. 4t + 3, and so of Q
 //   softmax  P = exp2(c S - m): the lane has columns 2t, 2t + 1 of tokens g, g + 8
 //   values   O^T (16 dims x 8 columns) += V^T (A) P^T (B)     P^T: P packed to 16 bits and transposed by movmatrix
 //            V: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 the lane has dims 8g .. 8g + 7 of each half; bytes of two tokens
 //            are interleaved to pairs; MMA m (0-3) has dims 8g + 2m (A row g) and 8g + 2m + 1 (row g + 8)
+//            int8: transposed loads give pairs of tokens; MMA m has dims 16m + 2g (row g) and 16m + 2g + 1 (row g + 8)
 //
 // Row x of the MMAs is the tile's token swapped(x), which spreads the reads of V over the banks; P^T has the same
 // order, so that only masks and token scales see it.
 #pragma once
-#include "load.cuh"
-
-DEVICE int swapped(int x) { return x ^ ((x >> 1) & 1); }  // 0 1 3 2 4 5 7 6
-
-struct State {                           // of a warp, so far
-  float max[kGroupTiles][2];             // columns 8 tile + 2t, 2t + 1; log2 units; the scale of the sums below
-  float sum[kGroupTiles][2];             // this lane's tokens only
-  float out[kGroupTiles][kHalves][4][4]; // [m]: (8g + 2m, column 2t), (.., 2t + 1), (8g + 2m + 1, 2t), (.., 2t + 1)
-};
-
-struct Query {
-  // B elements: column g, dims 16t .. 16t + 15 of each half; or in shared memory, [term][tile][half][4 dims][lane].
-  unsigned b[kQueryShared ? 1 : kQueryTerms][kGroupTiles][kHalves][8];
-  unsigned address;                      // this lane's first, in shared memory
-  float to_log2[kGroupTiles][2];         // score to log2 units: sm_scale, k_scale, log2 e; columns 2t, 2t + 1
-  unsigned tokens;                       // query tokens of the same columns: 2 bits each
-
-  DEVICE unsigned term_address(int term, int n, int half, int x) const {
-    return address + (((term * kGroupTiles + n) * kHalves + half) * 4 + x) * 256;
-  }
-  DEVICE uint2 four_dims(int term, int n, int half, int x) const {  // dims 16t + 4x .. 16t + 4x + 3
-    if constexpr (kQueryShared) return load_shared_8(term_address(term, n, half, x));
-    else return {b[term][n][half][2 * x], b[term][n][half][2 * x + 1]};
-  }
-};
-
-struct Reader {                          // addresses in stage 0 of the ring
-  unsigned k, v[2], scale;
-  DEVICE Reader(unsigned ring, int lane) {
-    const int g = lane >> 2, t = lane & 3, row = swapped(g);
-    k = opaque(ring + row * kRowBytes + ((kOneByte ? t : 2 * t) ^ swizzle(row)) * 16);
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const int token = swapped(2 * t + j);
-      const int offset = kOneByte ? ((g / 2) ^ swizzle(token)) * 16 + g % 2 * 8 : (g ^ swizzle(token)) * 16;
-      v[j] = opaque(half_at(ring + kValuesOffset + token * kRowBytes + offset, kInterleaved));
-    }
-    scale = ring + kScalesOffset + row * 4;
-  }
-};
-
-using Scores = float[kTiles][kGroupTiles][4];     // (token g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-using Weights = unsigned[kTiles][kGroupTiles][2]; // B elements of P^T
-using RawValues = unsigned[kTiles][kHalves][4][kOneByte ? 2 : 4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; dims 8g ..
-
-DEVICE void to_fp16(unsigned x, unsigned& low, unsigned& high) {  // four stored bytes, two pairs
-  if constexpr (kInt8) from_int8(x, low, high);
-  else from_e4m3(x, low, high);
-}
+#include "int8.cuh"
 
 // ---- scores
 DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
@@ -77,8 +32,8 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
         const unsigned wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int x = 0; x < 4; x++) {
-          to_fp16(wa[x], low[2 * x], low[2 * x + 1]);
-          to_fp16(wb[x], high[2 * x], high[2 * x + 1]);
+          from_e4m3(wa[x], low[2 * x], low[2 * x + 1]);
+          from_e4m3(wb[x], high[2 * x], high[2 * x + 1]);
         }
       } else {
 #pragma unroll
@@ -108,18 +63,26 @@ DEVICE void compute_scores(Scores& s, const Query& q, unsigned k) {
 template <bool kEdge>
 DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, unsigned scale, int token, int begin,
                             int end) {
-  float add[kTiles][2] = {};  // log2 v_scale of tokens g, g + 8
-  if constexpr (kTokenScales) {
+  float per_value[kTiles][2];  // 1 / v_scale of tokens g, g + 8
+  if constexpr (kTokenScales) {  // the scores become c k_scale S + log2 v_scale
 #pragma unroll
-    for (int j = 0; j < kTiles; j++)
+    for (int j = 0; j < kTiles; j++) {
+      const uint4 scales = load_shared_16(scale + j * 128);  // k, v of token g, then of token g + 8
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float key = kChannelScales ? 1.f : load_shared_float(scale + j * 128 + i * 32);
-        const float value = load_shared_float(scale + j * 128 + i * 32 + 64);
-        add[j][i] = log2_fast(fmaxf(value, 0x1p-60f));  // also of NaN in a masked slot
+        const float key = __uint_as_float(i ? scales.z : scales.x);
+        const float value = fmaxf(__uint_as_float(i ? scales.w : scales.y), 0x1p-60f);  // also of NaN in a masked slot
+        const float add = log2_fast(value);
+        per_value[j][i] = reciprocal_fast(value);
 #pragma unroll
-        for (int n = 0; n < kGroupTiles; n++) { s[j][n][2 * i] *= key; s[j][n][2 * i + 1] *= key; }
+        for (int n = 0; n < kGroupTiles; n++)
+#pragma unroll
+          for (int x = 0; x < 2; x++) {
+            float& score = s[j][n][2 * i + x];
+            score = fmaf(kChannelScales ? score : score * key, q.to_log2[n][x], add);
+          }
       }
+    }
   }
   if constexpr (kEdge) {
 #pragma unroll
@@ -140,18 +103,10 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
   for (int n = 0; n < kGroupTiles; n++)
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-      const float c = q.to_log2[n][x];
-      if constexpr (kTokenScales) {
-        top[n][x] = fmaxf(fmaf(s[0][n][x], c, add[0][0]), fmaf(s[0][n][x + 2], c, add[0][1]));
+      top[n][x] = fmaxf(s[0][n][x], s[0][n][x + 2]);
 #pragma unroll
-        for (int j = 1; j < kTiles; j++)
-          top[n][x] = fmaxf(top[n][x], fmaxf(fmaf(s[j][n][x], c, add[j][0]), fmaf(s[j][n][x + 2], c, add[j][1])));
-      } else {
-        top[n][x] = fmaxf(s[0][n][x], s[0][n][x + 2]);
-#pragma unroll
-        for (int j = 1; j < kTiles; j++) top[n][x] = fmaxf(top[n][x], fmaxf(s[j][n][x], s[j][n][x + 2]));
-        top[n][x] *= c;
-      }
+      for (int j = 1; j < kTiles; j++) top[n][x] = fmaxf(top[n][x], fmaxf(s[j][n][x], s[j][n][x + 2]));
+      if constexpr (!kTokenScales) top[n][x] *= q.to_log2[n][x];
       over = fmaxf(over, top[n][x] - st.max[n][x]);
     }
   if (__any_sync(kAllLanes, over > 8.f)) {
@@ -181,9 +136,9 @@ DEVICE void compute_softmax(State& st, Scores& s, Weights& w, const Query& q, un
         float weight[2];
 #pragma unroll
         for (int x = 0; x < 2; x++) {
-          const float above = fmaf(s[j][n][2 * i + x], q.to_log2[n][x], -st.max[n][x]);
-          weight[x] = exp2_fast(kTokenScales ? above + add[j][i] : above);
-          st.sum[n][x] += kTokenScales ? exp2_fast(above) : weight[x];
+          const float score = s[j][n][2 * i + x];
+          weight[x] = exp2_fast(kTokenScales ? score - st.max[n][x] : fmaf(score, q.to_log2[n][x], -st.max[n][x]));
+          st.sum[n][x] = kTokenScales ? fmaf(weight[x], per_value[j][i], st.sum[n][x]) : st.sum[n][x] + weight[x];
         }
         w[j][n][i] = transpose(pack_pair<kKvBf16>(weight[0], weight[1]));
       }
@@ -216,8 +171,6 @@ DEVICE void load_values(RawValues& v, const Reader& reader, unsigned stage, int 
       }
 }
 
-// The A elements of MMA m: dims 8g + 2m and 8g + 2m + 1 of tokens 2t, 2t + 1 (a0, a1) and 2t + 8, 2t + 9 (a2, a3).
-using Columns = unsigned[kTiles][kHalves][4][4];
 DEVICE void to_columns(Columns& a, const RawValues& v) {
 #pragma unroll
   for (int j = 0; j < kTiles; j++)
@@ -232,7 +185,7 @@ DEVICE void to_columns(Columns& a, const RawValues& v) {
           unsigned& first = a[j][half][m][2 * i];
           unsigned& second = a[j][half][m][2 * i + 1];
           if constexpr (kOneByte) {
-            to_fp16(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
+            from_e4m3(__byte_perm(x[m / 2], y[m / 2], m & 1 ? 0x7362 : 0x5140), first, second);
           } else {
             first = __byte_perm(x[m], y[m], 0x5410);
             second = __byte_perm(x[m], y[m], 0x7632);
@@ -248,15 +201,28 @@ DEVICE void compute_step(State& st, const Query& q, const Reader& reader, unsign
   Weights w;
   RawValues v;
   Columns columns;
-  compute_scores(s, q, reader.k + stage);
-  if constexpr (!kQueryShared) {  // the values arrive beside the softmax; many columns have no registers for that
-    load_values<kEdge>(v, reader, stage, token, begin, end);
-    to_columns(columns, v);
+  if constexpr (kInt8 && !kQueryShared) add_offset(st);
+  if constexpr (kInt8) compute_integer_scores(s, q, reader.k + stage);
+  else compute_scores(s, q, reader.k + stage);
+  // The values arrive beside the softmax; many columns have no registers for that.
+  if constexpr (!kQueryShared) {
+    if constexpr (kInt8) {
+      load_int8_columns(columns, reader, stage);
+    } else {
+      load_values<kEdge>(v, reader, stage, token, begin, end);
+      to_columns(columns, v);
+    }
   }
   compute_softmax<kEdge>(st, s, w, q, reader.scale + stage, token + swapped((threadIdx.x & 31) >> 2), begin, end);
+  if constexpr (kInt8) sum_offset(st, w);
+  if constexpr (kInt8 && kQueryShared) add_offset(st);
   if constexpr (kQueryShared) {
-    load_values<kEdge>(v, reader, stage, token, begin, end);
-    to_columns(columns, v);
+    if constexpr (kInt8) {
+      load_int8_columns(columns, reader, stage);
+    } else {
+      load_values<kEdge>(v, reader, stage, token, begin, end);
+      to_columns(columns, v);
+    }
   }
 #pragma unroll
   for (int j = 0; j < kTiles; j++)

@@ -32,7 +32,7 @@ def test_capacity_starts_and_prefill_are_in_a_table_of_their_own():
     assert (
         cells_of(table, "first start, s")[1:] == ["111"] * 3 and cells_of(table, "later starts, s")[1:] == ["22.0"] * 3
     )
-    assert cells_of(table, "prefill of 2,048 tokens, tokens/s")[1] == "20,480"
+    assert cells_of(table, "prefill of 2,048, tokens/s (first token, ratio)")[1] == "20,480 (1)"
 
 
 def test_failures_and_cells_without_time_are_listed():

@@ -98,7 +98,7 @@ def test_rivals_are_the_fastest_peers_of_their_kind():
 def test_int8_is_judged_by_the_law_of_its_own_bytes_and_compared_with_e4m3():
     rows = [our_row(ratio, kv_format=name) for ratio, name in ((1.0, QUANTISED), (1.1, INT8), (1.3, INT8_STATIC))]
     rows += [our_row(1.25, grid.served(3, 8192, ""), INT8), peer(rows[0], 2.0)]
-    law, rivals, _, misses, _ = served.page(a_kernels_result(*rows), rows)
+    law, rivals, misses, _ = served.page(a_kernels_result(*rows), rows)
     by_format = {cells["cache"]: cells for cells in tables(law)[0]}
     assert by_format["int8"]["x law, worst"] == "**1.25**" and by_format["int8-static"]["x law, median"] == "**1.30**"
     assert served.BOUNDS[INT8] == served.BOUNDS[INT8_STATIC] == served.BOUNDS[QUANTISED]

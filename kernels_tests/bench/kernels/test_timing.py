@@ -43,8 +43,9 @@ def test_outputs_of_eager_calls_are_cleared_before_the_replays(monkeypatch):
         "Event": lambda **_: event,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(timing, "_flush", lambda: steps.append("flush"))
     samples = timing.graph_us([lambda: steps.append("call")] * 16, lambda: steps.append("clear"))
-    assert steps == ["call"] * 32 + ["clear"] + ["replay"] * (timing.THOROUGH.warmups + len(samples))
+    assert steps == ["call"] * 32 + ["clear"] + ["flush", "replay"] * (timing.THOROUGH.warmups + len(samples))
     assert set(samples) == {2000.0}
 
 
@@ -52,12 +53,12 @@ def test_between_us_is_the_pairs_less_the_additions(monkeypatch):
     """Ten calls: graphs of 50 us alone, 90 us with an addition after each, 20 us of additions; flushed each time."""
     sequence, graphs = [], []
 
-    def captured(calls, before):
+    def captured(calls):
         graphs.append([call() for call in calls])
         steps = graphs[-1]
         pairs = "add" in steps and "call" in steps
         microseconds = 90.0 if pairs else 50.0 if "call" in steps else 20.0
-        return lambda: [before(), microseconds * 1e-3][1]
+        return lambda: [timing._flush(), microseconds * 1e-3][1]
 
     monkeypatch.setattr(timing, "_captured", captured)
     monkeypatch.setattr(timing, "_warm_up", lambda calls: sequence.append(len(calls)))

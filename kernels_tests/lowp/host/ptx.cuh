@@ -3,9 +3,10 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <cstring>
 
-#define DEVICE static inline
+#define DEVICE inline
 
 using std::max;
 using std::min;
@@ -53,17 +54,22 @@ static inline const int* exchange(int value) {
   return values;
 }
 
-static inline int __shfl_sync(unsigned, int value, int source) { return exchange(value)[source]; }
+// Give a value of 4 bytes to all lanes; returns that of one lane.
+template <class T> static inline T exchange_from(T value, int source) {
+  int bits;
+  std::memcpy(&bits, &value, 4);
+  bits = exchange(bits)[source];
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+template <class T> static inline T __shfl_sync(unsigned, T value, int source) { return exchange_from(value, source); }
+template <class T> static inline T __shfl_xor_sync(unsigned, T value, int distance) {
+  return exchange_from(value, threadIdx.x ^ distance);
+}
 static inline int __shfl_up_sync(unsigned, int value, int delta) {
   const int* values = exchange(value);
   return values[threadIdx.x >= delta ? threadIdx.x - delta : threadIdx.x];
-}
-static inline float __shfl_xor_sync(unsigned, float value, int distance) {
-  int bits;
-  std::memcpy(&bits, &value, 4);
-  const int* values = exchange(bits);
-  std::memcpy(&value, &values[threadIdx.x ^ distance], 4);
-  return value;
 }
 static inline unsigned __reduce_add_sync(unsigned, unsigned value) {
   const int* values = exchange(int(value));
