@@ -111,10 +111,11 @@ def test_other_heads(name, head_dim, launch):
 
 
 def test_short_tiles_of_4_bits_are_refused(launch):
-    """Triton 3.6 multiplies 8 of 16 slots twice, the others not at all."""
+    """Triton 3.6 adds some of 16 slots twice and others not at all."""
     launch(Launch(16, 16, 1, 4, 2))
-    with pytest.raises(Exception, match="inner axes of 32 or more"):
+    with pytest.raises(Exception) as refusal:  # the compiler's error, whose cause has the message; or the interpreter's
         check(STORAGES["K mxfp8, V mxfp4"])
+    assert "inner axes of 32 or more" in f"{refusal.value} {refusal.value.__cause__}"
 
 
 @pytest.mark.parametrize("query_scale", [1e-30, 1e-4, 30.0])
