@@ -26,6 +26,9 @@ from bench.rollout.result import RolloutResult
 from bench.serving import section as serving
 from bench.serving.command import serving_command
 from bench.serving.result import ServingResult
+from bench.static_cache import section as static_cache
+from bench.static_cache.command import static_cache_command
+from bench.static_cache.result import StaticCacheResult
 from flashinfer_patches.errors import Problem
 
 
@@ -42,6 +45,7 @@ KINDS = {
     "accuracy": Kind(AccuracyResult, accuracy.section, accuracy_command),
     "kernels": Kind(KernelsResult, kernels.section, kernels_command),
     "engine": Kind(EngineResult, engine.section, engine_command),
+    "static-cache": Kind(StaticCacheResult, static_cache.section, static_cache_command),
     "rollout": Kind(RolloutResult, rollout.section, rollout_command),
 }
 Result = Union[tuple(kind.model for kind in KINDS.values())]  # noqa: UP007

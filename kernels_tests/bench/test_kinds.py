@@ -18,11 +18,12 @@ from kernels_tests.bench.engine.samples import an_engine_result
 from kernels_tests.bench.kernels.samples import a_kernels_result
 from kernels_tests.bench.rollout.samples import a_rollout_result
 from kernels_tests.bench.samples import a_result, two_profiles
+from kernels_tests.bench.static_cache.samples import a_static_cache_result
 from vllm_launch import plan, profile
 from vllm_launch.machine import detect
 from vllm_launch.redaction import REPO
 
-NAMES = ("serving", "accuracy", "kernels", "engine", "rollout")
+NAMES = ("serving", "accuracy", "kernels", "engine", "rollout", "static-cache")
 
 
 def test_the_module_prints_the_schema_of_every_kind():
@@ -34,7 +35,7 @@ def test_the_module_prints_the_schema_of_every_kind():
 
 @pytest.mark.parametrize(
     "result",
-    [two_profiles(), a_kernels_result(), an_engine_result(), a_rollout_result()],
+    [two_profiles(), a_kernels_result(), an_engine_result(), a_static_cache_result(), a_rollout_result()],
     ids=lambda result: result.kind,
 )
 def test_a_result_of_each_kind_is_read_back_and_has_a_section(tmp_path, result):

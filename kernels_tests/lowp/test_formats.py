@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowp.formats import FORMATS, amax_scale, dequantize, quantize
 from lowp.formats.table import GRANULARITIES
@@ -120,6 +121,26 @@ def test_a_scale_that_division_rounds_down_is_raised(kv_format):
     plain = x.abs().amax(-1, keepdim=True) / FORMATS[kv_format].largest
     assert quantize(x, kv_format, plain).saturated > 0, "the case that this is about"
     assert torch.allclose(scale, plain, rtol=2**-22, atol=0)
+
+
+class GpuDivision(TorchDispatchMode):
+    """Divide by a number as torch does on a GPU: multiply by its reciprocal in fp32."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten.div.Tensor and not isinstance(args[1], torch.Tensor):
+            return args[0] * (1 / torch.tensor(args[1], dtype=torch.float32)).item()
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kv_format", ["e4m3", "e5m2", "int8", "int4"])
+def test_a_gpu_has_the_scales_and_codes_of_a_cpu(kv_format):
+    """Many values in BF16 are halfway between two codes: a scale off by one bit stores the other code."""
+    x = torch.randn(1000, 1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    scale = amax_scale(x, kv_format, "token_head")
+    with GpuDivision():
+        same = amax_scale(x, kv_format, "token_head")
+        assert torch.equal(quantize(x, kv_format, same).values, quantize(x, kv_format, scale).values)
+    assert torch.equal(same, scale)
 
 
 @pytest.mark.parametrize("layout", ["NHD", "HND"])

@@ -1,6 +1,6 @@
 """Storage formats and their scales."""
 
-from lowp.formats.convert import Quantized, amax_scale, dequantize, quantize
+from lowp.formats.convert import Quantized, amax_scale, dequantize, quantize, scale_values
 from lowp.formats.table import FORMATS, Format
 
 __all__ = [
@@ -10,4 +10,5 @@ __all__ = [
     "amax_scale",
     "dequantize",
     "quantize",
+    "scale_values",
 ]

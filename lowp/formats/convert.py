@@ -50,7 +50,8 @@ def amax_scale(x: torch.Tensor, kv_format: str, granularity: str, layout: str = 
     if granularity == "block":
         return _power_of_two(_blocks(magnitude).amax(-1), chosen)
     amax = magnitude.amax(dim=scale_axes(granularity, layout, x.dim()), keepdim=True)
-    scale = (amax / chosen.largest).clamp(min=torch.finfo(torch.float32).tiny)
+    # By a tensor: a GPU multiplies by the reciprocal of a number; off by one bit, a scale turns ties to another code.
+    scale = (amax / torch.full_like(amax, chosen.largest)).clamp(min=torch.finfo(torch.float32).tiny)
     # A scale rounded down would put the largest magnitude itself out of range.
     scale = torch.where(amax / scale > chosen.largest, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
     return torch.where(amax > 0, scale, 1.0)
@@ -91,6 +92,13 @@ def dequantize(values: torch.Tensor, scale: torch.Tensor | None = None, kv_forma
     return values.float() if scale is None else values.float() * _factor(scale)
 
 
+def scale_values(scale: torch.Tensor) -> torch.Tensor:
+    """Return the values of a scale in fp32. E8M0 by its bits: the exponent of fp32 has the same bias."""
+    if scale.dtype != BLOCK_SCALE_DTYPE:
+        return scale
+    return (scale.view(torch.uint8).int() << 23).view(torch.float32)
+
+
 def _blocks(x: torch.Tensor) -> torch.Tensor:
     if x.shape[-1] % BLOCK_VALUES:
         raise ValueError(f"head_dim is {x.shape[-1]}; expected a multiple of a block's {BLOCK_VALUES} values")
@@ -107,10 +115,7 @@ def _power_of_two(amax: torch.Tensor, chosen: Format) -> torch.Tensor:
 
 def _factor(scale: torch.Tensor) -> torch.Tensor:
     """Return a scale in fp32, that of a block once for each of its values."""
-    if scale.dtype != BLOCK_SCALE_DTYPE:
-        return scale
-    # By its bits: the exponent of fp32 has E8M0's bias.
-    return (scale.view(torch.uint8).int() << 23).view(torch.float32).repeat_interleave(BLOCK_VALUES, -1)
+    return scale_values(scale).repeat_interleave(BLOCK_VALUES, -1) if scale.dtype == BLOCK_SCALE_DTYPE else scale
 
 
 def _check_scale(chosen: Format, scale: torch.Tensor | None) -> None:

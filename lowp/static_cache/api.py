@@ -2,10 +2,10 @@
 
 import torch
 
-from lowp.static_cache import checks, flex, reference
+from lowp.static_cache import checks, flex, fused, reference
 from lowp.static_cache.cache import StaticCache
 
-BACKENDS = {"reference": reference.attention, "flex": flex.attention}
+BACKENDS = {"reference": reference.attention, "flex": flex.attention, "triton": fused.attention}
 
 
 def attend(

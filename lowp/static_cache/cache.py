@@ -9,6 +9,7 @@ from lowp.static_cache import ring as rings
 from lowp.static_cache.store import NAMES, Storage
 
 TIMED = ("update", "get")
+Scale = str | torch.Tensor
 
 
 class StaticCache:
@@ -121,7 +122,8 @@ class QuantizedStaticCache(StaticCache):
     """A StaticCache whose K and V are stored in storage formats of `lowp.formats`, with their scales.
 
     k_format, v_format: a format for all layers, or a sequence with one for each; None is `dtype`, not quantised.
-    k_scale, v_scale: none, token_head, ema or an fp32 tensor [heads]; see `store.make_store`.
+    k_scale, v_scale: none, token_head, ema, block or an fp32 tensor [heads], or a sequence with one for each layer; see
+    `store.make_store`. A sequence mixes formats over the layers, as of V in 4 bits on the last ones alone.
     v_percentile: V's scales map this percentile of the magnitudes of a token (token_head) or frame (ema) onto the
     format's largest; larger ones are clamped.
     kv_late_layers: quantise the last N layers only; 0 quantises all.
@@ -142,8 +144,8 @@ class QuantizedStaticCache(StaticCache):
         *,
         k_format: str | Sequence[str | None] | None = None,
         v_format: str | Sequence[str | None] | None = "e4m3",
-        k_scale: str | torch.Tensor = "token_head",
-        v_scale: str | torch.Tensor = "token_head",
+        k_scale: Scale | Sequence[Scale] = "token_head",
+        v_scale: Scale | Sequence[Scale] = "token_head",
         v_percentile: float = 100.0,
         kv_late_layers: int = 0,
         tail_only: int | None = None,
@@ -155,18 +157,28 @@ class QuantizedStaticCache(StaticCache):
             checks.check_tail_only(frame_tokens, tail_only)
         plain = NAMES[dtype]
         early = layers - kv_late_layers if kv_late_layers else 0
-        k_formats = _layer_formats("k", k_format, layers, early, plain)
-        v_formats = _layer_formats("v", v_format, layers, early, plain)
-        storages = [Storage(k, v, k_scale, v_scale, v_percentile) for k, v in zip(k_formats, v_formats, strict=True)]
-        for storage in storages:
-            checks.check_storage("k", storage.k_format, k_scale, 100.0, heads)
-            checks.check_storage("v", storage.v_format, v_scale, v_percentile, heads)
-        self._allocate(storages, (batch, heads, frame_tokens, head_dim), windows, dtype, device, timed, tail_only)
+        k_formats, v_formats, k_scales, v_scales = (
+            _by_layer(name, value, layers)
+            for name, value in (
+                ("k_format", k_format),
+                ("v_format", v_format),
+                ("k_scale", k_scale),
+                ("v_scale", v_scale),
+            )
+        )
+        frame_shape = (batch, heads, frame_tokens, head_dim)
+        storages = []
+        for layer, chosen in enumerate(zip(k_formats, v_formats, k_scales, v_scales, strict=True)):
+            formats = [plain if layer < early or name is None else name for name in chosen[:2]]
+            storages.append(Storage(*formats, *chosen[2:], v_percentile))
+            checks.check_storage("k", formats[0], chosen[2], 100.0, frame_shape)
+            checks.check_storage("v", formats[1], chosen[3], v_percentile, frame_shape)
+        self._allocate(storages, frame_shape, windows, dtype, device, timed, tail_only)
 
 
-def _layer_formats(side: str, chosen, layers: int, early: int, plain: str) -> list[str]:
-    """Return the format of each layer's K or V: the first `early` layers and those of None are in the plain format."""
-    formats = [chosen] * layers if chosen is None or isinstance(chosen, str) else list(chosen)
-    if len(formats) != layers:
-        raise ValueError(f"{side}_format has {len(formats)} entries; expected one for each of {layers} layers")
-    return [plain if layer < early or name is None else name for layer, name in enumerate(formats)]
+def _by_layer(name: str, chosen, layers: int) -> list:
+    """Return one entry for each layer: those of a sequence, or the same one for all."""
+    entries = list(chosen) if isinstance(chosen, (list, tuple)) else [chosen] * layers
+    if len(entries) != layers:
+        raise ValueError(f"{name} has {len(entries)} entries; expected one for each of {layers} layers")
+    return entries

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from lowp.formats import FORMATS
-from lowp.static_cache.store import NAMES, SCALES, STORED, is_quantized
+from lowp.formats.table import BLOCK_VALUES
+from lowp.static_cache.store import FIXED, NAMES, SCALES, is_quantized, values_per_code
 
 
 def check_windows(layers: int, frame_tokens: int, windows: Sequence[int]) -> None:
@@ -21,29 +22,36 @@ def check_windows(layers: int, frame_tokens: int, windows: Sequence[int]) -> Non
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in NAMES or is_quantized(NAMES[dtype]):
+    if dtype not in NAMES:
         raise TypeError(f"dtype is {dtype}; expected torch.bfloat16, torch.float16 or torch.float32")
 
 
-def check_storage(side: str, kv_format: str, scale: str | torch.Tensor, percentile: float, heads: int) -> None:
+def check_storage(side: str, kv_format: str, scale: str | torch.Tensor, percentile: float, frame_shape: tuple) -> None:
     """Check the format and the scales of K or V (`side` names it) of one layer."""
+    _, heads, _, head_dim = frame_shape
     if kv_format not in FORMATS and kv_format != "fp32":
         raise ValueError(f"{side}_format {kv_format!r} is unknown; expected one of {', '.join(FORMATS)}, fp32")
-    if kv_format not in STORED:
-        raise NotImplementedError(f"a ring does not store {side}_format {kv_format}; expected {', '.join(STORED)}")
+    if head_dim % values_per_code(kv_format):
+        raise ValueError(f"head_dim is {head_dim}; expected an even number, as {kv_format} has two values in a byte")
     if isinstance(scale, torch.Tensor):
         if scale.dtype != torch.float32 or scale.shape != (heads,):
             raise ValueError(f"{side}_scale is {scale.dtype} {tuple(scale.shape)}; expected torch.float32 ({heads},)")
         if not (scale.isfinite() & (scale > 0)).all():
             raise ValueError(f"{side}_scale has values that are not positive and finite")
     elif scale not in SCALES:
-        raise ValueError(f"{side}_scale {scale!r} is unknown; expected {', '.join(SCALES)} or a tensor [heads]")
-    elif is_quantized(kv_format) and scale == "none" and "none" not in FORMATS[kv_format].granularities:
-        raise NotImplementedError(f"{kv_format} needs scales; expected {side}_scale token_head, ema or [heads]")
+        raise ValueError(f"{side}_scale {scale!r} is unknown; expected {', '.join(SCALES)} or {FIXED}")
+    elif scale == "block" and head_dim % BLOCK_VALUES:
+        raise ValueError(f"head_dim is {head_dim}; expected a multiple of a block's {BLOCK_VALUES} values")
+    if is_quantized(kv_format):
+        supported = FORMATS[kv_format].granularities
+        names = [name for name, granularity in {**SCALES, FIXED: "token_head"}.items() if granularity in supported]
+        chosen = FIXED if isinstance(scale, torch.Tensor) else scale
+        if chosen not in names:
+            raise NotImplementedError(f"{kv_format} has no {side}_scale {chosen}; expected {', '.join(names)}")
     if not 0 < percentile <= 100:
         raise ValueError(f"{side}_percentile is {percentile}; expected more than 0, at most 100")
-    if percentile < 100 and (isinstance(scale, torch.Tensor) or scale == "none"):
-        raise ValueError(f"{side}_percentile {percentile} has no effect on fixed scales; expected token_head or ema")
+    if percentile < 100 and (isinstance(scale, torch.Tensor) or scale not in ("token_head", "ema")):
+        raise ValueError(f"{side}_percentile {percentile} acts on scales token_head and ema; {side}_scale is another")
 
 
 def check_late_layers(layers: int, kv_late_layers: int) -> None:

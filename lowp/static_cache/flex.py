@@ -1,14 +1,15 @@
 """FlexAttention over a ring: the kernel casts stored codes in registers, no dequantised copy is made.
 
 K's scale multiplies the score in `score_mod`. V's scale must be one of each head: it multiplies the output. A scale per
-slot of V would have to multiply the probabilities after the sum, which FlexAttention cannot.
+slot of V would have to multiply the probabilities after the sum, which FlexAttention cannot. It does not read block
+scales and two values in a byte either. `fused` does all of this.
 """
 
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from lowp.static_cache.ring import Ring, write_tail
-from lowp.static_cache.store import Store
+from lowp.static_cache.store import Store, values_per_code
 
 
 def attention(q, ring: Ring, new_k, new_v) -> torch.Tensor:
@@ -22,6 +23,9 @@ def attention(q, ring: Ring, new_k, new_v) -> torch.Tensor:
         return flex_attention(q, ring.k.codes, ring.v.codes, block_mask=ring.block_mask)
     if ring.v.scale_per_slot:
         raise NotImplementedError("flex has no V scales per slot; expected v_scale none or one fixed scale per head")
+    for store in (ring.k, ring.v):
+        if store.scaling == "block" or values_per_code(store.kv_format) > 1:
+            raise NotImplementedError(f"flex does not read {store.kv_format}; expected 8 bits or more, no block scales")
     lse = AuxRequest(lse=True)
     score_mod = key_scale(ring.k)
     past, past_aux = flex_attention(

@@ -29,7 +29,7 @@ def memory(rings: list[Ring], scratch: torch.Tensor | None, device: torch.device
                 "k_format": formats["k"],
                 "v_format": formats["v"],
                 "bytes": sum(sides.values()),
-                "bf16_bytes": 2 * torch.bfloat16.itemsize * ring.k.codes[:, :, : ring.window].numel(),
+                "bf16_bytes": 2 * torch.bfloat16.itemsize * _values(ring, ring.window),
             }
         )
     window_bytes, bf16_bytes = (sum(layer[key] for layer in layers) for key in ("bytes", "bf16_bytes"))
@@ -104,7 +104,11 @@ def _window_bytes(store: Store, window: int) -> int:
 
 
 def _dequantised_bytes(ring: Ring, tail_only: int | None) -> int:
-    batch, heads, _, head_dim = ring.k.codes.shape
     tokens = ring.window if tail_only is None else min(tail_only, ring.window)
     stores = [store for store in (ring.k, ring.v) if tail_only is not None or is_quantized(store.kv_format)]
-    return len(stores) * batch * heads * tokens * head_dim * ring.dtype.itemsize
+    return len(stores) * _values(ring, tokens) * ring.dtype.itemsize
+
+
+def _values(ring: Ring, tokens: int) -> int:
+    batch, heads, _, _ = ring.k.codes.shape
+    return batch * heads * tokens * ring.k.head_dim

@@ -68,7 +68,7 @@ def commit(ring: Ring, k: torch.Tensor, v: torch.Tensor) -> None:
         quantized, scale = encode(store, frame)
         as_bytes(store.codes).index_copy_(2, slots, as_bytes(quantized.values))
         if scale is not None:
-            store.scale.index_copy_(2, slots, scale)
+            store.scale.index_copy_(2, slots, as_bytes(scale))
         stats.count_frame(ring.counters, row, store, frame, quantized, scale)
     ring.end.add_(ring.frame_tokens)
     refresh_block_mask(ring.block_mask, ring.window, ring.end)

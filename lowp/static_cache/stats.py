@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lowp.formats import FORMATS, Quantized
+from lowp.formats import FORMATS, Quantized, dequantize, scale_values
 from lowp.static_cache.store import Store, is_quantized
 
 COUNTS = ("at_limit", "clamped", "nan", "inf")
@@ -55,13 +55,14 @@ def count_frame(
 ) -> None:
     """Add a committed frame of K (row 0) or V (row 1), which counts the frame as well."""
     if is_quantized(store.kv_format):
-        at_limit = (quantized.values.float().abs() == FORMATS[store.kv_format].largest).sum()
+        magnitudes = dequantize(quantized.values, None, store.kv_format).abs()
+        at_limit = (magnitudes == FORMATS[store.kv_format].largest).sum()
     else:
         at_limit = torch.zeros_like(quantized.saturated)
     counts = (at_limit, quantized.saturated, frame.isnan().sum(), frame.isinf().sum())
     counters.values[row].add_(torch.stack(counts))
     if scale is not None:
-        least, largest, total = counters.scale_range[row].unbind()
+        scale, (least, largest, total) = scale_values(scale), counters.scale_range[row].unbind()
         least.copy_(torch.minimum(least, scale.min()))
         largest.copy_(torch.maximum(largest, scale.max()))
         total.add_(scale.mean())

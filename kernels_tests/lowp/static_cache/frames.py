@@ -28,11 +28,18 @@ def quantized(dtype: torch.dtype = torch.float32, **changes) -> QuantizedStaticC
     return QuantizedStaticCache(**SHAPE | {"dtype": dtype} | changes)
 
 
-def frame(seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[torch.Tensor]:
+def frame(
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
+    tokens: int = FRAME_TOKENS,
+    head_dim: int = HEAD_DIM,
+) -> list[torch.Tensor]:
     """Return q, k and v of a frame; tokens and heads differ in magnitude, so that a wrong scale shows."""
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, *FRAME, generator=generator)
-    magnitude = torch.rand(2, *FRAME[:3], 1, generator=generator) * 2 + 0.1
+    shape = (BATCH, HEADS, tokens, head_dim)
+    q, k, v = torch.randn(3, *shape, generator=generator)
+    magnitude = torch.rand(2, *shape[:3], 1, generator=generator) * 2 + 0.1
     return [(x * scale).to(dtype) for x in (q, k * magnitude[0], v * magnitude[1])]
 
 

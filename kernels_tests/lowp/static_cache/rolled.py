@@ -28,16 +28,11 @@ def exact_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
 
 
 def rounded(x: torch.Tensor, kv_format: str | None, scale: str | torch.Tensor) -> torch.Tensor:
-    """Return a frame as a cache keeps it, with scales none, token_head or fixed."""
+    """Return a frame as a cache keeps it, with scales none, token_head, block or fixed."""
     if kv_format is None:
         return x
-    if isinstance(scale, torch.Tensor):
-        scale = scale.view(-1, 1, 1)
-    elif scale == "token_head":
-        scale = amax_scale(x, kv_format, "token_head", "HND")
-    else:
-        scale = None
-    return dequantize(quantize(x, kv_format, scale).values, scale)
+    scale = scale.view(-1, 1, 1) if isinstance(scale, torch.Tensor) else amax_scale(x, kv_format, scale, "HND")
+    return dequantize(quantize(x, kv_format, scale).values, scale, kv_format)
 
 
 def worst_error(cache, backend: str, frames: int, k_storage=(None, "none"), v_storage=(None, "none")) -> float:
@@ -76,5 +71,8 @@ STORAGES = {
     "K e4m3 head, V e5m2 head": (("e4m3", FIXED_SCALE), ("e5m2", FIXED_SCALE), ("reference", "flex")),
     "K int8 token, V int8 token": (("int8", "token_head"), ("int8", "token_head"), ("reference",)),
     "K bf16, V e4m3 token": (("bf16", "none"), ("e4m3", "token_head"), ("reference",)),
+    "K mxfp8, V mxfp4": (("mxfp8", "block"), ("mxfp4", "block"), ("reference",)),
+    "K e5m2 block, V int4 token": (("e5m2", "block"), ("int4", "token_head"), ("reference",)),
+    "K int4 block, V int4 head": (("int4", "block"), ("int4", FIXED_SCALE * 10), ("reference",)),
 }
 CASES = [(name, backend) for name, (_, _, backends) in STORAGES.items() for backend in backends]

@@ -4,13 +4,21 @@ import pytest
 import torch
 
 from kernels_tests.lowp.static_cache.frames import FRAME_TOKENS, LAYERS, WINDOWS, frame, plain, quantized, quantized_as
-from kernels_tests.lowp.static_cache.rolled import CASES, STORAGES, exact_attention, relative_error, worst_error
+from kernels_tests.lowp.static_cache.rolled import (
+    CASES,
+    STORAGES,
+    exact_attention,
+    relative_error,
+    rounded,
+    worst_error,
+)
 from lowp.formats import FORMATS
 from lowp.paged.tight import problems
 from lowp.static_cache import api, attend, flex, store
 from lowp.static_cache import ring as rings
 from lowp.static_cache.ring import history, written
 from lowp.static_cache.slots import frame_slots, slot_positions
+from lowp.static_cache.store import values_per_code
 
 THREE_WINDOWS = 3 * max(WINDOWS) // FRAME_TOKENS
 FRAMES = 6  # one and a half global windows, three local ones
@@ -50,13 +58,14 @@ def test_bf16_queries_pass_the_tight_test(name, backend):
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
 def test_unwritten_slots_change_nothing(name, backend, monkeypatch):
-    """Slots are filled with the largest finite code (448 in e4m3, 127 in int8)."""
+    """Slots are filled with the largest finite code (448 in e4m3, 127 in int8), two of 4 bits in a byte."""
     make_store = store.make_store
 
     def filled(*arguments):
         allocated = make_store(*arguments)
         largest = FORMATS[allocated.kv_format].largest if allocated.kv_format in FORMATS else 448.0
-        allocated.codes.copy_(torch.tensor(min(largest, 57344.0)).to(allocated.codes.dtype))
+        code = 0x77 if values_per_code(allocated.kv_format) == 2 else min(largest, 57344.0)
+        allocated.codes.copy_(torch.tensor(code).to(allocated.codes.dtype))
         return allocated
 
     monkeypatch.setattr(rings, "make_store", filled)
@@ -79,6 +88,23 @@ def test_the_mixed_layers_of_a_model_each_keep_their_format():
     assert formats == [("fp32", "e4m3"), ("int8", "int8")]
 
 
+def test_v_has_4_bits_on_late_layers_alone():
+    """The mixed policy: 8 bits on the others."""
+    cache = quantized(v_format=["e4m3", "mxfp4"], v_scale=["token_head", "block"])
+    assert [layer["v_format"] for layer in cache.memory()["layers"]] == ["e4m3", "mxfp4"]
+    storages = [("e4m3", "token_head"), ("mxfp4", "block")]
+    frames = [frame(number) for number in range(FRAMES)]
+    for q, k, v in frames:
+        for layer in LAYERS:
+            attend(q, cache, layer, k, v)
+            cache.update(k, v, layer)
+    for layer, storage in enumerate(storages):
+        newest = torch.cat([rounded(v, *storage) for _, _, v in frames[-WINDOWS[layer] // FRAME_TOKENS :]], 2)
+        ring = cache.rings[layer]
+        order = slot_positions(torch.arange(WINDOWS[layer]), ring.end, WINDOWS[layer]).argsort()
+        assert torch.equal(history(ring)[1][:, :, order], newest)
+
+
 def test_only_late_layers_are_quantized():
     cache = quantized(k_format="int8", v_format="e4m3", kv_late_layers=1)
     formats = [(layer["k_format"], layer["v_format"]) for layer in cache.memory()["layers"]]
@@ -86,9 +112,17 @@ def test_only_late_layers_are_quantized():
     assert cache.rings[0].has_tail and not cache.rings[1].has_tail
 
 
-def test_tail_only_attends_to_the_newest_tokens():
+@pytest.mark.parametrize(
+    "storage",
+    [
+        {"v_format": "int8"},
+        {"k_format": "mxfp8", "k_scale": "block", "v_format": "mxfp4", "v_scale": "block"},
+        {"k_format": "int8", "k_scale": "ema", "v_format": "int4"},
+    ],
+)
+def test_tail_only_attends_to_the_newest_tokens(storage):
     tail = 2 * FRAME_TOKENS
-    cache, local = quantized(v_format="int8", tail_only=tail), quantized(v_format="int8", windows=(tail, tail))
+    cache, local = quantized(**storage, tail_only=tail), quantized(**storage, windows=(tail, tail))
     for number in range(FRAMES):
         q, k, v = frame(number)
         for layer in LAYERS:
@@ -159,8 +193,8 @@ def test_vs_scale_in_the_denominator_fails_in_the_reference(monkeypatch):
 def test_the_scale_of_the_wrong_token_fails_in_the_reference(monkeypatch):
     dequantize = store.dequantize
 
-    def mutant(values, scale):
-        return dequantize(values, None if scale is None else scale.roll(1, dims=2))
+    def mutant(values, scale, kv_format):
+        return dequantize(values, None if scale is None else scale.roll(1, dims=2), kv_format)
 
     monkeypatch.setattr(store, "dequantize", mutant)
     assert error_of("K int8 token, V int8 token", "reference") > MUTANT_BOUND

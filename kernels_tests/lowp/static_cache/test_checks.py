@@ -5,6 +5,7 @@ import torch
 
 from kernels_tests.lowp.static_cache.frames import FRAME_TOKENS, frame, plain, quantized
 from lowp.static_cache import attend
+from lowp.static_cache.earlier_names import kv_format
 
 NEGATIVE = torch.tensor([0.02, -1.0])
 
@@ -24,13 +25,30 @@ NEGATIVE = torch.tensor([0.02, -1.0])
         (
             lambda: quantized(v_format="int8", v_scale="none"),
             NotImplementedError,
-            "int8 needs scales; expected v_scale",
+            r"int8 has no v_scale none; expected token_head, ema, a tensor \[heads\]",
         ),
         (lambda: quantized(v_scale="channel"), ValueError, "v_scale 'channel' is unknown; expected none, token_head"),
         (lambda: quantized(v_scale=torch.ones(3)), ValueError, r"v_scale is torch.float32 \(3,\); expected"),
         (lambda: quantized(k_format="int8", k_scale=NEGATIVE), ValueError, "k_scale has values that are not positive"),
         (lambda: quantized(v_percentile=0), ValueError, "v_percentile is 0; expected more than 0, at most 100"),
-        (lambda: quantized(v_percentile=99, v_scale="none"), ValueError, "v_percentile 99 has no effect on fixed"),
+        (lambda: quantized(v_percentile=99, v_scale="none"), ValueError, "v_percentile 99 acts on scales token_head"),
+        (
+            lambda: quantized(k_format="mxfp8"),
+            NotImplementedError,
+            "mxfp8 has no k_scale token_head; expected block",
+        ),
+        (
+            lambda: quantized(v_scale="block"),
+            NotImplementedError,
+            "e4m3 has no v_scale block; expected none, token_head, ema",
+        ),
+        (
+            lambda: quantized(v_format="mxfp4", v_scale="block", head_dim=48),
+            ValueError,
+            "head_dim is 48; expected a multiple of a block's 32 values",
+        ),
+        (lambda: quantized(v_format="int4", head_dim=63), ValueError, "head_dim is 63; expected an even number"),
+        (lambda: quantized(v_scale=["none"]), ValueError, "v_scale has 1 entries; expected one for each of 2 layers"),
         (lambda: quantized(tail_only=FRAME_TOKENS + 1), ValueError, "tail_only is 9; expected a positive multiple"),
     ],
 )
@@ -38,6 +56,34 @@ def test_a_cache_is_refused(make, error, message):
     with pytest.raises(error, match=f"^{message}") as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("storage", "bits", "scale", "expected"),
+    [
+        ("bf16", 8, "none", "bf16"),
+        ("i8_scale", 8, "token_head", "int8"),
+        ("mxfp", 8, "ema", "e4m3"),
+        ("mxfp", 8, "block", "mxfp8"),
+        ("mxfp", 4, "block", "mxfp4"),
+        ("mxfp", 4, torch.ones(2), "int4"),
+    ],
+)
+def test_earlier_names_are_formats(storage, bits, scale, expected):
+    assert kv_format(storage, bits, scale) == expected
+
+
+@pytest.mark.parametrize(
+    ("storage", "bits", "message"),
+    [
+        ("i8_scale", 4, "kv_bits is 4 with kv_storage i8_scale; expected 8"),
+        ("mxfp", 6, "kv_bits is 6 with kv_storage mxfp; expected 8 or 4"),
+        ("fp8", 8, "kv_storage 'fp8' is unknown; expected one of bf16, i8_scale, mxfp"),
+    ],
+)
+def test_an_earlier_name_is_refused(storage, bits, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kv_format(storage, bits, "token_head")
 
 
 def reshaped(x: torch.Tensor) -> torch.Tensor:
@@ -69,6 +115,7 @@ def test_a_frame_is_refused(change, error, message):
 
 def test_a_call_is_refused():
     q, k, v = frame(0)
+    bf16 = frame(0, torch.bfloat16)
     cache = plain()
     for call in (
         cache.get,
@@ -84,3 +131,9 @@ def test_a_call_is_refused():
         attend(q, cache, 0, k, v, "sdpa")
     with pytest.raises(NotImplementedError, match="flex has no V scales per slot; expected v_scale none or one fixed"):
         attend(q, quantized(v_scale="token_head"), 0, k, v, "flex")
+    with pytest.raises(NotImplementedError, match="triton needs a GPU; got tensors on cpu"):
+        attend(*bf16[:1], quantized(torch.bfloat16), 0, *bf16[1:], "triton")
+    for k_format, scale in (("mxfp8", "block"), ("int4", torch.ones(2))):
+        cache = quantized(k_format=k_format, k_scale=scale, v_scale="none")
+        with pytest.raises(NotImplementedError, match=f"flex does not read {k_format}; expected 8 bits or more"):
+            attend(q, cache, 0, k, v, "flex")

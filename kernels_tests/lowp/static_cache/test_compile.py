@@ -18,6 +18,10 @@ CASES = {
     "plain, flex": (plain, "flex"),
     "K int8, V int8, flex": (lambda: quantized_as(*STORAGES["K int8 token, V int8 head"][:2]), "flex"),
     "K int8, V int8, reference": (lambda: quantized(k_format="int8", v_format="int8", v_percentile=99.0), "reference"),
+    "K mxfp8, V mxfp4, reference": (
+        lambda: quantized(k_format="mxfp8", k_scale="block", v_format="mxfp4", v_scale="block"),
+        "reference",
+    ),
     "tail, ema, reference": (lambda: quantized(v_scale="ema", tail_only=2 * FRAME_TOKENS, timed=True), "reference"),
 }
 
@@ -78,6 +82,7 @@ def check_frames(name: str, compiler: str, frames: int, atol: float) -> None:
         ("plain, flex", 60),
         ("K int8, V int8, flex", 40),
         ("K int8, V int8, reference", 1000),
+        ("K mxfp8, V mxfp4, reference", 40),
         ("tail, ema, reference", 300),
     ],
 )
@@ -86,7 +91,9 @@ def test_compiled_step_equals_eager_without_recompiles(name, frames):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["plain, flex", "K int8, V int8, reference", "tail, ema, reference"])
+@pytest.mark.parametrize(
+    "name", ["plain, flex", "K int8, V int8, reference", "K mxfp8, V mxfp4, reference", "tail, ema, reference"]
+)
 def test_a_thousand_frames_of_generated_code(name):
     """Not flex over stored codes: torch compiles mixed dtypes on GPU alone. A rounding may differ by a step of int8."""
     check_frames(name, "inductor", 1000, atol=5e-2)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kernels_tests.lowp.static_cache.frames import BATCH, FRAME, FRAME_TOKENS, HEADS, LAYERS, frame, plain, quantized
-from lowp.formats import FORMATS
+from lowp.formats import FORMATS, amax_scale
 from lowp.static_cache.report import check_finite
-from lowp.static_cache.store import STORED, decode
+from lowp.static_cache.store import SCALES, decode
 
 
 def committed(cache, frames: int = 3, scale: float = 1.0) -> list[torch.Tensor]:
@@ -94,6 +94,11 @@ def test_a_percentile_clips_outliers_of_v_alone(scale):
     [
         ({"v_format": "int8"}, 0.766),
         ({"k_format": "int8", "v_format": "int8"}, 0.531),
+        ({"v_format": "mxfp8", "v_scale": "block"}, 0.758),
+        ({"k_format": "e5m2", "k_scale": "block", "v_format": "mxfp8", "v_scale": "block"}, 0.516),
+        ({"v_format": "mxfp4", "v_scale": "block"}, 0.633),
+        ({"k_format": "int4", "v_format": "int4"}, 0.281),
+        ({"v_format": ["e4m3", "mxfp4"], "v_scale": ["none", "block"]}, (2 * 0.75 + 0.633) / 3),
         ({"v_format": "e4m3", "v_scale": "none"}, 0.75),
         ({"k_format": "e5m2", "k_scale": "none", "v_format": "e4m3", "v_scale": "none"}, 0.5),
         ({"v_format": None}, 1.0),
@@ -116,6 +121,8 @@ def test_gets_and_their_bytes():
     assert [layer["gets"] for layer in layers] == [1, 0]
     past = cache.get(0)[1]
     assert layers[0]["dequantised_bytes"] == past.nbytes
+    packed = quantized(torch.bfloat16, v_format="int4").stats()["layers"][0]
+    assert packed["dequantised_bytes"] == past.nbytes
     assert plain(torch.bfloat16).stats()["layers"][0]["dequantised_bytes"] == 0
 
 
@@ -129,13 +136,38 @@ def test_times_are_recorded_when_timed():
     assert quantized().stats()["ms"] is None
 
 
-def test_every_8_bit_format_is_stored():
-    names = [name for name, chosen in FORMATS.items() if chosen.bits == 8 and "token_head" in chosen.granularities]
-    for name in names:
-        cache = quantized(k_format=name, v_format=name)
-        committed(cache, frames=1)
-        assert cache.rings[0].k.codes.dtype == FORMATS[name].dtype
-    for name in FORMATS.keys() - STORED:
-        with pytest.raises(NotImplementedError, match=name):
-            quantized(v_format=name)
-    assert set(names) == {"e4m3", "e5m2", "int8"}
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_stored_with_every_scale_that_it_has(name):
+    chosen = FORMATS[name]
+    scales = [scale for scale, granularity in SCALES.items() if granularity in chosen.granularities]
+    for scale in [*scales, *([torch.tensor([0.02, 0.05])] if "token_head" in scales else [])]:
+        cache = quantized(k_format=name, v_format=name, k_scale=scale, v_scale=scale)
+        exact = committed(cache, frames=1)[0]
+        codes, side = cache.rings[0].v.codes, cache.stats()["layers"][0]["v"]
+        assert codes.dtype == chosen.dtype and codes.nbytes == cache.rings[0].window * exact[:, :, 0].numel() * (
+            chosen.bits / 8
+        )
+        assert (side["scale"] is None) == (scale == "none" if isinstance(scale, str) else False)
+        if isinstance(scale, str):
+            stored = cache.get(0)[1][:, :, :FRAME_TOKENS]
+            assert (stored - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("name", [name for name, chosen in FORMATS.items() if "block" in chosen.granularities])
+def test_scales_of_blocks_are_reported(name):
+    cache = quantized(v_format=name, v_scale="block")
+    values = torch.stack(committed(cache, frames=2))
+    scales = amax_scale(values, name, "block").float()
+    report = cache.stats()["layers"][0]["v"]["scale"]
+    assert (report["min"], report["max"]) == (scales.min(), scales.max())
+    assert report["mean"] == pytest.approx(scales.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp4"])
+def test_codes_of_4_bits_at_the_limit_are_counted(name):
+    cache = quantized(v_format=name, v_scale="block")
+    v = torch.zeros(FRAME)
+    v[..., 3] = FORMATS[name].largest
+    v[..., 40] = -FORMATS[name].largest
+    cache.update(v, v, 0)
+    assert cache.stats()["layers"][0]["v"]["at_limit"] == 2 * v[..., 0].numel()
