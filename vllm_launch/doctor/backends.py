@@ -29,7 +29,7 @@ _FA3 = Choice(
     bf16="FlashAttention 3. Measured on an H200: relative error 2.3e-3",
     fp8=(
         "FlashAttention 3 with the query in FP8 too: twice the KV capacity, no speedup. Measured on an H200 with vLLM"
-        " 0.26.0: decode attention takes 0.87-1.00 times BF16's time; relative error"
+        " 0.26.0: decode attention takes 0.87-1.02 times BF16's time; relative error"
         " 3.6-3.9e-2, 16 times BF16's"
     ),
 )
@@ -62,24 +62,24 @@ CHOICES = {
     ("sm12x", "0.26"): Choice(
         backend="TRITON_ATTN",
         bf16=(
-            "vLLM's Triton kernel. Not measured on this GPU. Measured on an H200: 0.67-6.98 times the time of"
+            "vLLM's Triton kernel. Not measured on this GPU. Measured on an H200: 0.66-7.25 times the time of"
             " FlashAttention 3, worst at long contexts"
         ),
         fp8=(
             "vLLM's Triton kernel with query and probabilities in FP8 too: twice the KV capacity. Not measured on this"
-            " GPU. Measured on an H200 with a BF16 query: slower, 1.04-1.59 times the time of its own BF16"
+            " GPU. Measured on an H200 with a BF16 query: slower, 1.04-1.60 times the time of its own BF16"
         ),
         better="use vLLM 0.33, which decodes with FlashInfer's XQA kernel here: make setup VLLM=0.33",
     ),
     ("sm12x", "0.33"): Choice(
         backend="FLASHINFER",
         bf16=(
-            "FlashInfer: XQA decode, FA2 prefill with sinks. Not measured on this GPU. Measured on an H200: 0.74-1.14"
+            "FlashInfer: XQA decode, FA2 prefill with sinks. Not measured on this GPU. Measured on an H200: 0.75-1.15"
             " times the time of FlashAttention 3, relative error 3.4-4.7e-3"
         ),
         fp8=(
             "FlashInfer: XQA decode, FA2 prefill with sinks, BF16 query: twice the KV capacity. Not measured on this"
-            " GPU. Measured on an H200, where XQA computes in FP8: 0.37-1.33 times the time of its own BF16, slower"
+            " GPU. Measured on an H200, where XQA computes in FP8: 0.36-1.27 times the time of its own BF16, slower"
             " for few requests at long context, relative error 3.6-3.9e-2"
         ),
         cubins=True,

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -48,9 +47,11 @@ def finished(tmp_path_factory, fp8_cache):
                 (run / "cache" / "planted").write_text("on a CPU vLLM itself may cache nothing")
             return (run / "small-second" / "rates-128.json").exists() or killed.poll() is not None
 
-        killed = spawn([*command, "--run-dir", str(run)], stderr=subprocess.DEVNULL)
+        log = folder / "killed.log"
+        with log.open("w") as stderr:
+            killed = spawn([*command, "--run-dir", str(run)], stderr=stderr)
         wait_for(halfway, small.RUN_S)
-        assert killed.poll() is None, "it ended before it could be killed"
+        assert killed.poll() is None, f"it ended before it could be killed: {log.read_text()[-2000:]}"
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         wait_for(lambda: not live(), 60)
