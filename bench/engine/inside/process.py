@@ -15,7 +15,7 @@ from vllm import LLM
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
 
 from bench.engine.cells import Cell
-from bench.engine.inside import steps, weights
+from bench.engine.inside import steps
 from bench.engine.inside.connector import KV_TRANSFER
 from bench.engine.result import EngineRow, StepProfile
 from bench.engine.task import PROFILE, READY, Task, cell_path, cells_of, row
@@ -42,8 +42,12 @@ def main(task: Task) -> None:
 
 def resolved(llm, task: Task) -> dict:
     """Fields of EngineRow that the start decided. Raises RuntimeError for others than the variant asks for."""
-    (worker,) = llm.collective_rpc(weights.describe)
+    worker, *others = workers = llm.collective_rpc("describe_engine")
     config, variant = llm.llm_engine.vllm_config, task.variant
+    if len(workers) != task.labels["tensor_parallel"]:
+        raise RuntimeError(f"workers: expected {task.labels['tensor_parallel']}, got {len(workers)}")
+    if any(other != worker for other in others):
+        raise RuntimeError(f"workers: expected the same of all, got {workers}")
     if variant.backend and worker["backends"] != [variant.backend]:
         raise RuntimeError(f"attention backend: expected {variant.backend}, got {', '.join(worker['backends'])}")
     if (1 in worker["cache_bytes"]) is (variant.kv_format == "bf16"):
@@ -79,10 +83,10 @@ def kv_cache(llm):
 
 
 def prepare(llm, task: Task) -> None:
-    """Fill the cache, and spread the routing."""
+    """Fill the cache, and spread the routing, in each rank."""
     if task.spread_routing:
-        llm.collective_rpc(weights.spread_routing)
-    llm.collective_rpc(weights.fill_cache, args=(task.variant.kv_format,))
+        llm.collective_rpc("spread_routing")
+    llm.collective_rpc("fill_cache", args=(task.variant.kv_format,))
 
 
 def measure(llm, task: Task, cell: Cell, fields: dict) -> EngineRow:
