@@ -113,7 +113,7 @@ def _measure(run: EngineRun, variant: Variant, start: int, end: float) -> None:
 
 
 def _profiles(run: EngineRun, rows: list[EngineRow], end: float) -> list[StepProfile]:
-    """Kernels of a step of stock BF16 and where our backend gains least, else of another variant; empty without time."""
+    """Kernels of a step, of stock BF16 and where our backend gains least, or else another variant; empty without time."""
     ours = [row for row in rows if row.variant == BASE.name or named(row.variant).decoder != "stock"]
     entry = ratios.worst(ours) or ratios.worst(rows)
     if entry is None:

@@ -24,7 +24,8 @@ from vllm_launch.decoder import record
 from vllm_launch.decoder.contract import RECORD
 
 
-def main(task: Task) -> None:
+def main(task: Task) -> LLM:
+    """Measure the cells; returns the engine, which is torn down where nothing refers to it."""
     llm = LLM(**task.arguments, kv_transfer_config=KV_TRANSFER)
     start_s = time.time() - psutil.Process().create_time()
     fields = resolved(llm, task) | {"start_s": round(start_s, 2)}
@@ -33,11 +34,12 @@ def main(task: Task) -> None:
     files.write_text(json.dumps(fields), folder / READY)
     for cell in cells_of(task):
         if time.time() > task.until:
-            return
+            break
         if task.profile:
             files.write(profile(llm, task, cell), folder / PROFILE)
         else:
             files.write(measure(llm, task, cell, fields), cell_path(folder, cell))
+    return llm
 
 
 def resolved(llm, task: Task) -> dict:
@@ -113,6 +115,7 @@ def profile(llm, task: Task, cell: Cell) -> StepProfile:
 
 
 if __name__ == "__main__":
-    main(Task.model_validate_json(Path(sys.argv[1]).read_bytes()))
+    engine = main(Task.model_validate_json(Path(sys.argv[1]).read_bytes()))
     sys.stdout.flush()
-    os._exit(0)  # without the engine's teardown: all is written, and vLLM 0.33's fails with torch 2.11
+    # Without the engine's teardown: all is written, vLLM 0.33's fails with torch 2.11, and workers are waited for.
+    os._exit(0)
