@@ -45,9 +45,14 @@ def settings():
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_profile_of_two_gpus_differs_in_their_number_alone(name):
-    two, one = profile.load(name), profile.load("fp8")
-    assert two.vllm == one.vllm | {SIZES[name]: 2}
-    assert (two.decoder, two.devices, two.models, two.backends) == (one.decoder, one.devices, one.models, one.backends)
+    pair, fp8 = profile.load(name), profile.load("fp8")
+    assert pair.vllm == fp8.vllm | {SIZES[name]: 2}
+    assert (pair.decoder, pair.devices, pair.models, pair.backends) == (
+        fp8.decoder,
+        fp8.devices,
+        fp8.models,
+        fp8.backends,
+    )
 
 
 def test_vllm_parses_the_dry_runs_and_the_documented_commands(fit_machine, model_folder, settings):
@@ -59,6 +64,8 @@ def test_vllm_parses_the_dry_runs_and_the_documented_commands(fit_machine, model
         server = json.loads(invocation.stdout)["command"]
         assert server[server.index(f"--{SIZES[name]}") + 1] == "2"
         words.append(server[3:])
+    words.append([*words[0], "--compilation-config.pass_config.fuse_allreduce_rms", "false"])
+    arguments.parse(words[-1][-2:])  # not refused
     by_hand = documented()
     assert len(by_hand) == 3
     parsed = settings([*words, *by_hand])
@@ -69,8 +76,8 @@ def test_vllm_parses_the_dry_runs_and_the_documented_commands(fit_machine, model
         assert {"data_parallel_size", "attention_backend"} <= {*names}
 
 
-def test_what_reaches_past_one_host_is_refused_by_the_launcher():
-    """Ranks on several hosts listen on addresses that the launcher does not check."""
+def test_the_launcher_refuses_ranks_on_several_hosts():
+    """They listen on addresses that the launcher does not check."""
     for words in documented():
         with pytest.raises(Problem) as caught:
             arguments.parse(words)

@@ -44,11 +44,11 @@ def main(task: Task) -> LLM:
 
 def resolved(llm, task: Task) -> dict:
     """Fields of EngineRow that the start decided. Raises RuntimeError for others than the variant asks for."""
-    worker, *others = workers = llm.collective_rpc("describe_engine")
-    config, variant = llm.llm_engine.vllm_config, task.variant
+    workers = llm.collective_rpc("describe_engine")
+    worker, config, variant = workers[0], llm.llm_engine.vllm_config, task.variant
     if len(workers) != task.labels["tensor_parallel"]:
         raise RuntimeError(f"workers: expected {task.labels['tensor_parallel']}, got {len(workers)}")
-    if any(other != worker for other in others):
+    if any(description != worker for description in workers):
         raise RuntimeError(f"workers: expected the same of all, got {workers}")
     if variant.backend and worker["backends"] != [variant.backend]:
         raise RuntimeError(f"attention backend: expected {variant.backend}, got {', '.join(worker['backends'])}")

@@ -97,7 +97,7 @@ ENGINES = {
     "fp8-tp2": Engine(FP8, "e4m3", ranks=2),
     "int8-tp2": Engine(TOKEN_INT8, "int8", ranks=2),
 }
-ONE_RANK = [name for name, engine in ENGINES.items() if engine.ranks == 1]
+SINGLE_RANK = [name for name, engine in ENGINES.items() if engine.ranks == 1]
 Verdict = tuple[bool, str]
 LOG = "engines.log"
 

@@ -21,7 +21,7 @@ def test_engines_with_ranks_run_where_they_are_named_alone():
     assert {name for name, engine in engines.ENGINES.items() if engine.ranks > 1} == {
         *("stock-bf16-tp2", "bf16-tp2", "fp8-tp2", "int8-tp2")
     }
-    assert not any(name.endswith("-tp2") for name in engines.ONE_RANK)
+    assert not any(name.endswith("-tp2") for name in engines.SINGLE_RANK)
     references = {entry.candidate: entry.reference for entry in tiny_model.COMPARISONS}
     assert references["fp8-tp2"] == references["bf16-tp2"] == "stock-bf16-tp2" and references["int8-tp2"] == "bf16-tp2"
 

@@ -114,7 +114,7 @@ def _own_paths(name: str, result: dict) -> list[Verdict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="leave out longer prompts")
-    names = [name for name in engines.ONE_RANK if name != "fp8-small-scratch"]
+    names = [name for name in engines.SINGLE_RANK if name != "fp8-small-scratch"]
     parser.set_defaults(names=names)
     return engines.run(parser, serve, judge, always=["stock-bf16"], comparisons=COMPARISONS)
 
