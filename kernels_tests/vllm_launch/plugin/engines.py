@@ -52,7 +52,9 @@ ARGUMENTS = {
 GRAPH_SIZES = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
 UNCOMPILED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 UNFUSED = {"pass_config": {"fuse_allreduce_rms": False}}  # with several ranks, as OF_RANKS
-RANKS = "kernels_tests.vllm_launch.plugin.ranks"
+RANK_CHECKS = "kernels_tests.vllm_launch.plugin.ranks.RankChecks"
+GPU_RANK = "kernels_tests.vllm_launch.plugin.gpu_rank.GpuRank"
+CPU_RANK = "kernels_tests.vllm_launch.plugin.cpu_rank.CpuRank"
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 FP8, TOKEN_INT8 = {"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": INT8}
 SCALES = profile.FOLDER / "tiny_gpt_oss.int8.safetensors"
@@ -119,7 +121,7 @@ def start(name: str, *, compiled: bool = False, **arguments):
     from vllm_launch.plugin.attention import buffers
 
     of_device = _gpu_arguments(engine, compiled) if on_gpu else _cpu_arguments(engine)
-    of_ranks = {"tensor_parallel_size": engine.ranks, "worker_extension_cls": f"{RANKS}.RankChecks"}
+    of_ranks = {"tensor_parallel_size": engine.ranks, "worker_extension_cls": RANK_CHECKS}
     settings = ARGUMENTS | of_device | of_ranks | engine.arguments | arguments
     if engine.small_scratch:
         buffers.SCRATCH_BYTES = ROW_BYTES * 2 * (settings["max_num_batched_tokens"] + WINDOW)
@@ -144,21 +146,24 @@ def _gpu_arguments(engine: Engine, compiled: bool) -> dict:
         "kv_cache_memory_bytes": 4 * 2**30,
         "compilation_config": GRAPH_SIZES | ({} if compiled else UNCOMPILED) | (UNFUSED if engine.ranks > 1 else {}),
         **({"attention_backend": "CUSTOM"} if engine.is_ours else {}),
-        **({"worker_cls": f"{RANKS}.GpuRank"} if engine.ranks > 1 else {}),
+        **({"worker_cls": GPU_RANK} if engine.ranks > 1 else {}),
     }
 
 
 def _cpu_arguments(engine: Engine) -> dict:
-    """Arguments on a CPU; registers `cpu_backend`, or without our backend a stock one that rounds FP8 right."""
+    """Arguments on a CPU; registers its backend."""
+    register_cpu_backend(engine.is_ours)
+    return {"enforce_eager": True} | ({"worker_cls": CPU_RANK} if engine.is_ours and engine.ranks > 1 else {})
+
+
+def register_cpu_backend(is_ours: bool) -> None:
+    """Register `cpu_backend` in this process, or without our backend a stock one that rounds FP8 right."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from vllm_launch import plugin
 
     ours = "kernels_tests.vllm_launch.plugin.cpu_backend.SinkBackend"
-    register_backend(
-        AttentionBackendEnum.CPU_ATTN, ours if engine.is_ours else plugin.CPU_BACKENDS[plugin.cpu_attention()]
-    )
-    return {"enforce_eager": True}
+    register_backend(AttentionBackendEnum.CPU_ATTN, ours if is_ours else plugin.CPU_BACKENDS[plugin.cpu_attention()])
 
 
 def fill_memory_with_nan() -> None:

@@ -8,9 +8,8 @@ import os
 
 import psutil
 import torch
-from vllm.v1.worker.gpu_worker import Worker
 
-from kernels_tests.vllm_launch.plugin.engines import NAN_BYTE, fill_memory_with_nan
+from kernels_tests.vllm_launch.plugin.engines import NAN_BYTE
 
 
 class RankChecks:
@@ -34,17 +33,3 @@ class RankChecks:
         if torch.cuda.is_available():
             held |= {"GPU allocated": torch.cuda.memory_allocated(), "GPU reserved": torch.cuda.memory_reserved()}
         return held
-
-
-class GpuRank(Worker):
-    """vLLM's worker of a GPU in a process of its own, which registers our backend and gets memory full of NaN."""
-
-    def __init__(self, *arguments, **settings):
-        from vllm_launch import plugin
-
-        plugin.register()
-        super().__init__(*arguments, **settings)
-
-    def init_device(self):
-        super().init_device()
-        fill_memory_with_nan()

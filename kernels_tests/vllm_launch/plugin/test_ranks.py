@@ -45,7 +45,7 @@ def test_every_byte_of_a_ranks_cache_is_nan():
 @pytest.mark.fp8_cache
 def test_two_ranks_answer_as_stock_vllm_does(tmp_path):
     path = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "kernels_tests.vllm_launch.plugin.tiny_model", "--longest", "130", "--jobs", "1"]
+    command = [sys.executable, "-m", "kernels_tests.vllm_launch.plugin.tiny_model", "--longest", "1024", "--jobs", "1"]
     ended = subprocess.run(
         [*command, "--out", str(tmp_path), "bf16-tp2"],
         cwd=REPO,
