@@ -54,6 +54,7 @@ def _cells(_context, _option, text: str | None) -> list[str]:
     type=click.Choice(get_args(Routing)),
     help="Tokens over all experts, or as dummy weights. [default: spread]",
 )
+@click.option("--tensor-parallel", type=click.IntRange(1), help="GPUs of each engine. [default: 1]")
 @click.option("--prefill", is_flag=True, help="Prefill each prompt, instead of assuming it in the cache.")
 @click.option(
     "--profile", is_flag=True, help="Also list the kernels of a step at the cell where our backend gains least."
@@ -97,7 +98,9 @@ def engine_command(write_report, run_dir, resume, joined, dry_run, as_json, seco
     _check_measured(result)
 
 
-def _request(names, shape, cell_names, starts, steps, compilation, routing, prefill, profile) -> EngineRequest:
+def _request(
+    names, shape, cell_names, starts, steps, compilation, routing, tensor_parallel, prefill, profile
+) -> EngineRequest:
     return EngineRequest(
         kind="engine",
         variants=[variant.name for variant in variants.VARIANTS if variant.name in names],
@@ -107,6 +110,7 @@ def _request(names, shape, cell_names, starts, steps, compilation, routing, pref
         routing=routing or "spread",
         starts=starts or STARTS,
         steps=steps or STEPS,
+        tensor_parallel=tensor_parallel or 1,
         prefill=prefill,
         profile=profile,
     )

@@ -1,12 +1,17 @@
-"""`fp8-sinks bench compare A B` for engine results: ratios to stock BF16 in A and in B, never steps across pieces."""
+"""`fp8-sinks bench compare A B` for engine results: ratios to stock BF16 in A and in B.
+
+Steps are compared across pieces for another number of GPUs alone, where the ratio to fewer is the question.
+"""
 
 import json
 import math
+from statistics import median
 
 from bench.engine import ratios
 from bench.engine.cells import order, parse
-from bench.engine.result import EngineResult
+from bench.engine.result import EngineResult, EngineRow
 from bench.engine.variants import BASE, NAMES
+from bench.record import noise
 from bench.record.noise import Ratio
 from bench.report.numbers import aligned
 from flashinfer_patches.errors import Problem
@@ -15,11 +20,15 @@ NOTE = (
     "Ratios are to stock BF16 of the same piece: steps, below 1 is faster; where the cache is full tokens/s, above 1 is"
     " faster. ±: the noise of both, as far as known."
 )
+SCALING_NOTE = (
+    "B/A of the variant itself: steps, below 1 is faster; where the cache is full tokens/s, and capacity, above 1 is"
+    " more. The pieces are two machines or two times: ± is the noise of the starts alone."
+)
 
 
 def compare(a: EngineResult, b: EngineResult, *, force: bool, as_json: bool) -> str:
     """The comparison of B with A as text or JSON. Raises Problem("compare") for another model, routing or GPU, unless
-    `force`; vLLM and compilation may differ.
+    `force`; vLLM, compilation and the number of GPUs may differ.
     """
     sides = [
         {"shape": result.shape, "routing": result.routing, "GPU": result.provenance.machine.name} for result in (a, b)
@@ -28,19 +37,27 @@ def compare(a: EngineResult, b: EngineResult, *, force: bool, as_json: bool) -> 
     if changed and not force:
         remedy = "compare results of one model, routing and GPU, or add --force"
         raise Problem("compare", f"{a.id} and {b.id} differ: {'; '.join(changed)}", remedy)
-    points = compared(a, b)
+    points, scaled = compared(a, b), scaling(a, b)
     if as_json:
-        return json.dumps({"a": a.id, "b": b.id, "differences": changed, "points": points}, indent=1)
+        content = {"a": a.id, "b": b.id, "differences": changed, "points": points, "scaling": scaled}
+        return json.dumps(content, indent=1)
     lines = [["variant", "sequences x context", "A", "B", "B/A"]]
     lines += [
         [point["variant"], parse(point["cell"]).words, *map(_text, ("a", "b", "ratio"), [point] * 3)]
         for point in points
     ]
     heads = [
-        f"{name}: {side.id}, vLLM {side.vllm}, compilation {side.compilation}"
+        f"{name}: {side.id}, vLLM {side.vllm}, tensor parallel {side.tensor_parallel}, compilation {side.compilation}"
         for name, side in zip("AB", (a, b), strict=True)
     ]
-    return "\n".join([*heads, *(f"FORCED: {line}" for line in changed), "", aligned(lines, left=0), "", NOTE])
+    text = [*heads, *(f"FORCED: {line}" for line in changed), "", aligned(lines, left=0), "", NOTE]
+    if scaled:
+        lines = [
+            ["variant", "", "B/A"],
+            *([point["variant"], _title(point), _text("ratio", point)] for point in scaled),
+        ]
+        text += ["", aligned(lines, left=0), "", SCALING_NOTE]
+    return "\n".join(text)
 
 
 def compared(a: EngineResult, b: EngineResult) -> list[dict]:
@@ -51,10 +68,39 @@ def compared(a: EngineResult, b: EngineResult) -> list[dict]:
         for cell in order([cell for cell in of_a if cell in of_b]):
             pair = of_a[cell], of_b[cell]
             value = pair[1].value / pair[0].value
-            noise = value * math.hypot(*(side.noise / side.value for side in pair))
-            sides = {"a": pair[0], "b": pair[1], "ratio": Ratio(value, noise)}
+            spread = value * math.hypot(*(side.noise / side.value for side in pair))
+            sides = {"a": pair[0], "b": pair[1], "ratio": Ratio(value, spread)}
             points.append({"variant": name, "cell": cell} | {key: _plain(side) for key, side in sides.items()})
     return points
+
+
+def scaling(a: EngineResult, b: EngineResult) -> list[dict]:
+    """Each common variant's figures of B over its own of A, and its capacity; empty for the same number of GPUs."""
+    if a.tensor_parallel == b.tensor_parallel:
+        return []
+    points = []
+    for name in NAMES:
+        sides = [ratios.of_piece(_measured(side), name) for side in (b, a)]
+        for cell in order([cell for cell in _samples(sides[0], name) if cell in _samples(sides[1], name)]):
+            ratio = noise.ratios(*({cell: _samples(side, name)[cell]} for side in sides))[cell]
+            points.append({"variant": name, "cell": cell, "ratio": _plain(ratio)})
+        tokens = [
+            [row.capacity_tokens for row in side if row.variant == name and row.capacity_tokens] for side in sides
+        ]
+        if all(tokens):
+            ratio = median(tokens[0]) / median(tokens[1])
+            points.append({"variant": name, "cell": None, "ratio": {"value": ratio, "noise": None}})
+    return points
+
+
+def _samples(rows: list[EngineRow], name: str) -> dict[str, list[float]]:
+    """The judged figure of each start, by cell."""
+    figures = {row.cell: ratios.judged_figure(row.cell) for row in rows if row.variant == name}
+    return {cell: ratios.samples(rows, name, figure)[cell] for cell, figure in figures.items()}
+
+
+def _title(point: dict) -> str:
+    return "KV capacity" if point["cell"] is None else parse(point["cell"]).words
 
 
 def _measured(result: EngineResult) -> list:

@@ -26,6 +26,7 @@ CELL_S = 15.0  # no cell starts in a run's last seconds
 OVER_S = 30.0  # after the run's end, for the last cell to end
 GRACE_S, POLL_S = 10.0, 0.2
 PROCESS = "bench.engine.inside.process"
+WORKER = "bench.engine.inside.worker.BenchWorker"
 REASON_CHARACTERS = 300
 # A traceback's last line; torch.distributed puts the rank before each line of the last one.
 ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)")
@@ -49,12 +50,16 @@ def arguments(run: EngineRun, variant: Variant, model: Path) -> dict:
         "enable_prefix_caching": False,
         "disable_log_stats": True,
         "seed": 0,
+        "tensor_parallel_size": run.request.tensor_parallel,
+        "worker_extension_cls": WORKER,
     }
     if run.device == "cpu":
         return common | {"enforce_eager": True, "gpu_memory_utilization": CPU_MEMORY} | variant.arguments
     compilation = {"cudagraph_capture_sizes": graph_sizes(run.cells, most)}
     if run.request.compilation == "none":
         compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    if run.request.tensor_parallel > 1:
+        compilation |= {"pass_config": {"fuse_allreduce_rms": False}}  # see environment.OF_RANKS
     return common | {"gpu_memory_utilization": GPU_MEMORY, "compilation_config": compilation} | variant.arguments
 
 
@@ -75,6 +80,7 @@ def labels(run: EngineRun, variant: Variant, start: int) -> dict:
         "compilation": run.request.compilation,
         "decoder": variant.decoder,
         "kv_format": variant.kv_format,
+        "tensor_parallel": run.request.tensor_parallel,
         "cache": "prefilled" if run.request.prefill else "assumed",
     }
 

@@ -21,6 +21,7 @@ from vllm_launch.plan import CACHE_VARIABLES, FIXED_ENVIRONMENT, KERNEL_CACHE, i
 from vllm_launch.redaction import REPO
 
 OURS = "FP8_SINKS_"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 OF_DEVICE = {
     "cpu": {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -28,6 +29,19 @@ OF_DEVICE = {
         PLUGIN: "1",
     },  # the plugin makes a CPU's FP8 right
     "gpu": {"VLLM_USE_FLASHINFER_SAMPLER": "0"},  # builds for over a minute
+}
+# With several ranks. All-reduce by NCCL and vLLM's own kernel, without NVLink multicast: on hosts whose GPUs are shared
+# it may be forbidden, and ratios between hosts would depend on it.
+OF_RANKS = {
+    "cpu": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"},  # binding needs a NUMA node a rank
+    "gpu": {
+        "NCCL_NVLS_ENABLE": "0",
+        "NVSHMEM_DISABLE_NVLS": "1",
+        "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+        "VLLM_ALLREDUCE_USE_FLASHINFER": "0",
+        "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    },
 }
 
 
@@ -47,7 +61,8 @@ def environment(run: EngineRun, variant: Variant, nonce: str, record: Path) -> d
     if variant.kv_format == "int8-static":
         plugin |= {KV_SCALES: str(run.folder.resolve() / SCALES)}
     process = {NONCE_VARIABLE: nonce, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return _python_environment() | cache | OF_DEVICE[run.device] | plugin | process
+    ranks = OF_RANKS[run.device] if run.request.tensor_parallel > 1 else {}
+    return _python_environment() | cache | OF_DEVICE[run.device] | ranks | plugin | process
 
 
 def _python_environment() -> dict[str, str]:
@@ -67,15 +82,15 @@ def caches(root: Path) -> dict[str, str]:
     return {name: str(folder) for name, folder in folders.items()}
 
 
-def gpu_identity() -> str | None:
-    """A hash of the first GPU's UUID; None without a GPU."""
+def gpu_identity(gpus: int) -> str | None:
+    """A hash of the UUIDs of the first GPUs; None without a GPU."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return None
     try:
-        uuid = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0))
-        return hashlib.sha256(str(uuid).encode()).hexdigest()[:12]
+        uuids = [pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(gpus)]
+        return hashlib.sha256("".join(map(str, uuids)).encode()).hexdigest()[:12]
     finally:
         pynvml.nvmlShutdown()
 
@@ -100,12 +115,11 @@ def check_unchanged(before: Piece, current: Piece) -> None:
         )
 
 
-def collect(command: list[str], device: str, identity: str) -> Piece:
+def collect(run: EngineRun, command: list[str]) -> Piece:
     """The piece that starts now, without its read ceiling."""
-    source = provenance.collect(machine.detect(device), command)
-    return Piece(
-        id=identity, provenance=source, gpu=gpu_identity() if device == "gpu" else None, read_ceiling_bytes_per_s=None
-    )
+    source = provenance.collect(machine.detect(run.device), command)
+    gpu = gpu_identity(run.request.tensor_parallel) if run.device == "gpu" else None
+    return Piece(id=run.folder.name, provenance=source, gpu=gpu, read_ceiling_bytes_per_s=None)
 
 
 def _release(run: EngineRun) -> Problem | None:
@@ -121,10 +135,20 @@ def _device(run: EngineRun) -> Problem | None:
         message = f"{run.request.shape} needs a GPU; this environment has vLLM for a CPU"
         return Problem("software", message, "on a CPU: --shape tiny")
     try:
-        machine.detect(run.device)
+        detected = machine.detect(run.device)
     except LookupError as error:
         return Problem("software", f"no GPU to run an engine on: {error}", "run this on a machine with a GPU")
+    ranks, gpus = run.request.tensor_parallel, visible_gpus(detected.gpus)
+    if run.device == "gpu" and gpus < ranks:
+        message = f"--tensor-parallel {ranks}: expected {ranks} GPUs, got {gpus}"
+        return Problem("software", message, f"run this on a machine with {ranks} GPUs, and check {VISIBLE}")
     return None
+
+
+def visible_gpus(gpus: int) -> int:
+    """How many of the machine's GPUs an engine sees."""
+    names = os.environ.get(VISIBLE)
+    return gpus if names is None else min(gpus, len([name for name in names.split(",") if name.strip()]))
 
 
 def _installed(run: EngineRun) -> Problem | None:

@@ -24,7 +24,7 @@ def write(paths: Sequence[Path], folder: Path) -> EngineResult:
 
 def join(results: Sequence[EngineResult], identity: str) -> EngineResult:
     """All pieces as one result with the first one's provenance; raises Problem("file") for a piece that is there twice,
-    and for another model, vLLM, compilation, routing or GPU model.
+    and for another model, vLLM, compilation, routing, number of GPUs or GPU model.
     """
     first, pieces = results[0], [piece for result in results for piece in result.pieces]
     if duplicates := sorted({piece.id for piece in pieces if [each.id for each in pieces].count(piece.id) > 1}):
@@ -45,7 +45,8 @@ def _check_alike(first: EngineResult, second: EngineResult) -> None:
     if changed := [name for name, value in sides[0].items() if sides[1][name] != value]:
         values = (", ".join(f"{name} {side[name]}" for name in changed) for side in sides)
         message = f"{first.id} has {next(values)}; {second.id} has {next(values)}"
-        raise Problem("file", message, "join results of one model, vLLM release, compilation, routing and GPU model")
+        remedy = "join results of one model, vLLM release, compilation, routing, number of GPUs and GPU model"
+        raise Problem("file", message, remedy)
 
 
 def _conditions(result: EngineResult) -> dict[str, str]:
@@ -54,6 +55,7 @@ def _conditions(result: EngineResult) -> dict[str, str]:
         "vLLM": result.vllm,
         "compilation": result.compilation,
         "routing": result.routing,
+        "tensor parallel": str(result.tensor_parallel),
         "GPU": result.provenance.machine.name,
     }
 

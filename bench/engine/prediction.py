@@ -16,11 +16,12 @@ def model(result: EngineResult) -> ModelShape | None:
 
 
 def step_ms(shape: ModelShape | None, row: EngineRow, bandwidth: float | None) -> float | None:
-    """Milliseconds that a row's step takes by bytes; None where model or bandwidth are not known."""
+    """Milliseconds that a row's step takes by bytes, shared by its GPUs; None without model or bandwidth."""
     if not (shape and bandwidth):
         return None
     context = row.context if row.lengths == "near" else row.context * 3 // 4
-    return 1e3 * predict(shape, named(row.variant).kv_cache, context, row.batch, bandwidth).step_s
+    step_s = predict(shape, named(row.variant).kv_cache, context, row.batch, bandwidth).step_s
+    return 1e3 * step_s / row.tensor_parallel
 
 
 def ratio(shape: ModelShape | None, rows: Sequence[EngineRow], variant: str, base: str, cell: str) -> float | None:

@@ -20,7 +20,8 @@ class EngineRequest(Strict):
     """Variants and cells by name: no variant is all that the release has, no cell is CELLS. Saved in the run's folder.
 
     starts: of each engine; those after the first measure the cells of JUDGED alone, or all of `cells` where these were
-    named. prefill: prompts are prefilled instead of assumed in the cache. profile: list the kernels of a step.
+    named. tensor_parallel: GPUs of an engine, or ranks on a CPU. prefill: prompts are prefilled instead of assumed in
+    the cache. profile: list the kernels of a step.
     """
 
     kind: Literal["engine"]
@@ -31,6 +32,7 @@ class EngineRequest(Strict):
     routing: Routing
     starts: Count
     steps: Count
+    tensor_parallel: Count = 1
     prefill: bool = False
     profile: bool = False
 

@@ -16,11 +16,12 @@ Routing = Literal["spread", "dummy"]
 class EngineRow(Record):
     """One cell of one start of an engine. error: why it was not measured; its figures are None then.
 
-    piece: number of the piece; ratios hold within it alone. runner: vLLM's model runner, v1 or v2. lengths: of the
-    sequences at the start. cache: whether the prompts were assumed in the cache, or prefilled. step_ms: median of the
-    samples, each the time of one step, none synchronised; mean_ms: from the first to the end of the last, over their
-    number. distinct_tokens: of the sequences' last tokens; few mean that they take the same experts. ttft_s: median of
-    its samples, of a single request that is prefilled. start_s: from the start of the process to a ready engine.
+    piece: number of the piece; ratios hold within it alone. tensor_parallel: GPUs, or ranks on a CPU. runner: vLLM's
+    model runner, v1 or v2. lengths: of the sequences at the start. cache: whether the prompts were assumed in the
+    cache, or prefilled. step_ms: median of the samples, each the time of one step, none synchronised; mean_ms: from the
+    first to the end of the last, over their number. distinct_tokens: of the sequences' last tokens; few mean that they
+    take the same experts. ttft_s: median of its samples, of a single request that is prefilled. start_s: from the start
+    of the process to a ready engine.
     """
 
     piece: Count = 1
@@ -32,6 +33,7 @@ class EngineRow(Record):
     runner: str | None = None
     backend: str | None = None
     decoder: str
+    tensor_parallel: Count = 1
     cuda_graphs: str | None = None
     kv_format: str
     batch: Count | None
@@ -60,7 +62,7 @@ class EngineRow(Record):
 class Piece(Record):
     """Stock BF16 and the variants judged against it, measured on one machine.
 
-    gpu: hash of the GPU's UUID, None on a CPU. read_ceiling_bytes_per_s: measured before the engines.
+    gpu: hash of the UUIDs of the engines' GPUs, None on a CPU. read_ceiling_bytes_per_s: measured before the engines.
     """
 
     id: str
@@ -116,3 +118,7 @@ class EngineResult(Envelope):
     @property
     def vllm(self) -> str:
         return next(iter(row.vllm for row in self.rows), "?")
+
+    @property
+    def tensor_parallel(self) -> int:
+        return next(iter(row.tensor_parallel for row in self.rows), 1)

@@ -39,7 +39,7 @@ def execute(run: EngineRun, command: list[str]) -> EngineResult:
     resumed = (folder / "piece.json").exists()
     piece = step(folder / "piece.json", Piece, lambda: _piece(run, command))
     if resumed:
-        check_unchanged(piece, collect(command, run.device, run.folder.name))
+        check_unchanged(piece, collect(run, command))
     models.write_folder(run.request.shape, run.folder / "model")
     if any(variant.kv_format == "int8-static" for variant in run.variants):
         models.write_scales(run.request.shape, run.folder / models.SCALES)
@@ -82,7 +82,7 @@ def _folder(run: EngineRun, variant: Variant, start: int | str) -> Path:
 
 def _piece(run: EngineRun, command: list[str]) -> Piece:
     """Record where the piece is measured; on a GPU with its read ceiling."""
-    piece, ceiling = collect(command, run.device, run.folder.name), None
+    piece, ceiling = collect(run, command), None
     if run.device == "gpu":
         path = run.folder / "steps" / "ceiling.json"
         try:

@@ -35,12 +35,13 @@ def section(result: EngineResult) -> Section:
     source, rows = result.provenance, [row for row in result.rows if row.error is None]
     names = [name for name in NAMES if any(row.variant == name for row in rows)]
     compilation = "" if result.compilation == "default" else ", no compilation"
+    ranks = "" if result.tensor_parallel == 1 else f", tensor parallel {result.tensor_parallel}"
     left_out = dict.fromkeys(f"{entry.variant} at {entry.cell}, start {entry.start}" for entry in result.left_out)
     measured = bool(rows)
     return Section(
         id=result.id,
         source=source,
-        subject=f"Engine steps of {result.shape} on {source.machine.name}, vLLM {result.vllm}{compilation}",
+        subject=f"Engine steps of {result.shape} on {source.machine.name}, vLLM {result.vllm}{ranks}{compilation}",
         page=[
             *(
                 [ratio_table(result, rows, names), around_table(result, rows, names), _conditions(result, rows)]

@@ -9,20 +9,25 @@ from contextlib import contextmanager
 from itertools import combinations
 
 import psutil
+import pynvml
 import pytest
 import requests
 
+from bench.engine.environment import OF_RANKS
 from flashinfer_patches.errors import EXIT_CODES
 from kernels_tests.processes import free_port, listens, scaled, spawn, wait_for, watched
+from vllm_launch import software
+from vllm_launch.model import EMBEDDED
 
 pytestmark = pytest.mark.server
 START_S = 240
 END_S = 60
+RANK_BYTES = 1 << 30  # of a GPU: a rank takes more, a driver that is idle less
 KILLED = ("launcher", "supervisor", "API server", "EngineCore", "Worker")
 
 
 @contextmanager
-def serve(tmp_path, profile_name, *options):
+def serve(tmp_path, profile_name, *options, variables=None):
     """Run `fp8-sinks serve` as a user does; yields (process, port, a function that lists its live processes)."""
     port = free_port()
     command = [sys.executable, "-m", "fp8_sinks", "serve", profile_name, "--port", str(port), "--json"]
@@ -33,7 +38,9 @@ def serve(tmp_path, profile_name, *options):
             stderr=stderr,
             text=True,
             # A key that must not show, and a level that would drop the lines which are read back from the log.
-            env=os.environ | {"VLLM_API_KEY": "a-key-that-must-not-show", "VLLM_LOGGING_LEVEL": "WARNING"},
+            env=os.environ
+            | {"VLLM_API_KEY": "a-key-that-must-not-show", "VLLM_LOGGING_LEVEL": "WARNING"}
+            | (variables or {}),
             start_new_session=True,
         )
         yield process, port, live
@@ -46,7 +53,7 @@ def ready(process):
     return json.loads(line)
 
 
-def by_role(process, supervisor_pid, live):
+def by_role(process, supervisor_pid, live, workers=1):
     """Return the processes of a ready server by role, both supervisors as one; all are alive."""
     outer = psutil.Process(supervisor_pid)
     (inner,) = outer.children()
@@ -54,7 +61,8 @@ def by_role(process, supervisor_pid, live):
     roles = {"launcher": [psutil.Process(process.pid)], "supervisor": [outer, inner], "API server": [api_server]}
     for role in ("EngineCore", "Worker"):
         roles[role] = [p for p in live() if " ".join(p.cmdline()).startswith(f"VLLM::{role}")]
-        assert len(roles[role]) == 1, [p.cmdline() for p in live()]
+        expected = workers if role == "Worker" else 1
+        assert len(roles[role]) == expected, [p.cmdline() for p in live()]
     assert {p for processes in roles.values() for p in processes} <= set(live())
     return roles
 
@@ -113,6 +121,38 @@ def test_any_two_killed_at_once_leave_nothing(tmp_path, pair):
             for victim in roles[role]:
                 victim.kill()
         wait_for(lambda: not live() and not listens(port), END_S)
+
+
+def gpu_bytes():
+    """Bytes in use on each GPU; empty without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["launcher", "Worker"])
+def test_two_ranks_leave_no_process_and_no_gpu_memory(tmp_path, role):
+    """On a CPU, and on two GPUs of one host; one of the workers is killed, the second."""
+    device, before = software.vllm_build()[0], gpu_bytes()
+    if device == "gpu" and len(before) < 2:
+        pytest.skip("needs two GPUs")
+    options = ["--model", str(EMBEDDED), "--", "--tensor-parallel-size", "2", "--enforce-eager"]
+    with serve(tmp_path, "baseline", *options, variables=OF_RANKS[device]) as (process, port, live):
+        roles = by_role(process, ready(process)["supervisor_pid"], live, workers=2)
+        if device == "gpu":
+            assert all(used > idle + RANK_BYTES for used, idle in zip(gpu_bytes()[:2], before, strict=False))
+        roles[role][-1].kill()
+        process.wait(timeout=scaled(END_S))
+        wait_for(lambda: not live() and not listens(port), END_S)
+        wait_for(lambda: all(used < idle + RANK_BYTES for used, idle in zip(gpu_bytes(), before, strict=True)), END_S)
+    assert process.returncode == (EXIT_CODES["server"] if role == "Worker" else -signal.SIGKILL)
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from vllm import LLM
 from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity
 
 from bench.engine.cells import Cell
-from bench.engine.inside import steps, weights
+from bench.engine.inside import steps
 from bench.engine.inside.connector import KV_TRANSFER
 from bench.engine.result import EngineRow, StepProfile
 from bench.engine.task import PROFILE, READY, Task, cell_path, cells_of, row
@@ -24,7 +24,8 @@ from vllm_launch.decoder import record
 from vllm_launch.decoder.contract import RECORD
 
 
-def main(task: Task) -> None:
+def main(task: Task) -> LLM:
+    """Measure the cells; returns the engine, which is torn down where nothing refers to it."""
     llm = LLM(**task.arguments, kv_transfer_config=KV_TRANSFER)
     start_s = time.time() - psutil.Process().create_time()
     fields = resolved(llm, task) | {"start_s": round(start_s, 2)}
@@ -33,17 +34,22 @@ def main(task: Task) -> None:
     files.write_text(json.dumps(fields), folder / READY)
     for cell in cells_of(task):
         if time.time() > task.until:
-            return
+            break
         if task.profile:
             files.write(profile(llm, task, cell), folder / PROFILE)
         else:
             files.write(measure(llm, task, cell, fields), cell_path(folder, cell))
+    return llm
 
 
 def resolved(llm, task: Task) -> dict:
     """Fields of EngineRow that the start decided. Raises RuntimeError for others than the variant asks for."""
-    (worker,) = llm.collective_rpc(weights.describe)
-    config, variant = llm.llm_engine.vllm_config, task.variant
+    workers = llm.collective_rpc("describe_engine")
+    worker, config, variant = workers[0], llm.llm_engine.vllm_config, task.variant
+    if len(workers) != task.labels["tensor_parallel"]:
+        raise RuntimeError(f"workers: expected {task.labels['tensor_parallel']}, got {len(workers)}")
+    if any(description != worker for description in workers):
+        raise RuntimeError(f"workers: expected the same of all, got {workers}")
     if variant.backend and worker["backends"] != [variant.backend]:
         raise RuntimeError(f"attention backend: expected {variant.backend}, got {', '.join(worker['backends'])}")
     if (1 in worker["cache_bytes"]) is (variant.kv_format == "bf16"):
@@ -79,10 +85,10 @@ def kv_cache(llm):
 
 
 def prepare(llm, task: Task) -> None:
-    """Fill the cache, and spread the routing."""
+    """Fill the cache, and spread the routing, in each rank."""
     if task.spread_routing:
-        llm.collective_rpc(weights.spread_routing)
-    llm.collective_rpc(weights.fill_cache, args=(task.variant.kv_format,))
+        llm.collective_rpc("spread_routing")
+    llm.collective_rpc("fill_cache", args=(task.variant.kv_format,))
 
 
 def measure(llm, task: Task, cell: Cell, fields: dict) -> EngineRow:
@@ -109,6 +115,7 @@ def profile(llm, task: Task, cell: Cell) -> StepProfile:
 
 
 if __name__ == "__main__":
-    main(Task.model_validate_json(Path(sys.argv[1]).read_bytes()))
+    engine = main(Task.model_validate_json(Path(sys.argv[1]).read_bytes()))
     sys.stdout.flush()
-    os._exit(0)  # without the engine's teardown: all is written, and vLLM 0.33's fails with torch 2.11
+    # Without the engine's teardown: all is written, vLLM 0.33's fails with torch 2.11, and workers are waited for.
+    os._exit(0)

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from itertools import pairwise
 from statistics import median
 
-import torch
-from torch.profiler import ProfilerActivity, profile
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
@@ -65,7 +63,7 @@ def first_token_s(engine, context: int, vocabulary: int) -> list[float]:
     for index in range(max(MIN_TTFTS, min(MAX_TTFTS, TTFT_TOKENS // context))):
         name = f"first-{context}-{index}"
         content = prompt(index, context, vocabulary)
-        synchronize()
+        synchronize(engine)
         started = time.perf_counter()
         engine.add_request(name, content, sampling(8))
         while not engine.step():
@@ -110,12 +108,12 @@ def timed(engine, batch: int, steps: int) -> dict:
     gc.collect()
     gc.disable()
     try:
-        synchronize()
+        synchronize(engine)
         marks = [time.perf_counter()]
         for _ in range(steps):
             outputs = step(engine, batch)
             marks.append(time.perf_counter())
-        synchronize()
+        synchronize(engine)
         total_s = time.perf_counter() - marks[0]
     finally:
         gc.enable()
@@ -132,19 +130,22 @@ def timed(engine, batch: int, steps: int) -> dict:
 
 
 def kernels(engine, batch: int) -> list[KernelTime]:
-    """Kernels of a decode step, the longest first; on a CPU torch's operators."""
+    """Kernels of a decode step on the first rank, the longest first; on a CPU torch's operators."""
     for _ in range(WARMUP_STEPS):
         step(engine, batch)
-    on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
-        for _ in range(PROFILED_STEPS):
-            step(engine, batch)
-        synchronize()
-    times = []
-    for event in profiled.key_averages():
-        us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        name = " ".join(event.key.split())[:NAME_CHARACTERS]
-        times.append(KernelTime(name=name, calls=event.count / PROFILED_STEPS, us=round(us / PROFILED_STEPS, 2)))
+    synchronize(engine)
+    engine.collective_rpc("start_kernels")
+    for _ in range(PROFILED_STEPS):
+        step(engine, batch)
+    recorded, *_ = engine.collective_rpc("stop_kernels")
+    times = [
+        KernelTime(
+            name=" ".join(name.split())[:NAME_CHARACTERS],
+            calls=count / PROFILED_STEPS,
+            us=round(us / PROFILED_STEPS, 2),
+        )
+        for name, count, us in recorded
+    ]
     return sorted((entry for entry in times if entry.us), key=lambda entry: -entry.us)
 
 
@@ -164,6 +165,6 @@ def drop(engine, names: Sequence[str]) -> None:
             engine.step()
 
 
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def synchronize(engine) -> None:
+    """Wait for the devices of all ranks. The calling process may have none."""
+    engine.collective_rpc("wait_for_device")

@@ -6,6 +6,7 @@ from bench.engine.models import SCALE
 
 PATTERN_VALUES = 1 << 24
 ROUTER_STD = 0.02
+RANK_SEEDS = 1 << 20  # over the number of parameters; CPU generators take 32 bits
 
 
 @torch.inference_mode()
@@ -14,17 +15,18 @@ def spread_routing(worker) -> int:
 
     vLLM's dummies are within ±1e-3, norms too: router biases then decide, every token takes the same experts, and a
     step reads a fraction of the weights that it would read. Norms become 1, biases of routers 0, embeddings and routers
-    normal.
+    normal. Ranks draw the same routers, since each holds them whole, and embeddings of their own.
     """
     routers = 0
-    for name, parameter in worker.get_model().named_parameters():
+    for index, (name, parameter) in enumerate(worker.get_model().named_parameters()):
+        generator = torch.Generator(parameter.device)
         if name.endswith("router.weight"):
-            parameter.normal_(0, ROUTER_STD)
+            parameter.normal_(0, ROUTER_STD, generator=generator.manual_seed(index))
             routers += 1
         elif name.endswith("router.bias"):
             parameter.zero_()
         elif "embed" in name:
-            parameter.normal_()
+            parameter.normal_(generator=generator.manual_seed(index + RANK_SEEDS * worker.rank))
         elif "norm" in name:
             parameter.fill_(1)
     if not routers:

@@ -15,12 +15,19 @@ from bench.kinds import read
 from bench.record import files
 from bench.roofline.prediction import kv_bytes
 from bench.roofline.shape import load
-from flashinfer_patches.errors import Problem
+from flashinfer_patches.errors import EXIT_CODES, Problem
 from kernels_tests.bench.engine.samples import an_engine_result, rows_of
+from kernels_tests.bench.samples import a_result
 from vllm_launch import software
 from vllm_launch.decoder import contract
 from vllm_launch.scales import file
 
+NO_MULTICAST = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "VLLM_ALLREDUCE_USE_FLASHINFER": "0",
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+}
 REQUEST = EngineRequest(
     kind="engine",
     variants=[],
@@ -69,6 +76,36 @@ def test_a_gpt_oss_needs_a_gpu(bench, tmp_path):
     refusal = bench("stock-fp8", "--run-dir", str(tmp_path / "run"))
     assert refusal.exit_code == 4 and "--shape tiny" in refusal.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_need_two_gpus(bench, monkeypatch, tmp_path):
+    words = ["stock-bf16", "--tensor-parallel", "2", "--cells", "1x2048", "--run-dir", str(tmp_path / "run")]
+    monkeypatch.setattr(command.software, "vllm_build", lambda: ("gpu", "0.26.0"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for gpus, visible, refused in ((1, None, True), (2, None, False), (2, "1", True), (2, "0,1", False)):
+        source = a_result(gpu=True).provenance.machine.model_copy(update={"gpus": gpus})
+        monkeypatch.setattr(environment.machine, "detect", lambda _device, source=source: source)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        dry = bench(*words, "--dry-run")
+        assert dry.exit_code == 0 and ("expected 2 GPUs" in dry.stderr) is refused
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    refusal = bench(*words)
+    assert refusal.exit_code == EXIT_CODES["software"] and "got 0" in refusal.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_share_an_engine_without_nvlink_multicast(tmp_path):
+    for ranks in (1, 2):
+        request = REQUEST.model_copy(update={"tensor_parallel": ranks})
+        run = resolve(tmp_path, request, "gpu", "0.33.0", 540)
+        variables = environment.environment(run, VARIANTS[0], "nonce", tmp_path / "record.json")
+        assert all((variables.get(name) == value) is (ranks == 2) for name, value in NO_MULTICAST.items())
+        default = arguments(run, VARIANTS[0], tmp_path)
+        assert default["tensor_parallel_size"] == ranks
+        assert default["compilation_config"].get("pass_config", {}) == (
+            {"fuse_allreduce_rms": False} if ranks > 1 else {}
+        )
 
 
 def test_a_variant_of_another_release_is_refused_by_name_and_else_left_out(tmp_path):

@@ -61,3 +61,17 @@ def test_another_model_or_routing_is_refused_unless_forced(compare, changes):
 
 def test_results_of_two_kinds_are_refused(compare):
     assert compare(an_engine_result(), two_profiles()).exit_code == 2
+
+
+def test_steps_and_capacity_are_compared_with_fewer_gpus(compare):
+    changes = {"tensor_parallel": 2, "capacity_tokens": 5_000_000}
+    rows = [row.model_copy(update=changes | {"step_ms": row.step_ms / 2}) for row in rows_of("stock-bf16", "stock-fp8")]
+    second = an_engine_result(*rows, identity="b")
+    scaling = json.loads(compare(an_engine_result(), second, "--json").stdout)["scaling"]
+    assert {point["variant"] for point in scaling} == {"stock-bf16", "stock-fp8"}
+    steps = [point["ratio"] for point in scaling if point["cell"] not in (None, "full")]
+    assert all(ratio["value"] == pytest.approx(0.5) and ratio["noise"] for ratio in steps)
+    capacity = {point["variant"]: point["ratio"]["value"] for point in scaling if point["cell"] is None}
+    assert capacity["stock-bf16"] == pytest.approx(5_000_000 / 1_642_172)
+    assert "KV capacity" in compare(an_engine_result(), second).stdout
+    assert json.loads(compare(an_engine_result(), an_engine_result(identity="b"), "--json").stdout)["scaling"] == []

@@ -31,8 +31,9 @@ def test_rows_keep_their_piece():
         {"compilation": "default"},
         {"routing": "dummy"},
         {"rows": [row.model_copy(update={"vllm": "0.33.0"}) for row in rows_of()]},
+        {"rows": [row.model_copy(update={"tensor_parallel": 2}) for row in rows_of()]},
     ],
-    ids=lambda changes: next(iter(changes)),
+    ids=["shape", "compilation", "routing", "vllm", "tensor_parallel"],
 )
 def test_results_of_other_conditions_are_refused(changes):
     with pytest.raises(Problem) as caught:

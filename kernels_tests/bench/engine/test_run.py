@@ -30,6 +30,15 @@ def test_stock_bf16_is_always_measured_and_first(fake_engines):
     assert {row.cache for row in result.rows} == {"assumed"} and {row.vllm for row in result.rows} == {"0.32.0"}
 
 
+def test_rows_hold_their_number_of_gpus_and_old_rows_a_single_gpu(fake_engines):
+    result = fake_engines.execute("stock-fp8", tensor_parallel=2)
+    assert {row.tensor_parallel for row in result.rows} == {2} and result.tensor_parallel == 2
+    content = result.model_dump(mode="json")
+    for row in content["rows"]:
+        del row["tensor_parallel"]
+    assert EngineResult.model_validate(content).tensor_parallel == 1
+
+
 def test_later_starts_measure_judged_cells_alone(fake_engines):
     result = fake_engines.execute(cells=(), starts=2)
     assert len(cells_of(result, "stock-bf16")) == 10

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from bench.engine.engines import reason
+from bench.engine.environment import OF_RANKS
 from bench.record.files import write_text
 from vllm_launch import profile
 from vllm_launch.decoder.contract import INT8, KV_FORMAT, KV_SCALES
@@ -50,6 +51,10 @@ ARGUMENTS = {
 }
 GRAPH_SIZES = {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}
 UNCOMPILED = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+UNFUSED = {"pass_config": {"fuse_allreduce_rms": False}}  # with several ranks, as OF_RANKS
+RANK_CHECKS = "kernels_tests.vllm_launch.plugin.ranks.RankChecks"
+GPU_RANK = "kernels_tests.vllm_launch.plugin.gpu_rank.GpuRank"
+CPU_RANK = "kernels_tests.vllm_launch.plugin.cpu_rank.CpuRank"
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 FP8, TOKEN_INT8 = {"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": INT8}
 SCALES = profile.FOLDER / "tiny_gpt_oss.int8.safetensors"
@@ -59,7 +64,8 @@ STATIC = {KV_FORMAT: "int8", KV_SCALES: str(SCALES)}
 class Engine(NamedTuple):
     """arguments: of vLLM. kv_format: as the record names it. is_ours: with our backend.
 
-    small_scratch: its prefill has memory for two steps only. fa2: it prefills as on other GPUs than Hopper.
+    small_scratch: its prefill has memory for two steps only. fa2: it prefills as on other GPUs than Hopper. ranks: GPUs
+    that share its heads, or processes on a CPU.
     """
 
     arguments: dict
@@ -67,6 +73,7 @@ class Engine(NamedTuple):
     is_ours: bool = True
     small_scratch: bool = False
     fa2: bool = False
+    ranks: int = 1
 
 
 SKIP_SLIDING = {"kv_cache_dtype_skip_layers": ["sliding_window"]}
@@ -87,7 +94,12 @@ ENGINES = {
     "int8-static": Engine(FP8, "int8-static"),
     "bf16-fa2": Engine({}, fa2=True),
     "fp8-fa2": Engine(FP8, "e4m3", fa2=True),
+    "stock-bf16-tp2": Engine({}, is_ours=False, ranks=2),
+    "bf16-tp2": Engine({}, ranks=2),
+    "fp8-tp2": Engine(FP8, "e4m3", ranks=2),
+    "int8-tp2": Engine(TOKEN_INT8, "int8", ranks=2),
 }
+SINGLE_RANK = [name for name, engine in ENGINES.items() if engine.ranks == 1]
 Verdict = tuple[bool, str]
 LOG = "engines.log"
 
@@ -97,22 +109,25 @@ def device() -> Literal["cpu", "gpu"]:
 
 
 def start(name: str, *, compiled: bool = False, **arguments):
-    """Start the engine in this process, all memory that it gets filled with NaN; returns vLLM's LLM."""
+    """Start the engine in this process, all memory that it gets filled with NaN; returns vLLM's LLM.
+
+    With several ranks their workers are processes of their own, which fill their memory themselves.
+    """
     engine, on_gpu = ENGINES[name], device() == "gpu"
-    if on_gpu:
-        filled = torch.full((int(torch.cuda.mem_get_info()[0] * NAN_SHARE) // 4,), torch.nan, device="cuda")
-        del filled
+    if on_gpu and engine.ranks == 1:
+        fill_memory_with_nan()
     from vllm import LLM
 
     from vllm_launch.plugin.attention import buffers
 
     of_device = _gpu_arguments(engine, compiled) if on_gpu else _cpu_arguments(engine)
-    settings = ARGUMENTS | of_device | engine.arguments | arguments
+    of_ranks = {"tensor_parallel_size": engine.ranks, "worker_extension_cls": RANK_CHECKS}
+    settings = ARGUMENTS | of_device | of_ranks | engine.arguments | arguments
     if engine.small_scratch:
         buffers.SCRATCH_BYTES = ROW_BYTES * 2 * (settings["max_num_batched_tokens"] + WINDOW)
     llm = LLM(**settings)
     if engine.is_ours:
-        llm.collective_rpc(fill_cache_with_nan)
+        llm.collective_rpc("fill_cache_with_nan")
     return llm
 
 
@@ -129,29 +144,32 @@ def _gpu_arguments(engine: Engine, compiled: bool) -> dict:
     return {
         "gpu_memory_utilization": 0.1,
         "kv_cache_memory_bytes": 4 * 2**30,
-        "compilation_config": GRAPH_SIZES | ({} if compiled else UNCOMPILED),
+        "compilation_config": GRAPH_SIZES | ({} if compiled else UNCOMPILED) | (UNFUSED if engine.ranks > 1 else {}),
         **({"attention_backend": "CUSTOM"} if engine.is_ours else {}),
+        **({"worker_cls": GPU_RANK} if engine.ranks > 1 else {}),
     }
 
 
 def _cpu_arguments(engine: Engine) -> dict:
-    """Arguments on a CPU; registers `cpu_backend`, or without our backend a stock one that rounds FP8 right."""
+    """Arguments on a CPU; registers its backend."""
+    register_cpu_backend(engine.is_ours)
+    return {"enforce_eager": True} | ({"worker_cls": CPU_RANK} if engine.is_ours and engine.ranks > 1 else {})
+
+
+def register_cpu_backend(is_ours: bool) -> None:
+    """Register `cpu_backend` in this process, or without our backend a stock one that rounds FP8 right."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from vllm_launch import plugin
 
     ours = "kernels_tests.vllm_launch.plugin.cpu_backend.SinkBackend"
-    register_backend(
-        AttentionBackendEnum.CPU_ATTN, ours if engine.is_ours else plugin.CPU_BACKENDS[plugin.cpu_attention()]
-    )
-    return {"enforce_eager": True}
+    register_backend(AttentionBackendEnum.CPU_ATTN, ours if is_ours else plugin.CPU_BACKENDS[plugin.cpu_attention()])
 
 
-def fill_cache_with_nan(worker) -> None:
-    """Fill every byte of a worker's KV cache with NaN."""
-    for cache in worker.model_runner.kv_caches:
-        storage = cache.untyped_storage()
-        torch.empty(0, dtype=torch.uint8, device=cache.device).set_(storage).fill_(NAN_BYTE)
+def fill_memory_with_nan() -> None:
+    """Fill a share of the current GPU's free memory with NaN; torch's allocator keeps it for this process."""
+    filled = torch.full((int(torch.cuda.mem_get_info()[0] * NAN_SHARE) // 4,), torch.nan, device="cuda")
+    del filled
 
 
 def core(llm):
@@ -240,6 +258,7 @@ def _run_process(name: str, out: Path, deadline: float) -> str | None:
         "VLLM_PORT": str(FIRST_PORT + PORTS * list(ENGINES).index(name)),
     }
     environment |= STATIC if ENGINES[name].kv_format == "int8-static" else {}
+    environment |= OF_RANKS[device()] if ENGINES[name].ranks > 1 else {}
     module, log, seconds = sys.modules["__main__"].__spec__.name, out / f"{name}.log", deadline - time.time()
     command = [sys.executable, "-m", module, *sys.argv[1:], "--out", str(out), "--serve", name]
     for path in (out / f"{name}.json", out / f"{name}.record.json"):

@@ -68,7 +68,7 @@ def serve(arguments: argparse.Namespace) -> dict:
             "preempted_answers": len(traffic_round.preemptions.keys() & traffic_round.answers.keys()),
             "leftovers": traffic.leftovers(llm) | {"aborted": len(traffic_round.survivors)},
             **compare(llm, prompts, alone, requests, traffic_round.answers, scored),
-            "memory": traffic.memory(),
+            "memory": traffic.memory(llm),
         }
         longest_s = max(longest_s, time.time() - started)
         result["rounds"].append(entry | {"s": round(time.time() - started, 1)})

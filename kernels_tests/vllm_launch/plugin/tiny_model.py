@@ -44,6 +44,10 @@ COMPARISONS = (
     Comparison("int8-static", "bf16", *INT8_STATIC_BOUNDS, only_ties=True),
     Comparison("bf16-fa2", "bf16", *BF16_BOUNDS, only_ties=True),
     Comparison("fp8-fa2", "fp8", *BF16_BOUNDS, only_ties=True),
+    Comparison("stock-bf16-tp2", "stock-bf16", *BF16_BOUNDS, only_ties=True),
+    Comparison("bf16-tp2", "stock-bf16-tp2", *BF16_BOUNDS, only_ties=True),
+    Comparison("fp8-tp2", "stock-bf16-tp2", *FP8_BOUNDS, only_ties=False),
+    Comparison("int8-tp2", "bf16-tp2", *INT8_BOUNDS, only_ties=True),
 )
 # Decode against own prefill, by the largest of the scored answers; those of int8 set before the first run.
 PATHS_BOUNDS = {"bf16": 0.04, "e4m3": 0.09, "int8": 0.05, "int8-static": 0.06}
@@ -110,7 +114,7 @@ def _own_paths(name: str, result: dict) -> list[Verdict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="leave out longer prompts")
-    names = [name for name in ENGINES if name != "fp8-small-scratch"]
+    names = [name for name in engines.SINGLE_RANK if name != "fp8-small-scratch"]
     parser.set_defaults(names=names)
     return engines.run(parser, serve, judge, always=["stock-bf16"], comparisons=COMPARISONS)
 

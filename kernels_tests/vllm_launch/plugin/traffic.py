@@ -1,13 +1,13 @@
 """Random requests against an engine in this process, some aborted at random moments; and what it holds afterwards."""
 
 import gc
+import os
 from collections import Counter, deque
 from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
 import psutil
-import torch
 
 from kernels_tests.vllm_launch.plugin import answers, engines
 from kernels_tests.vllm_launch.plugin.ties import Answer
@@ -118,25 +118,18 @@ def leftovers(llm) -> dict[str, int]:
     """What an engine without requests still holds, by where it is; nothing but zeros if it leaks nothing."""
     scheduler = engines.core(llm).scheduler
     blocks = scheduler.kv_cache_manager.block_pool
-    (of_runner,) = llm.collective_rpc(runner_requests)
     return {
         "KV blocks": blocks.num_gpu_blocks - 1 - blocks.get_num_free_blocks(),  # block 0 is never used
         "scheduler": len(scheduler.requests) + len(scheduler.running) + len(scheduler.waiting),
         "output processor": len(llm.llm_engine.output_processor.request_states),
-        "model runner": of_runner,
+        "model runner": sum(llm.collective_rpc("runner_requests")),
     }
 
 
-def runner_requests(worker) -> int:
-    """Requests that a worker's model runner holds: V1 keeps them in `requests`, V2 in `req_states`."""
-    runner = worker.model_runner
-    return len(runner.req_states.req_id_to_index if hasattr(runner, "req_states") else runner.requests)
-
-
-def memory() -> dict[str, int]:
-    """Bytes that this process holds: RSS, and on a GPU of torch's allocator."""
+def memory(llm) -> dict[str, int]:
+    """Bytes that the engine's processes hold together: RSS, and on GPUs of torch's allocators."""
     gc.collect()
-    held = {"RSS": psutil.Process().memory_info().rss}
-    if torch.cuda.is_available():
-        held |= {"GPU allocated": torch.cuda.memory_allocated(), "GPU reserved": torch.cuda.memory_reserved()}
-    return held
+    ranks = llm.collective_rpc("rank_memory")
+    processes = {os.getpid(): psutil.Process().memory_info().rss} | {rank["pid"]: rank["RSS"] for rank in ranks}
+    of_gpus = {key: sum(rank[key] for rank in ranks) for key in ranks[0] if key.startswith("GPU")}
+    return {"RSS": sum(processes.values())} | of_gpus

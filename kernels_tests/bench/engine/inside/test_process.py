@@ -83,3 +83,15 @@ def test_dummy_routing_and_prefilled_prompts(tmp_path):
     assert invocation.exit_code == 0, invocation.output
     (row,) = read(tmp_path / "run").rows
     assert (row.distinct_tokens, row.cache) == (1, "prefilled")
+
+
+def test_two_ranks_share_an_engine(folder, tmp_path):
+    """The cache is filled in each rank's process; each has half of the KV heads."""
+    words = ["stock-bf16", "--shape", "tiny", "--cells", "4x512", "--starts", "1", "--steps", "4"]
+    words += ["--tensor-parallel", "2", "--run-dir", str(tmp_path / "run")]
+    invocation = CliRunner().invoke(cli.bench, ["engine", *words])
+    assert invocation.exit_code == 0, invocation.output
+    (row,) = read(tmp_path / "run").rows
+    assert (row.error, row.tensor_parallel, row.backend, row.batch) == (None, 2, "CPU_ATTN", 4)
+    assert row.distinct_tokens > 1
+    assert row.capacity_tokens == pytest.approx(2 * rows(folder, "stock-bf16")["4x512"].capacity_tokens, rel=0.02)

@@ -25,7 +25,7 @@ class FakeEngine:
 
     def __init__(self, room=100, delay=0):
         self.room, self.delay = room, delay
-        self.requests, self.aborted, self.lengths, self.count = {}, [], [], 0
+        self.requests, self.aborted, self.lengths, self.calls, self.count = {}, [], [], [], 0
 
     def add_request(self, name, content, _sampling):
         self.requests[name] = AssumedCache.assumed
@@ -35,6 +35,10 @@ class FakeEngine:
         self.aborted += names
         for name in names:
             self.requests.pop(name, None)
+
+    def collective_rpc(self, method):
+        self.calls.append(method)
+        return [[("short", 8, 4.0), ("long  kernel", 4, 400.0), ("idle", 4, 0.0)], [("other rank", 4, 800.0)]]
 
     def step(self):
         self.count += 1
@@ -76,6 +80,20 @@ def test_a_step_in_which_a_sequence_is_missing_ends_the_cell():
         engine.room = 3
         with pytest.raises(steps.CellError, match="3 of 4"):
             steps.timed(engine, count, 4)
+
+
+def test_all_ranks_are_synchronised_around_timed_steps_alone():
+    engine = FakeEngine()
+    decode(engine, "4x512", 4)
+    assert engine.calls == ["wait_for_device"] * 2
+
+
+def test_kernels_are_the_first_ranks():
+    engine = FakeEngine()
+    with steps.decoding(engine, parse("4x512"), 4, 4, 1000, False):
+        times = steps.kernels(engine, 4)
+    assert [(entry.name, entry.calls, entry.us) for entry in times] == [("long kernel", 1, 100.0), ("short", 2, 1.0)]
+    assert engine.calls[-2:] == ["start_kernels", "stop_kernels"]
 
 
 @pytest.mark.parametrize("prefill", [True, False])

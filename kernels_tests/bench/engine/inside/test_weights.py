@@ -44,8 +44,8 @@ def model():
     return Model()
 
 
-def a_worker(*caches, model=None):
-    return SimpleNamespace(model_runner=SimpleNamespace(kv_caches=list(caches)), get_model=lambda: model)
+def a_worker(*caches, model=None, rank=0):
+    return SimpleNamespace(model_runner=SimpleNamespace(kv_caches=list(caches)), get_model=lambda: model, rank=rank)
 
 
 def test_dummies_use_the_same_experts_and_spread_weights_all(model):
@@ -53,6 +53,16 @@ def test_dummies_use_the_same_experts_and_spread_weights_all(model):
     assert weights.spread_routing(a_worker(model=model)) == 2
     assert model.experts(64) == EXPERTS
     assert not any(layer.router.bias.any() for layer in model.layers)
+
+
+def test_ranks_have_the_same_routers_and_embeddings_of_their_own():
+    ranks = [Model(), Model()]
+    for rank, model in enumerate(ranks):
+        torch.manual_seed(rank)  # ranks may have drawn different numbers before
+        weights.spread_routing(a_worker(model=model, rank=rank))
+    routers = [model.layers[1].router.weight for model in ranks]
+    assert torch.equal(*routers) and not torch.equal(routers[0], ranks[0].layers[0].router.weight)
+    assert not torch.equal(*(model.embedding.weight for model in ranks))
 
 
 def test_a_model_without_routers_is_refused():

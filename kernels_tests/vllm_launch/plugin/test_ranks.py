@@ -1,0 +1,60 @@
+"""Engines with two ranks on a CPU, each with one of the tiny model's KV heads, and how tests reach their workers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+import torch
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from kernels_tests.vllm_launch.plugin import engines, tiny_model
+from kernels_tests.vllm_launch.plugin.ranks import RankChecks
+from kernels_tests.vllm_launch.plugin.test_registration import REPO
+
+
+def test_engines_with_ranks_run_where_they_are_named_alone():
+    assert {name for name, engine in engines.ENGINES.items() if engine.ranks > 1} == {
+        *("stock-bf16-tp2", "bf16-tp2", "fp8-tp2", "int8-tp2")
+    }
+    assert not any(name.endswith("-tp2") for name in engines.SINGLE_RANK)
+    references = {entry.candidate: entry.reference for entry in tiny_model.COMPARISONS}
+    assert references["fp8-tp2"] == references["bf16-tp2"] == "stock-bf16-tp2" and references["int8-tp2"] == "bf16-tp2"
+
+
+def test_no_method_is_vllms_own():
+    """vLLM refuses an extension that hides a method of its worker."""
+    methods = {name for name in vars(RankChecks) if not name.startswith("__")}
+    assert methods and not any(hasattr(CPUWorker, name) for name in methods)
+
+
+def test_every_byte_of_a_ranks_cache_is_nan():
+    worker, cache = RankChecks(), torch.zeros(4, 8, dtype=torch.bfloat16)
+    worker.model_runner = type("Runner", (), {"kv_caches": [cache], "requests": {"a": None}})
+    worker.fill_cache_with_nan()
+    assert cache.isnan().all() and cache.view(torch.float8_e4m3fn).float().isnan().all()
+    assert worker.runner_requests() == 1 and worker.rank_memory()["pid"] == os.getpid()
+
+
+@pytest.mark.long
+@pytest.mark.server
+@pytest.mark.fp8_cache
+def test_two_ranks_answer_as_stock_vllm_does(tmp_path):
+    path = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "kernels_tests.vllm_launch.plugin.tiny_model", "--longest", "1024", "--jobs", "1"]
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path), "bf16-tp2"],
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-2000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {*results} == {"stock-bf16", "stock-bf16-tp2", "bf16-tp2"}
+    assert "Worker_TP1" in (tmp_path / "engines.log").read_text()
