@@ -1,9 +1,6 @@
 """Engines with two ranks on a CPU, each with one of the tiny model's KV heads, and how tests reach their workers."""
 
-import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -14,7 +11,6 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from kernels_tests.vllm_launch.plugin import engines, tiny_model
 from kernels_tests.vllm_launch.plugin.ranks import RankChecks
-from kernels_tests.vllm_launch.plugin.test_registration import REPO
 
 
 def test_engines_with_ranks_run_where_they_are_named_alone():
@@ -38,23 +34,3 @@ def test_every_byte_of_a_ranks_cache_is_nan():
     worker.fill_cache_with_nan()
     assert cache.isnan().all() and cache.view(torch.float8_e4m3fn).float().isnan().all()
     assert worker.runner_requests() == 1 and worker.rank_memory()["pid"] == os.getpid()
-
-
-@pytest.mark.long
-@pytest.mark.server
-@pytest.mark.fp8_cache
-def test_two_ranks_answer_as_stock_vllm_does(tmp_path):
-    path = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "kernels_tests.vllm_launch.plugin.tiny_model", "--longest", "1024", "--jobs", "1"]
-    ended = subprocess.run(
-        [*command, "--out", str(tmp_path), "bf16-tp2"],
-        cwd=REPO,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-2000:]
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert {*results} == {"stock-bf16", "stock-bf16-tp2", "bf16-tp2"}
-    assert "Worker_TP1" in (tmp_path / "engines.log").read_text()
