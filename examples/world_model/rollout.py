@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # of a CPU: for tensors of one clip more gain nothing, and lose beside other programs
     try:
         run(options)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
