@@ -19,6 +19,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 CORES = 2  # limits are given for this many idle cores
 libc = ctypes.CDLL(None)
+spawned = set()  # pids of processes that `spawn` has started: their exit codes are for Popen
 
 
 def scaled(seconds):
@@ -46,7 +47,9 @@ def spawn(command, **options):
         if os.getppid() != parent:  # it was killed before the line above
             os._exit(1)
 
-    return subprocess.Popen(command, preexec_fn=die_with_parent, **options)
+    process = subprocess.Popen(command, preexec_fn=die_with_parent, **options)
+    spawned.add(process.pid)
+    return process
 
 
 def output(process, seconds):
@@ -72,7 +75,7 @@ def completed(command, seconds, **options):
 
 @contextmanager
 def watched():
-    """Yields a function that lists the live processes started since; kills what is left at the end."""
+    """Yields a function that lists the live processes started since; kills and reaps what is left at the end."""
     previous = ctypes.c_int()
     libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(previous), 0, 0, 0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -89,7 +92,16 @@ def watched():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             time.sleep(0.05)
+        reap_adopted(before)
         libc.prctl(PR_SET_CHILD_SUBREAPER, previous.value, 0, 0, 0)
+
+
+def reap_adopted(before):
+    """Reap the ended children that were neither there before nor spawned: their own parents died first."""
+    for process in psutil.Process().children():
+        if process not in before and process.pid not in spawned and not alive(process.pid):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
 
 
 def free_port():

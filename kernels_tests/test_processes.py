@@ -2,9 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kernels_tests import processes
@@ -57,6 +59,20 @@ def test_a_command_over_its_limit_fails_and_is_ended_with_its_children(monkeypat
         with pytest.raises(AssertionError, match="timed out"):
             completed(["sh", "-c", "sleep 600 & sleep 600"], 0.5)
         assert not live()
+
+
+@pytest.mark.parametrize("ends_before", [False, True])
+def test_adopted_processes_leave_no_zombie(ends_before):
+    with watched() as live:
+        run = spawn(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+        orphan = int(run.stdout.readline())
+        run.kill()
+        wait_for(lambda: {process.pid for process in live()} == {orphan})
+        if ends_before:
+            os.kill(orphan, signal.SIGKILL)
+            wait_for(lambda: not live())
+    assert not psutil.pid_exists(orphan)
+    assert run.wait() == -signal.SIGKILL, "the exit code of a spawned process is kept"
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,9 @@ def scaling(a: EngineResult, b: EngineResult) -> list[dict]:
     points = []
     for name in NAMES:
         sides = [ratios.of_piece(_measured(side), name) for side in (b, a)]
-        for cell in order([cell for cell in _samples(sides[0], name) if cell in _samples(sides[1], name)]):
-            ratio = noise.ratios(*({cell: _samples(side, name)[cell]} for side in sides))[cell]
+        samples = [_samples(side, name) for side in sides]
+        for cell in order([cell for cell in samples[0] if cell in samples[1]]):
+            ratio = noise.ratios(*({cell: values[cell]} for values in samples))[cell]
             points.append({"variant": name, "cell": cell, "ratio": _plain(ratio)})
         tokens = [
             [row.capacity_tokens for row in side if row.variant == name and row.capacity_tokens] for side in sides

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bench.engine.environment import OF_RANKS
 from flashinfer_patches.errors import Problem
 from fp8_sinks.cli import main
 from kernels_tests.processes import free_port
@@ -74,6 +75,14 @@ def test_vllm_parses_the_dry_runs_and_the_documented_commands(fit_machine, model
         assert key.replace("-", "_") in names
     for names in parsed[len(words) :]:
         assert {"data_parallel_size", "attention_backend"} <= {*names}
+
+
+def test_the_documented_variables_are_those_of_the_engine_bench():
+    text = (REPO / "docs" / "profiles.md").read_text(encoding="utf-8")
+    exports = re.findall(r"^export (.*)", text.partition("## Several GPUs")[2], re.MULTILINE)
+    variables = dict(word.split("=") for line in exports for word in line.split())
+    assert variables == {name: value for name, value in OF_RANKS["gpu"].items() if name in variables}
+    assert {*OF_RANKS["gpu"]} - {*variables} == {"VLLM_WORKER_MULTIPROC_METHOD"}
 
 
 def test_the_launcher_refuses_ranks_on_several_hosts():

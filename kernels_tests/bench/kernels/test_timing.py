@@ -50,7 +50,7 @@ def test_outputs_of_eager_calls_are_cleared_before_the_replays(monkeypatch):
 
 
 def test_between_us_is_the_pairs_less_the_additions(monkeypatch):
-    """Ten calls: graphs of 50 us alone, 90 us with an addition after each, 20 us of additions; flushed each time."""
+    """Ten calls: graphs of 50 us alone, 90 us with an addition after each, 20 us of additions."""
     sequence, graphs = [], []
 
     def captured(calls):
@@ -58,11 +58,10 @@ def test_between_us_is_the_pairs_less_the_additions(monkeypatch):
         steps = graphs[-1]
         pairs = "add" in steps and "call" in steps
         microseconds = 90.0 if pairs else 50.0 if "call" in steps else 20.0
-        return lambda: [timing._flush(), microseconds * 1e-3][1]
+        return lambda: [sequence.append("replay"), microseconds * 1e-3][1]
 
     monkeypatch.setattr(timing, "_captured", captured)
     monkeypatch.setattr(timing, "_warm_up", lambda calls: sequence.append(len(calls)))
-    monkeypatch.setattr(timing, "_flush", lambda: sequence.append("flush"))
     monkeypatch.setattr(timing, "_addition", lambda: lambda: "add")
     timing._additions_us.cache_clear()
     calls = [lambda: "call"] * 10
@@ -70,7 +69,7 @@ def test_between_us_is_the_pairs_less_the_additions(monkeypatch):
     timing._additions_us.cache_clear()
     assert (alone, between) == (pytest.approx(5.0), pytest.approx(9.0 - 2.0))
     assert graphs == [["call"] * 10, ["call", "add"] * 10, ["add"] * 10]
-    assert sequence[:3] == [1, "clear", "flush"] and sequence.count(1) == 2, "a single call before each first capture"
+    assert sequence[:3] == [1, "clear", "replay"] and sequence.count(1) == 2, "a single call before each first capture"
 
 
 def test_the_fastest_setting_is_that_of_the_smallest_median():
