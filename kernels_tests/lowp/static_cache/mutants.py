@@ -38,7 +38,7 @@ def mutated(old: str, new: str, folder: Path):
 
 @triton.jit
 def rounded(x, v):
-    """Round fp32 to the nearest value of BF16, ties to even, where v's fp32 stands for BF16: the interpreter truncates."""
+    """Round fp32 to the nearest BF16, ties to even, where v in fp32 stands for BF16: the interpreter truncates."""
     if v.dtype == tl.float32:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
