@@ -24,7 +24,7 @@ from vllm_launch.terminal import exit_on_problems
 def static_cache_command(write_report, run_dir, resume, dry_run, as_json):
     """Time attention over quantised rings of frames on this GPU, against BF16 and the earlier rolled cache; minutes.
 
-    Finish an interrupted run with --resume. Exit code 3: a gate failed.
+    Finish an interrupted run with --resume. Exit code 3: a gate failed; 4: our kernel did not run.
     """
     if resume and run_dir:
         raise click.UsageError("--resume names the folder; give no --run-dir")
@@ -41,6 +41,9 @@ def static_cache_command(write_report, run_dir, resume, dry_run, as_json):
     result = run_in_folder(folder, request, lambda display: run.execute(folder, display, command), write_report)
     if as_json:
         click.echo(result.model_dump_json(indent=1))
+    errors = [row.error for row in result.rows if row.backend == "triton"]
+    if errors and all(errors):
+        raise Problem("software", f"our kernel did not run; first error: {errors[0]}", "the report has every error")
     if failed := [gate for gate in gates(result) if gate.verdict == "FAILED"]:
         first = failed[0]
         message = f"{len(failed)} gates failed; first: {first.name}: {first.value}, expected {first.bound}"

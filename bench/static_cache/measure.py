@@ -129,7 +129,7 @@ def _rolled_frame(point: Point, backend: str, name: str) -> dict:
         for step in range(STEPS):
             for k_side, v_side in sides:
                 x = attention(x, rolled.concatenate(k_side, k), rolled.concatenate(v_side, v))
-                if step == STEPS - 1:
+                if step == STEPS - 1:  # the new windows are dropped: each replay of the graph reads the same ones
                     rolled.commit(k_side, k, storage.k_format)
                     rolled.commit(v_side, v, storage.v_format)
         return x
@@ -167,7 +167,7 @@ def full_cache(point: Point, name: str) -> QuantizedStaticCache:
 
 
 def draw(point: Point) -> list[torch.Tensor]:
-    """Return q, k and v of a frame."""
+    """Return q, k and v of a frame, BF16 [1, heads, frame_tokens, head_dim]."""
     return list(torch.randn(3, 1, HEADS, point.frame_tokens, HEAD_DIM, dtype=torch.bfloat16, device=DEVICE))
 
 

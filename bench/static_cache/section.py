@@ -11,9 +11,9 @@ from bench.static_cache.shapes import BF16, FLOPS, HEAD_DIM, HEADS, STORAGES, wi
 
 NOTE = (
     "us: microseconds of one layer, median of the replays of a CUDA graph; layers rotate through more than the GPU's"
-    f" own cache. Predicted: bytes at this run's read ceiling, or arithmetic at {FLOPS / 1e12:g} TFLOP/s. relL2: worst"
-    " head against fp32 attention over the dequantised cache. A frame is two attentions and a commit; rolled: the"
-    " window is moved, dequantised and concatenated, as the earlier design did."
+    f" own cache. Predicted: bytes at this run's read ceiling, or arithmetic at an assumed {FLOPS / 1e12:g} TFLOP/s."
+    " relL2: worst head against fp32 attention over the dequantised cache. A frame is two attentions and a commit;"
+    " rolled: the window is moved, dequantised and concatenated, as the earlier design did."
 )
 
 

@@ -6,7 +6,7 @@
 constexpr int kHeadDim = HEAD_DIM;               // 64 or 128
 constexpr bool kQueryBf16 = QUERY_BF16;          // the query and the output: bf16 or fp16
 constexpr bool kE4m3 = KV_E4M3, kInt8 = KV_INT8; // the cache: e4m3, int8, or 16 bits:
-constexpr bool kKvBf16 = KV_BF16;                //   bf16 (the MMAs run in bf16), else fp16 (in fp16, as for 8 bits)
+constexpr bool kKvBf16 = KV_BF16;                //   bf16 (the MMAs run in bf16), else fp16 (in fp16, as for 8 bits but int8's keys)
 constexpr int kQueryTokens = QUERY_TOKENS;       // 1 to 4, the last positions of the sequence
 constexpr int kGroupTiles = GROUP_TILES;         // columns (query heads of a KV head x query tokens), in tiles of 8
 constexpr bool kTokenScales = TOKEN_SCALES;      // one scale per token and head, else per head; of the keys only

@@ -26,7 +26,8 @@ DEVICE void compute_integer_scores(Scores& s, const Query& q, unsigned k) {
   }
 }
 
-// ---- values: a byte whose sign bit is turned is the value + 128; as an fp16, a subnormal, (value + 128) int8_unit()
+// ---- values: a byte whose sign bit is turned is the value + 128; as an fp16, a subnormal, (value + 128) int8_unit().
+// A function: NVRTC lists a constant of the file in every build, of other formats too.
 DEVICE float int8_unit() { return 0x1p-24f; }
 
 DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) {
@@ -48,8 +49,8 @@ DEVICE void load_int8_columns(Columns& a, const Reader& reader, unsigned stage) 
       }
 }
 
-// An MMA sums the weights x -128 int8_unit(). The next step adds that to the output, when it has long arrived; with many
-// columns, which have no registers for it, the same.
+// An MMA sums the weights x -128 int8_unit(). The next step adds that to the output, when it has long arrived; many
+// columns have no registers to keep it, and add it in the same step.
 DEVICE void sum_offset(State& st, const Weights& w) {
   constexpr unsigned kPair = 0x80808080u;  // -128 int8_unit(), twice
 #pragma unroll

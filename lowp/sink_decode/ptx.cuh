@@ -126,11 +126,6 @@ DEVICE uint4 load_matrices_transposed(unsigned a) {
                : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(a));
   return r;
 }
-DEVICE float load_shared_float(unsigned a) {
-  float r;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(r) : "r"(a));
-  return r;
-}
 DEVICE void store_shared_4(unsigned a, unsigned x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(a), "r"(x) : "memory"); }
 
 // Asynchronous copies from global to shared memory; groups complete in order.

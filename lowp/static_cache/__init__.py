@@ -1,4 +1,4 @@
-"""Static KV caches for FlexAttention: a ring of frames for each layer, in a storage format, and attention over it."""
+"""Static KV caches: a ring of frames for each layer, in a storage format, and attention over it."""
 
 from lowp.static_cache.api import attend
 from lowp.static_cache.cache import QuantizedStaticCache, StaticCache

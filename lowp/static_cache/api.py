@@ -21,8 +21,10 @@ def attend(
     q, new_k, new_v: [batch, heads, frame_tokens, head_dim], contiguous, the cache's dtype; keys rotated. Every query
         sees the whole window and the whole frame. The frame is not committed: call `cache.update` after `attend`.
     backend: `reference` dequantises. `flex` reads the stored codes; on a GPU call it in compiled code, since outside it
-        builds the whole score matrix.
-    Raises ValueError (shape, layer, backend), TypeError (dtype), NotImplementedError (storage that a backend lacks).
+        builds the whole score matrix. `triton` reads every quantised storage by a kernel of ours: on a GPU, for
+        caches in BF16 with head_dim 32, 64 or 128.
+    Raises ValueError (shape, layer, backend), TypeError (dtype), NotImplementedError (storage, dtype, head_dim or
+    device that a backend lacks).
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")

@@ -1,8 +1,8 @@
 """FlexAttention over a ring: the kernel casts stored codes in registers, no dequantised copy is made.
 
 K's scale multiplies the score in `score_mod`. V's scale must be one of each head: it multiplies the output. A scale per
-slot of V would have to multiply the probabilities after the sum, which FlexAttention cannot. It does not read block
-scales and two values in a byte either. `fused` does all of this.
+slot of V would have to multiply the probabilities after the sum, which FlexAttention cannot. Nor does it read
+block scales and two values in a byte. `fused` does all of this.
 """
 
 import torch

@@ -67,6 +67,8 @@ def choose_launch(rows: int, frame_tokens: int, window: int, sms: int, shared_by
     Programs run in waves of those that an SM holds, limited by registers. A program takes the time of its tiles, and of
     SPLIT_TILES more for its start and its output in fp32, which is read again. All outputs together are under a tenth
     of the window in BF16.
+
+    rows: sequences x heads. window: tokens of history. shared_bytes: of shared memory that a block may have.
     """
     block_m = min(128, max(16, 1 << (frame_tokens - 1).bit_length()))
     warps, resident = {16: (4, 3), 32: (4, 3), 64: (4, 2), 128: (8, 1)}[block_m]
@@ -96,11 +98,14 @@ def ring_attention(
     k_scaling: str,
     v_scaling: str,
 ) -> torch.Tensor:
+    """Launch the kernel; shapes and dtypes as in `triton_kernel.attend_split`, scales none, fixed, token or block.
+
+    Raises NotImplementedError on a CPU outside Triton's interpreter.
+    """
     if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise NotImplementedError(f"triton needs a GPU; got tensors on {q.device}")
-    from lowp.static_cache import (
-        triton_kernel as kernels,  # not at import: where no GPU is, triton may not be installed
-    )
+    # Not at import: where no GPU is, triton may not be installed.
+    from lowp.static_cache import triton_kernel as kernels
 
     batch, heads, frame_tokens, head_dim = q.shape
     rows = batch * heads

@@ -7,10 +7,10 @@ import torch
 from click.testing import CliRunner
 
 from bench.cli import bench
-from bench.static_cache import measure, run, shapes
+from bench.static_cache import command, measure, run, shapes
 from bench.static_cache.run import StaticCacheRequest
 from bench.static_cache.shapes import BF16, FRAME_STORAGES, INT8, POINTS, Point
-from kernels_tests.bench.static_cache.samples import CEILING, a_row, a_static_cache_result
+from kernels_tests.bench.static_cache.samples import CEILING, a_failed_row, a_row, a_static_cache_result
 from vllm_launch.terminal import Display
 
 QUIET = Display(*[lambda _: None] * 3)
@@ -53,6 +53,15 @@ def test_a_resumed_run_measures_the_remaining_points(tmp_path, monkeypatch):
     written = run.execute(tmp_path, QUIET, [])
     assert measured == [POINTS[2]] and [row.point for row in written.rows] == POINTS[:3]
     assert json.loads((tmp_path / "result.json").read_text())["kind"] == StaticCacheRequest().kind
+
+
+@pytest.mark.parametrize(("ran", "exit_code"), [(False, 4), (True, 0)])
+def test_a_kernel_that_never_ran_is_a_problem(tmp_path, monkeypatch, ran, exit_code):
+    result = a_static_cache_result(None if ran else [a_failed_row("attention", "ring", "triton", INT8, POINTS[0])])
+    monkeypatch.setattr(run, "problems", lambda _: [])
+    monkeypatch.setattr(command, "run_in_folder", lambda *_: result)
+    called = CliRunner().invoke(bench, ["static-cache", "--run-dir", str(tmp_path / "run")])
+    assert called.exit_code == exit_code, called.output
 
 
 @pytest.mark.gpu

@@ -28,10 +28,6 @@ template <bool kBf16> static inline float2 unpack_pair(unsigned x) {
 template <bool kBf16> static inline unsigned pack_pair(float low, float high) {
   return round_to_16_bits<kBf16>(low) | round_to_16_bits<kBf16>(high) << 16;
 }
-static inline unsigned subtract_pair(unsigned x, unsigned y) {
-  const float2 a = unpack_pair<false>(x), b = unpack_pair<false>(y);
-  return pack_pair<false>(a.x - b.x, a.y - b.y);
-}
 
 // E4M3 as a value / 2^8 in fp16, like the GPUs that do not convert it.
 constexpr float kE4m3Unit = 0.00390625f;
@@ -120,7 +116,6 @@ static inline float2 load_fresh_8(const float2* p) { return *p; }
 static inline unsigned count_arrival(unsigned* count) { return (*count)++; }
 static inline uint4 load_shared_16(unsigned a) { return load<uint4>(shared + a); }
 static inline uint2 load_shared_8(unsigned a) { return load<uint2>(shared + a); }
-static inline float load_shared_float(unsigned a) { return load<float>(shared + a); }
 static inline void store_shared_4(unsigned a, unsigned x) { std::memcpy(shared + a, &x, 4); }
 static inline void copy_16(unsigned to, const void* from) { std::memcpy(shared + to, from, 16); }
 static inline void copy_4(unsigned to, const void* from) { std::memcpy(shared + to, from, 4); }

@@ -164,23 +164,22 @@ def test_a_frame_written_to_the_wrong_slots_fails(launch, monkeypatch):
     assert worst_error(INT8, numbers=(1,)) > MUTANT_BOUND
 
 
-if INTERPRETED:  # a compiled kernel does not see a patched function
-    from kernels_tests.lowp.static_cache.mutants import MUTANTS, probabilities_in_bf16
-    from lowp.static_cache import triton_kernel
+if INTERPRETED:  # the last test stands for a GPU's rounding
+    from kernels_tests.lowp.static_cache.mutants import MUTANTS, PROBABILITIES_IN_BF16, mutated
 
     @pytest.mark.parametrize("mutant", MUTANTS)
-    def test_a_mutant_fails(mutant, launch, monkeypatch):
-        name, function, storage = MUTANTS[mutant]
+    def test_a_mutant_fails(mutant, launch, monkeypatch, tmp_path):
+        *replacement, storage = MUTANTS[mutant]
         launch(SINGLE_SPLIT)
         check(STORAGES[storage], numbers=(1, 5))
-        monkeypatch.setattr(triton_kernel, name, function)
+        monkeypatch.setattr("lowp.static_cache.triton_kernel", mutated(*replacement, tmp_path))
         assert worst_error(STORAGES[storage], numbers=(1, 5)) > MUTANT_BOUND
 
     @pytest.mark.parametrize("name", STORAGES)
-    def test_probabilities_rounded_as_on_a_gpu(name, launch, monkeypatch):
+    def test_probabilities_rounded_as_on_a_gpu(name, launch, monkeypatch, tmp_path):
         """Every other operand is exact in BF16 and FP16: codes, and codes times powers of two."""
         launch(SINGLE_SPLIT)
-        monkeypatch.setattr(triton_kernel, "accumulate", probabilities_in_bf16)
+        monkeypatch.setattr("lowp.static_cache.triton_kernel", mutated(*PROBABILITIES_IN_BF16, tmp_path))
         check(STORAGES[name])
 
 
