@@ -5,7 +5,6 @@ import torch
 
 from kernels_tests.lowp.static_cache.frames import FRAME_TOKENS, frame, plain, quantized
 from lowp.static_cache import attend
-from lowp.static_cache.earlier_names import kv_format
 
 NEGATIVE = torch.tensor([0.02, -1.0])
 
@@ -56,34 +55,6 @@ def test_a_cache_is_refused(make, error, message):
     with pytest.raises(error, match=f"^{message}") as caught:
         make()
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("storage", "bits", "scale", "expected"),
-    [
-        ("bf16", 8, "none", "bf16"),
-        ("i8_scale", 8, "token_head", "int8"),
-        ("mxfp", 8, "ema", "e4m3"),
-        ("mxfp", 8, "block", "mxfp8"),
-        ("mxfp", 4, "block", "mxfp4"),
-        ("mxfp", 4, torch.ones(2), "int4"),
-    ],
-)
-def test_earlier_names_are_formats(storage, bits, scale, expected):
-    assert kv_format(storage, bits, scale) == expected
-
-
-@pytest.mark.parametrize(
-    ("storage", "bits", "message"),
-    [
-        ("i8_scale", 4, "kv_bits is 4 with kv_storage i8_scale; expected 8"),
-        ("mxfp", 6, "kv_bits is 6 with kv_storage mxfp; expected 8 or 4"),
-        ("fp8", 8, "kv_storage 'fp8' is unknown; expected one of bf16, i8_scale, mxfp"),
-    ],
-)
-def test_an_earlier_name_is_refused(storage, bits, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        kv_format(storage, bits, "token_head")
 
 
 def reshaped(x: torch.Tensor) -> torch.Tensor:
