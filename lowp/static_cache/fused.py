@@ -18,6 +18,7 @@ HEAD_DIMS = (32, 64, 128)
 MERGED = 4  # tokens of a program that merges splits
 SPLIT_TILES = 3
 MAX_SPLITS = 64
+MOST_ROWS = 65_535  # programs along an axis of the grid
 LARGE_SHARED_BYTES = 128 << 10  # of a block: SM90 has more, SM120 less
 
 
@@ -104,12 +105,17 @@ def ring_attention(
     """
     if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise NotImplementedError(f"triton needs a GPU; got tensors on {q.device}")
-    # Not at import: where no GPU is, triton may not be installed.
-    from lowp.static_cache import triton_kernel as kernels
-
     batch, heads, frame_tokens, head_dim = q.shape
     rows = batch * heads
     launch = choose_launch(rows, frame_tokens, window, *device_limits(q.device))
+    if rows > MOST_ROWS or launch.splits * q.numel() >= 2**31:
+        raise NotImplementedError(
+            f"triton takes up to {MOST_ROWS} sequences x heads and 2**31 - 1 partial outputs; got {rows} and "
+            f"{launch.splits * q.numel()}"
+        )
+    # Not at import: where no GPU is, triton may not be installed.
+    from lowp.static_cache import triton_kernel as kernels
+
     out = torch.empty_like(q, dtype=q.dtype if q.is_cuda else torch.float32)  # the interpreter truncates to BF16
     parts, lse = out, None
     if launch.splits > 1:

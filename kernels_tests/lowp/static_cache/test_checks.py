@@ -5,6 +5,7 @@ import torch
 
 from kernels_tests.lowp.static_cache.frames import FRAME_TOKENS, frame, plain, quantized
 from lowp.static_cache import attend
+from lowp.static_cache.fused import ring_attention
 
 NEGATIVE = torch.tensor([0.02, -1.0])
 
@@ -108,3 +109,18 @@ def test_a_call_is_refused():
         cache = quantized(k_format=k_format, k_scale=scale, v_scale="none")
         with pytest.raises(NotImplementedError, match=f"flex does not read {k_format}; expected 8 bits or more"):
             attend(q, cache, 0, k, v, "flex")
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "message"),
+    [
+        ((70_000, 1, 1, 32), 64, "triton takes up to 65535 sequences x heads and .*; got 70000 and 2240000"),
+        ((1 << 13, 4, 512, 128), 512, r"triton takes .* 2\*\*31 - 1 partial outputs; got 32768 and 2147483648"),
+    ],
+)
+def test_triton_refuses_what_its_indices_cannot_count(monkeypatch, shape, window, message):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    few = torch.zeros(1, 1, 1, 32)
+    q = few[..., :1].expand(shape)
+    with pytest.raises(NotImplementedError, match=f"^{message}$"):
+        ring_attention(q, few, few, few, few, None, None, few, window, "bf16", "bf16", "none", "none")
