@@ -41,13 +41,23 @@ def measure(device: str) -> list[LinearRow]:
             try:
                 if arguments:
                     sqnr = apply_mx(layer, bits=arguments[0], kernel=arguments[1]).layers[0].sqnr
-                run = torch.compile(layer) if device == "cuda" else layer
+                run = compiled(layer) if device == "cuda" else layer
             except (NotImplementedError, ImportError) as refusal:
                 error = " ".join(str(refusal).split())
             for tokens in TOKENS[device]:
                 ms = None if error else time_ms(run, torch.randn(tokens, inputs, dtype=torch.bfloat16, device=device))
                 rows.append(LinearRow(**sizes, tokens=tokens, ms=ms, sqnr=sqnr, error=error))
     return rows
+
+
+def compiled(layer: nn.Module):
+    """Compile a layer with a graph for each number of tokens.
+
+    Layers share their code: without a reset later ones would have dynamic shapes, and run eagerly beyond torch's limit
+    of graphs.
+    """
+    torch._dynamo.reset()
+    return torch.compile(layer, dynamic=False)
 
 
 def time_ms(run, x: torch.Tensor) -> float:

@@ -84,7 +84,8 @@ def environment(cache: Path, *modules: Path) -> dict[str, str]:
     inherited = {name: value for name, value in inherited_environment().items() if not name.startswith(OURS)}
     caches = {name: str(cache.resolve() / folder) for name, folder in CACHE_VARIABLES.items()}
     Path(caches["CUDA_CACHE_PATH"]).mkdir(parents=True, exist_ok=True)  # the driver may not create it
-    paths = [str(REPO), *map(str, modules), *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited_paths = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = map(str, [REPO, *modules, *inherited_paths])
     fixed = {name: value for name, value in FIXED_ENVIRONMENT.items() if not name.startswith(OURS)}
     process = {"PYTHONPATH": os.pathsep.join(paths), NONCE_VARIABLE: f"fp8-sinks-{secrets.token_hex(8)}"}
     return inherited | fixed | caches | process

@@ -78,7 +78,7 @@ def check(run: RolloutRun) -> None:
     run_folder.check(run.folder, run.request)
     for name, path in (("script", run.request.script), ("checkpoint", run.request.checkpoint)):
         if path and not Path(path).is_file():
-            raise Problem("file", f"no {name} {path}", f"name one with --{name}; a checkout has {SCRIPT.name}")
+            raise Problem("file", f"no {name} {path}", f"name one with --{name}; a checkout has its own")
 
 
 def origin(run: RolloutRun, command: list[str]) -> Origin:

@@ -20,7 +20,8 @@ from flashinfer_patches.files import writing
 from vllm_launch.terminal import Step
 
 TRUTH = "truth.safetensors"
-SHUFFLED, RIGHT, LINEARS = "shuffled-controls", "right.json", "linears.json"
+SHUFFLED = "shuffled_controls"
+ORIGIN, RIGHT, LINEARS = "run_origin.json", "right_to_judge.json", "linear_layers.json"  # no names of cells
 
 
 def execute(run: RolloutRun, command: list[str]) -> RolloutResult:
@@ -34,8 +35,8 @@ def execute(run: RolloutRun, command: list[str]) -> RolloutResult:
         steps.mkdir(exist_ok=True)
     cells = [Step(name, "cell", row_path(run, name)) for name in sweep.cells]
     run.show_steps([*cells, Step("linear layers", "linears", steps / LINEARS)])
-    resumed = (steps / "origin.json").exists()
-    start = step(steps / "origin.json", Origin, lambda: origin(run, command))
+    resumed = (steps / ORIGIN).exists()
+    start = step(steps / ORIGIN, Origin, lambda: origin(run, command))
     if resumed:
         check_unchanged(start, origin(run, command))
     rows = {sweep.reference: step(row_path(run, sweep.reference), RolloutRow, lambda: reference_row(run))}
@@ -90,10 +91,10 @@ def judge_right(run: RolloutRun) -> Right:
     sweep = run.sweep
     try:
         roll_out(run, SHUFFLED, sweep.settings(sweep.reference), shuffled=True, modes=["teacher-forced"], speed=False)
-    except ProcessFailed as error:
+        shuffled = quality.load(folder_of(run, SHUFFLED) / "teacher-forced.safetensors")
+    except (ProcessFailed, ValueError) as error:
         remedy = f"see {folder_of(run, SHUFFLED).with_suffix('.log')}"
         raise Problem("server", f"the rollout with shuffled controls failed: {error}", remedy) from error
-    shuffled = quality.load(folder_of(run, SHUFFLED) / "teacher-forced.safetensors")
     judgement = right.measure(reference_frames(run)["teacher-forced"], shuffled, clips(run), sweep.context)
     drop_frames(folder_of(run, SHUFFLED))
     return judgement

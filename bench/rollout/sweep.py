@@ -12,7 +12,7 @@ from vllm_launch import yaml_file
 from vllm_launch.yaml_file import Library
 
 LIBRARY = Library("sweep", Path(__file__).resolve().parent / "sweeps", "default")
-NAME = r"^[a-z0-9][a-z0-9.+-]*$"  # a folder's name
+NAME = r"^[a-z0-9][a-z0-9+-]*$"  # of files and folders; the run's own have an underscore
 Name = Annotated[str, Field(pattern=NAME)]
 Settings = dict[str, JsonValue]
 Part = Literal["mx", "kv"]

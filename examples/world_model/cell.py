@@ -6,7 +6,6 @@ bench/rollout/process.py describes the task and the files, which are written bes
 """
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from world.checkpoint import DEFAULT, load_checkpoint
 from world.data import Clips, make_clips
+from world.files import replacing, write_json
 from world.model import WorldModel
 from world.rollout import rollout
 from world.settings import Requested, from_values
@@ -46,11 +46,11 @@ def run(task: dict, folder: Path) -> None:
     for mode in task["modes"]:
         frames, record = rollout(model, clips, requested, forced=mode == "teacher-forced", **options)
         save_frames(frames, folder / f"{mode}.safetensors")
-        save_json(record, folder / f"{mode}.json")
+        write_json(record, folder / f"{mode}.json")
     if task["speed"]:
-        save_json(rollout(model, first(clips), requested, **options)[1], folder / "speed.json")
+        write_json(rollout(model, first(clips), requested, **options)[1], folder / "speed.json")
     if task["profile"]:
-        save_json(profile(model, clips, requested, options), folder / "profile.json")
+        write_json(profile(model, clips, requested, options), folder / "profile.json")
 
 
 def profile(model: WorldModel, clips: Clips, requested: Requested, options: dict) -> dict:
@@ -80,17 +80,8 @@ def first(clips: Clips, frames: int | None = None) -> Clips:
 
 
 def save_frames(frames: torch.Tensor, path: Path) -> None:
-    save_file({"frames": frames.float().contiguous(), "range": torch.tensor(RANGE)}, part_of(path))
-    os.replace(part_of(path), path)
-
-
-def save_json(record: dict, path: Path) -> None:
-    part_of(path).write_text(json.dumps(record), encoding="utf-8")
-    os.replace(part_of(path), path)
-
-
-def part_of(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+    with replacing(path) as part:
+        save_file({"frames": frames.float().contiguous(), "range": torch.tensor(RANGE)}, part)
 
 
 if __name__ == "__main__":

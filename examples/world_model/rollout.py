@@ -7,7 +7,6 @@ to one folder: rollout.gif and frames/ (truth, BF16, settings), and record.json 
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from world.checkpoint import DEFAULT, load_checkpoint
 from world.data import MODES, make_clips
+from world.files import write_json
 from world.judge import psnr
 from world.pictures import save_frames, save_gif
 from world.plan import bf16_request
@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # of a CPU: for tensors of one clip more gain nothing, and lose beside other programs
     try:
         run(options)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     columns = [truth[0], baseline[0], frames[0]]
     save_frames(columns, options.out / "frames")
     save_gif(columns, options.out / "rollout.gif")
-    (options.out / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, options.out / "record.json")
     print(summary(record, options.out))
 
 
@@ -94,4 +93,5 @@ def summary(record: dict, out: Path) -> str:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # of a CPU: for tensors of one clip more gain nothing, and lose beside other programs
     main()

@@ -17,6 +17,7 @@ import torch
 from world import training
 from world.checkpoint import DEFAULT, load_checkpoint, save_checkpoint
 from world.config import Config
+from world.files import write_json
 from world.judge import measure
 
 FOLDER = Path(__file__).resolve().parent
@@ -58,7 +59,7 @@ def main() -> None:
         "seconds_of_last_part": round(seconds),
         "judge": judgement,
     }
-    options.out.with_suffix(".json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
+    write_json(provenance, options.out.with_suffix(".json"))
     print(json.dumps(judgement, indent=1))
 
 

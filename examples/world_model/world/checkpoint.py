@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from world.config import Config
+from world.files import replacing
 from world.model import WorldModel
 
 DEFAULT = Path(__file__).resolve().parents[1] / "checkpoint.safetensors"
@@ -21,9 +22,8 @@ def save_checkpoint(model: WorldModel, path: Path) -> None:
     size = sum(x.nbytes for x in tensors.values())
     if size > LARGEST_BYTES:
         raise ValueError(f"the weights have {size} bytes; expected at most {LARGEST_BYTES}")
-    part = path.with_suffix(".part")
-    save_file(tensors, part, {"config": json.dumps(asdict(model.config))})
-    part.replace(path)
+    with replacing(path) as part:
+        save_file(tensors, part, {"config": json.dumps(asdict(model.config))})
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> WorldModel:

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from world.files import replacing
+
 SCALE = 4  # pixels of a picture for one of a frame
 GAP = 2  # pixels between frames side by side
 
@@ -28,11 +30,15 @@ def picture(image: torch.Tensor) -> Image.Image:
 def save_gif(columns: list[torch.Tensor], path: Path, fps: int = 12) -> None:
     """Save frames [frames, 3, side, side] of each column side by side, as an endless GIF."""
     images = [picture(image) for image in side_by_side([pixels(frames) for frames in columns])]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=1000 // fps, loop=0, optimize=True)
+    with replacing(path) as part:
+        images[0].save(
+            part, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0, optimize=True
+        )
 
 
 def save_frames(columns: list[torch.Tensor], folder: Path) -> None:
     """Save each frame as a PNG, the columns side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(side_by_side([pixels(frames) for frames in columns])):
-        picture(image).save(folder / f"frame_{number:03}.png")
+        with replacing(folder / f"frame_{number:03}.png") as part:
+            picture(image).save(part, "PNG")

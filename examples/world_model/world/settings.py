@@ -153,12 +153,13 @@ def check_value(name: str, value: object, source: str) -> None:
         raise ValueError(f"{name} is {value!r} ({source}); expected {kind_name}")
     if value is not None and name in CHOICES and value not in CHOICES[name]:
         raise ValueError(f"{name} is {value!r} ({source}); expected one of {', '.join(map(str, CHOICES[name]))}")
-    if isinstance(value, int | float) and value < (1 if name in ("profile_kv_every", "local_window") else 0):
-        raise ValueError(f"{name} is {value!r} ({source}); it is too small")
+    least = 1 if name in ("profile_kv_every", "local_window") else 0
+    if isinstance(value, int | float) and not value >= least:
+        raise ValueError(f"{name} is {value!r} ({source}); expected at least {least}")
 
 
 def check_together(settings: Settings) -> None:
-    """Refuse settings that contradict each other, and those that nothing would use."""
+    """Refuse settings that contradict each other. What a disabled part would use is not read."""
     if settings.kv_storage != "mxfp" and (settings.kv_bits == 4 or settings.kv_mixed):
         raise ValueError(f"4 bits of KV with kv_storage {settings.kv_storage}; expected kv_storage mxfp")
     if settings.k_fp8 and not settings.fp8_kv:

@@ -12,6 +12,7 @@ from world.clip_attention import clip_attention
 from world.config import STEP_NOISES, Config
 from world.data import random_clips
 from world.decoder import encode
+from world.files import replacing
 from world.model import WorldModel
 
 LOSSES = ("cached", "draft", "decoded")  # mean square errors of values in [-1, 1]
@@ -135,9 +136,8 @@ def save(run: Run, path: Path) -> None:
         "generator": run.generator.get_state(),
         "losses": run.losses,
     }
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 def resume(path: Path, config: Config, plan: Plan, device: str) -> Run:

@@ -56,6 +56,8 @@ def spoiled(truth: np.ndarray, settings: dict, shuffled: bool) -> np.ndarray:
             frames[0, 1] = frames[0, 0]
         case "nan":
             frames[0, 0, 0, 0, 0] = np.nan
+        case "nan, shuffled" if shuffled:
+            frames[0, 0, 0, 0, 0] = np.nan
         case "smaller":
             frames = frames[..., : SIZE // 2, : SIZE // 2]
     return frames

@@ -1,6 +1,8 @@
 """Whole runs with a script of known errors: drops, faults, gates and what they fall back to, resume."""
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from bench.rollout.process import MODES
 from bench.rollout.result import RolloutRow
 from flashinfer_patches.errors import Problem
 from kernels_tests.bench.rollout.samples import a_sweep
+from vllm_launch.redaction import REPO
 
 WORSE = {"fp8_kv": True, "error": 0.0202}  # BF16's is 0.02
 EXPECTED = 20 * math.log10(0.0202 / 0.02)  # dB: 0.0864, in every clip
@@ -66,9 +69,10 @@ def test_artefacts_fail_the_gate(fake, fault):
     assert result.gates[0].verdict == "failed" and result.row("v8").quality["free-running"].artefacts[fault] == 1
 
 
-def test_a_reference_that_fails_ends_the_run(fake):
+@pytest.mark.parametrize("fault", ["die", "nan", "nan, shuffled"])
+def test_a_reference_that_fails_ends_the_run(fake, fault):
     with pytest.raises(Problem) as caught:
-        fake.execute({"bf16": {"fault": "die"}})
+        fake.execute({"bf16": {"fault": fault}})
     assert caught.value.kind == "server" and not (fake.folder / "result.json").exists()
 
 
@@ -192,6 +196,19 @@ def test_variables_of_the_user_do_not_reach_a_rollout(fake):
     fake.patch.setenv("FP8_SINKS_PLUGIN", "1")
     variables = run.process.environment(fake.folder / "cache")
     assert not [name for name in variables if name.startswith("OWL_")] and "FP8_SINKS_PLUGIN" not in variables
+
+
+def test_modules_of_the_user_are_found_from_the_processs_folder(fake):
+    """The process runs in the folder of its log: a relative path of PYTHONPATH would be another there."""
+    fake.patch.setenv("PYTHONPATH", os.pathsep.join(["modules", "", "/absolute"]))
+    paths = run.process.environment(fake.folder / "cache", Path("/script"))["PYTHONPATH"].split(os.pathsep)
+    assert paths == [str(REPO), "/script", str(Path("modules").resolve()), "/absolute"]
+
+
+@pytest.mark.parametrize("cell", ["origin", "right", "linears", "shuffled-controls"])
+def test_no_name_of_a_cell_is_that_of_a_step_of_the_run(fake, cell):
+    result = fake.execute({cell: WORSE})
+    assert result.row(cell).quality["free-running"].drop.value == pytest.approx(EXPECTED, abs=1e-3)
 
 
 def test_mx_is_emulated_where_no_unit_has_it():

@@ -42,6 +42,7 @@ def test_a_users_file_extends_a_shipped_sweep(tmp_path):
         ({"cells": {name: {"settings": {}, "requires": ["z"]} for name in CELLS}}, "requires the gate 'z'"),
         ({"cells": {name: {"settings": {}, "requires": ["v8"]} for name in CELLS}}, "comes later"),
         ({"cells": {"../up": {"settings": {}}}}, "up"),
+        ({"cells": {"bf16": {"settings": {}}, "v8.1": {"settings": {}}}}, "v8.1"),
         ({"clip": 2}, "clip"),
     ],
 )

@@ -54,6 +54,7 @@ def test_a_rollout_writes_its_frames_and_record(mode, checkpoint, tmp_path, monk
     assert record["clip"]["mode"] == mode and record["bf16"]["memory"]["ratio"] == 1
     assert {"truth", "bf16", "bf16_to_truth"} == record["psnr_db"].keys()
     assert str(out / "rollout.gif") in capsys.readouterr().out
+    assert not list(out.rglob("*.part"))
 
 
 def test_mxfp_list_prints_the_layers(checkpoint, tmp_path, monkeypatch, capsys):
