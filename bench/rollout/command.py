@@ -47,6 +47,7 @@ def rollout_command(write_report, run_dir, resume, dry_run, as_json, **options):
     )
     if as_json:
         click.echo(result.model_dump_json(indent=1))
+    _check_measured(result, request.sweep.reference)
     _check_gates(result)
 
 
@@ -67,6 +68,13 @@ def _plan(resolved: RolloutRun) -> Iterator[str]:
         yield " ".join([f"{name:24}", *words, *(f"if {gate} passes" for gate in cell.requires)])
     for name, gate in resolved.sweep.gates.items():
         yield f"gate {name:19} {gate.cell} within {gate.drop_db:g} dB of {gate.base}"
+
+
+def _check_measured(result: RolloutResult, reference: str) -> None:
+    """Raise Problem("server") where no cell but the reference was measured."""
+    errors = [row.error for row in result.rows if row.cell != reference]
+    if errors and all(errors):
+        raise Problem("server", f"no cell was measured; first error: {errors[0]}", "read the logs in the run folder")
 
 
 def _check_gates(result: RolloutResult) -> None:

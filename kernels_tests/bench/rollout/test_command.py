@@ -64,3 +64,12 @@ def test_a_whole_run_is_written_resumed_and_reported(bench, fake, sweep_file, sc
     resumed = bench("--resume", "run", "--json")
     assert json.loads(resumed.stdout) == read(tmp_path / "run").model_dump(mode="json")
     assert fake.calls("v8") == 1
+
+
+def test_a_run_in_which_every_cell_fails_is_a_failure(bench, script, tmp_path):
+    cells = {"bf16": {"settings": {}}, "v8": {"settings": {"fault": "refuse"}}}
+    sweep = a_sweep(cells=cells, gates={"g": GATE}).model_dump(mode="json", exclude={"name"})
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(sweep))
+    ended = bench("--sweep", "small.yaml", "--script", str(script), "--run-dir", "run")
+    assert ended.exit_code == 1 and "float8-row" in ended.stderr
+    assert read(tmp_path / "run").rows

@@ -198,7 +198,7 @@ def test_variables_of_the_user_do_not_reach_a_rollout(fake):
     assert not [name for name in variables if name.startswith("OWL_")] and "FP8_SINKS_PLUGIN" not in variables
 
 
-def test_modules_of_the_user_are_found_from_the_processs_folder(fake):
+def test_a_relative_python_path_holds_in_the_process(fake):
     """The process runs in the folder of its log: a relative path of PYTHONPATH would be another there."""
     fake.patch.setenv("PYTHONPATH", os.pathsep.join(["modules", "", "/absolute"]))
     paths = run.process.environment(fake.folder / "cache", Path("/script"))["PYTHONPATH"].split(os.pathsep)

@@ -118,7 +118,7 @@ def test_a_call_is_refused():
         ((1 << 13, 4, 512, 128), 512, r"triton takes .* 2\*\*31 - 1 partial outputs; got 32768 and 2147483648"),
     ],
 )
-def test_triton_refuses_what_its_indices_cannot_count(monkeypatch, shape, window, message):
+def test_triton_refuses_shapes_over_its_indices(monkeypatch, shape, window, message):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     few = torch.zeros(1, 1, 1, 32)
     q = few[..., :1].expand(shape)
